@@ -1,0 +1,1 @@
+"""Simulators of devices, markets, links: real wire bytes, device physics, seeded faults."""
