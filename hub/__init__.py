@@ -1,0 +1,1 @@
+"""The light hub: takes workloads, places them on sites, bills what was metered, and shows it live."""

@@ -1,0 +1,219 @@
+"""The node link: agent <-> node on one connection, length-prefixed MessagePack.
+
+The agent connects, says ``Hello`` and reads the node's ``Inventory`` first: what the node holds is
+adopted, never overwritten. A phase is asked for by (switch_id, phase); asking again gives the
+stored result, so a lost answer costs nothing. The node keeps readings until ``ReadingsAck``.
+"""
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+from protocol.lease import OnPartition, WorkloadSpec
+from protocol.resource import Activity, DeviceKind
+from protocol.units import Count, Ident, Positive, SiteName, Text, UtcDatetime, check_utc
+
+
+class Phase(StrEnum):
+    """Phases of a switch, in order; rollback undoes, quarantine gives up on the device."""
+
+    VALIDATE = "validate"
+    DRAIN = "drain"
+    PAUSE = "pause"
+    SAVE = "save"
+    HANDOVER = "handover"
+    ACTIVATE = "activate"
+    VERIFY = "verify"
+    COMMIT = "commit"
+    ROLLBACK = "rollback"
+    QUARANTINE = "quarantine"
+
+
+class LeaseWork(Struct, frozen=True, kw_only=True):
+    """The work of a lease on a device; ``instance_id`` names this start of it."""
+
+    lease_id: Ident
+    workload_id: Ident
+    attempt: Positive
+    instance_id: Ident
+    device_class: Ident
+    spec: WorkloadSpec
+    on_partition: OnPartition = OnPartition.STAY
+    lapse_after_s: Positive = 300
+
+
+class DeviceStep(Struct, frozen=True, kw_only=True):
+    """What one device leaves and enters in a switch; ``work`` is given when it enters ``serve``."""
+
+    device_id: Ident
+    from_activity: Activity
+    to_activity: Activity
+    work: LeaseWork | None = None
+
+
+class DeviceOutcome(Struct, frozen=True, kw_only=True):
+    """How one phase ended on one device: ``done``, ``refused``, ``failed`` or ``unknown``."""
+
+    device_id: Ident
+    status: Ident
+    code: str = ""
+    detail: Text = ""
+    at: UtcDatetime | None = None
+
+
+# agent -> node
+
+
+class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
+    """First message; an ``agent_epoch`` below the highest one seen is refused."""
+
+    site_id: SiteName
+    agent_epoch: Count
+
+
+class PhaseDo(Struct, frozen=True, kw_only=True, tag="phase_do"):
+    """Carry out one phase of a switch on some of the node's devices within ``deadline_ms``."""
+
+    agent_epoch: Count
+    switch_id: Ident
+    phase: Phase
+    deadline_ms: Positive
+    steps: tuple[DeviceStep, ...]
+
+
+class ReadingsAck(Struct, frozen=True, kw_only=True, tag="readings_ack"):
+    """The usage of every reading up to ``seq`` is durable at the agent; the node may forget it."""
+
+    seq: Count
+
+
+class AgentBeat(Struct, frozen=True, kw_only=True, tag="agent_beat"):
+    """Every 2 s; ``hub_heard_age_ms`` since the last hub message (None: never in this boot)."""
+
+    agent_epoch: Count
+    hub_heard_age_ms: Count | None = None
+
+
+# node -> agent
+
+
+class HelloRefused(Struct, frozen=True, kw_only=True, tag="hello_refused"):
+    """Wrong site or an epoch from the past."""
+
+    code: Ident
+    highest_epoch: Count
+
+
+class NodeDevice(Struct, frozen=True, kw_only=True):
+    """One device as the node knows it: its durable assignment, not a guess."""
+
+    device_id: Ident
+    device_class: Ident
+    kind: DeviceKind
+    activity: Activity
+    work: LeaseWork | None = None
+    gate_open: bool = False
+    quarantined: bool = False
+
+
+class ReadingKind(StrEnum):
+    """Why a reading was taken; LOST closes an interval at the last durable value."""
+
+    OPEN = "open"
+    MINUTE = "minute"
+    CLOSE = "close"
+    LOST = "lost"
+
+
+class MeterReading(Struct, frozen=True, kw_only=True):
+    """Cumulative counters of one instance's meter at one instant, in the order of ``seq``."""
+
+    seq: Positive
+    kind: ReadingKind
+    lease_id: Ident
+    workload_id: Ident
+    attempt: Positive
+    device_id: Ident
+    device_class: Ident
+    instance_id: Ident
+    boot_id: Ident
+    boottime_ns: Count
+    at: UtcDatetime
+    served_ns: Count
+    energy_mj: Count
+
+    def __post_init__(self) -> None:
+        """Check the time."""
+        check_utc("at", self.at)
+
+
+class Inventory(Struct, frozen=True, kw_only=True, tag="inventory"):
+    """What the node holds, sent once after ``Hello``: devices, and the last reading seq given."""
+
+    node_id: Ident
+    boot_id: Ident
+    at: UtcDatetime
+    devices: tuple[NodeDevice, ...]
+    last_seq: Count
+    through: UtcDatetime | None = None
+
+
+class PhaseDone(Struct, frozen=True, kw_only=True, tag="phase_done"):
+    """Stored result of (switch_id, phase) for the devices asked."""
+
+    switch_id: Ident
+    phase: Phase
+    outcomes: tuple[DeviceOutcome, ...]
+
+
+class Readings(Struct, frozen=True, kw_only=True, tag="readings"):
+    """Readings in order; ``through``: every reading taken at or before it has been sent."""
+
+    readings: tuple[MeterReading, ...]
+    through: UtcDatetime | None = None
+
+
+class GpuSample(Struct, frozen=True, kw_only=True):
+    """Telemetry of one GPU; None is unknown."""
+
+    device_id: Ident
+    power_w: float | None = None
+    temp_c: float | None = None
+    utilisation: float | None = None
+    memory_used_mib: float | None = None
+    hashrate_mhs: float | None = None
+    healthy: bool = True
+
+
+class NodeFacts(Struct, frozen=True, kw_only=True, tag="node_facts"):
+    """Once a second: samples of all devices, and the devices' present activity."""
+
+    at: UtcDatetime
+    samples: tuple[GpuSample, ...]
+    devices: tuple[NodeDevice, ...]
+
+
+class NodeEventKind(StrEnum):
+    """What happened on a node without being asked."""
+
+    INSTANCE_LOST = "instance_lost"
+    COMPLETED = "completed"
+    LAPSED = "lapsed"
+    DEVICE_LOST = "device_lost"
+    DEVICE_BACK = "device_back"
+
+
+class NodeEvent(Struct, frozen=True, kw_only=True, tag="node_event"):
+    """A workload or device changed by itself; the node has already made it durable."""
+
+    kind: NodeEventKind
+    device_id: Ident
+    at: UtcDatetime
+    lease_id: str | None = None
+    attempt: int | None = None
+    instance_id: str | None = None
+    detail: Text = ""
+
+
+AgentToNode = Hello | PhaseDo | ReadingsAck | AgentBeat
+NodeToAgent = HelloRefused | Inventory | PhaseDone | Readings | NodeFacts | NodeEvent

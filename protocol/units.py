@@ -1,0 +1,98 @@
+"""Checked field types and the only unit conversions.
+
+msgspec accepts "NaN" as a Decimal, a naive datetime and a foreign offset, so each money or time
+field of a wire Struct is checked in its ``__post_init__`` with the functions here.
+"""
+
+import math
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Annotated
+
+from msgspec import Meta
+
+UtcDatetime = Annotated[datetime, Meta(tz=True)]
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Ident = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,126}$")]
+SiteName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Text = Annotated[str, Meta(max_length=2_000)]
+Digest = Annotated[bytes, Meta(min_length=16, max_length=16)]
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+CENT = Decimal("0.01")
+# Nine places and fifteen digits before them hold any amount of a site; more is an attack or a bug.
+_USD_EXPONENT_MIN = -9
+_USD_LIMIT = Decimal(10) ** 15
+
+
+def check_utc(field: str, value: datetime) -> None:
+    """Refuse a naive time or one with an offset other than zero.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    if value.tzinfo is None or value.utcoffset() != timedelta(0):
+        msg = f"{field} must be an aware UTC time"
+        raise ValueError(msg)
+
+
+def check_usd(field: str, value: Decimal) -> None:
+    """Refuse NaN, infinities, more than nine places and absurd amounts.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    if not value.is_finite():
+        msg = f"{field} must be a finite amount"
+        raise ValueError(msg)
+    exponent = value.as_tuple().exponent
+    if not isinstance(exponent, int) or exponent < _USD_EXPONENT_MIN or abs(value) >= _USD_LIMIT:
+        msg = f"{field} must have at most 9 places and be below 10^15"
+        raise ValueError(msg)
+
+
+def check_finite(field: str, value: float | None) -> None:
+    """Refuse NaN and infinities in a measured value; None stays unknown.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    if value is not None and not math.isfinite(value):
+        msg = f"{field} must be finite"
+        raise ValueError(msg)
+
+
+def parse_usd(field: str, text: str) -> Decimal:
+    """Read an amount from text; floats never become money.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    try:
+        value = Decimal(text)
+    except ArithmeticError as exc:
+        msg = f"{field} must be a decimal number"
+        raise ValueError(msg) from exc
+    check_usd(field, value)
+    return value
+
+
+def round_to_cent(amount_usd: Decimal) -> Decimal:
+    """Quantise an invoice line; the one place where money is rounded (half up, as invoices do)."""
+    return amount_usd.quantize(CENT, rounding=ROUND_HALF_UP)
+
+
+def to_ms(at: datetime) -> int:
+    """Give the whole milliseconds since 1970 of an aware time (floor)."""
+    return (at - EPOCH) // timedelta(milliseconds=1)
+
+
+def from_ms(at_ms: int) -> datetime:
+    """Give the aware UTC time of whole milliseconds since 1970."""
+    return EPOCH + timedelta(milliseconds=at_ms)
+
+
+def minute_floor(at: datetime) -> datetime:
+    """Give the start of the UTC minute that holds ``at``."""
+    return at.replace(second=0, microsecond=0)
