@@ -1,0 +1,1 @@
+"""The operational store: SQLite tables, one group-commit writer, inline reads."""
