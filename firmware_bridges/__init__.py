@@ -1,0 +1,1 @@
+"""Device firmwares: pure decoders (bytes to Reading) and thin asyncio clients."""
