@@ -1,0 +1,70 @@
+"""Faults of single miners: what they are, and how a fleet is given them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from simulators.errors import SettingError
+
+
+class FaultKind(StrEnum):
+    """What is wrong with a miner."""
+
+    HUNG = "hung"
+    """Accepts connections and never answers; hashes on."""
+    DEAD = "dead"
+    """Without power: every connection is reset, nothing is drawn."""
+    LYING = "lying"
+    """Acknowledges every change of mode, reports it as set, and does not follow."""
+    SLOW = "slow"
+    """Answers late."""
+    GARBAGE = "garbage"
+    """Answers with damaged bytes."""
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """One fault in force.
+
+    Args:
+        until_ns: End of the fault; None = till it is cleared.
+        delay_s: Extra seconds before each answer of a slow miner.
+    """
+
+    kind: FaultKind
+    until_ns: int | None = None
+    delay_s: float = 5.0
+
+
+def parse_shares(text: str) -> tuple[tuple[FaultKind, float], ...]:
+    """Read a list such as `hung=0.02,slow=0.01`: shares of the fleet that start with a fault.
+
+    Raises:
+        SettingError: When a kind is not known, a share is no share, or they exceed 1 together.
+    """
+    shares: list[tuple[FaultKind, float]] = []
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        try:
+            kind, share = FaultKind(name), float(value)
+        except ValueError as error:
+            raise SettingError("faults", f"{part!r} is not kind=share") from error
+        if not 0 <= share <= 1:
+            raise SettingError("faults", f"{part!r} is outside 0..1")
+        shares.append((kind, share))
+    if sum(share for _, share in shares) > 1:
+        raise SettingError("faults", "the shares add up to more than 1")
+    return tuple(shares)
+
+
+def damaged(answer: bytes, salt: int) -> bytes:
+    """Return an answer as a failing controller sends it: cut off, torn or not JSON at all."""
+    way = salt % 4
+    if way == 0:
+        return answer[: len(answer) // 2]
+    if way == 1:
+        return b"\xff\xfe\x00garbage\x01" + answer[:16]
+    if way == 2:
+        return answer.replace(b",", b"}", 3).replace(b'"', b"", 5)
+    return b"\x00"

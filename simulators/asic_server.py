@@ -1,0 +1,182 @@
+"""The sockets of a simulated fleet: one listener for thousands of loopback addresses.
+
+A listener on the wildcard address takes connections to every address of 127.0.0.0/8; the accepted
+socket's own name tells which miner was meant. Peers outside loopback, and addresses at which no
+miner lives, are reset before a byte is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from simulators import asic_cgminer, asic_web
+from simulators.asic_fleet import Action, Fleet, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CONNECTIONS_MAX = 16_384
+BACKLOG = 4096
+IDLE_S = 60.0
+
+
+class Ports(msgspec.Struct, frozen=True):
+    """The ports that the two listeners got."""
+
+    port: int
+    web_port: int
+
+
+class Counts:
+    """What the listeners refused, and how many connections are open."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.refused = 0
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    fleet: Fleet,
+    *,
+    port: int = 4028,
+    web_port: int = 80,
+    host: str = "0.0.0.0",  # noqa: S104
+) -> AsyncIterator[Ports]:
+    """Serve a fleet until the block ends; port 0 takes a free one.
+
+    The wildcard is the only address that covers all of 127.0.0.0/8; other peers are reset.
+
+    Raises:
+        OSError: When a port is taken or not allowed.
+    """
+    loop = asyncio.get_running_loop()
+    counts = Counts()
+
+    def listener(kind: type[_Connection]) -> Callable[[], _Connection]:
+        return lambda: kind(fleet, counts)
+
+    api = await loop.create_server(listener(_Api), host, port, backlog=BACKLOG)
+    async with api:
+        web = await loop.create_server(listener(_Web), host, web_port, backlog=BACKLOG)
+        async with web:
+            yield Ports(api.sockets[0].getsockname()[1], web.sockets[0].getsockname()[1])
+
+
+class _Connection(asyncio.Protocol):
+    """What both wires share: who is meant, and the waiting before an answer."""
+
+    def __init__(self, fleet: Fleet, counts: Counts) -> None:
+        self._fleet = fleet
+        self._counts = counts
+        self._index: int | None = None
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._counts.open += 1
+        self._transport = transport
+        own, peer = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+        self._index = self._fleet.index(own[0])
+        foreign = not peer[0].startswith("127.")
+        if self._index is None or foreign or self._counts.open > CONNECTIONS_MAX:
+            self._counts.refused += 1
+            transport.abort()
+            return
+        self._wait(IDLE_S, self._reset)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._counts.open -= 1
+        self._cancel()
+        self._transport = None
+
+    def react(self, outcome: Outcome) -> None:
+        """Carry out what the fleet said, now or later."""
+        if outcome.action is Action.RESET:
+            self._reset()
+        elif outcome.action is Action.ANSWER and outcome.delay_s > 0:
+            self._wait(outcome.delay_s, lambda: self.send(outcome.payload))
+        elif outcome.action is Action.ANSWER:
+            self._cancel()
+            self.send(outcome.payload)
+
+    def send(self, payload: bytes) -> None:
+        """Write an answer and close."""
+        if self._transport is not None:
+            self._transport.write(payload)
+            self._transport.close()
+
+    def _reset(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _wait(self, seconds: float, then: Callable[[], None]) -> None:
+        self._cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, then)
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class _Api(_Connection):
+    """Port 4028: the first bytes received are the request, and the answer ends the connection."""
+
+    _asked = False
+
+    def data_received(self, data: bytes) -> None:
+        if self._asked or self._index is None:
+            return  # the firmware receives once; what comes later is never read
+        self._asked = True
+        self.react(self._fleet.cgminer(self._index, data[: asic_cgminer.REQUEST_BYTES_MAX]))
+
+
+class _Web(_Connection):
+    """Port 80: requests one after the other on a connection that may stay open."""
+
+    def __init__(self, fleet: Fleet, counts: Counts) -> None:
+        super().__init__(fleet, counts)
+        self._buffer = bytearray()
+        self._busy = False
+        self._keep_alive = False
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if len(self._buffer) > asic_web.HEAD_BYTES_MAX + asic_web.BODY_BYTES_MAX:
+            self._reset()
+            return
+        self._next()
+
+    def send(self, payload: bytes) -> None:
+        if self._transport is None:
+            return
+        self._transport.write(payload)
+        self._busy = False
+        if not self._keep_alive:
+            self._transport.close()
+            return
+        self._wait(IDLE_S, self._reset)
+        # By way of the loop: a buffer full of requests would otherwise nest as deep as it is long.
+        asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        """Serve the next whole request of the buffer."""
+        if self._busy or self._index is None or self._transport is None:
+            return
+        request = asic_web.take_request(self._buffer)
+        if request is None:
+            return
+        self._busy = True
+        if isinstance(request, asic_web.HttpRefused):
+            self._keep_alive = False
+            self.send(asic_web.response(request.status, b"", keep_alive=False))
+            return
+        self._keep_alive = request.keep_alive
+        self.react(self._fleet.web(self._index, request))

@@ -1,0 +1,145 @@
+"""The web pages of Bitmain's stock firmware: HTTP with digest authentication, and the CGI pages.
+
+Pure: bytes and values in, bytes and values out; `asic_server` owns the sockets, `asic_fleet` what
+the pages change. Source: recorded answers and what public fleet tools report; the error codes of
+refused pages are assumptions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+import msgspec
+
+from simulators.asic_cgminer import Pool
+
+REALM = "antMiner Configuration"
+HEAD_BYTES_MAX = 8192
+BODY_BYTES_MAX = 65_536
+NONCE_LIFE_S = 600
+_PAIR = re.compile(r'(\w+)=(?:"([^"]*)"|([^\s,]+))')
+
+
+class HttpRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One request, with what matters of its head."""
+
+    method: str
+    path: str
+    authorization: str
+    keep_alive: bool
+    body: bytes
+
+
+class HttpRefused(msgspec.Struct, frozen=True):
+    """A request that is answered with a status and a closed connection."""
+
+    status: int
+
+
+class Login(msgspec.Struct, frozen=True):
+    """The user name and password that the pages ask for."""
+
+    user: str = "root"
+    password: str = "root"  # noqa: S105 - the maker's published default, kept by most sites
+
+
+def take_request(buffer: bytearray) -> HttpRequest | HttpRefused | None:
+    """Take one whole request off the front of a buffer; None when it is not whole yet."""
+    end = buffer.find(b"\r\n\r\n")
+    if end < 0:
+        return HttpRefused(431) if len(buffer) > HEAD_BYTES_MAX else None
+    lines = buffer[:end].decode("latin-1").split("\r\n")
+    parts = lines[0].split(" ")
+    if len(parts) != 3 or not parts[2].startswith("HTTP/1."):
+        return HttpRefused(400)
+    headers = {
+        name.strip().lower(): value.strip()
+        for name, colon, value in (line.partition(":") for line in lines[1:])
+        if colon
+    }
+    length_text = headers.get("content-length", "0")
+    if not (length_text.isascii() and length_text.isdigit()):
+        return HttpRefused(400)
+    length = int(length_text)
+    if length > BODY_BYTES_MAX:
+        return HttpRefused(413)
+    if len(buffer) < end + 4 + length:
+        return None
+    body = bytes(buffer[end + 4 : end + 4 + length])
+    del buffer[: end + 4 + length]
+    connection = headers.get("connection", "").lower()
+    return HttpRequest(
+        method=parts[0],
+        path=parts[1].partition("?")[0],
+        authorization=headers.get("authorization", ""),
+        keep_alive=connection != "close" and parts[2] == "HTTP/1.1",
+        body=body,
+    )
+
+
+def nonce(secret: str, wall_s: int) -> str:
+    """Return the nonce in force; it changes every ten minutes."""
+    return _md5(f"{secret}:{wall_s // NONCE_LIFE_S}")
+
+
+def authorized(request: HttpRequest, login: Login, secret: str, wall_s: int) -> bool:
+    """Tell whether a request carries a right digest for a nonce of this or the last period."""
+    scheme, _, rest = request.authorization.partition(" ")
+    if scheme.lower() != "digest":
+        return False
+    given = {name: quoted or bare for name, quoted, bare in _PAIR.findall(rest)}
+    if given.get("nonce") not in {nonce(secret, wall_s), nonce(secret, wall_s - NONCE_LIFE_S)}:
+        return False
+    if given.get("uri", "").partition("?")[0] != request.path:
+        return False
+    a1 = _md5(f"{login.user}:{REALM}:{login.password}")
+    a2 = _md5(f"{request.method}:{given.get('uri', '')}")
+    middle = ":".join(given.get(name, "") for name in ("nonce", "nc", "cnonce", "qop"))
+    return given.get("username") == login.user and given.get("response") == _md5(
+        f"{a1}:{middle}:{a2}"
+    )
+
+
+def response(status: int, body: bytes, *, keep_alive: bool, challenge: str | None = None) -> bytes:
+    """Return the bytes of a response."""
+    reason = {200: "OK", 401: "Unauthorized", 404: "Not Found", 413: "Payload Too Large"}
+    head = [f"HTTP/1.1 {status} {reason.get(status, 'Bad Request')}"]
+    if challenge is not None:
+        head.append(f'WWW-Authenticate: Digest realm="{REALM}", nonce="{challenge}", qop="auth"')
+    head.append("Content-Type: application/json")
+    head.append(f"Content-Length: {len(body)}")
+    head.append(f"Connection: {'keep-alive' if keep_alive else 'close'}")
+    return "\r\n".join(head).encode() + b"\r\n\r\n" + body
+
+
+class Configuration(msgspec.Struct, frozen=True, kw_only=True):
+    """The miner's configuration, as `get_miner_conf.cgi` shows it.
+
+    A POST replaces it wholly: a field that is left out falls back to its default, pools included.
+    """
+
+    pools: tuple[Pool, ...] = ()
+    api_listen: bool = msgspec.field(default=True, name="api-listen")
+    api_network: bool = msgspec.field(default=True, name="api-network")
+    api_groups: str = msgspec.field(default="A:stats:pools:devs:summary:version", name="api-groups")
+    api_allow: str = msgspec.field(default="A:0/0,W:*", name="api-allow")
+    fan_control: bool = msgspec.field(default=False, name="bitmain-fan-ctrl")
+    fan_pwm: str = msgspec.field(default="100", name="bitmain-fan-pwm")
+    work_mode: str = msgspec.field(default="0", name="bitmain-work-mode")
+    hashrate_percent: str = msgspec.field(default="100", name="bitmain-hashrate-percent")
+    frequency_level: str = msgspec.field(default="100", name="bitmain-freq-level")
+
+
+class ConfigurationWrite(msgspec.Struct, frozen=True, kw_only=True):
+    """What `set_miner_conf.cgi` reads of a POST: the mode under `miner-mode`, as an integer."""
+
+    pools: tuple[Pool, ...] = ()
+    fan_control: bool = msgspec.field(default=False, name="bitmain-fan-ctrl")
+    fan_pwm: str | int = msgspec.field(default="100", name="bitmain-fan-pwm")
+    frequency_level: str | int = msgspec.field(default="100", name="bitmain-freq-level")
+    miner_mode: int | None = msgspec.field(default=None, name="miner-mode")
+
+
+def _md5(text: str) -> str:
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
