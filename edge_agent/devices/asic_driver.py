@@ -1,0 +1,273 @@
+"""Puts ASICs to sleep and wakes them: commanded, acknowledged, confirmed by effect.
+
+A write is sent only when reading shows that it is needed: asked again with the same (switch_id,
+phase), after a crash or a timeout, a device that was already told is only watched. Sleep is written
+again when the miner says that it sleeps and still hashes; wake is not, since a second write would
+restart the warm-up. The mode before sleep (low, high) is the mode of the wake.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import msgspec
+
+from edge_agent.devices.ports import (
+    AsicAction,
+    AsicBridge,
+    AsicNameplate,
+    DeviceOutcome,
+    OutcomeState,
+)
+from edge_agent.ports import Clock
+from firmware_bridges.base import MinerState, ReadDetail, Reading, WorkMode, WriteState
+from firmware_bridges.errors import BridgeError
+
+CODE_UNKNOWN_DEVICE = "device.unknown"
+CODE_CONFLICT = "switch.conflict"
+CODE_UNCONFIRMED = "effect.unconfirmed"
+CODE_SUPERSEDED = "switch.superseded"
+
+
+class DriverSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How to command and when an effect counts.
+
+    Args:
+        at_once: Devices being commanded or read at one time.
+        watch_s: First pause between two looks at a device; grows by half each time.
+        watch_s_max: Longest pause between two looks.
+        mining_share_min: Share of the nameplate rate from which a device counts as mining.
+        asleep_share_max: Share of the nameplate rate up to which it counts as stopped.
+        asleep_power_share_max: Share of the nameplate power up to which it counts as stopped.
+        remembered: (switch_id, phase) pairs kept; the oldest are forgotten.
+    """
+
+    at_once: int = 64
+    watch_s: float = 0.5
+    watch_s_max: float = 5.0
+    mining_share_min: float = 0.5
+    asleep_share_max: float = 0.02
+    asleep_power_share_max: float = 0.1
+    remembered: int = 4_096
+
+
+class DrivenAsic(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """One device that can be commanded.
+
+    Args:
+        device_id: Of the site.
+        bridge: To the miner.
+        nameplate: Of its model.
+        wake_mode: Mode to wake into when the one before sleep is not known.
+    """
+
+    device_id: str
+    bridge: AsicBridge
+    nameplate: AsicNameplate
+    wake_mode: WorkMode = WorkMode.NORMAL
+
+
+class _Try:
+    """What is known of one device in one (switch_id, phase)."""
+
+    def __init__(self, device_id: str) -> None:
+        self.outcome = DeviceOutcome(device_id=device_id, state=OutcomeState.UNKNOWN)
+
+    def note(self, **changes: object) -> DeviceOutcome:
+        self.outcome = msgspec.structs.replace(self.outcome, **changes)
+        return self.outcome
+
+
+class _Request:
+    """One (switch_id, phase) and its devices."""
+
+    def __init__(self, action: AsicAction) -> None:
+        self.action = action
+        self.tries: dict[str, _Try] = {}
+
+
+class AsicDriver:
+    """Carries out curtailments and wake-ups.
+
+    Args:
+        devices: That can be commanded.
+        clock: For the stamps.
+        settings: How to command.
+    """
+
+    def __init__(
+        self, devices: Sequence[DrivenAsic], *, clock: Clock, settings: DriverSettings
+    ) -> None:
+        self._devices = {device.device_id: device for device in devices}
+        self._locks = {device.device_id: asyncio.Lock() for device in devices}
+        self._clock = clock
+        self._settings = settings
+        self._at_once = asyncio.Semaphore(settings.at_once)
+        self._requests: OrderedDict[tuple[str, str], _Request] = OrderedDict()
+        self._newest: dict[str, _Try] = {}
+        self._modes_before_sleep: dict[str, WorkMode] = {}
+
+    async def apply(
+        self,
+        switch_id: str,
+        phase: str,
+        action: AsicAction,
+        device_ids: Sequence[str],
+        deadline_s: float,
+    ) -> tuple[DeviceOutcome, ...]:
+        """Carry out one action; see `AsicFleet.apply`."""
+        request = self._request(switch_id, phase, action)
+        if request.action is not action:
+            detail = f"{phase} of {switch_id} was {request.action}, now asked for {action}"
+            return tuple(_refused(device_id, CODE_CONFLICT, detail) for device_id in device_ids)
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(
+                    self._within(request, device_id, deadline_s), name=f"asic-{action}-{device_id}"
+                )
+                for device_id in device_ids
+            ]
+        return tuple(task.result() for task in tasks)
+
+    def _request(self, switch_id: str, phase: str, action: AsicAction) -> _Request:
+        key = (switch_id, phase)
+        request = self._requests.get(key)
+        if request is None:
+            request = self._requests[key] = _Request(action)
+            if len(self._requests) > self._settings.remembered:
+                self._requests.popitem(last=False)
+        return request
+
+    async def _within(self, request: _Request, device_id: str, deadline_s: float) -> DeviceOutcome:
+        device = self._devices.get(device_id)
+        if device is None:
+            return _refused(device_id, CODE_UNKNOWN_DEVICE, "no such ASIC on this site")
+        attempt = request.tries.setdefault(device_id, _Try(device_id))
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await self._apply_one(device, request.action, attempt)
+        except TimeoutError:
+            detail = f"no effect seen in {deadline_s} s"
+            if attempt.outcome.code:
+                detail = f"{detail}; last: {attempt.outcome.detail}"
+            return attempt.note(state=OutcomeState.UNKNOWN, code=CODE_UNCONFIRMED, detail=detail)
+
+    async def _apply_one(
+        self, device: DrivenAsic, action: AsicAction, attempt: _Try
+    ) -> DeviceOutcome:
+        # The lock covers the command alone: a grid order need not wait for a warm-up of minutes.
+        async with self._locks[device.device_id]:
+            if attempt.outcome.state is OutcomeState.CONFIRMED:
+                return attempt.outcome
+            attempt.note(state=OutcomeState.UNKNOWN)
+            self._newest[device.device_id] = attempt
+            await self._command(device, action, attempt)
+        if attempt.outcome.state is OutcomeState.REFUSED:
+            return attempt.outcome
+        return await self._confirm(device, action, attempt)
+
+    async def _command(self, device: DrivenAsic, action: AsicAction, attempt: _Try) -> None:
+        """Write if a write is needed; the attempt's state afterwards is `refused` or `unknown`."""
+        try:
+            async with self._at_once:
+                mode = await self._write_needed(device, action, attempt)
+                if mode is not None:
+                    await self._write(device, mode, attempt)
+        except BridgeError as exc:
+            # Only reading raises: nothing was written now, but a former try may have been.
+            told = attempt.outcome.commanded_ns is not None
+            state = OutcomeState.UNKNOWN if told else OutcomeState.REFUSED
+            attempt.note(state=state, code=exc.code, detail=exc.detail)
+
+    async def _write_needed(
+        self, device: DrivenAsic, action: AsicAction, attempt: _Try
+    ) -> WorkMode | None:
+        """Give the mode to write, or `None` when the miner was already told."""
+        mode = await device.bridge.mode()
+        if action is AsicAction.MINE:
+            if mode is not None and mode is not WorkMode.SLEEP:
+                return None
+            return self._modes_before_sleep.get(device.device_id, device.wake_mode)
+        if mode is not WorkMode.SLEEP:
+            if mode is not None:
+                self._modes_before_sleep[device.device_id] = mode
+            return WorkMode.SLEEP
+        if attempt.outcome.commanded_ns is not None:
+            return None
+        reading = await device.bridge.read(ReadDetail.FAST)
+        return WorkMode.SLEEP if reading.state is MinerState.MINING else None
+
+    async def _write(self, device: DrivenAsic, mode: WorkMode, attempt: _Try) -> None:
+        before = attempt.outcome.commanded_ns
+        # Noted before the write: when the deadline cuts it short, it may have reached the miner.
+        attempt.note(
+            state=OutcomeState.UNKNOWN, commanded_ns=self._clock.boottime_ns(), code="", detail=""
+        )
+        try:
+            result = await device.bridge.set_mode(mode)
+        except BridgeError:
+            attempt.note(commanded_ns=before)
+            raise
+        now_ns = self._clock.boottime_ns()
+        if result.state is WriteState.ACKNOWLEDGED:
+            attempt.note(acknowledged_ns=now_ns)
+        elif result.state is WriteState.REFUSED:
+            attempt.note(state=OutcomeState.REFUSED, code=result.code, detail=result.detail)
+        else:
+            attempt.note(code=result.code, detail=result.detail)
+
+    async def _confirm(
+        self, device: DrivenAsic, action: AsicAction, attempt: _Try
+    ) -> DeviceOutcome:
+        """Look until the effect is there; the caller's deadline ends it."""
+        pause_s = self._settings.watch_s
+        while self._newest[device.device_id] is attempt:
+            try:
+                async with self._at_once:
+                    reading = await device.bridge.read(ReadDetail.FAST)
+            except BridgeError as exc:
+                # The API is away while the miner reloads: no evidence either way.
+                attempt.note(code=exc.code, detail=exc.detail)
+            else:
+                attempt.note(hashrate_ths=reading.hashrate_ths, power_w=reading.power_w)
+                if is_effective(reading, action, device.nameplate, self._settings):
+                    return attempt.note(
+                        state=OutcomeState.CONFIRMED,
+                        confirmed_ns=self._clock.boottime_ns(),
+                        code="",
+                        detail="",
+                    )
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, self._settings.watch_s_max)
+        return attempt.note(code=CODE_SUPERSEDED, detail="a newer command took the device over")
+
+
+def is_effective(
+    reading: Reading, action: AsicAction, nameplate: AsicNameplate, settings: DriverSettings
+) -> bool:
+    """Tell whether a reading proves the action.
+
+    Args:
+        reading: As just taken.
+        action: What was asked.
+        nameplate: Of the model.
+        settings: The shares that count.
+
+    Returns:
+        True when rate (or the signs of sleep) and, where the firmware gives it, power agree.
+    """
+    rate_ths, power_w = reading.hashrate_ths, reading.power_w
+    if action is AsicAction.MINE:
+        return rate_ths is not None and rate_ths >= settings.mining_share_min * (
+            nameplate.hashrate_ths
+        )
+    if reading.is_mining is None and rate_ths is None:
+        return False
+    if rate_ths is not None and rate_ths > settings.asleep_share_max * nameplate.hashrate_ths:
+        return False
+    limit_w = max(2 * nameplate.sleep_power_w, settings.asleep_power_share_max * nameplate.power_w)
+    return power_w is None or power_w <= limit_w
+
+
+def _refused(device_id: str, code: str, detail: str) -> DeviceOutcome:
+    return DeviceOutcome(device_id=device_id, state=OutcomeState.REFUSED, code=code, detail=detail)

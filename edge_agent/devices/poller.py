@@ -1,0 +1,154 @@
+"""Reads every ASIC once per tick, spread evenly over it.
+
+Even spreading keeps the load flat: 15,000 miners in a 5 s tick are 30 every 10 ms, not a burst.
+A device still being read when its turn comes again is left out of that turn, and one whose breaker
+is open is not asked at all; both are counted. Nothing here waits for a slow device.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+
+from edge_agent.devices.breaker import CLOSED, BreakerPolicy, after_failure, allows
+from edge_agent.devices.ports import AsicBridge, AsicReadings
+from edge_agent.devices.readings import ReadingColumns
+from edge_agent.ports import Clock
+from firmware_bridges.base import ReadDetail
+from firmware_bridges.errors import BridgeError
+
+
+class PollSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How to poll.
+
+    Args:
+        tick_s: Every device is asked once in this time.
+        slot_s: Devices are started in groups this far apart.
+        breaker: For silent devices.
+    """
+
+    tick_s: float = 5.0
+    slot_s: float = 0.05
+    breaker: BreakerPolicy = BreakerPolicy()
+
+
+class PolledAsic(msgspec.Struct, frozen=True, eq=False):
+    """One device of the index."""
+
+    device_id: str
+    bridge: AsicBridge
+
+
+class PollCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the poller did since its start.
+
+    Args:
+        read: Readings taken.
+        failed: Readings that failed, by stable code, sorted.
+        left_open: Turns left out because a breaker was open.
+        left_busy: Turns left out because the last reading was still under way.
+        ticks: Whole ticks.
+        ticks_late: Ticks that began late because the loop was busy.
+    """
+
+    read: int
+    failed: tuple[tuple[str, int], ...]
+    left_open: int
+    left_busy: int
+    ticks: int
+    ticks_late: int
+
+
+class AsicPoller:
+    """Polls the ASICs of a site.
+
+    Args:
+        devices: In the order of the site's index.
+        clock: For the stamps.
+        settings: How to poll.
+    """
+
+    def __init__(
+        self, devices: Sequence[PolledAsic], *, clock: Clock, settings: PollSettings
+    ) -> None:
+        self._devices = tuple(devices)
+        self._clock = clock
+        self._settings = settings
+        self._columns = ReadingColumns([device.device_id for device in devices])
+        self._breakers = [CLOSED] * len(self._devices)
+        self._busy = [False] * len(self._devices)
+        self._failed: dict[str, int] = {}
+        self._read = self._left_open = self._left_busy = self._ticks = self._ticks_late = 0
+
+    async def run(self) -> None:
+        """Poll until cancelled."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as readers:
+            begin = loop.time()
+            while True:
+                await self._tick(readers, begin)
+                self._ticks += 1
+                begin += self._settings.tick_s
+                if loop.time() > begin + self._settings.tick_s:
+                    # More than a tick behind: start anew instead of hurrying after lost ticks.
+                    self._ticks_late += 1
+                    begin = loop.time()
+
+    async def poll_once(self) -> AsicReadings:
+        """Poll every device once, spread over one tick, and wait for all answers."""
+        async with asyncio.TaskGroup() as readers:
+            await self._tick(readers, asyncio.get_running_loop().time())
+        self._ticks += 1
+        return self.batch()
+
+    def batch(self) -> AsicReadings:
+        """Give the newest values of all devices."""
+        return self._columns.batch(self._clock.boottime_ns())
+
+    def counts(self) -> PollCounts:
+        """Give what was done so far."""
+        return PollCounts(
+            read=self._read,
+            failed=tuple(sorted(self._failed.items())),
+            left_open=self._left_open,
+            left_busy=self._left_busy,
+            ticks=self._ticks,
+            ticks_late=self._ticks_late,
+        )
+
+    async def _tick(self, readers: asyncio.TaskGroup, begin: float) -> None:
+        """Start one reading of each device, group by group; returns at the end of the tick."""
+        loop = asyncio.get_running_loop()
+        count = len(self._devices)
+        slots = max(1, round(self._settings.tick_s / self._settings.slot_s))
+        for slot in range(slots):
+            await asyncio.sleep(max(0.0, begin + slot * self._settings.slot_s - loop.time()))
+            for index in range(slot * count // slots, (slot + 1) * count // slots):
+                self._start(readers, index)
+        await asyncio.sleep(max(0.0, begin + self._settings.tick_s - loop.time()))
+
+    def _start(self, readers: asyncio.TaskGroup, index: int) -> None:
+        if self._busy[index]:
+            self._left_busy += 1
+        elif not allows(self._breakers[index], self._clock.boottime_ns()):
+            self._left_open += 1
+        else:
+            self._busy[index] = True
+            name = f"asic-read-{self._devices[index].device_id}"
+            readers.create_task(self._read_one(index), name=name)
+
+    async def _read_one(self, index: int) -> None:
+        try:
+            reading = await self._devices[index].bridge.read(ReadDetail.FAST)
+        except BridgeError as exc:
+            self._failed[exc.code] = self._failed.get(exc.code, 0) + 1
+            self._columns.lose(index)
+            self._breakers[index] = after_failure(
+                self._breakers[index], self._settings.breaker, self._clock.boottime_ns(), index
+            )
+        else:
+            self._read += 1
+            self._columns.put(index, reading, self._clock.boottime_ns())
+            self._breakers[index] = CLOSED
+        finally:
+            self._busy[index] = False
