@@ -1,0 +1,140 @@
+"""The plan: intents, lease decisions, and a decision record for every device as columns."""
+
+from enum import IntEnum, IntFlag
+
+from msgspec import Struct
+
+from edge_agent.core.site import CodeColumn, FloatColumn, IntColumn
+from protocol.event import ReleaseOutcome
+from protocol.resource import Activity
+
+
+class Reason(IntEnum):
+    """Why a device does what it does; codes stand in columns and the journal, never renumber."""
+
+    KEEP_BEST = 0
+    GAIN = 1
+    SKI_RENTAL = 2
+    HYSTERESIS = 3
+    GAIN_BELOW_COST = 4
+    DWELL = 5
+    HOLD_STALE = 6
+    SAFE_POLICY = 7
+    LEASE = 8
+    LEASE_END = 9
+    CAP = 10
+    RAMP = 11
+    CURTAIL_ORDER = 12
+    DRAINED = 13
+    HELD = 14
+    QUARANTINED = 15
+    UNREACHABLE = 16
+    SWITCHING = 17
+    NO_OPTION = 18
+    SHED = 19
+    NOT_OWNER = 20
+
+
+class Gates(IntFlag):
+    """Gates that a change has to pass; a set bit is a gate passed."""
+
+    FRESH = 1
+    REACHABLE = 2
+    FREE = 4
+    GAIN = 8
+    HYSTERESIS = 16
+    DWELL = 32
+    CAP = 64
+    RAMP = 128
+
+
+class DecisionRecords(Struct, frozen=True, eq=False):
+    """One row per device: present activity, best option, money over the expected stay, reason, gates."""
+
+    activity: CodeColumn
+    best: CodeColumn
+    target: CodeColumn
+    gain_usd: FloatColumn
+    cost_usd: FloatColumn
+    reason: CodeColumn
+    gates: CodeColumn
+
+
+class Intent(Struct, frozen=True, eq=False, kw_only=True):
+    """One switch to make: 1..n devices of one class, from one activity to another.
+
+    ``lease_id`` is set when the devices enter ``serve`` for it; such a switch is all or none.
+    """
+
+    class_index: int
+    indices: IntColumn
+    from_activity: Activity
+    to_activity: Activity
+    reason: Reason
+    lease_id: str | None = None
+    gain_usd: float | None = None
+    cost_usd: float | None = None
+
+
+class Score(Struct, frozen=True):
+    """Why a device was picked for a lease; higher totals are better."""
+
+    device_id: str
+    total: float
+    temperature: float
+    utilisation: float
+    earnings: float
+    locality: float
+
+
+class TakeLease(Struct, frozen=True):
+    """Reserve these devices for the lease."""
+
+    lease_id: str
+    scores: tuple[Score, ...]
+
+
+class RefuseLease(Struct, frozen=True):
+    """Not all of ``count`` can be had."""
+
+    lease_id: str
+    reason: str
+
+
+class EndLease(Struct, frozen=True):
+    """Begin to end a lease by the edge's own decision."""
+
+    lease_id: str
+    outcome: ReleaseOutcome
+    detail: str
+
+
+class ReplaceDevice(Struct, frozen=True):
+    """Give a lease another device for one that it lost."""
+
+    lease_id: str
+    old_device_id: str
+    new_device_id: str
+
+
+LeaseAct = TakeLease | RefuseLease | EndLease | ReplaceDevice
+
+
+class PowerView(Struct, frozen=True):
+    """The site's power in site watts (PUE included); None is unknown."""
+
+    cap_w: float
+    counted_w: float
+    measured_w: float | None
+    headroom_w: float
+    ramp_left_w: float
+
+
+class Plan(Struct, frozen=True, eq=False, kw_only=True):
+    """What to do now; a plan does nothing by itself."""
+
+    intents: tuple[Intent, ...]
+    leases: tuple[LeaseAct, ...]
+    records: DecisionRecords
+    power: PowerView
+    alarms: tuple[tuple[str, str], ...] = ()

@@ -1,0 +1,220 @@
+"""The static site: classes of devices, the devices, and the limits; columns are made once.
+
+A device's index is its place in ``Site.devices`` and the row of every column in state and plan.
+Facts and stored switches name devices by id, so that a changed site file shifts no history.
+"""
+
+from hashlib import blake2b
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from edge_agent.core.errors import SiteError
+from protocol.resource import ACTIVITY_CODES, Activity, DeviceKind, DeviceModel
+
+FloatColumn = npt.NDArray[np.float64]
+IntColumn = npt.NDArray[np.int64]
+IndexColumn = npt.NDArray[np.int32]
+CodeColumn = npt.NDArray[np.uint8]
+FlagColumn = npt.NDArray[np.bool_]
+
+CODE_OF: dict[Activity, int] = {activity: code for code, activity in enumerate(ACTIVITY_CODES)}
+UNKNOWN = CODE_OF[Activity.UNKNOWN]
+MINE = CODE_OF[Activity.MINE]
+SERVE = CODE_OF[Activity.SERVE]
+IDLE = CODE_OF[Activity.IDLE]
+CURTAILED = CODE_OF[Activity.CURTAILED]
+SWITCHING = CODE_OF[Activity.SWITCHING]
+MAINTENANCE = CODE_OF[Activity.MAINTENANCE]
+FAULT = CODE_OF[Activity.FAULT]
+ACTIVITIES = len(ACTIVITY_CODES)
+
+NS_PER_S = 1_000_000_000
+
+
+class DeviceClass(Struct, frozen=True, kw_only=True):
+    """Economics of one class of devices on this site.
+
+    Args:
+        model: nameplate row. name: class name in leases and rate cards; empty takes the model's.
+        pue: site watts per device watt. adder_usd_per_mwh: fees on top of the energy price.
+        pool_fee: share of mining revenue, 0..1. wear_usd: wear of one wake-up, per device.
+        warmup_s: seconds at full power without earning after a wake-up.
+        serve_start_s, mine_start_s: seconds of revenue lost when serving or mining starts.
+        dwell_s: least stay in an activity before a change for money alone.
+        stay_off_s, stay_on_s: expected stay after switching off (median of real price episodes is
+            90 minutes) and after switching on.
+        off_margin, on_margin: hysteresis in shares of the mining revenue R: off below -off_margin x
+            R, on above +on_margin x R.
+        ski_rental: change at the latest when the regret of staying reaches this share of half the cost.
+    """
+
+    model: DeviceModel
+    name: str = ""
+    pue: float = 1.05
+    adder_usd_per_mwh: float = 5.0
+    pool_fee: float = 0.02
+    wear_usd: float = 0.10
+    warmup_s: float = 300.0
+    serve_start_s: float = 45.0
+    mine_start_s: float = 10.0
+    dwell_s: float = 900.0
+    stay_off_s: float = 5_400.0
+    stay_on_s: float = 86_400.0
+    off_margin: float = 0.5
+    on_margin: float = 0.1
+    ski_rental: float = 1.0
+
+    @property
+    def class_name(self) -> str:
+        """Give the name used in leases."""
+        return self.name or self.model.name
+
+
+class Device(Struct, frozen=True, kw_only=True):
+    """One device: who reaches it (a node, or an address for an ASIC)."""
+
+    device_id: str
+    device_class: str
+    node_id: str | None = None
+    address: str = ""
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """Ceilings of the local configuration; the hub's policy may only tighten them.
+
+    Args:
+        power_cap_w: at the site's meter, PUE included. ramp_w_per_min: None is 10 % of the cap.
+        price_stale_s, coin_stale_s: age at which a value counts as stale: hold.
+        safe_after_s: further age at which holding ends and ``safe_policy`` begins.
+        shed_after_s: how long the *counted* load may stand above the cap before devices are shed;
+            measured load above the cap sheds at once.
+        reading_stale_s: age at which a device's reading no longer confirms anything.
+        quarantine_after: failed switches of a device in ``quarantine_window_s`` that quarantine it
+            for ``quarantine_s``.
+        lease_restarts: restarts of a lost instance within ``restart_window_s``.
+    """
+
+    power_cap_w: float
+    ramp_w_per_min: float | None = None
+    price_stale_s: float = 1_800.0
+    coin_stale_s: float = 21_600.0
+    safe_after_s: float = 3_600.0
+    safe_policy: Literal["mine", "curtail"] = "mine"
+    shed_after_s: float = 15.0
+    reading_stale_s: float = 60.0
+    quarantine_after: int = 3
+    quarantine_window_s: float = 600.0
+    quarantine_s: float = 3_600.0
+    lease_restarts: int = 3
+    restart_window_s: float = 600.0
+
+    @property
+    def ramp_w_per_s(self) -> float:
+        """Give the wake-up ramp in site watts per second."""
+        per_min = self.power_cap_w * 0.1 if self.ramp_w_per_min is None else self.ramp_w_per_min
+        return per_min / 60.0
+
+
+class Site:
+    """The site with its columns; built once, never changed.
+
+    Args:
+        site_id: the site's name. classes: every class that a device names. devices: in index order.
+        limits: local ceilings.
+
+    Raises:
+        SiteError: duplicate ids, an unknown class, a GPU without a node, or a limit out of range.
+    """
+
+    def __init__(
+        self,
+        site_id: str,
+        classes: tuple[DeviceClass, ...],
+        devices: tuple[Device, ...],
+        limits: Limits,
+    ) -> None:
+        self.site_id = site_id
+        self.classes = classes
+        self.devices = devices
+        self.limits = limits
+        self._class_index = {row.class_name: at for at, row in enumerate(classes)}
+        self._index = {device.device_id: at for at, device in enumerate(devices)}
+        self._check()
+        self.nodes: tuple[str, ...] = tuple(
+            dict.fromkeys(device.node_id for device in devices if device.node_id is not None)
+        )
+        node_index = {node_id: at for at, node_id in enumerate(self.nodes)}
+        self.class_of: IndexColumn = _frozen_i4(
+            [self._class_index[device.device_class] for device in devices]
+        )
+        self.node_of: IndexColumn = _frozen_i4(
+            [-1 if device.node_id is None else node_index[device.node_id] for device in devices]
+        )
+        self.nameplate_w: FloatColumn = self._nameplate_w()
+        self.pue: FloatColumn = self.spread([row.pue for row in classes])
+        self.is_asic: FlagColumn = self.spread(
+            [row.model.kind is DeviceKind.ASIC for row in classes]
+        ).astype(np.bool_)
+        self.is_asic.flags.writeable = False
+        self.digest: bytes = blake2b(
+            "\x1f".join(device.device_id for device in devices).encode(), digest_size=16
+        ).digest()
+
+    def __len__(self) -> int:
+        return len(self.devices)
+
+    def index_of(self, device_id: str) -> int | None:
+        """Give the index of a device, or None when the site has no such device."""
+        return self._index.get(device_id)
+
+    def class_index(self, name: str) -> int | None:
+        """Give the index of a class, or None when the site has no such class."""
+        return self._class_index.get(name)
+
+    def indices_of(self, device_ids: tuple[str, ...]) -> IntColumn:
+        """Give the indices of the devices that the site still has, in the order given."""
+        found = [self._index[key] for key in device_ids if key in self._index]
+        return np.array(found, dtype=np.int64)
+
+    def spread(self, per_class: list[float] | list[bool] | FloatColumn) -> FloatColumn:
+        """Spread one value per class over the devices."""
+        column: FloatColumn = np.asarray(per_class, dtype=np.float64)[self.class_of]
+        column.flags.writeable = False
+        return column
+
+    def _nameplate_w(self) -> FloatColumn:
+        # (class, activity) in device watts; what is not known to be lower counts as the highest.
+        table = np.zeros((len(self.classes), ACTIVITIES))
+        for at, row in enumerate(self.classes):
+            model = row.model
+            highest = max(model.mine_w, model.serve_w, model.idle_w, model.curtailed_w)
+            table[at, :] = highest
+            table[at, MINE] = model.mine_w
+            table[at, SERVE] = model.serve_w if model.serve_w > 0.0 else highest
+            table[at, IDLE] = model.idle_w
+            table[at, CURTAILED] = model.curtailed_w
+        table.flags.writeable = False
+        return table
+
+    def _check(self) -> None:
+        if len(self._index) != len(self.devices):
+            raise SiteError("duplicate_device", "devices: a device_id stands twice")
+        if len(self._class_index) != len(self.classes):
+            raise SiteError("duplicate_class", "classes: a class name stands twice")
+        if not 0.0 < self.limits.power_cap_w < 1e10:
+            raise SiteError("bad_limit", "limits.power_cap_w must be within 0..1e10")
+        for device in self.devices:
+            at = self._class_index.get(device.device_class)
+            if at is None:
+                raise SiteError("unknown_class", f"devices[{device.device_id}].device_class")
+            if self.classes[at].model.kind is not DeviceKind.ASIC and device.node_id is None:
+                raise SiteError("no_node", f"devices[{device.device_id}].node_id is missing")
+
+
+def _frozen_i4(values: list[int]) -> IndexColumn:
+    column: IndexColumn = np.array(values, dtype=np.int32)
+    column.flags.writeable = False
+    return column

@@ -1,0 +1,1 @@
+"""Services of the agent: they run the pure core against the ports."""
