@@ -1,0 +1,1 @@
+"""Long-running services of the hub: site sync, placement, and their composition."""

@@ -1,0 +1,1 @@
+"""MQTT for the hub: the only importer of aiomqtt here."""
