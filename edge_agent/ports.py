@@ -15,7 +15,15 @@ from msgspec import Struct
 
 from protocol.event import EventItem
 from protocol.lease import Lease, SitePolicy
-from protocol.node import Inventory, MeterReading, NodeEvent, NodeFacts, PhaseDo, PhaseDone, Readings
+from protocol.node import (
+    Inventory,
+    MeterReading,
+    NodeEvent,
+    NodeFacts,
+    PhaseDo,
+    PhaseDone,
+    Readings,
+)
 from protocol.sync import StreamHead
 from protocol.usage import UsageItem
 
@@ -24,7 +32,7 @@ class Clock(Protocol):
     """Time of one host; elapsed time is boottime, stamps are wall, the two never mix."""
 
     def boottime_ns(self) -> int:
-        """Give CLOCK_BOOTTIME in nanoseconds: grows by itself, also in suspend, within one boot_id."""
+        """Give CLOCK_BOOTTIME in nanoseconds: grows within one boot_id, also in suspend."""
         ...
 
     def wall(self) -> datetime:
@@ -82,7 +90,7 @@ class MqttConnection(Protocol):
 
 
 class MqttConnector(Protocol):
-    """Makes a new client object for every connection (a client kept alive re-sends what it should not)."""
+    """Makes a new client object for every connection; one kept alive re-sends old messages."""
 
     def connect(
         self,
@@ -98,7 +106,7 @@ class MqttConnector(Protocol):
 
 
 class MeterHead(Struct, frozen=True, kw_only=True):
-    """Where the metering of one instance stands: its last reading and the number of its next interval."""
+    """Where the metering of one instance stands: last reading, and number of the next interval."""
 
     reading: MeterReading
     next_interval_no: int
@@ -161,7 +169,7 @@ class Recovered(Struct, frozen=True, kw_only=True):
 
 
 class CoreStore(Protocol):
-    """The agent's durable store; commits are group-committed by one storage thread (inline in simulation)."""
+    """The agent's durable store: one storage thread group-commits (inline in simulation)."""
 
     async def recover(self) -> Recovered:
         """Open or create, raise and store the agent epoch, and give all that survived."""

@@ -1,0 +1,1 @@
+"""Market feeds: where prices come from, and how old they are."""
