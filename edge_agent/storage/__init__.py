@@ -1,0 +1,1 @@
+"""Durable storage of the agent: core database, telemetry segments, hot file."""

@@ -1,0 +1,1 @@
+"""MQTT transport of the agent: the only importer of aiomqtt and paho here."""
