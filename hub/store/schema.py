@@ -1,6 +1,6 @@
 """Every migration of the hub, in the order in which they are applied."""
 
-from hub.store import leases, sites, sync_tables, usage, workloads
+from hub.store import invoices, leases, rate_cards, sites, sync_tables, usage, users, workloads
 from hub.store.migrations import Migration
 
 MIGRATIONS: tuple[Migration, ...] = (
@@ -9,4 +9,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     *sites.MIGRATIONS,
     *leases.MIGRATIONS,
     *usage.MIGRATIONS,
+    *users.MIGRATIONS,
+    *rate_cards.MIGRATIONS,
+    *invoices.MIGRATIONS,
 )
