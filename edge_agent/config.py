@@ -1,0 +1,262 @@
+"""The agent's configuration: one TOML file into one frozen Struct, and from it the site.
+
+Ceilings stand here; the hub's policy may only tighten them. Secrets are named, never written: a
+credential is a file in ``$CREDENTIALS_DIRECTORY`` (systemd) or in ``credentials_dir``.
+"""
+
+import ipaddress
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from edge_agent.core.site import Device, DeviceClass, Limits, Site
+from protocol.market import GpuRate
+from protocol.resource import MODELS
+from protocol.settings import Problem, SettingsError, parse_settings
+from protocol.units import Ident, SiteName
+
+CONFIG_BYTES_MAX = 4 << 20
+_Port = Annotated[int, Meta(ge=1, le=65_535)]
+_Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+
+
+class Mqtt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The broker. With TLS the client certificate's CN is the site id.
+
+    Args:
+        tls_ca, tls_cert, tls_key: names of credentials; all three or none.
+    """
+
+    host: str
+    port: _Port = 8883
+    tls_ca: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+
+
+class Market(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where prices come from.
+
+    Args:
+        kind: ``csv`` replays a directory; ``http`` polls ``GET /tick`` of host:port.
+        factor: source seconds per second of a replay. from_utc: where the replay starts (ISO 8601);
+            empty: the present, for a directory that is kept up to date.
+        started_utc: the instant mapped to ``from_utc``; empty: the start of the agent.
+    """
+
+    kind: Literal["csv", "http", "none"] = "none"
+    directory: str = ""
+    factor: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
+    from_utc: str = ""
+    started_utc: str = ""
+    host: str = "127.0.0.1"
+    port: _Port = 8090
+    period_s: _Seconds = 1.0
+    gpu_rates: tuple[GpuRate, ...] = ()
+
+
+class ClassRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Economics of one class; what is left out keeps the default of ``DeviceClass``."""
+
+    model: str
+    name: str = ""
+    pue: float | None = None
+    adder_usd_per_mwh: float | None = None
+    pool_fee: float | None = None
+    wear_usd: float | None = None
+    warmup_s: float | None = None
+    serve_start_s: float | None = None
+    mine_start_s: float | None = None
+    dwell_s: float | None = None
+    stay_off_s: float | None = None
+    stay_on_s: float | None = None
+    off_margin: float | None = None
+    on_margin: float | None = None
+    ski_rental: float | None = None
+
+
+class NodeRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One GPU host and its devices.
+
+    Args:
+        address: ``unix:PATH`` or ``tcp:HOST:PORT`` of the node's link.
+        devices: device ids in the order of the node's own config.
+    """
+
+    node_id: Ident
+    address: str
+    device_class: Ident
+    devices: tuple[Ident, ...]
+
+
+class AsicRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A run of miners at consecutive addresses.
+
+    Args:
+        prefix: device ids are ``prefix`` + four digits from 0001.
+        first_address: IPv4 of the first one. count: how many.
+        username, password_credential: of the miners' web pages; none means factory ``root``.
+    """
+
+    prefix: Ident
+    device_class: Ident
+    first_address: str
+    count: Annotated[int, Meta(ge=1, le=65_536)]
+    port: _Port = 4028
+    web_port: _Port = 80
+    username: str = "root"
+    password_credential: str = ""
+
+
+class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything `hcp-agent run` needs.
+
+    Args:
+        tick_s: period of the decision.
+        data_dir: durable data. run_dir: sockets and the last snapshot.
+        view_socket, control_socket: names inside ``run_dir``.
+    """
+
+    site_id: SiteName
+    limits: Limits
+    classes: tuple[ClassRow, ...]
+    data_dir: str = "/var/lib/hcp-agent"
+    run_dir: str = "/run/hcp-agent"
+    credentials_dir: str = ""
+    tick_s: Annotated[float, Meta(ge=0.05, le=60)] = 5.0
+    telemetry_cap_gib: Annotated[float, Meta(gt=0, le=10_000)] = 20.0
+    mqtt: Mqtt | None = None
+    market: Market = Market()
+    nodes: tuple[NodeRow, ...] = ()
+    asics: tuple[AsicRow, ...] = ()
+
+
+class AsicAddress(Struct, frozen=True, kw_only=True):
+    """How one miner is reached."""
+
+    device_id: str
+    device_class: str
+    host: str
+    port: int
+    web_port: int
+    username: str
+    password_credential: str
+
+
+def read_config(path: Path) -> AgentConfig:
+    """Read and check a configuration file.
+
+    Raises:
+        SettingsError: with every problem found.
+    """
+    try:
+        size = path.stat().st_size
+        text = path.read_text(encoding="utf-8") if size <= CONFIG_BYTES_MAX else ""
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsError(str(path), (Problem(path="file", detail=str(exc)),)) from exc
+    if size > CONFIG_BYTES_MAX:
+        problem = Problem(path="file", detail=f"larger than {CONFIG_BYTES_MAX} bytes")
+        raise SettingsError(str(path), (problem,))
+    config = parse_settings(text, AgentConfig, str(path))
+    problems = tuple(_check(config))
+    if problems:
+        raise SettingsError(str(path), problems)
+    return config
+
+
+def build_site(config: AgentConfig) -> Site:
+    """Build the static site: GPUs of the nodes first, then the miners, in the order of the file."""
+    gpus = [
+        Device(device_id=device_id, device_class=node.device_class, node_id=node.node_id)
+        for node in config.nodes
+        for device_id in node.devices
+    ]
+    miners = [
+        Device(device_id=asic.device_id, device_class=asic.device_class, address=asic.host)
+        for asic in asic_addresses(config)
+    ]
+    classes = tuple(_device_class(row) for row in config.classes)
+    return Site(config.site_id, classes, (*gpus, *miners), config.limits)
+
+
+def asic_addresses(config: AgentConfig) -> tuple[AsicAddress, ...]:
+    """Give every miner with its address, in the order of the site's columns."""
+    return tuple(
+        AsicAddress(
+            device_id=f"{row.prefix}{number + 1:04d}",
+            device_class=row.device_class,
+            host=str(ipaddress.IPv4Address(row.first_address) + number),
+            port=row.port,
+            web_port=row.web_port,
+            username=row.username,
+            password_credential=row.password_credential,
+        )
+        for row in config.asics
+        for number in range(row.count)
+    )
+
+
+def _device_class(row: ClassRow) -> DeviceClass:
+    given = {
+        key: value
+        for key, value in msgspec.structs.asdict(row).items()
+        if value is not None and key != "model"
+    }
+    return DeviceClass(model=MODELS[row.model], **given)
+
+
+def _check(config: AgentConfig) -> Iterator[Problem]:
+    names = set()
+    for place, row in enumerate(config.classes):
+        if row.model not in MODELS:
+            known = ", ".join(sorted(MODELS))
+            yield Problem(
+                path=f"classes[{place}].model", detail=f"unknown model {row.model}; known: {known}"
+            )
+        names.add(row.name or row.model)
+    wanted = [(f"nodes[{place}]", row.device_class) for place, row in enumerate(config.nodes)]
+    wanted += [(f"asics[{place}]", row.device_class) for place, row in enumerate(config.asics)]
+    for path, name in wanted:
+        if name not in names:
+            yield Problem(path=f"{path}.device_class", detail=f"no class {name} in [[classes]]")
+    yield from _check_addresses(config)
+    yield from _check_market(config.market)
+    if config.mqtt is not None:
+        given = [
+            bool(name) for name in (config.mqtt.tls_ca, config.mqtt.tls_cert, config.mqtt.tls_key)
+        ]
+        if any(given) and not all(given):
+            yield Problem(path="mqtt", detail="tls_ca, tls_cert and tls_key: all three or none")
+
+
+def _check_addresses(config: AgentConfig) -> Iterator[Problem]:
+    for place, node in enumerate(config.nodes):
+        scheme, _, rest = node.address.partition(":")
+        if scheme not in {"unix", "tcp"} or not rest:
+            detail = "must be unix:PATH or tcp:HOST:PORT"
+            yield Problem(path=f"nodes[{place}].address", detail=detail)
+    for place, row in enumerate(config.asics):
+        try:
+            ipaddress.IPv4Address(int(ipaddress.IPv4Address(row.first_address)) + row.count - 1)
+        except ipaddress.AddressValueError as exc:
+            yield Problem(path=f"asics[{place}].first_address", detail=str(exc))
+
+
+def _check_market(market: Market) -> Iterator[Problem]:
+    if market.kind == "csv" and not market.directory:
+        yield Problem(path="market.directory", detail="is needed by kind csv")
+    for field in ("from_utc", "started_utc"):
+        text = getattr(market, field)
+        if not text:
+            continue
+        try:
+            at = datetime.fromisoformat(text)
+        except ValueError:
+            yield Problem(path=f"market.{field}", detail=f"{text!r} is no ISO 8601 time")
+        else:
+            if at.tzinfo is None:
+                yield Problem(path=f"market.{field}", detail="needs a time zone, e.g. a final Z")

@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import pytest
+
+from edge_agent.config import asic_addresses, build_site, read_config
+from protocol.settings import SettingsError
+
+GOOD = """
+site_id = "lubbock"
+[limits]
+power_cap_w = 60e6
+[[classes]]
+model = "S21"
+wear_usd = 0.3
+[[classes]]
+model = "H100"
+pue = 1.25
+[[nodes]]
+node_id = "g1"
+address = "unix:/run/hcp-node/g1.sock"
+device_class = "H100"
+devices = ["h100-1", "h100-2"]
+[[asics]]
+prefix = "s21-"
+device_class = "S21"
+first_address = "127.64.0.254"
+count = 3
+[market]
+kind = "csv"
+directory = "market"
+from_utc = "2024-05-08T23:00:00Z"
+[[market.gpu_rates]]
+device_class = "H100"
+serve_usd_per_h = 2.0
+mine_usd_per_h = 0.06
+"""
+
+
+def read(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "agent.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SettingsError) as caught:
+        read_config(path)
+    return str(caught.value)
+
+
+def test_a_site_is_built_from_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(GOOD, encoding="utf-8")
+    config = read_config(path)
+    site = build_site(config)
+    assert [device.device_id for device in site.devices] == [
+        "h100-1",
+        "h100-2",
+        "s21-0001",
+        "s21-0002",
+        "s21-0003",
+    ]
+    assert [row.host for row in asic_addresses(config)] == [
+        "127.64.0.254",
+        "127.64.0.255",
+        "127.64.1.0",
+    ]
+    assert {row.class_name: (row.pue, row.wear_usd) for row in site.classes} == {
+        "S21": (1.05, 0.3),
+        "H100": (1.25, 0.1),
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("power_cap_w", "power_cap_kw", "limits.power_cap_kw: unknown key; did you mean"),
+        ('model = "S21"', 'model = "S22"', "classes[0].model: unknown model S22"),
+        ("unix:/run", "file:/run", "nodes[0].address: must be unix:PATH"),
+        ("127.64.0.254", "127.64.0", "asics[0].first_address"),
+        ("count = 3", "count = 0", "asics[0].count"),
+        ('kind = "csv"', 'kind = "tsv"', "market.kind"),
+        ('directory = "market"', "", "market.directory"),
+        ("23:00:00Z", "23:00:00", "market.from_utc: needs a time zone"),
+        ('device_class = "S21"', 'device_class = "S9"', "asics[0].device_class: no class S9"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, before: str, after: str, told: str) -> None:
+    assert before in GOOD
+    assert told in read(tmp_path, GOOD.replace(before, after, 1))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="No such file"):
+        read_config(tmp_path / "none.toml")
