@@ -182,8 +182,15 @@ class ClockSuspected(Struct, frozen=True, array_like=True, tag="clock"):
     suspect: bool
 
 
+class OwnerSeen(Struct, frozen=True, array_like=True, tag="owner"):
+    """The hub said whether this store owns the site; one that does not writes to no device."""
+
+    owner: bool
+
+
 Fact = (
     Booted
+    | OwnerSeen
     | MarketSeen
     | LeaseSeen
     | ManifestSeen

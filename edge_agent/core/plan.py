@@ -117,7 +117,13 @@ class ReplaceDevice(Struct, frozen=True):
     new_device_id: str
 
 
-LeaseAct = TakeLease | RefuseLease | EndLease | ReplaceDevice
+class CloseLease(Struct, frozen=True):
+    """Everything of the lease has stopped and its meters are closed: release it."""
+
+    lease_id: str
+
+
+LeaseAct = TakeLease | RefuseLease | EndLease | ReplaceDevice | CloseLease
 
 
 class PowerView(Struct, frozen=True):

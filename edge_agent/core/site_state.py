@@ -19,6 +19,7 @@ from edge_agent.core.site import (
     CURTAILED,
     FAULT,
     IDLE,
+    MINE,
     NS_PER_S,
     SERVE,
     SWITCHING,
@@ -35,6 +36,7 @@ from protocol.lease import EndReason, Lease, LeaseState, SitePolicy, workload_cl
 from protocol.market import GpuRate, MarketTick
 from protocol.node import NodeDevice, NodeEventKind
 
+OFF_CODES = (IDLE, CURTAILED)
 NEVER_NS = np.iinfo(np.int64).max
 HOLD_CODES = (f.HoldMode.NONE, f.HoldMode.DRAIN, f.HoldMode.MINE, f.HoldMode.SERVE)
 HOLD_NONE, HOLD_DRAIN, HOLD_MINE, HOLD_SERVE = range(4)
@@ -129,6 +131,7 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     rows: int
     instant: f.Instant
     suspect: bool
+    owner: bool
     market: MarketState
     policy: SitePolicy | None
     leases: tuple[LeaseEntry, ...]
@@ -175,7 +178,7 @@ def new_state(site: Site, instant: f.Instant) -> SiteState:
     code = np.zeros(n, dtype=np.uint8)
     none = np.full(n, -1, dtype=np.int32)
     return SiteState(
-        rows=0, instant=instant, suspect=False, market=MarketState(), policy=None, leases=(),
+        rows=0, instant=instant, suspect=False, owner=True, market=MarketState(), policy=None, leases=(),
         switches=(), next_no=1, through_ms=0, over_cap_ns=-1, ramp_left_w=0.0, nodes_up=(),
         activity=code, origin=code, target=code, since_ns=now, reachable=np.zeros(n, dtype=np.bool_),
         read_ns=zero, power_w=nan, hashrate_ths=nan, temp_c=nan, utilisation=nan, mine_ths=nan,
@@ -208,6 +211,8 @@ def apply(site: Site, state: SiteState, fact: f.Fact) -> SiteState:
             return _policy(state, fact.policy)
         case f.ClockSuspected():
             return replace(state, suspect=fact.suspect)
+        case f.OwnerSeen():
+            return replace(state, owner=fact.owner)
         case f.Booted():
             return state
     return _lease_fact(site, state, fact)
@@ -331,7 +336,7 @@ def _readings(site: Site, state: SiteState, fact: f.ReadingsSeen) -> SiteState:
     for code in np.unique(row.activity[known]):
         moved = at[known & (row.activity == code)]
         state = replace(state, **set_activity(state, moved, int(code), int(code), int(code)))
-    mining = settled & (state.activity[at] == CODE_OF_MINE) & (row.hashrate_ths > 0.0)
+    mining = settled & (state.activity[at] == MINE) & (row.hashrate_ths > 0.0)
     changes["mine_ths"] = _put(state.mine_ths, at[mining], row.hashrate_ths[mining])
     with_power = mining & (row.power_w > 0.0)
     changes["mine_w"] = _put(state.mine_w, at[with_power], row.power_w[with_power])
@@ -341,9 +346,6 @@ def _readings(site: Site, state: SiteState, fact: f.ReadingsSeen) -> SiteState:
     for name in ("power_w", "hashrate_ths", "temp_c", "utilisation"):
         changes[name] = _put(getattr(state, name), at, getattr(row, name))
     return replace(state, **changes)
-
-
-CODE_OF_MINE = CODE_OF[f.Activity.MINE]
 
 
 def _market(state: SiteState, tick: MarketTick) -> MarketState:
@@ -413,9 +415,9 @@ def _switch_opened(site: Site, state: SiteState, fact: f.SwitchOpened) -> SiteSt
     columns["origin"] = _put(state.origin, at, origin)
     columns["switch_no"] = _put(state.switch_no, at, no)
     entry = SwitchEntry(no, fact.switch_id, fact.lease_id, state.now_ns)
-    state = replace(
-        state, next_no=no + 1, switches=(*state.switches, entry), **columns
-    )
+    if fact.to_activity == f.Activity.MINE:
+        columns["ramp_left_w"] = state.ramp_left_w - _ramp_w(site, at, origin, to_code)
+    state = replace(state, next_no=no + 1, switches=(*state.switches, entry), **columns)
     lease = None if fact.lease_id is None else lease_by_id(state, fact.lease_id)
     if lease is None or to_code != SERVE:
         return state
@@ -431,6 +433,14 @@ def _switch_opened(site: Site, state: SiteState, fact: f.SwitchOpened) -> SiteSt
         restarts_ns=(*lease.restarts_ns, state.now_ns)[-16:] if again else lease.restarts_ns,
     )
     return replace(state, leases=put_lease(state, lease))
+
+
+def _ramp_w(site: Site, at: IntColumn, origin: CodeColumn, to_code: int) -> float:
+    """Give the site watts by which a wake-up raises the load; only from an activity that is off."""
+    classes = site.class_of[at]
+    rise = (site.nameplate_w[classes, to_code] - site.nameplate_w[classes, origin]) * site.pue[at]
+    rise = np.where(np.isin(origin, OFF_CODES), np.maximum(rise, 0.0), 0.0)
+    return float(np.add.accumulate(rise)[-1]) if len(rise) else 0.0
 
 
 def _switch_closed(site: Site, state: SiteState, fact: f.SwitchClosed) -> SiteState:
@@ -486,9 +496,12 @@ def _lease_after_switch(
         if slot.device_id not in outcome_of or at is None:
             slots.append(slot)
             continue
-        serving = outcome_of[slot.device_id] == "committed" and int(state.activity[at]) == SERVE
-        # A slot that did not come to serve is started anew, under another instance id.
-        slots.append(replace(slot, serving=serving))
+        committed = outcome_of[slot.device_id] == "committed"
+        serving = committed and int(state.activity[at]) == SERVE
+        # A slot that has left serving holds nothing more; one that failed to start keeps its id,
+        # so that the next start counts as a restart.
+        gone = committed and not serving
+        slots.append(replace(slot, serving=serving, instance_id="" if gone else slot.instance_id))
     ending = lease.status is LeaseStatus.ENDING
     running = all(slot.serving for slot in slots)
     status = LeaseStatus.RUNNING if running else LeaseStatus.STARTING
@@ -738,5 +751,3 @@ def _meters(state: SiteState, fact: f.MetersPassed) -> SiteState:
     through_ms = state.through_ms if fact.through_ms is None else fact.through_ms
     return replace(state, leases=leases, through_ms=max(through_ms, state.through_ms))
 
-
-OFF_CODES = (IDLE, CURTAILED)

@@ -1,0 +1,221 @@
+"""What each option of each device earns per hour, from the market's last known values.
+
+All in USD per hour and device. Off means asleep for an ASIC and idle for a GPU. A negative energy
+price is income, and needs no case of its own. Inputs that are unknown or stale give no value: the
+device holds, and later follows the safe policy.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+from msgspec import Struct
+
+from edge_agent.core.site import (
+    CURTAILED,
+    IDLE,
+    MINE,
+    NS_PER_S,
+    CodeColumn,
+    DeviceClass,
+    FloatColumn,
+    Site,
+)
+from edge_agent.core.site_state import MarketState, MarketValue, SiteState
+from protocol.resource import DeviceKind
+
+SECONDS_PER_H = 3_600.0
+W_PER_MW = 1e6
+
+
+class Quality(IntEnum):
+    """How far the inputs of a class can be trusted."""
+
+    FRESH = 0
+    HOLD = 1
+    SAFE = 2
+
+
+class Values(Struct, frozen=True, eq=False):
+    """Value columns.
+
+    Args:
+        quality: ``Quality`` code. mine_usd_per_h, off_usd_per_h: margin of each option.
+        revenue_usd_per_h: what mining brings before energy. restart_usd: cost of one off -> on cycle.
+        energy_usd_per_wh: price of one device watt-hour, PUE and adder included.
+        off_code: the activity that off means for the device.
+    """
+
+    quality: CodeColumn
+    mine_usd_per_h: FloatColumn
+    off_usd_per_h: FloatColumn
+    revenue_usd_per_h: FloatColumn
+    restart_usd: FloatColumn
+    energy_usd_per_wh: FloatColumn
+    off_code: CodeColumn
+
+    @property
+    def gain_on_usd_per_h(self) -> FloatColumn:
+        """Give what mining earns above being off."""
+        out: FloatColumn = self.mine_usd_per_h - self.off_usd_per_h
+        return out
+
+
+def hashprice_usd_per_ths_day(
+    subsidy_btc: float, fees_btc: float, btc_price_usd: float, difficulty: float
+) -> float:
+    """Give what one TH/s earns in a day.
+
+    Source: a block takes difficulty x 2^32 hashes on average and pays subsidy + fees.
+    """
+    hashes_per_block = difficulty * 4_294_967_296.0
+    return (subsidy_btc + fees_btc) * btc_price_usd * 86_400.0 / hashes_per_block * 1e12
+
+
+def hashprice(market: MarketState) -> float | None:
+    """Give the hashprice in USD per TH/s and day, or None while an input was never seen.
+
+    Fees that were never seen count as none: they are a few per cent of the reward.
+    """
+    price, difficulty, subsidy = market.btc_price_usd, market.difficulty, market.subsidy_btc
+    if price is None or difficulty is None or subsidy is None:
+        return None
+    fees = 0.0 if market.fees_btc is None else market.fees_btc.value
+    return hashprice_usd_per_ths_day(subsidy.value, fees, price.value, difficulty.value)
+
+
+def age_s(value: MarketValue | None, now_ns: int) -> float | None:
+    """Give the age of a market value in seconds; None when it was never seen."""
+    return None if value is None else (now_ns - value.as_of_ns) / NS_PER_S
+
+
+def quality_of(site: Site, state: SiteState, row: DeviceClass) -> Quality:
+    """Judge the inputs that a class needs; the worst one counts."""
+    limits, market, now_ns = site.limits, state.market, state.now_ns
+    ages = [(age_s(market.price_usd_per_mwh, now_ns), limits.price_stale_s)]
+    if row.model.kind is DeviceKind.ASIC:
+        ages += [
+            (age_s(held, now_ns), limits.coin_stale_s)
+            for held in (market.btc_price_usd, market.difficulty, market.subsidy_btc)
+        ]
+    else:
+        seen = any(rate.device_class == row.class_name for rate in market.gpu_rates)
+        rate_age = (now_ns - market.gpu_rates_as_of_ns) / NS_PER_S
+        ages.append((rate_age if seen else None, limits.coin_stale_s))
+    worst = Quality.FRESH
+    for age, stale_s in ages:
+        if age is None:
+            worst = max(worst, Quality.HOLD)
+        elif age > stale_s + limits.safe_after_s:
+            worst = Quality.SAFE
+        elif age > stale_s:
+            worst = max(worst, Quality.HOLD)
+    return worst
+
+
+def gpu_mine_usd_per_h(market: MarketState, class_name: str) -> float | None:
+    """Give what mining on one GPU of a class brings; None when no feed says."""
+    for rate in market.gpu_rates:
+        if rate.device_class == class_name:
+            return rate.mine_usd_per_h
+    return None
+
+
+def serve_usd_per_h(market: MarketState, class_name: str) -> float | None:
+    """Give the spot price of serving on one device of a class; None when no feed says."""
+    for rate in market.gpu_rates:
+        if rate.device_class == class_name:
+            return rate.serve_usd_per_h
+    return None
+
+
+def value(site: Site, state: SiteState) -> Values:
+    """Value mining and off for every device; NaN where an input was never seen."""
+    market = state.market
+    per_ths = hashprice(market)
+    price = market.price_usd_per_mwh
+    mine_w = _or_nameplate(state.mine_w, site.spread([r.model.mine_w for r in site.classes]))
+    mine_ths = _or_nameplate(
+        state.mine_ths, site.spread([r.model.hashrate_ths for r in site.classes])
+    )
+    per_ths_h = [
+        0.0
+        if row.model.kind is not DeviceKind.ASIC
+        else (np.nan if per_ths is None else per_ths * (1.0 - row.pool_fee) / 24.0)
+        for row in site.classes
+    ]
+    flat = [_flat_usd_per_h(market, row) for row in site.classes]
+    energy = [
+        np.nan if price is None else (price.value + row.adder_usd_per_mwh) * row.pue / W_PER_MW
+        for row in site.classes
+    ]
+    revenue = mine_ths * site.spread(per_ths_h) + site.spread(flat)
+    energy_usd_per_wh = site.spread(energy)
+    idle_w = np.where(
+        state.activity == IDLE,
+        site.spread([row.model.idle_w for row in site.classes]),
+        site.spread([_off_w(row) for row in site.classes]),
+    )
+    return Values(
+        site.spread([float(quality_of(site, state, row)) for row in site.classes]).astype(np.uint8),
+        revenue - mine_w * energy_usd_per_wh,
+        -idle_w * energy_usd_per_wh,
+        revenue,
+        site.spread([_wear(row) for row in site.classes])
+        + np.maximum(revenue, 0.0) * site.spread([_start_h(row) for row in site.classes]),
+        energy_usd_per_wh,
+        site.spread([float(_off_code(row)) for row in site.classes]).astype(np.uint8),
+    )
+
+
+def grow_regret(state: SiteState, values: Values, dt_s: float) -> FloatColumn:
+    """Give the regret of staying after ``dt_s`` more seconds at the values that held meanwhile."""
+    gain = values.gain_on_usd_per_h
+    missed = np.where(state.activity == MINE, -gain, gain) * (dt_s / SECONDS_PER_H)
+    off_or_on = (state.activity == MINE) | (state.activity == IDLE) | (state.activity == CURTAILED)
+    counts = off_or_on & (values.quality == Quality.FRESH) & ~np.isnan(missed)
+    grown: FloatColumn = np.where(
+        counts, np.maximum(state.regret_usd + np.where(counts, missed, 0.0), 0.0), state.regret_usd
+    )
+    return grown
+
+
+def break_even_usd_per_mwh(site: Site, state: SiteState, index: int) -> float | None:
+    """Give the energy price at which mining on a device earns exactly what being off earns."""
+    row = site.classes[int(site.class_of[index])]
+    values = value(site, state)
+    revenue = float(values.revenue_usd_per_h[index])
+    mine_w = float(state.mine_w[index])
+    saved_w = (row.model.mine_w if np.isnan(mine_w) else mine_w) - _off_w(row)
+    if np.isnan(revenue) or saved_w <= 0.0:
+        return None
+    return revenue / (saved_w * row.pue / W_PER_MW) - row.adder_usd_per_mwh
+
+
+def _or_nameplate(column: FloatColumn, nameplate: FloatColumn) -> FloatColumn:
+    out: FloatColumn = np.where(np.isnan(column), nameplate, column)
+    return out
+
+
+def _flat_usd_per_h(market: MarketState, row: DeviceClass) -> float:
+    if row.model.kind is DeviceKind.ASIC:
+        return 0.0
+    rate = gpu_mine_usd_per_h(market, row.class_name)
+    return float("nan") if rate is None else rate * (1.0 - row.pool_fee)
+
+
+def _off_code(row: DeviceClass) -> int:
+    return CURTAILED if row.model.kind is DeviceKind.ASIC else IDLE
+
+
+def _off_w(row: DeviceClass) -> float:
+    is_asic = row.model.kind is DeviceKind.ASIC
+    return row.model.curtailed_w if is_asic else row.model.idle_w
+
+
+def _wear(row: DeviceClass) -> float:
+    return row.wear_usd if row.model.kind is DeviceKind.ASIC else 0.0
+
+
+def _start_h(row: DeviceClass) -> float:
+    start_s = row.warmup_s if row.model.kind is DeviceKind.ASIC else row.mine_start_s
+    return start_s / SECONDS_PER_H

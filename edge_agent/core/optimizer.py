@@ -1,0 +1,377 @@
+"""The plan of one pass: leases first, then money, under the cap.
+
+Rule for money (the same horizon for gain and cost: the expected stay):
+- off when mining loses more than ``off_margin`` of its revenue, on when it gains more than
+  ``on_margin``; at the latest when the regret of staying has reached its share of the restart cost;
+- never when the gain over the expected stay is below the cost; never within the least dwell;
+- no value, or a stale one: hold, then the safe policy.
+One group of devices (class, from, to, reason) becomes one intent.
+"""
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+
+from edge_agent.core import leases as ls
+from edge_agent.core import plan as p
+from edge_agent.core import power as pw
+from edge_agent.core.economics import SECONDS_PER_H, Quality, Values, value
+from edge_agent.core.site import (
+    CURTAILED,
+    IDLE,
+    MINE,
+    NS_PER_S,
+    SERVE,
+    CodeColumn,
+    FlagColumn,
+    FloatColumn,
+    IntColumn,
+    Site,
+)
+from edge_agent.core.site_state import (
+    HOLD_DRAIN,
+    HOLD_MINE,
+    HOLD_SERVE,
+    LeaseEntry,
+    SiteState,
+    lease_by_id,
+)
+from protocol.event import ReleaseOutcome
+from protocol.resource import ACTIVITY_CODES
+
+R = p.Reason
+G = p.Gates
+
+
+class _Draft(Struct, eq=False):
+    """Columns under construction; they live inside one call of ``plan`` only."""
+
+    target: CodeColumn
+    reason: CodeColumn
+    gates: CodeColumn
+    gain_usd: FloatColumn
+    cost_usd: FloatColumn
+    best: CodeColumn
+    free: FlagColumn
+
+
+def plan(site: Site, state: SiteState) -> p.Plan:
+    """Plan for the instant of ``state``; acts on nothing."""
+    values = value(site, state)
+    counted = pw.counted_w(site, state)
+    power = pw.view(site, state, counted)
+    acts = ls.decide(site, state, values, power)
+    draft = _money(site, state, values)
+    _orders(site, state, draft)
+    starts = _admit_starts(site, state, power)
+    lease_acts, lease_intents = _cap(site, state, values, power, counted, draft, starts)
+    intents = (
+        lease_intents + _stop_intents(site, state, values, draft) + _groups(site, state, draft)
+        if state.owner
+        else ()
+    )
+    return p.Plan(
+        intents=intents,
+        leases=acts + lease_acts,
+        records=p.DecisionRecords(
+            state.activity, draft.best, draft.target, draft.gain_usd, draft.cost_usd,
+            draft.reason, draft.gates,
+        ),
+        power=power,
+        alarms=_alarms(site, state, power),
+    )  # fmt: skip
+
+
+def _money(site: Site, state: SiteState, values: Values) -> _Draft:
+    rows, spread = site.classes, site.spread
+    on = state.activity == MINE
+    off = (state.activity == IDLE) | (state.activity == CURTAILED)
+    gain_h = np.where(on, -values.gain_on_usd_per_h, values.gain_on_usd_per_h)
+    stay_h = np.where(
+        on, spread([r.stay_off_s for r in rows]), spread([r.stay_on_s for r in rows])
+    )
+    gain = gain_h * (stay_h / SECONDS_PER_H)
+    cost = values.restart_usd
+    revenue = np.maximum(values.revenue_usd_per_h, 0.0)
+    margin = np.where(
+        on, spread([r.off_margin for r in rows]), spread([r.on_margin for r in rows])
+    )
+    hysteresis = gain_h > margin * revenue
+    regret = (gain_h > 0.0) & (
+        state.regret_usd >= 0.5 * cost * spread([r.ski_rental for r in rows])
+    )
+    dwell_ns = spread([r.dwell_s * NS_PER_S for r in rows])
+    dwelt = state.now_ns - state.since_ns >= dwell_ns
+    fresh = values.quality == Quality.FRESH
+    reachable = state.reachable & (state.quarantine_ns <= state.now_ns)
+    free = (
+        (on | off) & reachable & (state.switch_no < 0) & (state.lease_no < 0)
+    )
+    pays = gain > cost
+    change = free & fresh & (hysteresis | regret) & pays & dwelt
+    other = np.where(on, values.off_code, MINE).astype(np.uint8)
+    best = np.where((gain_h > 0.0) & (on | off), other, state.activity).astype(np.uint8)
+    reason = np.select(
+        [
+            state.switch_no >= 0, state.lease_no >= 0, state.quarantine_ns > state.now_ns,
+            ~state.reachable, ~(on | off), values.quality == Quality.HOLD, ~fresh,
+            ~(gain_h > 0.0), change & hysteresis, change, ~pays, ~dwelt,
+        ],
+        [
+            R.SWITCHING, R.LEASE, R.QUARANTINED, R.UNREACHABLE, R.NO_OPTION, R.HOLD_STALE,
+            R.SAFE_POLICY, R.KEEP_BEST, R.GAIN, R.SKI_RENTAL, R.GAIN_BELOW_COST, R.DWELL,
+        ],
+        R.HYSTERESIS,
+    ).astype(np.uint8)  # fmt: skip
+    gates = (
+        fresh * int(G.FRESH) | reachable * int(G.REACHABLE) | free * int(G.FREE)
+        | pays * int(G.GAIN) | (hysteresis | regret) * int(G.HYSTERESIS) | dwelt * int(G.DWELL)
+        | int(G.CAP) | int(G.RAMP)
+    ).astype(np.uint8)  # fmt: skip
+    target = np.where(change, other, state.activity).astype(np.uint8)
+    safe = free & (values.quality == Quality.SAFE)
+    safe_code = np.where(site.limits.safe_policy == "mine", MINE, values.off_code)
+    target = np.where(safe, safe_code, target).astype(np.uint8)
+    return _Draft(target, reason, gates, gain, cost, best, free)
+
+
+def _orders(site: Site, state: SiteState, draft: _Draft) -> None:
+    """Grid order and operator acts come before money; dwell and gain do not bind them."""
+    off_code = np.where(site.is_asic, CURTAILED, IDLE).astype(np.uint8)
+    held = ls.held_code(state)
+    already_off = (state.activity == IDLE) | (state.activity == CURTAILED)
+    off_target = np.where(already_off, state.activity, off_code)
+    for code, target, why in (
+        (HOLD_MINE, np.full(len(site), MINE), R.HELD),
+        (HOLD_SERVE, off_target, R.HELD),
+        (HOLD_DRAIN, off_target, R.DRAINED),
+    ):
+        where = draft.free & (held == code)
+        draft.target = np.where(where, target, draft.target).astype(np.uint8)
+        draft.reason = np.where(where, why, draft.reason).astype(np.uint8)
+    if state.policy is not None and state.policy.curtail:
+        draft.target = np.where(draft.free, off_target, draft.target).astype(np.uint8)
+        draft.reason = np.where(draft.free, R.CURTAIL_ORDER, draft.reason).astype(np.uint8)
+
+
+def _admit_starts(
+    site: Site, state: SiteState, power: p.PowerView
+) -> tuple[tuple[ls.Start, ...], float, float]:
+    """Split lease starts into those that fit under the cap now; the rest needs load shed first."""
+    now, after = pw.counted_w(site, state), pw.counted_after_w(site, state, SERVE)
+    left, missing = power.headroom_w, 0.0
+    fits: list[ls.Start] = []
+    for start in ls.starts(site, state):
+        need = pw.total(after[start.indices] - now[start.indices])
+        # A start that raises nothing may go even with the load above the cap.
+        if need <= max(left, 0.0):
+            fits.append(start)
+            left -= need
+        else:
+            missing += need
+    return tuple(fits), left, max(missing - max(left, 0.0), 0.0) if missing else 0.0
+
+
+def _cap(
+    site: Site,
+    state: SiteState,
+    values: Values,
+    power: p.PowerView,
+    counted: FloatColumn,
+    draft: _Draft,
+    starts: tuple[tuple[ls.Start, ...], float, float],
+) -> tuple[tuple[p.LeaseAct, ...], tuple[p.Intent, ...]]:
+    fits, left, missing = starts
+    merit = _merit(site, values)
+    need_w = max(pw.to_shed_w(site, state, power), 0.0)
+    if missing:
+        need_w = max(need_w, missing - pw.going_down_w(site, state))
+    still = _shed(site, state, counted, draft, merit, need_w) if need_w > 0.0 else 0.0
+    ends: tuple[p.LeaseAct, ...] = ()
+    if still > 0.0 and pw.to_shed_w(site, state, power) > 0.0:
+        ends = _shed_leases(site, state, counted, min(still, pw.to_shed_w(site, state, power)))
+    _admit_wakes(site, state, counted, draft, merit, 0.0 if missing else left)
+    return ends, tuple(_start_intent(site, state, start) for start in fits)
+
+
+def _merit(site: Site, values: Values) -> FloatColumn:
+    """Order mining by what a site watt earns; unknown comes last, equal keeps the index order."""
+    watts = site.nameplate_w[site.class_of, MINE] * site.pue
+    merit = values.gain_on_usd_per_h / np.maximum(watts, 1.0)
+    out: FloatColumn = np.where(np.isnan(merit), -np.inf, merit)
+    return out
+
+
+def _shed(
+    site: Site,
+    state: SiteState,
+    counted: FloatColumn,
+    draft: _Draft,
+    merit: FloatColumn,
+    need_w: float,
+) -> float:
+    """Turn off the worst mining until ``need_w`` is met; gives what is still missing."""
+    off_code = np.where(site.is_asic, CURTAILED, IDLE).astype(np.uint8)
+    off_w = site.nameplate_w[site.class_of, off_code] * site.pue
+    leaving = draft.free & (state.activity == MINE) & (draft.target != MINE)
+    freed = np.maximum(counted - off_w, 0.0)
+    need_w -= pw.total(np.where(leaving, freed, 0.0))
+    if need_w <= 0.0:
+        return 0.0
+    mining = np.flatnonzero(draft.free & (state.activity == MINE) & (draft.target == MINE))
+    order = mining[np.argsort(merit[mining], kind="stable")]
+    if not len(order):
+        return need_w
+    running = np.add.accumulate(freed[order])
+    count = min(int(np.searchsorted(running, need_w, side="left")) + 1, len(order))
+    chosen = order[:count]
+    draft.target[chosen] = off_code[chosen]
+    draft.reason[chosen] = R.SHED
+    draft.gates[chosen] &= ~np.uint8(G.CAP)
+    return max(need_w - float(running[count - 1]), 0.0)
+
+
+def _shed_leases(
+    site: Site, state: SiteState, counted: FloatColumn, need_w: float
+) -> tuple[p.LeaseAct, ...]:
+    """End leases, P4 first and the youngest first, until ``need_w`` is met."""
+    live = [row for row in state.leases if row.status in ls.LIVE and row.lease is not None]
+    live.sort(key=lambda row: (row.rank, row.no), reverse=True)
+    need_w -= _ending_w(site, state, counted)
+    ends: list[p.LeaseAct] = []
+    for row in live:
+        if need_w <= 0.0:
+            break
+        need_w -= _lease_w(site, row, counted)
+        ends.append(p.EndLease(row.lease_id, ReleaseOutcome.PREEMPTED, "power cap"))
+    return tuple(ends)
+
+
+def _ending_w(site: Site, state: SiteState, counted: FloatColumn) -> float:
+    rows = [row for row in state.leases if row.status is ls.LeaseStatus.ENDING]
+    return sum((_lease_w(site, row, counted) for row in rows), 0.0)
+
+
+def _lease_w(site: Site, row: LeaseEntry, counted: FloatColumn) -> float:
+    at = site.indices_of(tuple(slot.device_id for slot in row.slots if slot.instance_id))
+    idle = site.nameplate_w[site.class_of[at], IDLE] * site.pue[at]
+    return pw.total(np.maximum(counted[at] - idle, 0.0))
+
+
+def _admit_wakes(
+    site: Site,
+    state: SiteState,
+    counted: FloatColumn,
+    draft: _Draft,
+    merit: FloatColumn,
+    headroom_w: float,
+) -> None:
+    """Let wake-ups in by merit while they fit under the cap and the ramp; the others wait."""
+    ups = np.flatnonzero(draft.free & (draft.target == MINE) & (state.activity != MINE))
+    if not len(ups):
+        return
+    order = ups[np.argsort(-merit[ups], kind="stable")]
+    rise = (pw.counted_after_w(site, state, MINE) - counted)[order]
+    ramp = (
+        (site.nameplate_w[site.class_of, MINE] - site.nameplate_w[site.class_of, state.activity])
+        * site.pue
+    )[order]
+    fits = np.add.accumulate(np.maximum(rise, 0.0)) <= headroom_w
+    ramps = np.add.accumulate(np.maximum(ramp, 0.0)) <= state.ramp_left_w
+    for passed, gate, why in ((ramps, G.RAMP, R.RAMP), (fits, G.CAP, R.CAP)):
+        late = order[~passed]
+        draft.target[late] = state.activity[late]
+        draft.reason[late] = why
+        draft.gates[late] &= ~np.uint8(gate)
+
+
+def _start_intent(site: Site, state: SiteState, start: ls.Start) -> p.Intent:
+    first = int(start.indices[0])
+    return p.Intent(
+        class_index=int(site.class_of[first]),
+        indices=start.indices,
+        from_activity=ACTIVITY_CODES[int(state.activity[first])],
+        to_activity=ACTIVITY_CODES[SERVE],
+        reason=R.LEASE,
+        lease_id=start.lease_id,
+    )
+
+
+def _stop_intents(
+    site: Site, state: SiteState, values: Values, draft: _Draft
+) -> tuple[p.Intent, ...]:
+    out: list[p.Intent] = []
+    held = ls.held_code(state)
+    curtail = state.policy is not None and state.policy.curtail
+    for stop in ls.stops(site, state):
+        first = int(stop.indices[0])
+        entry = lease_by_id(state, stop.lease_id)
+        mines = (
+            not curtail
+            and bool(np.all(values.gain_on_usd_per_h[stop.indices] > 0.0))
+            and bool(np.all(values.quality[stop.indices] == Quality.FRESH))
+            and bool(np.all((held[stop.indices] == 0) | (held[stop.indices] == HOLD_MINE)))
+            # Devices promised to another lease go idle: mining would only be stopped again.
+            and entry is not None
+            and bool(np.all(state.lease_no[stop.indices] == entry.no))
+            and entry.detail != "power cap"
+        )
+        to = MINE if mines else IDLE
+        draft.target[stop.indices] = to
+        draft.reason[stop.indices] = R.LEASE_END
+        out.append(
+            p.Intent(
+                class_index=int(site.class_of[first]),
+                indices=stop.indices,
+                from_activity=ACTIVITY_CODES[SERVE],
+                to_activity=ACTIVITY_CODES[to],
+                reason=R.LEASE_END,
+                lease_id=stop.lease_id,
+            )
+        )
+    return tuple(out)
+
+
+def _groups(site: Site, state: SiteState, draft: _Draft) -> tuple[p.Intent, ...]:
+    changing: IntColumn = np.flatnonzero(draft.free & (draft.target != state.activity))
+    if not len(changing):
+        return ()
+    key = (
+        (site.class_of[changing].astype(np.int64) << 24)
+        | (state.activity[changing].astype(np.int64) << 16)
+        | (draft.target[changing].astype(np.int64) << 8)
+        | draft.reason[changing].astype(np.int64)
+    )
+    out: list[p.Intent] = []
+    for group in np.unique(key):
+        at = changing[key == group]
+        gain, cost = pw.total(draft.gain_usd[at]), pw.total(draft.cost_usd[at])
+        out.append(
+            p.Intent(
+                class_index=int(group) >> 24,
+                indices=at,
+                from_activity=ACTIVITY_CODES[(int(group) >> 16) & 255],
+                to_activity=ACTIVITY_CODES[(int(group) >> 8) & 255],
+                reason=R(int(group) & 255),
+                gain_usd=None if np.isnan(gain) else gain,
+                cost_usd=None if np.isnan(cost) else cost,
+            )
+        )
+    # What goes down comes first: it makes room.
+    return tuple(sorted(out, key=lambda row: row.to_activity == ACTIVITY_CODES[MINE]))
+
+
+def _alarms(
+    site: Site, state: SiteState, power: p.PowerView
+) -> tuple[tuple[str, str], ...]:
+    waited_ns = state.now_ns - state.over_cap_ns
+    late_ns = 4 * int(site.limits.shed_after_s * NS_PER_S)
+    if state.over_cap_ns < 0 or waited_ns < late_ns:
+        return ()
+    detail = f"counted {power.counted_w:.0f} W above the cap {power.cap_w:.0f} W"
+    return (("power_over_cap", detail),)
+
+
+def without_acts(plan_: p.Plan) -> p.Plan:
+    """Give the same plan as a dry run: records and power, nothing to do."""
+    return replace(plan_, intents=(), leases=())

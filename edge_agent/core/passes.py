@@ -1,0 +1,41 @@
+"""One pass as a function, live and in replay: instant, facts, plan, acts."""
+
+from msgspec.structs import replace
+
+from edge_agent.core import power as pw
+from edge_agent.core.economics import grow_regret, value
+from edge_agent.core.facts import Fact, Instant, TickRow
+from edge_agent.core.optimizer import plan
+from edge_agent.core.plan import Plan
+from edge_agent.core.site import NS_PER_S, Site
+from edge_agent.core.site_state import SiteState, apply, enter_instant
+
+
+def enter(site: Site, state: SiteState, instant: Instant, facts: tuple[Fact, ...]) -> SiteState:
+    """Move the state to an instant and apply the facts that came with it.
+
+    What grows with time (regret, ramp) grows at the values that held until now; a wall or boot clock
+    that went back counts as no time.
+    """
+    same_boot = instant.boot_id == state.instant.boot_id
+    dt_s = max(instant.now_ns - state.now_ns, 0) / NS_PER_S if same_boot else 0.0
+    regret = grow_regret(state, value(site, state), dt_s) if dt_s else state.regret_usd
+    ramp = pw.refill_ramp(site, state, dt_s)
+    state = replace(enter_instant(state, instant), regret_usd=regret, ramp_left_w=ramp)
+    for fact in facts:
+        state = apply(site, state, fact)
+    return replace(state, over_cap_ns=pw.over_cap_since(site, state))
+
+
+def act(site: Site, state: SiteState, acts: tuple[Fact, ...]) -> SiteState:
+    """Apply what was decided."""
+    for fact in acts:
+        state = apply(site, state, fact)
+    return state
+
+
+def replay_row(site: Site, state: SiteState, row: TickRow) -> tuple[SiteState, Plan | None]:
+    """Apply one journal row; gives the plan that was made in it."""
+    state = enter(site, state, row.instant, row.facts)
+    made = plan(site, state) if row.planned else None
+    return act(site, state, row.acts), made

@@ -1,0 +1,155 @@
+"""The power rule: what each device counts for, the cap, the ramp, and who is shed first.
+
+A device counts for the largest of its last reading, the nameplate of its mode and, while a switch is
+open, both sides of it with inrush; unknown, faulty or unreachable counts as its highest nameplate.
+It counts for less only once that is confirmed: a switch that closed, and a lower reading. All sums
+are in site watts (device watts x PUE), in index order, so that they repeat bit for bit.
+"""
+
+import numpy as np
+
+from edge_agent.core.plan import PowerView
+from edge_agent.core.site import (
+    CURTAILED,
+    FAULT,
+    IDLE,
+    MINE,
+    NS_PER_S,
+    SERVE,
+    SWITCHING,
+    UNKNOWN,
+    FlagColumn,
+    FloatColumn,
+    Site,
+)
+from edge_agent.core.site_state import SiteState
+
+# Refill below the ramp, so that bucket and refill together stay within one minute's ramp.
+BUCKET_S = 6.0
+
+
+def counted_w(site: Site, state: SiteState) -> FloatColumn:
+    """Give what each device counts for against the cap, in site watts."""
+    classes = site.class_of
+    highest = site.nameplate_w[classes, UNKNOWN]
+    mode = site.nameplate_w[classes, state.activity]
+    sides = np.maximum(
+        site.nameplate_w[classes, state.origin], site.nameplate_w[classes, state.target]
+    )
+    switching = np.where(_wakes(state), np.maximum(sides, inrush_w(site)), sides)
+    count = np.where(state.activity == SWITCHING, switching, mode)
+    unsure = ~state.reachable | (state.activity == UNKNOWN) | (state.activity == FAULT)
+    count = np.where(unsure, np.maximum(highest, count), count)
+    reading = np.where(np.isnan(state.power_w), 0.0, state.power_w)
+    out: FloatColumn = np.maximum(count, reading) * site.pue
+    return out
+
+
+def counted_after_w(site: Site, state: SiteState, target: int) -> FloatColumn:
+    """Give what each device would count for while a switch to ``target`` is open."""
+    classes = site.class_of
+    sides = np.maximum(
+        site.nameplate_w[classes, state.origin], site.nameplate_w[classes, target]
+    )
+    if target in (MINE, SERVE):
+        off = (state.activity == CURTAILED) | (state.activity == IDLE)
+        sides = np.where(off, np.maximum(sides, inrush_w(site)), sides)
+    out: FloatColumn = np.maximum(sides * site.pue, counted_w(site, state))
+    return out
+
+
+def inrush_w(site: Site) -> FloatColumn:
+    """Give the inrush of each device in device watts."""
+    return site.spread([row.model.inrush_w for row in site.classes])
+
+
+def total(column: FloatColumn) -> float:
+    """Sum in index order; np.sum's pairwise order depends on the length and the machine."""
+    return float(np.add.accumulate(column)[-1]) if len(column) else 0.0
+
+
+def measured_w(site: Site, state: SiteState) -> float | None:
+    """Give the sum of readings in site watts; None while no device has been read.
+
+    A reachable device whose firmware gives no power stands in it with the nameplate of its mode.
+    """
+    known = state.reachable & ~np.isnan(state.power_w)
+    if not known.any():
+        return None
+    mode = site.nameplate_w[site.class_of, state.activity]
+    watts = np.where(known, state.power_w, np.where(state.reachable, mode, 0.0))
+    return total(watts * site.pue)
+
+
+def read_w(site: Site, state: SiteState) -> float:
+    """Give the sum of true readings only: a lower bound of the load."""
+    known = state.reachable & ~np.isnan(state.power_w)
+    return total(np.where(known, np.where(known, state.power_w, 0.0) * site.pue, 0.0))
+
+
+def cap_w(site: Site, state: SiteState) -> float:
+    """Give the cap in force; the hub's policy may only tighten the local one."""
+    local = site.limits.power_cap_w
+    policy = state.policy
+    if policy is None or policy.power_cap_w is None:
+        return local
+    return min(local, policy.power_cap_w)
+
+
+def ramp_bucket_w(site: Site) -> float:
+    """Give the wake-up watts that may be spent at once: at least one device, so that it can wake."""
+    largest = max((row.model.inrush_w * row.pue for row in site.classes), default=0.0)
+    return max(site.limits.ramp_w_per_s * BUCKET_S, largest)
+
+
+def refill_ramp(site: Site, state: SiteState, dt_s: float) -> float:
+    """Give the wake-up watts left after ``dt_s`` more seconds."""
+    rate = site.limits.ramp_w_per_s
+    bucket = ramp_bucket_w(site)
+    refill = max(rate - bucket / 60.0, rate * 0.1)
+    return min(bucket, state.ramp_left_w + refill * dt_s)
+
+
+def view(site: Site, state: SiteState, counted: FloatColumn | None = None) -> PowerView:
+    """Sum the site's power."""
+    load = total(counted_w(site, state) if counted is None else counted)
+    cap = cap_w(site, state)
+    return PowerView(cap, load, measured_w(site, state), cap - load, state.ramp_left_w)
+
+
+def over_cap_since(site: Site, state: SiteState) -> int:
+    """Give since when the counted load stands above the cap (boottime ns); -1 when it does not."""
+    if total(counted_w(site, state)) <= cap_w(site, state):
+        return -1
+    return state.now_ns if state.over_cap_ns < 0 else state.over_cap_ns
+
+
+def to_shed_w(site: Site, state: SiteState, power: PowerView) -> float:
+    """Give how many site watts must go now, beyond what open switches already bring down.
+
+    True readings above the cap shed at once; a counted load above it has ``shed_after_s`` to be
+    confirmed lower.
+    """
+    excess = power.counted_w - power.cap_w
+    if excess <= 0.0:
+        return 0.0
+    waited = state.over_cap_ns >= 0 and state.now_ns - state.over_cap_ns >= int(
+        site.limits.shed_after_s * NS_PER_S
+    )
+    if not waited and read_w(site, state) <= power.cap_w:
+        return 0.0
+    return max(excess - going_down_w(site, state), 0.0)
+
+
+def going_down_w(site: Site, state: SiteState) -> float:
+    """Give the site watts that open switches will free when they are confirmed."""
+    after = site.nameplate_w[site.class_of, state.target] * site.pue
+    down = np.where(state.activity == SWITCHING, counted_w(site, state) - after, 0.0)
+    return total(np.maximum(down, 0.0))
+
+
+def _wakes(state: SiteState) -> FlagColumn:
+    off = (state.origin == CURTAILED) | (state.origin == IDLE)
+    on = (state.target == MINE) | (state.target == SERVE)
+    out: FlagColumn = off & on
+    return out

@@ -1,0 +1,132 @@
+"""Snapshot of the state: bytes for the store, a hash to compare replays, and the way back.
+
+Columns are kept under device ids, so that a changed site file finds its devices again; what is new
+starts unknown, what is gone is dropped.
+"""
+
+from hashlib import blake2b
+
+import msgspec
+import numpy as np
+from msgspec import Struct, structs
+
+from edge_agent.core.errors import JournalError
+from edge_agent.core.facts import Instant
+from edge_agent.core.site import Site
+from edge_agent.core.site_state import (
+    LeaseEntry,
+    MarketState,
+    SiteState,
+    SwitchEntry,
+    new_state,
+)
+from protocol.lease import SitePolicy
+
+SNAPSHOT_VERSION = 1
+COLUMNS: tuple[tuple[str, str], ...] = (
+    ("activity", "u1"),
+    ("origin", "u1"),
+    ("target", "u1"),
+    ("since_ns", "<i8"),
+    ("reachable", "?"),
+    ("read_ns", "<i8"),
+    ("power_w", "<f8"),
+    ("hashrate_ths", "<f8"),
+    ("temp_c", "<f8"),
+    ("utilisation", "<f8"),
+    ("mine_ths", "<f8"),
+    ("mine_w", "<f8"),
+    ("regret_usd", "<f8"),
+    ("switch_no", "<i4"),
+    ("lease_no", "<i4"),
+    ("failures", "u1"),
+    ("failed_ns", "<i8"),
+    ("quarantine_ns", "<i8"),
+    ("hold", "u1"),
+    ("hold_until_ns", "<i8"),
+    ("spent_ns", "<i8"),
+)
+
+
+class Snapshot(Struct, frozen=True, array_like=True):
+    """Stored form of a state."""
+
+    version: int
+    device_ids: tuple[str, ...]
+    rows: int
+    instant: Instant
+    suspect: bool
+    owner: bool
+    market: MarketState
+    policy: SitePolicy | None
+    leases: tuple[LeaseEntry, ...]
+    switches: tuple[SwitchEntry, ...]
+    next_no: int
+    through_ms: int
+    over_cap_ns: int
+    ramp_left_w: float
+    nodes_up: tuple[str, ...]
+    columns: tuple[bytes, ...]
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(Snapshot)
+_SAME = tuple(
+    field.name
+    for field in structs.fields(Snapshot)
+    if field.name not in ("version", "device_ids", "columns")
+)
+
+
+def encode_state(site: Site, state: SiteState) -> bytes:
+    """Encode a state; equal states give equal bytes."""
+    columns = tuple(
+        np.ascontiguousarray(getattr(state, name), dtype=dtype).tobytes() for name, dtype in COLUMNS
+    )
+    values = {name: getattr(state, name) for name in _SAME}
+    device_ids = tuple(device.device_id for device in site.devices)
+    return _ENCODER.encode(
+        Snapshot(
+            version=SNAPSHOT_VERSION, device_ids=device_ids, columns=columns, **values
+        )
+    )
+
+
+def decode_state(site: Site, data: bytes) -> SiteState:
+    """Decode a state for the site as it is now.
+
+    Raises:
+        JournalError: the bytes are no snapshot of a known version.
+    """
+    try:
+        body = _DECODER.decode(data)
+    except (msgspec.DecodeError, ValueError) as exc:
+        raise JournalError("bad_snapshot", str(exc)) from exc
+    if body.version != SNAPSHOT_VERSION:
+        raise JournalError("snapshot_version", f"version {body.version} is not known")
+    state = new_state(site, body.instant)
+    n = len(body.device_ids)
+    pairs = [
+        (old, at)
+        for old, device_id in enumerate(body.device_ids)
+        if (at := site.index_of(device_id)) is not None
+    ]
+    old_at = np.array([old for old, _ in pairs], dtype=np.int64)
+    new_at = np.array([at for _, at in pairs], dtype=np.int64)
+    columns: dict[str, np.ndarray] = {}  # type: ignore[type-arg]
+    for (name, dtype), raw in zip(COLUMNS, body.columns, strict=True):
+        column = np.frombuffer(raw, dtype=dtype)
+        if name == "spent_ns":
+            column = column.reshape(n, -1)
+        if len(column) != n:
+            raise JournalError("bad_snapshot", f"{name}: {len(column)} rows for {n} devices")
+        fresh = getattr(state, name).copy()
+        fresh[new_at] = column[old_at]
+        columns[name] = fresh
+    values = {name: getattr(body, name) for name in _SAME}
+    return structs.replace(state, **values, **columns)
+
+
+def state_hash(site: Site, state: SiteState) -> bytes:
+    """Give the blake2b-16 of the encoded state."""
+    return blake2b(encode_state(site, state), digest_size=16).digest()

@@ -1,0 +1,333 @@
+"""The switch of 1..n devices of one class, as a transition table.
+
+Theory of operation. All live devices walk the phases in step. In each phase the executor asks, and
+every answer, and the phase's deadline, is an event. A device that fails waits, failed; when the walk
+ends, the failed ones are rolled back, and those that cannot be rolled back are quarantined. A switch
+that is all or none fails whole with its first device. ``step`` is a pure function; an effect may be
+carried out again with the same (switch_id, phase), on which nodes and fleets are idempotent, so
+``Begun`` on an open switch just asks its present phase again.
+"""
+
+from enum import StrEnum
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from edge_agent.core.errors import JournalError
+from protocol.node import DeviceOutcome, LeaseWork, Phase
+from protocol.resource import Activity, DeviceKind
+
+
+class Status(StrEnum):
+    """Where one device of a switch stands."""
+
+    LIVE = "live"
+    FAILED = "failed"
+    COMMITTED = "committed"
+    ROLLED_BACK = "rolled_back"
+    QUARANTINED = "quarantined"
+
+
+FINAL = (Status.COMMITTED, Status.ROLLED_BACK, Status.QUARANTINED)
+
+
+class Stage(StrEnum):
+    """Stages of the table: a forward phase, the two backward ones, and the end."""
+
+    FORWARD = "forward"
+    ROLLBACK = "rollback"
+    QUARANTINE = "quarantine"
+    CLOSED = "closed"
+
+
+class Verdict(StrEnum):
+    """What the answers of a phase come to, once all are in or the deadline has passed."""
+
+    CLEAN = "clean"
+    MIXED = "mixed"
+    DEAD = "dead"
+
+
+# (stage, last forward phase?, verdict) -> next stage. FORWARD from a phase that is not the last means
+# its successor. DEAD in the very first phase has changed nothing, but undoing nothing is harmless.
+TABLE: dict[tuple[Stage, bool, Verdict], Stage] = {
+    (Stage.FORWARD, False, Verdict.CLEAN): Stage.FORWARD,
+    (Stage.FORWARD, False, Verdict.MIXED): Stage.FORWARD,
+    (Stage.FORWARD, False, Verdict.DEAD): Stage.ROLLBACK,
+    (Stage.FORWARD, True, Verdict.CLEAN): Stage.CLOSED,
+    (Stage.FORWARD, True, Verdict.MIXED): Stage.ROLLBACK,
+    (Stage.FORWARD, True, Verdict.DEAD): Stage.ROLLBACK,
+    (Stage.ROLLBACK, False, Verdict.CLEAN): Stage.CLOSED,
+    (Stage.ROLLBACK, False, Verdict.MIXED): Stage.QUARANTINE,
+    (Stage.ROLLBACK, False, Verdict.DEAD): Stage.QUARANTINE,
+    (Stage.QUARANTINE, False, Verdict.CLEAN): Stage.CLOSED,
+    (Stage.QUARANTINE, False, Verdict.MIXED): Stage.CLOSED,
+    (Stage.QUARANTINE, False, Verdict.DEAD): Stage.CLOSED,
+}
+
+PATHS: dict[DeviceKind, tuple[Phase, ...]] = {
+    DeviceKind.GPU: (
+        Phase.VALIDATE,
+        Phase.DRAIN,
+        Phase.PAUSE,
+        Phase.SAVE,
+        Phase.HANDOVER,
+        Phase.ACTIVATE,
+        Phase.VERIFY,
+        Phase.COMMIT,
+    ),
+    # An ASIC's fleet commands, waits for the effect and confirms it in one act.
+    DeviceKind.ASIC: (Phase.ACTIVATE,),
+    DeviceKind.CPU: (Phase.ACTIVATE,),
+}
+
+DEADLINE_S: dict[Phase, float] = {
+    Phase.VALIDATE: 3.0,
+    Phase.DRAIN: 10.0,
+    Phase.PAUSE: 10.0,
+    Phase.SAVE: 10.0,
+    Phase.HANDOVER: 15.0,
+    Phase.ACTIVATE: 30.0,
+    Phase.VERIFY: 15.0,
+    Phase.COMMIT: 10.0,
+    Phase.ROLLBACK: 30.0,
+    Phase.QUARANTINE: 10.0,
+}
+
+
+class SwitchDevice(Struct, frozen=True, array_like=True):
+    """One device: what it leaves (the undo), what it enters, and where it stands."""
+
+    device_id: str
+    node_id: str | None
+    from_activity: Activity
+    work: LeaseWork | None = None
+    status: Status = Status.LIVE
+    answered: bool = False
+    code: str = ""
+
+
+class PhaseSpan(Struct, frozen=True, array_like=True):
+    """How long a phase took."""
+
+    phase: Phase
+    took_us: int
+
+
+class Switch(Struct, frozen=True, array_like=True):
+    """One switch; the stored form is the intent and its undo."""
+
+    switch_id: str
+    kind: DeviceKind
+    device_class: str
+    to_activity: Activity
+    reason: str
+    lease_id: str | None
+    all_or_none: bool
+    opened_ns: int
+    activate_s: float
+    gain_usd: float | None
+    cost_usd: float | None
+    devices: tuple[SwitchDevice, ...]
+    stage: Stage
+    phase: Phase
+    phase_ns: int
+    spans: tuple[PhaseSpan, ...] = ()
+    commit_asked: bool = False
+
+
+class Begun(Struct, frozen=True):
+    """Start, or carry on after a restart."""
+
+
+class Answered(Struct, frozen=True):
+    """Some devices answered the phase; a phase other than the present one is stale."""
+
+    phase: Phase
+    outcomes: tuple[DeviceOutcome, ...]
+
+
+class Expired(Struct, frozen=True):
+    """The deadline of a phase passed; what has not answered has failed, its effect is unknown."""
+
+    phase: Phase
+
+
+Event = Begun | Answered | Expired
+
+
+class Ask(Struct, frozen=True):
+    """Ask these devices for a phase, within ``deadline_s``."""
+
+    phase: Phase
+    devices: tuple[SwitchDevice, ...]
+    deadline_s: float
+
+
+class Closed(Struct, frozen=True):
+    """The switch is over."""
+
+
+Effect = Ask | Closed
+
+
+def open_switch(
+    switch: Switch,
+) -> Switch:
+    """Give the switch at the first phase of its path."""
+    return replace(switch, stage=Stage.FORWARD, phase=PATHS[switch.kind][0])
+
+
+def step(switch: Switch, event: Event, now_ns: int) -> tuple[Switch, tuple[Effect, ...]]:
+    """Give the switch after one event, and what to do."""
+    if switch.stage is Stage.CLOSED:
+        return switch, ()
+    match event:
+        case Begun():
+            return switch, (_ask(switch),)
+        case Answered(phase, outcomes):
+            if phase is not switch.phase:
+                return switch, ()
+            switch = _take(switch, outcomes)
+        case Expired(phase):
+            if phase is not switch.phase:
+                return switch, ()
+            switch = _expire(switch)
+    if any(not device.answered for device in _concerned(switch)):
+        return switch, ()
+    return _advance(switch, now_ns)
+
+
+def outcomes_of(switch: Switch) -> tuple[str, ...]:
+    """Give how each device ended."""
+    return tuple(device.status.value for device in switch.devices)
+
+
+def encode_switch(switch: Switch) -> bytes:
+    """Encode for the store."""
+    return _ENCODER.encode(switch)
+
+
+def decode_switch(data: bytes) -> Switch:
+    """Decode what the store kept.
+
+    Raises:
+        JournalError: the bytes are no switch.
+    """
+    try:
+        return _DECODER.decode(data)
+    except (msgspec.DecodeError, ValueError) as exc:
+        raise JournalError("bad_switch", str(exc)) from exc
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(Switch)
+
+
+def _concerned(switch: Switch) -> tuple[SwitchDevice, ...]:
+    """Give the devices that the present phase is about."""
+    wanted = Status.LIVE if switch.stage is Stage.FORWARD else Status.FAILED
+    return tuple(device for device in switch.devices if device.status is wanted)
+
+
+def _take(switch: Switch, outcomes: tuple[DeviceOutcome, ...]) -> Switch:
+    said = {outcome.device_id: outcome for outcome in outcomes}
+    devices = []
+    concerned = Status.LIVE if switch.stage is Stage.FORWARD else Status.FAILED
+    for device in switch.devices:
+        outcome = said.get(device.device_id)
+        if outcome is None or device.answered or device.status is not concerned:
+            devices.append(device)
+            continue
+        devices.append(_judge(switch.stage, device, outcome.status == "done", outcome.code))
+    return _whole(replace(switch, devices=tuple(devices)))
+
+
+def _expire(switch: Switch) -> Switch:
+    concerned = Status.LIVE if switch.stage is Stage.FORWARD else Status.FAILED
+    devices = tuple(
+        _judge(switch.stage, device, done=False, code="deadline")
+        if device.status is concerned and not device.answered
+        else device
+        for device in switch.devices
+    )
+    return _whole(replace(switch, devices=devices))
+
+
+def _judge(stage: Stage, device: SwitchDevice, done: bool, code: str) -> SwitchDevice:  # noqa: FBT001 - read by name or beside its outcome
+    if stage is Stage.FORWARD:
+        status = Status.LIVE if done else Status.FAILED
+        return replace(device, status=status, answered=True, code=device.code or code)
+    if stage is Stage.ROLLBACK:
+        status = Status.ROLLED_BACK if done else Status.FAILED
+        return replace(device, status=status, answered=True)
+    return replace(device, status=Status.QUARANTINED, answered=True)
+
+
+def _whole(switch: Switch) -> Switch:
+    """Fail every live device of an all-or-none switch as soon as one has failed."""
+    if switch.stage is not Stage.FORWARD or not switch.all_or_none:
+        return switch
+    if not any(device.status is Status.FAILED for device in switch.devices):
+        return switch
+    devices = tuple(
+        replace(device, status=Status.FAILED, answered=True, code=device.code or "with_others")
+        if device.status is Status.LIVE
+        else device
+        for device in switch.devices
+    )
+    return replace(switch, devices=devices)
+
+
+def _advance(switch: Switch, now_ns: int) -> tuple[Switch, tuple[Effect, ...]]:
+    took = PhaseSpan(switch.phase, max(now_ns - switch.phase_ns, 0) // 1_000)
+    switch = replace(switch, spans=(*switch.spans, took), phase_ns=now_ns)
+    path = PATHS[switch.kind]
+    last = switch.stage is Stage.FORWARD and switch.phase is path[-1]
+    verdict = _verdict(switch)
+    if last:
+        switch = _commit_live(switch)
+    stage = TABLE[switch.stage, last, verdict]
+    if stage is Stage.CLOSED:
+        return replace(switch, stage=stage), (Closed(),)
+    phase = {
+        Stage.FORWARD: Phase.VALIDATE if last else _successor(path, switch.phase),
+        Stage.ROLLBACK: Phase.ROLLBACK,
+        Stage.QUARANTINE: Phase.QUARANTINE,
+    }[stage]
+    devices = tuple(replace(device, answered=False) for device in switch.devices)
+    commit_asked = switch.commit_asked or phase is Phase.COMMIT
+    switch = replace(switch, stage=stage, phase=phase, devices=devices, commit_asked=commit_asked)
+    return switch, (_ask(switch),)
+
+
+def _verdict(switch: Switch) -> Verdict:
+    failed = any(device.status is Status.FAILED for device in switch.devices)
+    if switch.stage is not Stage.FORWARD:
+        return Verdict.MIXED if failed else Verdict.CLEAN
+    live = any(device.status is Status.LIVE for device in switch.devices)
+    if not live:
+        return Verdict.DEAD
+    return Verdict.MIXED if failed else Verdict.CLEAN
+
+
+def _commit_live(switch: Switch) -> Switch:
+    devices = tuple(
+        replace(device, status=Status.COMMITTED) if device.status is Status.LIVE else device
+        for device in switch.devices
+    )
+    return replace(switch, devices=devices)
+
+
+def _successor(path: tuple[Phase, ...], phase: Phase) -> Phase:
+    at = path.index(phase)
+    return path[min(at + 1, len(path) - 1)]
+
+
+def _ask(switch: Switch) -> Ask:
+    devices = tuple(device for device in _concerned(switch) if not device.answered)
+    deadline_s = DEADLINE_S[switch.phase]
+    if switch.phase in (Phase.ACTIVATE, Phase.ROLLBACK):
+        deadline_s = max(deadline_s, switch.activate_s)
+    return Ask(switch.phase, devices, deadline_s)
