@@ -49,7 +49,9 @@ class AntminerBridge:
     ) -> None:
         self._host = address.host
         self._facts = facts
-        self._rpc = CgminerEndpoint(address.host, address.cgminer_port, in_flight=in_flight)
+        self._rpc = CgminerEndpoint(
+            address.host, address.cgminer_port, in_flight=in_flight, deadlines=facts.rpc
+        )
         self._web = AntminerWeb(
             address.host,
             address.web_port,

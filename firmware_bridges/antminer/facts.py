@@ -4,6 +4,7 @@ from typing import Final
 
 import msgspec
 
+from firmware_bridges.cgminer.client import CGMINER_DEADLINES
 from firmware_bridges.transport import Deadlines
 
 
@@ -12,6 +13,7 @@ class StockFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         name: Of the group.
+        rpc: Deadlines of the cgminer API.
         page: Deadlines of the pages that only read, and of blink.
         configure: Deadlines of set_miner_conf.cgi, which answers after its reload.
         new_api: `stats` is asked for in the shape of the web pages.
@@ -19,6 +21,7 @@ class StockFacts(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
+    rpc: Deadlines
     page: Deadlines
     configure: Deadlines
     new_api: bool
@@ -27,6 +30,7 @@ class StockFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 STOCK: Final = StockFacts(
     name="stock",
+    rpc=CGMINER_DEADLINES,
     page=Deadlines(connect_s=1.5, answer_s=5.0),
     # About 21 s were seen; a deadline of 5 s made false failures (asic-rs #245, #249).
     configure=Deadlines(connect_s=1.5, answer_s=30.0),

@@ -31,6 +31,9 @@ from firmware_bridges.rows import Row, as_float, as_text, rows_of
 # The real server does one recv of TMPBUFSIZ / 2 - 1 bytes: what is longer is cut without a word.
 REQUEST_BYTES_MAX: Final = 4_095
 ANSWER_BYTES_MAX: Final = 1 << 20
+# Repairing and splitting run in Python, on the loop: what costs more than a few 10 ms is refused.
+# The longest answer recorded has 21 kB.
+REPAIR_BYTES_MAX: Final = 128 << 10
 
 _COMMAND: Final = re.compile(r"[A-Za-z0-9_.]{1,64}\Z")
 # The closing quote is optional, so that an open text is passed over once and not once per quote.
@@ -197,6 +200,8 @@ def _read_json(body: bytes, address: str) -> tuple[Json, tuple[str, ...], bool]:
         return msgspec.json.decode(body), (), False
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         text, encoding = _characters(body)
+    if len(body) > REPAIR_BYTES_MAX:
+        raise BridgeGarbledError(address, f"broken and over {REPAIR_BYTES_MAX} bytes")
     try:
         repaired = read_tolerantly(text)
     except GarbledTextError as exc:
@@ -269,13 +274,15 @@ def _status(row: Row) -> Status:
 
 
 def _text_answers(body: bytes, commands: Sequence[str], address: str) -> tuple[Answer, ...]:
+    if len(body) > REPAIR_BYTES_MAX:
+        raise BridgeGarbledError(address, f"text answer over {REPAIR_BYTES_MAX} bytes")
     text, repairs = _characters(body)
     statuses: list[Status] = []
     names: dict[str, list[Row]] = {}
     chunks = _split(text, "|")
     truncated = chunks[-1].strip(" \0\r\n") != ""
     for number, chunk in enumerate(chunks):
-        items = _split(chunk.strip(" \0\r\n"), ",")
+        items = _split(chunk.lstrip(" \0\r\n").rstrip("\0\r\n"), ",")
         if truncated and number == len(chunks) - 1:
             items = items[:-1]
         if not items or items == [""]:

@@ -18,14 +18,15 @@ Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 _SPACE: Final = re.compile(r"[\s\x00-\x20\x7f]*")
 _STRING: Final = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
-_ESCAPE: Final = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
+_PAIR: Final = r"u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_ESCAPE: Final = re.compile(rf"\\({_PAIR}|u[0-9a-fA-F]{{4}}|.)", re.DOTALL)
 _BARE: Final = re.compile(r"[-+.\w]+")
 _NUMBER: Final = re.compile(r"[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?\Z")
 _ESCAPES: Final = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 _WORDS: Final[dict[str, bool | None]] = {"true": True, "false": False, "null": None}
 _NOT_FINITE: Final = frozenset({"inf", "nan", "infinity"})
 _NUMBER_CHARS_MAX: Final = 300
-_INT_CHARS_MAX: Final = 18
+_INT_CHARS_MAX: Final = 40
 _HALF_SURROGATE: Final = range(0xD800, 0xE000)
 
 
@@ -108,11 +109,11 @@ class _Reader:
         return self._value(1)
 
     def _value(self, depth: int) -> Json:
-        if depth > DEPTH_MAX:
-            raise GarbledTextError(f"nested deeper than {DEPTH_MAX}", self._at)
         char = self._peek()
         if char == "":
             raise _CutError
+        if char in ("{", "[") and depth > DEPTH_MAX:
+            raise GarbledTextError(f"nested deeper than {DEPTH_MAX}", self._at)
         if char == '"':
             return self._string()
         if char == "{":
@@ -205,9 +206,11 @@ class _Reader:
     def _unescape(self, match: re.Match[str]) -> str:
         escape = match.group(1)
         if len(escape) > 1:
-            code = int(escape[1:], 16)
+            code = int(escape[1:5], 16)
+            if len(escape) > 5:
+                return chr(0x10000 + (code - 0xD800) * 0x400 + int(escape[7:], 16) - 0xDC00)
             if code in _HALF_SURROGATE:
-                # Miners send no text beyond the BMP; a half surrogate could not be encoded again.
+                # Half a pair could not be encoded again.
                 self._repairs.add("half_surrogate")
                 return "\ufffd"
             return chr(code)
