@@ -113,6 +113,10 @@ class MinerFleet:
         """Give the newest reading of every device."""
         return self._poller.batch()
 
+    async def next_batch(self) -> AsicReadings:
+        """Wait for the end of the running tick and give its values: one batch per tick."""
+        return await self._poller.next_batch()
+
     def counts(self) -> PollCounts:
         """Give what the poller did so far."""
         return self._poller.counts()

@@ -77,6 +77,7 @@ class AsicPoller:
         self._columns = ReadingColumns([device.device_id for device in devices])
         self._breakers = [CLOSED] * len(self._devices)
         self._busy = [False] * len(self._devices)
+        self._tick_ended = asyncio.Event()
         self._failed: dict[str, int] = {}
         self._read = self._left_open = self._left_busy = self._ticks = self._ticks_late = 0
 
@@ -87,7 +88,7 @@ class AsicPoller:
             begin = loop.time()
             while True:
                 await self._tick(readers, begin)
-                self._ticks += 1
+                self._end_tick()
                 begin += self._settings.tick_s
                 if loop.time() > begin + self._settings.tick_s:
                     # More than a tick behind: start anew instead of hurrying after lost ticks.
@@ -98,7 +99,12 @@ class AsicPoller:
         """Poll every device once, spread over one tick, and wait for all answers."""
         async with asyncio.TaskGroup() as readers:
             await self._tick(readers, asyncio.get_running_loop().time())
-        self._ticks += 1
+        self._end_tick()
+        return self.batch()
+
+    async def next_batch(self) -> AsicReadings:
+        """Wait for the end of the running tick and give its values: one batch per tick."""
+        await self._tick_ended.wait()
         return self.batch()
 
     def batch(self) -> AsicReadings:
@@ -126,6 +132,12 @@ class AsicPoller:
             for index in range(slot * count // slots, (slot + 1) * count // slots):
                 self._start(readers, index)
         await asyncio.sleep(max(0.0, begin + self._settings.tick_s - loop.time()))
+
+    def _end_tick(self) -> None:
+        """Wake those who wait for this tick; later comers wait for the next."""
+        self._ticks += 1
+        self._tick_ended.set()
+        self._tick_ended = asyncio.Event()
 
     def _start(self, readers: asyncio.TaskGroup, index: int) -> None:
         if self._busy[index]:

@@ -160,3 +160,15 @@ def test_retries_of_a_whole_site_do_not_coincide() -> None:
     policy = BreakerPolicy(failures_to_open=1)
     times = {after_failure(Breaker(), policy, 0, place).retry_at_ns for place in range(1_000)}
     assert len(times) == 1_000
+
+
+def test_each_tick_gives_one_batch_at_its_end() -> None:
+    async def main() -> None:
+        poller = poller_of([ScriptedMiner(), ScriptedMiner()])
+        async with asyncio.TaskGroup() as group:
+            polling = group.create_task(poller.run())
+            batches = [await poller.next_batch() for _ in range(3)]
+            polling.cancel()
+        assert [batch.at_ns for batch in batches] == [5 * NS, 10 * NS, 15 * NS]
+
+    run(main())
