@@ -1,0 +1,115 @@
+"""Figure: one decision pass over a full site, every price and reading changed since the last.
+
+Run: ``python -m bench.decision``; prints one JSON object per figure.
+"""
+
+import json
+import statistics
+import time
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+
+from edge_agent.core.facts import Instant, MarketSeen, ReadingColumns, ReadingsSeen, pack_readings
+from edge_agent.core.passes import enter
+from edge_agent.core.optimizer import plan
+from edge_agent.core.site import MINE, Device, DeviceClass, Limits, Site
+from edge_agent.core.site_state import new_state
+from protocol.market import GpuRate, MarketTick
+from protocol.resource import MODELS
+
+ASICS = 15_000
+GPUS = 896
+PASSES = 60
+TARGET_MS = 20.0
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def build_site() -> Site:
+    """Build the site of the promise: 15,000 S21 and 896 GPUs (500 H100, 396 A100) on nodes of 8."""
+    classes = (
+        DeviceClass(model=MODELS["S21"]),
+        DeviceClass(model=MODELS["H100"], pue=1.25),
+        DeviceClass(model=MODELS["A100"], pue=1.25),
+    )
+    asics = [Device(device_id=f"asic-{n:05d}", device_class="S21") for n in range(ASICS)]
+    gpus = [
+        Device(
+            device_id=f"gpu-{n:03d}",
+            device_class="H100" if n < 500 else "A100",
+            node_id=f"node-{n // 8:03d}",
+        )
+        for n in range(GPUS)
+    ]
+    return Site("bench", classes, (*asics, *gpus), Limits(power_cap_w=60e6))
+
+
+def readings_at(site: Site, rng: np.random.Generator) -> ReadingsSeen:
+    """Draw a reading of every device: around its nameplate while mining."""
+    n = len(site)
+    mine_w = site.nameplate_w[site.class_of, MINE]
+    return pack_readings(
+        site.digest,
+        ReadingColumns(
+            np.arange(n, dtype=np.int32),
+            np.full(n, MINE, dtype=np.uint8),
+            np.ones(n, dtype=np.uint8),
+            mine_w * rng.normal(1.0, 0.02, n),
+            np.where(site.is_asic, 200.0, 0.0) * rng.normal(1.0, 0.02, n),
+            rng.normal(65.0, 3.0, n),
+            rng.uniform(0.0, 1.0, n),
+        ),
+    )
+
+
+def run() -> list[dict[str, object]]:
+    """Measure; prices cross the break-even, so that passes with a fleet's change are among them."""
+    site = build_site()
+    rng = np.random.default_rng(1)
+    state = new_state(site, Instant("boot", 0, START))
+    took_ms: list[float] = []
+    for number in range(PASSES):
+        at_s = 1_000 + 5 * number
+        instant = Instant("boot", at_s * 1_000_000_000, START + timedelta(seconds=at_s))
+        price = float(rng.normal(60.0, 20.0)) if number % 7 else 900.0
+        tick = MarketTick(
+            feed="bench",
+            measured_at=instant.wall,
+            source_at=instant.wall,
+            price_usd_per_mwh=price,
+            btc_price_usd=65_000.0 + float(rng.normal(0.0, 100.0)),
+            difficulty=83.1e12,
+            subsidy_btc=3.125,
+            fees_btc=0.1,
+            gpu_rates=(
+                GpuRate(device_class="H100", serve_usd_per_h=2.0, mine_usd_per_h=0.06),
+                GpuRate(device_class="A100", serve_usd_per_h=1.7, mine_usd_per_h=0.04),
+            ),
+        )
+        facts = (MarketSeen(tick), readings_at(site, rng))
+        began = time.perf_counter()
+        state = enter(site, state, instant, facts)
+        made = plan(site, state)
+        took_ms.append((time.perf_counter() - began) * 1e3)
+        assert len(made.records.reason) == len(site)
+    took_ms = sorted(took_ms[5:])
+    conditions = (
+        f"{ASICS} ASICs + {GPUS} GPUs, {len(took_ms)} passes, every price and reading changed; "
+        f"p50 {statistics.median(took_ms):.2f} ms, max {took_ms[-1]:.2f} ms"
+    )
+    value = took_ms[int(len(took_ms) * 0.95)]
+    return [
+        {
+            "name": "decision_ms_p95",
+            "value": round(value, 3),
+            "unit": "ms",
+            "target": TARGET_MS,
+            "ok": value <= TARGET_MS,
+            "conditions": conditions,
+        }
+    ]
+
+
+if __name__ == "__main__":
+    for figure in run():
+        print(json.dumps(figure))

@@ -1,0 +1,240 @@
+"""Why a device does what it does: the numbers of each option, the gates, and what would change it."""
+
+import numpy as np
+from msgspec import Struct
+
+from edge_agent.core import leases as ls
+from edge_agent.core import power as pw
+from edge_agent.core.economics import (
+    Quality,
+    age_s,
+    break_even_usd_per_mwh,
+    hashprice,
+    serve_usd_per_h,
+    value,
+)
+from edge_agent.core.plan import DecisionRecords, Gates, Plan, Reason
+from edge_agent.core.site import CURTAILED, IDLE, MINE, NS_PER_S, SERVE, DeviceClass, Site
+from edge_agent.core.site_state import NEVER_NS, SiteState
+from protocol.resource import ACTIVITY_CODES, Activity, DeviceKind
+
+
+class OptionValue(Struct, frozen=True, kw_only=True):
+    """One option in USD per hour; None is unknown or impossible."""
+
+    activity: Activity
+    revenue_usd_per_h: float | None
+    energy_usd_per_h: float | None
+    margin_usd_per_h: float | None
+    power_w: float
+    note: str = ""
+
+
+class GateResult(Struct, frozen=True, kw_only=True):
+    """One gate of a change: passed or not, and the number behind it."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+class Explanation(Struct, frozen=True, kw_only=True):
+    """The answer to ``hcp-agent why DEV``."""
+
+    device_id: str
+    device_class: str
+    activity: Activity
+    since_s: float
+    reachable: bool
+    lease_id: str | None
+    switch_id: str | None
+    price_usd_per_mwh: float | None
+    price_age_s: float | None
+    hashprice_usd_per_ths_day: float | None
+    break_even_usd_per_mwh: float | None
+    options: tuple[OptionValue, ...]
+    best: Activity
+    gain_usd: float | None
+    cost_usd: float | None
+    gates: tuple[GateResult, ...]
+    reason: str
+    verdict: str
+    would_change: tuple[str, ...]
+
+
+_SENTENCE: dict[Reason, str] = {
+    Reason.KEEP_BEST: "it already does what earns most",
+    Reason.GAIN: "the change earns more than it costs over the expected stay",
+    Reason.SKI_RENTAL: "staying has cost as much as the change would: it changes at the latest now",
+    Reason.HYSTERESIS: "the gain lies within the hysteresis band: it waits",
+    Reason.GAIN_BELOW_COST: "the gain over the expected stay is below the cost of the change",
+    Reason.DWELL: "it has not yet stayed its least time",
+    Reason.HOLD_STALE: "market values are missing or stale: it holds",
+    Reason.SAFE_POLICY: "market values have been stale too long: the safe policy rules",
+    Reason.LEASE: "a lease holds it",
+    Reason.LEASE_END: "its lease ends",
+    Reason.CAP: "there is no room under the power cap",
+    Reason.RAMP: "the wake-up ramp has no room yet",
+    Reason.CURTAIL_ORDER: "the grid order to curtail is in force",
+    Reason.DRAINED: "an operator drained it",
+    Reason.HELD: "an operator holds it",
+    Reason.QUARANTINED: "it is in quarantine after failed switches",
+    Reason.UNREACHABLE: "it cannot be reached: it counts with its nameplate",
+    Reason.SWITCHING: "a switch is under way",
+    Reason.NO_OPTION: "its activity offers no choice",
+    Reason.SHED: "load must go to keep the power cap",
+    Reason.NOT_OWNER: "this store does not own the site",
+}
+
+
+def why(site: Site, state: SiteState, plan: Plan, index: int) -> Explanation:
+    """Explain one device at the instant of the state, by the plan made from that state."""
+    records = plan.records
+    market, row = state.market, site.classes[int(site.class_of[index])]
+    reason = Reason(int(records.reason[index]))
+    lease = ls.lease_of(state, index)
+    switch_no = int(state.switch_no[index])
+    switch = next((entry for entry in state.switches if entry.no == switch_no), None)
+    best = ACTIVITY_CODES[int(records.best[index])]
+    target = ACTIVITY_CODES[int(records.target[index])]
+    activity = ACTIVITY_CODES[int(state.activity[index])]
+    verb = f"keeps {activity.value}" if target == activity else f"goes to {target.value}"
+    price = market.price_usd_per_mwh
+    return Explanation(
+        device_id=site.devices[index].device_id,
+        device_class=row.class_name,
+        activity=activity,
+        since_s=(state.now_ns - int(state.since_ns[index])) / NS_PER_S,
+        reachable=bool(state.reachable[index]),
+        lease_id=None if lease is None else lease.lease_id,
+        switch_id=None if switch is None else switch.switch_id,
+        price_usd_per_mwh=None if price is None else price.value,
+        price_age_s=age_s(price, state.now_ns),
+        hashprice_usd_per_ths_day=hashprice(market),
+        break_even_usd_per_mwh=break_even_usd_per_mwh(site, state, index),
+        options=_options(site, state, row, index),
+        best=best,
+        gain_usd=_known(float(records.gain_usd[index])),
+        cost_usd=_known(float(records.cost_usd[index])),
+        gates=_gates(site, state, plan, records, index),
+        reason=reason.name.lower(),
+        verdict=f"{verb}: {_SENTENCE[reason]}",
+        would_change=_would_change(site, state, plan, reason, index),
+    )
+
+
+def _options(
+    site: Site, state: SiteState, row: DeviceClass, index: int
+) -> tuple[OptionValue, ...]:
+    values = value(site, state)
+    per_wh = _known(float(values.energy_usd_per_wh[index]))
+    known_w = float(state.mine_w[index])
+    mine_w = row.model.mine_w if np.isnan(known_w) else known_w
+    is_asic = row.model.kind is DeviceKind.ASIC
+    mine = _option(
+        Activity.MINE, _known(float(values.revenue_usd_per_h[index])), mine_w, per_wh
+    )
+    off = _option(
+        Activity.CURTAILED if is_asic else Activity.IDLE,
+        0.0,
+        row.model.curtailed_w if is_asic else row.model.idle_w,
+        per_wh,
+    )
+    if is_asic or row.model.serve_w <= 0.0:
+        return (mine, off)
+    spot = serve_usd_per_h(state.market, row.class_name)
+    serve = _option(
+        Activity.SERVE, spot, row.model.serve_w, per_wh, "at the spot rate; only by a lease"
+    )
+    return (serve, mine, off)
+
+
+def _option(
+    activity: Activity, revenue: float | None, power_w: float, per_wh: float | None, note: str = ""
+) -> OptionValue:
+    energy = None if per_wh is None else power_w * per_wh
+    return OptionValue(
+        activity=activity,
+        revenue_usd_per_h=revenue,
+        energy_usd_per_h=energy,
+        margin_usd_per_h=None if revenue is None or energy is None else revenue - energy,
+        power_w=power_w,
+        note=note,
+    )
+
+
+def _gates(
+    site: Site, state: SiteState, plan: Plan, records: DecisionRecords, index: int
+) -> tuple[GateResult, ...]:
+    bits = Gates(int(records.gates[index]))
+    row = site.classes[int(site.class_of[index])]
+    stayed_s = (state.now_ns - int(state.since_ns[index])) / NS_PER_S
+    price_age = age_s(state.market.price_usd_per_mwh, state.now_ns)
+    gain, cost = float(records.gain_usd[index]), float(records.cost_usd[index])
+    age = "never seen" if price_age is None else f"{price_age:.0f} s old"
+    details = (
+        (Gates.FRESH, "fresh", f"price {age}, stale after {site.limits.price_stale_s:.0f} s"),
+        (Gates.REACHABLE, "reachable", "answers and is not in quarantine"),
+        (Gates.FREE, "free", "no lease, no open switch, an activity that can change"),
+        (Gates.GAIN, "gain", f"gain {gain:.4f} USD against cost {cost:.4f} USD"),
+        (
+            Gates.HYSTERESIS,
+            "hysteresis",
+            f"off beyond {row.off_margin:g} R, on beyond {row.on_margin:g} R, or regret "
+            f"{float(state.regret_usd[index]):.4f} USD at {0.5 * row.ski_rental * cost:.4f}",
+        ),
+        (Gates.DWELL, "dwell", f"stayed {stayed_s:.0f} s of {row.dwell_s:.0f} s"),
+        (Gates.CAP, "cap", f"{plan.power.headroom_w / 1e3:.1f} kW free under the cap"),
+        (Gates.RAMP, "ramp", f"{plan.power.ramp_left_w / 1e3:.1f} kW of wake-up ramp left"),
+    )
+    return tuple(
+        GateResult(name=name, ok=bool(bits & bit), detail=detail) for bit, name, detail in details
+    )
+
+
+def _would_change(
+    site: Site, state: SiteState, plan: Plan, reason: Reason, index: int
+) -> tuple[str, ...]:
+    row = site.classes[int(site.class_of[index])]
+    out: list[str] = []
+    values = value(site, state)
+    if values.quality[index] != Quality.FRESH:
+        out.append("fresh market values (price, coin and rates)")
+    break_even = break_even_usd_per_mwh(site, state, index)
+    if break_even is not None and state.activity[index] in (MINE, IDLE, CURTAILED):
+        out.append(_price_sentence(state, row, break_even, index))
+    left_s = row.dwell_s - (state.now_ns - int(state.since_ns[index])) / NS_PER_S
+    if left_s > 0.0:
+        out.append(f"{left_s:.0f} s more in this activity (least dwell)")
+    if reason in (Reason.CAP, Reason.SHED):
+        need_w = float(pw.counted_after_w(site, state, MINE)[index])
+        free_kw = plan.power.headroom_w / 1e3
+        out.append(f"{need_w / 1e3:.1f} kW for it under the cap; {free_kw:.1f} kW are free")
+    if reason is Reason.RAMP:
+        out.append(f"the ramp of {site.limits.ramp_w_per_s * 60 / 1e3:.1f} kW per minute")
+    if reason is Reason.QUARANTINED:
+        left = (int(state.quarantine_ns[index]) - state.now_ns) / NS_PER_S
+        out.append(f"{left:.0f} s, or `undrain` by an operator")
+    if reason in (Reason.DRAINED, Reason.HELD):
+        until = int(state.hold_until_ns[index])
+        ends = "until released" if until == NEVER_NS else f"{(until - state.now_ns) / 1e9:.0f} s"
+        out.append(f"the end of the hold ({ends})")
+    if state.activity[index] == SERVE:
+        out.append("the end of its lease")
+    return tuple(out)
+
+
+def _price_sentence(
+    state: SiteState, row: DeviceClass, break_even: float, index: int
+) -> str:
+    # The revenue margin R moves the break-even of the total price (energy + adder).
+    total = break_even + row.adder_usd_per_mwh
+    if state.activity[index] == MINE:
+        at = total * (1.0 + row.off_margin) - row.adder_usd_per_mwh
+        return f"a price above {at:.2f} USD/MWh switches it off (break-even {break_even:.2f})"
+    at = total * (1.0 - row.on_margin) - row.adder_usd_per_mwh
+    return f"a price below {at:.2f} USD/MWh switches it on (break-even {break_even:.2f})"
+
+
+def _known(number: float) -> float | None:
+    return None if np.isnan(number) else number
