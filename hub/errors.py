@@ -10,7 +10,8 @@ Tree::
     │   └── MigrationError       the schema on disk is not one that this version can use
     ├── IllegalTransitionError   a workload cannot go from that state to this one
     ├── NotFoundError            no such row, or not one that the asker may see
-    └── InvoiceError             a period cannot be closed as asked
+    ├── InvoiceError             a period cannot be closed as asked
+    └── MetricsError             the telemetry store cannot do it; the edge will send again
 """
 
 
@@ -58,3 +59,7 @@ class NotFoundError(HubError):
 
 class InvoiceError(HubError):
     """A period cannot be closed as asked."""
+
+
+class MetricsError(HubError):
+    """The telemetry store cannot do what was asked; nothing of it was kept."""

@@ -182,11 +182,12 @@ def set_through(connection: sqlite3.Connection, site_id: str, at: datetime) -> N
 
 
 def set_report(
-    connection: sqlite3.Connection, site_id: str, report: SiteReport, hub_epoch: int
+    connection: sqlite3.Connection, site_id: str, report: SiteReport, hub_epoch: int | None
 ) -> None:
-    """Store what the site has and runs."""
+    """Store what the site has and runs; ``hub_epoch`` None: the report is from before a restore."""
     connection.execute(
-        "UPDATE sites SET report = ?, report_at_ms = ?, report_epoch = ? WHERE site_id = ?",
+        "UPDATE sites SET report = ?, report_at_ms = ?,"
+        " report_epoch = coalesce(?, report_epoch) WHERE site_id = ?",
         (msgspec.msgpack.encode(report), to_ms(report.at), hub_epoch, site_id),
     )
 

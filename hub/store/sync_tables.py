@@ -5,6 +5,7 @@ The ledger row of a record and the rows that the record makes stand in one trans
 
 import sqlite3
 from collections.abc import Sequence
+from datetime import datetime
 
 from msgspec import Struct
 
@@ -30,7 +31,10 @@ MIGRATIONS = (
                 number INTEGER NOT NULL
             ) WITHOUT ROWID
             """,
-            "INSERT INTO hub_meta VALUES ('hub_epoch', 1), ('conn_no', 0), ('canary_no', 0)",
+            """
+            INSERT INTO hub_meta
+            VALUES ('hub_epoch', 1), ('epoch_at_ms', 0), ('conn_no', 0), ('canary_no', 0)
+            """,
             """
             CREATE TABLE stores (
                 store_id TEXT PRIMARY KEY,
@@ -199,7 +203,7 @@ class Quarantined(Struct, frozen=True, kw_only=True):
 
 
 def meta(connection: sqlite3.Connection, name: str) -> int:
-    """Read one number of the hub: ``hub_epoch``, ``conn_no`` or ``canary_no``."""
+    """Read a number of the hub: ``hub_epoch``, ``epoch_at_ms``, ``conn_no``, ``canary_no``."""
     row = connection.execute("SELECT number FROM hub_meta WHERE name = ?", (name,)).fetchone()
     return int(row[0])
 
@@ -210,8 +214,9 @@ def raise_meta(connection: sqlite3.Connection, name: str) -> int:
     return meta(connection, name)
 
 
-def raise_epoch(connection: sqlite3.Connection) -> int:
+def raise_epoch(connection: sqlite3.Connection, now: datetime) -> int:
     """Begin a new hub epoch, after a restore only; sites must report before work moves."""
+    connection.execute("UPDATE hub_meta SET number = ? WHERE name = 'epoch_at_ms'", (to_ms(now),))
     return raise_meta(connection, "hub_epoch")
 
 

@@ -1,0 +1,226 @@
+"""Take one batch of an ordered stream in a write job: rows, ledger, transitions in one commit."""
+
+import sqlite3
+from datetime import datetime
+
+from msgspec import Struct
+
+from hub.core.leases import Fault, usage_fault
+from hub.core.sync import NACK_OF, SeqSet, Verdict, build_ack, judge_ordered
+from hub.errors import HubError
+from hub.ingest.effects import Effects
+from hub.ingest.events import EventContext, apply_due_releases, apply_event, rebuild_lease
+from hub.store import leases, sites, sync_tables, usage
+from hub.store.sync_tables import AlarmRow, Quarantined, StoreRow
+from protocol.codec import EVENT_ITEM, USAGE_ITEM
+from protocol.errors import DecodeError
+from protocol.sync import Ack, NackCode, Record, Stream, UpBatch, digest_of
+from protocol.telemetry import decode_schema_item
+from protocol.units import to_ms
+from protocol.usage import Through, UsageRecord
+
+BATCH_VERSION = 1
+
+
+class Taken(Struct, frozen=True):
+    """Outcome of a batch: the ack to send (None: say nothing) and what is left to do."""
+
+    ack: Ack | None
+    effects: Effects
+
+
+class _Source(Struct, frozen=True, kw_only=True):
+    """What all records of a batch share."""
+
+    store: StoreRow
+    stream: Stream
+    owner: bool
+    hub_epoch: int
+    now: datetime
+
+
+def take_batch(
+    connection: sqlite3.Connection, batch: UpBatch, *, now: datetime, credit: int
+) -> Taken:
+    """Take what is new and in order, and build the ack that is true after the commit."""
+    effects = Effects()
+    store = sync_tables.find_store(connection, batch.store_id)
+    if store is None or store.site_id != batch.site_id:
+        # Its birth has not arrived, or it is not of this site: unacked, it will come again.
+        effects.counts["batch_of_unknown_store"] += 1
+        return Taken(None, effects)
+    view = sites.view(connection, store.site_id)
+    source = _Source(
+        store=store,
+        stream=batch.stream,
+        owner=view is not None and view.owner_store_id == store.store_id,
+        hub_epoch=sync_tables.meta(connection, "hub_epoch"),
+        now=now,
+    )
+    sites.heard(connection, store.site_id, to_ms(now))
+    wm, nack = _take_records(connection, batch, source, effects)
+    if batch.stream is Stream.USAGE:
+        apply_due_releases(connection, store, wm, now, effects)
+    ack = build_ack(
+        hub_epoch=source.hub_epoch,
+        store_id=store.store_id,
+        stream=batch.stream,
+        known=SeqSet(wm),
+        hub_time=now,
+        credit=credit,
+        nack=nack,
+    )
+    return Taken(ack, effects)
+
+
+def _take_records(
+    connection: sqlite3.Connection, batch: UpBatch, source: _Source, effects: Effects
+) -> tuple[int, list[tuple[int, NackCode]]]:
+    store_id, stream = source.store.store_id, source.stream
+    before = wm = sync_tables.watermark(connection, store_id, stream)
+    if batch.version != BATCH_VERSION:
+        effects.counts["unknown_version"] += 1
+        return wm, [(record.seq, NackCode.UNKNOWN_VERSION) for record in batch.records]
+    nack: list[tuple[int, NackCode]] = []
+    for record in batch.records:
+        known = (
+            sync_tables.digest_at(connection, store_id, stream, record.seq)
+            if record.seq <= wm
+            else None
+        )
+        verdict = judge_ordered(record, wm, known)
+        effects.counts[f"{stream.value}_{verdict.value}"] += 1
+        if verdict is Verdict.TAKE:
+            _take(connection, record, source, effects)
+            sync_tables.add_to_ledger(connection, store_id, stream, record.seq, record.digest)
+            wm = record.seq
+        elif verdict is Verdict.CONFLICT:
+            _alarm_conflict(connection, record, source, effects)
+        elif verdict in NACK_OF:
+            nack.append((record.seq, NACK_OF[verdict]))
+            break
+    if wm != before:
+        sync_tables.set_watermark(connection, store_id, stream, wm)
+    return wm, nack
+
+
+def _take(
+    connection: sqlite3.Connection, record: Record, source: _Source, effects: Effects
+) -> None:
+    """Apply one record, or keep it raw: either way custody is ours from this commit on."""
+    done = Effects()
+    connection.execute("SAVEPOINT record")
+    try:
+        if source.stream is Stream.USAGE:
+            _take_usage(connection, record, source, done)
+        elif source.stream is Stream.EVENT:
+            _take_event(connection, record, source, done)
+        else:
+            done.schemas.append((digest_of(record.body), decode_schema_item(record.body)))
+            sync_tables.add_schema(connection, record.digest, source.store.site_id, record.body)
+    except (DecodeError, HubError, ArithmeticError, sqlite3.IntegrityError) as exc:
+        connection.execute("ROLLBACK TO record")
+        code = exc.code if isinstance(exc, (DecodeError, HubError)) else "not_applicable"
+        done = Effects()
+        _quarantine(connection, record, source, Fault(code, str(exc)), done)
+    connection.execute("RELEASE record")
+    effects.take(done)
+
+
+def _take_usage(
+    connection: sqlite3.Connection, record: Record, source: _Source, effects: Effects
+) -> None:
+    item = USAGE_ITEM.decode(record.body)
+    if isinstance(item, Through):
+        if source.owner:
+            sites.set_through(connection, source.store.site_id, item.at)
+        return
+    row = leases.get(connection, item.lease_id) or rebuild_lease(
+        connection, item.lease_id, item.attempt, _event_context(connection, record, source)
+    )
+    fault = usage_fault(
+        item,
+        site_id=source.store.site_id,
+        lease=None if row is None else row.lease,
+        next_issued_at=leases.issued_at(connection, item.workload_id, item.attempt + 1),
+        now=source.now,
+    )
+    if fault is None:
+        assert row is not None
+        fault = _store_usage(connection, record, item, row.customer_id, source, effects)
+    if fault is not None:
+        _quarantine(connection, record, source, fault, effects)
+
+
+def _store_usage(
+    connection: sqlite3.Connection,
+    record: Record,
+    item: UsageRecord,
+    customer_id: str,
+    source: _Source,
+    effects: Effects,
+) -> Fault | None:
+    came_of = usage.insert_or_compare(
+        connection,
+        item,
+        customer_id=customer_id,
+        source=(source.store.store_id, record.seq),
+        now_ms=to_ms(source.now),
+    )
+    effects.counts[f"usage_{came_of.value}"] += 1
+    if came_of is usage.Insertion.DIFFERENT:
+        return Fault("usage_conflict", f"usage_id: {item.usage_id} is known with other content")
+    return None
+
+
+def _take_event(
+    connection: sqlite3.Connection, record: Record, source: _Source, effects: Effects
+) -> None:
+    event = EVENT_ITEM.decode(record.body)
+    apply_event(connection, event, _event_context(connection, record, source), effects)
+
+
+def _event_context(connection: sqlite3.Connection, record: Record, source: _Source) -> EventContext:
+    return EventContext(
+        store=source.store,
+        seq=record.seq,
+        body=record.body,
+        owner=source.owner,
+        usage_wm=sync_tables.watermark(connection, source.store.store_id, Stream.USAGE),
+        hub_epoch=source.hub_epoch,
+        now=source.now,
+    )
+
+
+def _quarantine(
+    connection: sqlite3.Connection,
+    record: Record,
+    source: _Source,
+    fault: Fault,
+    effects: Effects,
+) -> None:
+    row = Quarantined(
+        site_id=source.store.site_id,
+        store_id=source.store.store_id,
+        stream=source.stream,
+        seq=record.seq,
+        code=fault.code,
+        detail=fault.detail,
+        body=record.body,
+    )
+    effects.alarm(sync_tables.quarantine(connection, row, to_ms(source.now)))
+    effects.counts[f"{source.stream.value}_quarantined"] += 1
+
+
+def _alarm_conflict(
+    connection: sqlite3.Connection, record: Record, source: _Source, effects: Effects
+) -> None:
+    row = AlarmRow(
+        site_id=source.store.site_id,
+        source="hub",
+        code="digest_conflict",
+        detail=f"{source.stream.value} {source.store.store_id}/{record.seq}: another record",
+        at_ms=to_ms(source.now),
+    )
+    sync_tables.add_alarm(connection, row)
+    effects.alarm(row)
