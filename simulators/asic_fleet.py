@@ -18,8 +18,9 @@ from simulators import asic_cgminer, asic_physics, asic_web
 from simulators.asic_cgminer import Pool, Refusal, View
 from simulators.asic_faults import Fault, FaultKind, damaged
 from simulators.asic_models import MinerModel, Timing, WorkMode
-from simulators.asic_web import Configuration, ConfigurationWrite, HttpRequest, Login
+from simulators.asic_web import Configuration, ConfigurationWrite, Login
 from simulators.errors import SettingError
+from simulators.http_wire import HttpRequest, response
 
 COUNT_MAX = 1_000_000
 AGE_S_MAX = 500_000
@@ -166,17 +167,15 @@ class Fleet:
         wall_s = int(self._wall_s())
         keep_alive = request.keep_alive
         if not asic_web.authorized(request, self.spec.login, self._secret, wall_s):
-            challenge = asic_web.nonce(self._secret, wall_s)
-            refusal = asic_web.response(401, b"", keep_alive=keep_alive, challenge=challenge)
+            header = asic_web.challenge(self._secret, wall_s)
+            refusal = response(401, b"", keep_alive=keep_alive, header=header)
             return self._spoiled(miner, refusal, 0.0)
         if request.path == "/cgi-bin/reboot.cgi":
             self._change(miner, WorkMode(int(miner.conf.work_mode)), reboot=True)
             return Outcome(Action.RESET)
         body, delay_s = self._page(index, miner, request)
         status = 404 if body is None else 200
-        return self._spoiled(
-            miner, asic_web.response(status, body or b"", keep_alive=keep_alive), delay_s
-        )
+        return self._spoiled(miner, response(status, body or b"", keep_alive=keep_alive), delay_s)
 
     def inject(
         self, kind: FaultKind, indices: Sequence[int], *, for_s: float | None = None

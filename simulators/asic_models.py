@@ -125,7 +125,7 @@ S21 = MinerModel(
 )
 S19_XP = MinerModel(
     device_type="Antminer S19 XP",
-    hashrate_ths=141.0,
+    hashrate_ths=140.0,
     power_w=3010.0,
     power_w_asleep=20.0,
     boards=3,

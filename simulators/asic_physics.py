@@ -78,7 +78,10 @@ class MinerState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MinerTraits(msgspec.Struct, frozen=True, kw_only=True):
-    """What makes one miner differ from its nameplate: production spread, by seed."""
+    """What makes one miner differ from its nameplate: production spread, by seed.
+
+    The power share is at most 1: a nameplate is the maker's upper bound, and caps are kept with it.
+    """
 
     model: MinerModel
     timing: Timing
@@ -106,7 +109,7 @@ def traits(model: MinerModel, timing: Timing, seed: int, index: int) -> MinerTra
         seed=seed,
         index=index,
         rate_share=1.0 + 0.01 * noise(seed, index, "rate-spread", 0),
-        power_share=1.0 + 0.015 * noise(seed, index, "power-spread", 0),
+        power_share=1.0 - 0.01 * abs(noise(seed, index, "power-spread", 0)),
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from simulators import asic_cgminer, asic_web
+from simulators import asic_cgminer, http_wire
 from simulators.asic_fleet import Action, Fleet, Outcome
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class _Web(_Connection):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        if len(self._buffer) > asic_web.HEAD_BYTES_MAX + asic_web.BODY_BYTES_MAX:
+        if len(self._buffer) > http_wire.HEAD_BYTES_MAX + http_wire.BODY_BYTES_MAX:
             self._reset()
             return
         self._next()
@@ -170,13 +170,13 @@ class _Web(_Connection):
         """Serve the next whole request of the buffer."""
         if self._busy or self._index is None or self._transport is None:
             return
-        request = asic_web.take_request(self._buffer)
+        request = http_wire.take_request(self._buffer)
         if request is None:
             return
         self._busy = True
-        if isinstance(request, asic_web.HttpRefused):
+        if isinstance(request, http_wire.HttpRefused):
             self._keep_alive = False
-            self.send(asic_web.response(request.status, b"", keep_alive=False))
+            self.send(http_wire.response(request.status, b"", keep_alive=False))
             return
         self._keep_alive = request.keep_alive
         self.react(self._fleet.web(self._index, request))

@@ -1,4 +1,4 @@
-"""The web pages of Bitmain's stock firmware: HTTP with digest authentication, and the CGI pages.
+"""The web pages of Bitmain's stock firmware: digest authentication, and the CGI pages' bodies.
 
 Pure: bytes and values in, bytes and values out; `asic_server` owns the sockets, `asic_fleet` what
 the pages change. Source: recorded answers and what public fleet tools report; the error codes of
@@ -13,28 +13,11 @@ import re
 import msgspec
 
 from simulators.asic_cgminer import Pool
+from simulators.http_wire import HttpRequest
 
 REALM = "antMiner Configuration"
-HEAD_BYTES_MAX = 8192
-BODY_BYTES_MAX = 65_536
 NONCE_LIFE_S = 600
 _PAIR = re.compile(r'(\w+)=(?:"([^"]*)"|([^\s,]+))')
-
-
-class HttpRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One request, with what matters of its head."""
-
-    method: str
-    path: str
-    authorization: str
-    keep_alive: bool
-    body: bytes
-
-
-class HttpRefused(msgspec.Struct, frozen=True):
-    """A request that is answered with a status and a closed connection."""
-
-    status: int
 
 
 class Login(msgspec.Struct, frozen=True):
@@ -42,40 +25,6 @@ class Login(msgspec.Struct, frozen=True):
 
     user: str = "root"
     password: str = "root"  # noqa: S105 - the maker's published default, kept by most sites
-
-
-def take_request(buffer: bytearray) -> HttpRequest | HttpRefused | None:
-    """Take one whole request off the front of a buffer; None when it is not whole yet."""
-    end = buffer.find(b"\r\n\r\n")
-    if end < 0:
-        return HttpRefused(431) if len(buffer) > HEAD_BYTES_MAX else None
-    lines = buffer[:end].decode("latin-1").split("\r\n")
-    parts = lines[0].split(" ")
-    if len(parts) != 3 or not parts[2].startswith("HTTP/1."):
-        return HttpRefused(400)
-    headers = {
-        name.strip().lower(): value.strip()
-        for name, colon, value in (line.partition(":") for line in lines[1:])
-        if colon
-    }
-    length_text = headers.get("content-length", "0")
-    if not (length_text.isascii() and length_text.isdigit()):
-        return HttpRefused(400)
-    length = int(length_text)
-    if length > BODY_BYTES_MAX:
-        return HttpRefused(413)
-    if len(buffer) < end + 4 + length:
-        return None
-    body = bytes(buffer[end + 4 : end + 4 + length])
-    del buffer[: end + 4 + length]
-    connection = headers.get("connection", "").lower()
-    return HttpRequest(
-        method=parts[0],
-        path=parts[1].partition("?")[0],
-        authorization=headers.get("authorization", ""),
-        keep_alive=connection != "close" and parts[2] == "HTTP/1.1",
-        body=body,
-    )
 
 
 def nonce(secret: str, wall_s: int) -> str:
@@ -99,18 +48,6 @@ def authorized(request: HttpRequest, login: Login, secret: str, wall_s: int) -> 
     return given.get("username") == login.user and given.get("response") == _md5(
         f"{a1}:{middle}:{a2}"
     )
-
-
-def response(status: int, body: bytes, *, keep_alive: bool, challenge: str | None = None) -> bytes:
-    """Return the bytes of a response."""
-    reason = {200: "OK", 401: "Unauthorized", 404: "Not Found", 413: "Payload Too Large"}
-    head = [f"HTTP/1.1 {status} {reason.get(status, 'Bad Request')}"]
-    if challenge is not None:
-        head.append(f'WWW-Authenticate: Digest realm="{REALM}", nonce="{challenge}", qop="auth"')
-    head.append("Content-Type: application/json")
-    head.append(f"Content-Length: {len(body)}")
-    head.append(f"Connection: {'keep-alive' if keep_alive else 'close'}")
-    return "\r\n".join(head).encode() + b"\r\n\r\n" + body
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,6 +76,11 @@ class ConfigurationWrite(msgspec.Struct, frozen=True, kw_only=True):
     fan_pwm: str | int = msgspec.field(default="100", name="bitmain-fan-pwm")
     frequency_level: str | int = msgspec.field(default="100", name="bitmain-freq-level")
     miner_mode: int | None = msgspec.field(default=None, name="miner-mode")
+
+
+def challenge(secret: str, wall_s: int) -> str:
+    """Return the header that asks for a digest."""
+    return f'WWW-Authenticate: Digest realm="{REALM}", nonce="{nonce(secret, wall_s)}", qop="auth"'
 
 
 def _md5(text: str) -> str:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from simulators import asic_command, gpu_command
+from simulators import asic_command, gpu_command, market_command
 from simulators.errors import SimulatorError
 
 
@@ -16,6 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="SIMULATOR")
     asic_command.add_parser(commands)
     gpu_command.add_parser(commands)
+    market_command.add_parser(commands)
     options = parser.parse_args(argv)
     try:
         code: int = options.run(options)

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulators import asic_web
+from simulators import http_wire
 from simulators.asic_control import obey
 from simulators.asic_faults import FaultKind, parse_shares
 from simulators.asic_fleet import Action, Fleet, FleetSpec
@@ -345,8 +345,8 @@ def test_arbitrary_bytes_never_break_the_http_reader(data: bytes, cuts: list[int
         buffer += data[:cut]
         data = data[cut:]
         before = len(buffer)
-        taken = asic_web.take_request(buffer)
-        assert len(buffer) < before or not isinstance(taken, asic_web.HttpRequest)
+        taken = http_wire.take_request(buffer)
+        assert len(buffer) < before or not isinstance(taken, http_wire.HttpRequest)
 
 
 @given(
@@ -359,10 +359,10 @@ def test_whole_requests_are_read_whatever_the_cut(method: str, body: bytes, path
     data = head.encode() + body
     buffer = bytearray(data[:-1])
     if body or len(data) > len(head):
-        assert asic_web.take_request(buffer) is None
+        assert http_wire.take_request(buffer) is None
     buffer = bytearray(data + b"GET")
-    request = asic_web.take_request(buffer)
-    assert isinstance(request, asic_web.HttpRequest)
+    request = http_wire.take_request(buffer)
+    assert isinstance(request, http_wire.HttpRequest)
     assert (request.method, request.path, request.body) == (method, path, body)
     assert buffer == b"GET"
 
@@ -377,8 +377,8 @@ def test_whole_requests_are_read_whatever_the_cut(method: str, body: bytes, path
     ],
 )
 def test_refused_requests_have_their_status(head: bytes, status: int) -> None:
-    refused = asic_web.take_request(bytearray(head))
-    assert refused == asic_web.HttpRefused(status)
+    refused = http_wire.take_request(bytearray(head))
+    assert refused == http_wire.HttpRefused(status)
 
 
 def test_control_sets_and_clears_faults_and_tells_the_truth() -> None:
