@@ -15,13 +15,15 @@ Row = Mapping[str, object]
 TEXT_CHARS_MAX: Final = 256
 HASHRATE_THS_MAX: Final = 10_000.0
 POWER_W_MAX: Final = 100_000.0
-TEMP_C_MIN: Final = -40.0
 TEMP_C_MAX: Final = 200.0
 FAN_RPM_MAX: Final = 50_000
 UPTIME_S_MAX: Final = 10 * 366 * 86_400
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]+")
-_LEADING_NUMBER: Final = re.compile(r"\s*[-+]?\d{1,30}(?:\.\d{0,30})?(?:[eE][-+]?\d{1,3})?")
+# A number and perhaps its unit: "203007.01", "3250 W", "58.94W"; not "1.2.3".
+_NUMBER: Final = re.compile(
+    r"\s*([-+]?\d{1,30}(?:\.\d{0,30})?(?:[eE][-+]?\d{1,3})?)\s*[A-Za-z/%]{0,8}\s*\Z"
+)
 
 
 class RowReader:
@@ -51,14 +53,6 @@ class RowReader:
             return None
         return value
 
-    def first(self, *keys: str, low: float, high: float) -> float | None:
-        """Read the first of several names that has a plausible value."""
-        for key in keys:
-            value = self.number(key, low=low, high=high)
-            if value is not None:
-                return value
-        return None
-
     def whole(self, key: str, *, low: int, high: int) -> int | None:
         """Read a whole number within [low, high]."""
         value = self.number(key, low=low, high=high)
@@ -70,14 +64,14 @@ class RowReader:
 
 
 def as_float(value: object) -> float | None:
-    """Read a finite number from a number or from a text that starts with one ("3250 W")."""
+    """Read a finite number from a number, or from a text of one and its unit ("3250 W")."""
     if isinstance(value, bool):
         return None
     if isinstance(value, str):
-        match = _LEADING_NUMBER.match(value)
+        match = _NUMBER.match(value)
         if match is None:
             return None
-        value = float(match.group())
+        value = float(match.group(1))
     if not isinstance(value, int | float):
         return None
     try:

@@ -23,6 +23,8 @@ from edge_agent.ports import Clock
 from firmware_bridges.base import MinerState, ReadDetail, Reading, WorkMode, WriteState
 from firmware_bridges.errors import BridgeError
 
+_NS = 1_000_000_000
+
 CODE_UNKNOWN_DEVICE = "device.unknown"
 CODE_CONFLICT = "switch.conflict"
 CODE_UNCONFIRMED = "effect.unconfirmed"
@@ -39,6 +41,8 @@ class DriverSettings(msgspec.Struct, frozen=True, kw_only=True):
         mining_share_min: Share of the nameplate rate from which a device counts as mining.
         asleep_share_max: Share of the nameplate rate up to which it counts as stopped.
         asleep_power_share_max: Share of the nameplate power up to which it counts as stopped.
+        hold_s: Where the firmware gives no power, the signs of sleep must hold for so long: a
+            miner that reloads looks asleep for a moment, whatever it does next.
         remembered: (switch_id, phase) pairs kept; the oldest are forgotten.
     """
 
@@ -48,6 +52,7 @@ class DriverSettings(msgspec.Struct, frozen=True, kw_only=True):
     mining_share_min: float = 0.5
     asleep_share_max: float = 0.02
     asleep_power_share_max: float = 0.1
+    hold_s: float = 2.0
     remembered: int = 4_096
 
 
@@ -221,25 +226,35 @@ class AsicDriver:
     ) -> DeviceOutcome:
         """Look until the effect is there; the caller's deadline ends it."""
         pause_s = self._settings.watch_s
+        seen_ns: int | None = None
         while self._newest[device.device_id] is attempt:
-            try:
-                async with self._at_once:
-                    reading = await device.bridge.read(ReadDetail.FAST)
-            except BridgeError as exc:
-                # The API is away while the miner reloads: no evidence either way.
-                attempt.note(code=exc.code, detail=exc.detail)
-            else:
-                attempt.note(hashrate_ths=reading.hashrate_ths, power_w=reading.power_w)
-                if is_effective(reading, action, device.nameplate, self._settings):
-                    return attempt.note(
-                        state=OutcomeState.CONFIRMED,
-                        confirmed_ns=self._clock.boottime_ns(),
-                        code="",
-                        detail="",
-                    )
+            seen_ns = await self._look(device, action, attempt, seen_ns)
+            if attempt.outcome.state is OutcomeState.CONFIRMED:
+                return attempt.outcome
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, self._settings.watch_s_max)
         return attempt.note(code=CODE_SUPERSEDED, detail="a newer command took the device over")
+
+    async def _look(
+        self, device: DrivenAsic, action: AsicAction, attempt: _Try, seen_ns: int | None
+    ) -> int | None:
+        """Look once; give since when the effect has been seen, `None` = it is not."""
+        try:
+            async with self._at_once:
+                reading = await device.bridge.read(ReadDetail.FAST)
+        except BridgeError as exc:
+            # The API is away while the miner reloads: no evidence either way.
+            attempt.note(code=exc.code, detail=exc.detail)
+            return None
+        attempt.note(hashrate_ths=reading.hashrate_ths, power_w=reading.power_w)
+        if not is_effective(reading, action, device.nameplate, self._settings):
+            return None
+        now_ns = self._clock.boottime_ns()
+        since_ns = now_ns if seen_ns is None else seen_ns
+        measured = action is AsicAction.MINE or reading.power_w is not None
+        if measured or now_ns - since_ns >= self._settings.hold_s * _NS:
+            attempt.note(state=OutcomeState.CONFIRMED, confirmed_ns=now_ns, code="", detail="")
+        return since_ns
 
 
 def is_effective(

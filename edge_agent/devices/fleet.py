@@ -11,6 +11,7 @@ from edge_agent.devices.ports import AsicAction, AsicNameplate, AsicReadings, De
 from edge_agent.ports import Clock
 from firmware_bridges.antminer.bridge import AntminerBridge
 from firmware_bridges.antminer.digest import FACTORY_CREDENTIALS, Credentials
+from firmware_bridges.antminer.facts import STOCK, StockFacts
 from firmware_bridges.base import MinerAddress, WorkMode
 
 
@@ -23,6 +24,7 @@ class AsicUnit(msgspec.Struct, frozen=True, kw_only=True):
         nameplate: Of its model.
         credentials: Of its web pages.
         wake_mode: Mode to wake into when the one before sleep is not known.
+        facts: Of its firmware.
     """
 
     device_id: str
@@ -30,6 +32,7 @@ class AsicUnit(msgspec.Struct, frozen=True, kw_only=True):
     nameplate: AsicNameplate
     credentials: Credentials = FACTORY_CREDENTIALS
     wake_mode: WorkMode = WorkMode.NORMAL
+    facts: StockFacts = STOCK
 
 
 class FleetSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +74,7 @@ class MinerFleet:
                 in_flight=in_flight,
                 client_nonce=client_nonce,
                 credentials=unit.credentials,
+                facts=unit.facts,
             )
             for unit in units
         ]

@@ -56,6 +56,25 @@ def test_sleep_is_confirmed_when_rate_and_power_fell() -> None:
     run(main())
 
 
+def test_without_a_power_field_the_signs_of_sleep_must_hold() -> None:
+    async def main() -> None:
+        miner = ScriptedMiner()
+        miner.gives_power = False
+        miner.stop_s = 0.0
+        driver = driver_of(miner)
+        loop = asyncio.get_running_loop()
+        # It reloads, looks asleep for a second, and hashes again: that was no sleep.
+        loop.call_later(1.0, setattr, miner, "obeys", False)  # noqa: FBT003
+        loop.call_later(20.0, setattr, miner, "obeys", True)  # noqa: FBT003
+        outcome = await apply(driver)
+        assert outcome.state is OutcomeState.CONFIRMED
+        assert outcome.power_w is None
+        assert outcome.confirmed_ns is not None
+        assert outcome.confirmed_ns >= 22 * NS
+
+    run(main())
+
+
 def test_wake_is_confirmed_after_the_warm_up() -> None:
     async def main() -> None:
         miner = ScriptedMiner(WorkMode.SLEEP)

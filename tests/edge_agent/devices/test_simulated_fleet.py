@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 PLATES = {"Antminer S21": (200.0, 3_500.0), "Antminer S19 XP": (140.0, 3_010.0)}
 SETTINGS = FleetSettings(
     poll=PollSettings(tick_s=0.5, slot_s=0.01),
-    drive=DriverSettings(watch_s=0.05, watch_s_max=0.2),
+    drive=DriverSettings(watch_s=0.05, watch_s_max=0.2, hold_s=0.2),
 )
 
 
@@ -131,7 +131,7 @@ async def test_hung_and_dead_miners_do_not_hold_up_the_others() -> None:
         begin = loop.time()
         for _ in range(3):
             readings = await fleet.next_batch()
-        assert loop.time() - begin < 2.5, "three ticks of 0.5 s"
+        assert loop.time() - begin < 4.0, "three ticks of 0.5 s, and not the deadlines of 8 miners"
         healthy = int((readings.reachable == 1).sum())
         assert healthy == 40 - 4 - 4
         polling.cancel()
