@@ -7,19 +7,29 @@ before it publishes) or ``unsent``.
 
 Ordered streams (usage, event, schema) are go-back-N: a cursor runs ahead of the acked mark; a
 missing ack, a nack or a welcome sets it back. Telemetry is selective: each segment is in flight,
-fresh (sent newest first on lane ``tele``) or backlog (oldest first on lane ``hist``, through a token
-bucket). Only the hub's ack ends a record: a PUBACK is not even an input here.
+fresh (sent newest first on lane ``tele``) or backlog (oldest first on lane ``hist``, through a
+token bucket). Only the hub's ack ends a record: a PUBACK is not even an input here.
 
 What the hub says is obeyed only if it is about this store, of an epoch not below the highest seen,
 and below the end of the stream. Telling the machine the same thing twice changes nothing.
 """
 
-import heapq
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from msgspec import Struct
-
+from edge_agent.core.sync_queue import TelemetryQueue
+from edge_agent.core.sync_types import (
+    CheckManifest,
+    Complaint,
+    DeadLetter,
+    Effect,
+    LowerMark,
+    MarkAcked,
+    SendBirth,
+    StartOver,
+    SyncLimits,
+    TeleAcked,
+    Want,
+)
 from protocol.sync import (
     Ack,
     Lane,
@@ -36,113 +46,6 @@ _ORDERED = (Stream.USAGE, Stream.EVENT, Stream.SCHEMA)
 _LANE_OF = {Stream.USAGE: Lane.USAGE, Stream.EVENT: Lane.EVENT, Stream.SCHEMA: Lane.SCHEMA}
 _STREAM_OF = {lane: stream for stream, lane in _LANE_OF.items()}
 _DEAD_CODES = (NackCode.TOO_LARGE, NackCode.MALFORMED, NackCode.UNKNOWN_VERSION)
-
-
-class SyncLimits(Struct, frozen=True, kw_only=True):
-    """Bounds of the conversation.
-
-    Args:
-        unacked_bytes_max: of all batches in flight. fresh_max: segments sent newest first; older
-            ones join the backlog. hist_bytes_per_s, hist_burst_bytes: token bucket of the backlog.
-        resend_after_ns: without an ack, doubled up to ``resend_max_ns``.
-        birth_after_ns: without a welcome the birth is sent again, doubled up to ``birth_max_ns``.
-    """
-
-    unacked_bytes_max: int = 8 << 20
-    batch_records_max: int = 256
-    batch_bytes_max: int = 256 << 10
-    fresh_max: int = 64
-    hist_bytes_per_s: int = 4 << 20
-    hist_burst_bytes: int = 4 << 20
-    resend_after_ns: int = 30 * _S
-    resend_max_ns: int = 600 * _S
-    birth_after_ns: int = 15 * _S
-    birth_max_ns: int = 120 * _S
-    schema_again_ns: int = 10 * _S
-    rewind_again_ns: int = 1 * _S
-
-
-class Want(Struct, frozen=True, kw_only=True):
-    """Load the records above ``after_seq`` and publish them as one batch; telemetry: just the next."""
-
-    lane: Lane
-    stream: Stream
-    after_seq: int
-    max_records: int
-    max_bytes: int
-    turn: int
-
-
-class MarkAcked(Struct, frozen=True):
-    """The hub has every record of an ordered stream up to ``wm``."""
-
-    stream: Stream
-    wm: int
-
-
-class LowerMark(Struct, frozen=True):
-    """The hub has less than it once acked."""
-
-    stream: Stream
-    wm: int
-
-
-class TeleAcked(Struct, frozen=True):
-    """The hub has these segments: trim them, and note the watermark."""
-
-    wm: int
-    seqs: tuple[int, ...]
-
-
-class TeleLost(Struct, frozen=True):
-    """The hub no longer has segments that were trimmed after its ack: name the hole."""
-
-    seq_first: int
-    seq_last: int
-
-
-class DeadLetter(Struct, frozen=True):
-    """The hub will never take this segment: put it aside and name the hole."""
-
-    seq: int
-    code: NackCode
-
-
-class Complaint(Struct, frozen=True):
-    """Something a person should look at; the conversation goes on."""
-
-    code: str
-    detail: str
-
-
-class SendBirth(Struct, frozen=True):
-    """The hub has not answered the birth: say it again."""
-
-
-class StartOver(Struct, frozen=True):
-    """Mint a new store_id, renumber what is unacked, and connect anew."""
-
-    reason: str
-
-
-class CheckManifest(Struct, frozen=True):
-    """Compare the leases that the hub lists with those held."""
-
-    leases: tuple[LeaseHead, ...]
-    owner: bool
-
-
-Effect = (
-    MarkAcked
-    | LowerMark
-    | TeleAcked
-    | TeleLost
-    | DeadLetter
-    | Complaint
-    | SendBirth
-    | StartOver
-    | CheckManifest
-)
 
 
 def missing_leases(manifest: Sequence[LeaseHead], known: Sequence[LeaseHead]) -> tuple[str, ...]:
@@ -170,7 +73,16 @@ class _Flight:
 class _Line:
     """Where one ordered stream stands."""
 
-    __slots__ = ("acked", "cursor", "hold_ns", "next_seq", "rewind_ns", "rewind_wm", "tries")
+    __slots__ = (
+        "acked",
+        "cursor",
+        "hold_ns",
+        "next_seq",
+        "rewind_ns",
+        "rewind_wm",
+        "tries",
+        "turn",
+    )
 
     def __init__(self) -> None:
         self.next_seq = 1
@@ -180,6 +92,7 @@ class _Line:
         self.hold_ns = 0
         self.rewind_wm = -1
         self.rewind_ns = 0
+        self.turn = 0
 
     @property
     def waiting(self) -> bool:
@@ -199,7 +112,6 @@ class SyncMachine:
         self._lines = {stream: _Line() for stream in _ORDERED}
         self._flights: list[_Flight] = []
         self._wants: dict[Lane, Want] = {}
-        self._turn = 0
         self._store_id = ""
         self._conn_no = 0
         self._epoch = 0
@@ -210,7 +122,7 @@ class SyncMachine:
         self._birth_due_ns = 0
         self._births = 0
         self._first_kept: Mapping[Stream, int] = {}
-        self._tele = _Telemetry(self._limits)
+        self._tele = TelemetryQueue(self._limits)
         self.ignored = 0
 
     # --- what happened --------------------------------------------------------------------
@@ -252,7 +164,6 @@ class SyncMachine:
         self._credit = 1
         self._flights.clear()
         self._wants.clear()
-        self._turn += 1
 
     def appended(self, stream: Stream, next_seq: int) -> None:
         """An ordered stream has grown."""
@@ -267,11 +178,7 @@ class SyncMachine:
         """Segments are gone (cap, unreadable); a gap record names them."""
         doomed = set(seqs)
         self._tele.forget(doomed)
-        self._flights = [
-            flight
-            for flight in self._flights
-            if flight.stream is not Stream.TELE or flight.first not in doomed
-        ]
+        self._land(doomed)
 
     def hub_state(self, *, online: bool) -> None:
         """The hub said that it is there, or its Will that it is not: then everything is held."""
@@ -287,7 +194,6 @@ class SyncMachine:
         self._credit = welcome.credit
         self._welcomed = self._hub_online = True
         self._flights.clear()
-        self._turn += 1
         wms = dict(welcome.wms)
         effects: list[Effect] = []
         for stream in _ORDERED:
@@ -337,14 +243,14 @@ class SyncMachine:
                 self._rewind(stream, line.acked)
                 line.tries += 1
         if Stream.TELE in late:
-            for flight in self._flights:
-                if flight.stream is Stream.TELE and flight.due_ns <= now_ns:
-                    self._tele.again(flight.first, now_ns)
-            self._flights = [
-                flight
+            lost = [
+                flight.first
                 for flight in self._flights
-                if flight.stream is not Stream.TELE or flight.due_ns > now_ns
+                if flight.stream is Stream.TELE and flight.due_ns <= now_ns
             ]
+            for seq in lost:
+                self._tele.again(seq)
+            self._land(set(lost))
             self._tele.tries += 1
         self._tele.tick(now_ns)
         if self._connected and not self._welcomed and now_ns >= self._birth_due_ns:
@@ -360,7 +266,7 @@ class SyncMachine:
         dues += [line.hold_ns for line in self._lines.values() if line.hold_ns > now_ns]
         if not self._welcomed:
             dues.append(self._birth_due_ns)
-        elif (tele_due := self._tele.due_ns(now_ns)) is not None:
+        elif (tele_due := self._tele.due_ns()) is not None:
             dues.append(tele_due)
         return min(dues, default=None)
 
@@ -390,7 +296,7 @@ class SyncMachine:
             after_seq=after,
             max_records=1 if lane not in _STREAM_OF else self._limits.batch_records_max,
             max_bytes=self._limits.batch_bytes_max,
-            turn=self._turn,
+            turn=self._lines[_STREAM_OF[lane]].turn if lane in _STREAM_OF else 0,
         )
         self._wants[lane] = want
         return want
@@ -405,7 +311,7 @@ class SyncMachine:
             line = self._lines[want.stream]
             tries = line.tries
             # Set back while the records were loaded: the cursor stays where it was set.
-            if want.turn == self._turn:
+            if want.turn == line.turn:
                 line.cursor = max(line.cursor, last_seq)
         elif not self._tele.took(want.after_seq + 1, want.lane, size, now_ns):
             return  # acked or dropped meanwhile
@@ -413,15 +319,11 @@ class SyncMachine:
         self._flights.append(_Flight(want.stream, (want.after_seq + 1, last_seq), size, due_ns))
 
     def unsent(self, want: Want, now_ns: int, hold_ns: int = 0) -> None:
-        """Nothing could be loaded, or the broker refused it: keep the lane quiet for ``hold_ns``."""
+        """Nothing could be loaded, or the broker refused it: keep still for ``hold_ns``."""
         self._wants.pop(want.lane, None)
         if want.stream is Stream.TELE:
             self._tele.later(want.after_seq + 1, now_ns + max(hold_ns, _S))
-            self._flights = [
-                flight
-                for flight in self._flights
-                if flight.stream is not Stream.TELE or flight.first != want.after_seq + 1
-            ]
+            self._land({want.after_seq + 1})
             return
         line = self._lines[want.stream]
         line.hold_ns = now_ns + hold_ns
@@ -451,6 +353,7 @@ class SyncMachine:
         line = self._lines[stream]
         line.tries = line.hold_ns = 0
         line.rewind_wm = -1
+        line.turn += 1
         if wm >= line.next_seq:
             line.cursor = line.acked
             return [Complaint("welcome_beyond_head", f"{stream.value}: {wm}")]
@@ -483,9 +386,10 @@ class SyncMachine:
         return [MarkAcked(ack.stream, ack.wm)]
 
     def _rewind(self, stream: Stream, to_seq: int) -> None:
-        self._lines[stream].cursor = to_seq
+        line = self._lines[stream]
+        line.cursor = to_seq
+        line.turn += 1
         self._flights = [flight for flight in self._flights if flight.stream is not stream]
-        self._turn += 1
 
     def _nack(self, ack: Ack, seq: int, code: NackCode, now_ns: int) -> list[Effect]:
         if ack.stream is Stream.TELE:
@@ -516,20 +420,23 @@ class SyncMachine:
         if self._credit > 1:
             if bulk >= self._credit - 1:
                 return None
-        elif any(line.waiting for line in self._lines.values()):
+        elif any(line.waiting and line.hold_ns <= now_ns for line in self._lines.values()):
             return None
         room = self._limits.unacked_bytes_max - self._bytes_in_flight()
         seq = self._tele.pick(lane, room, now_ns)
         return None if seq is None else seq - 1
 
-    def _ack_tele(self, ack: Ack) -> list[Effect]:
-        seqs = self._tele.acked(ack.wm, ack.ranges)
-        gone = set(seqs)
+    def _land(self, seqs: set[int]) -> None:
+        """End the flights of these segments."""
         self._flights = [
             flight
             for flight in self._flights
-            if flight.stream is not Stream.TELE or flight.first not in gone
+            if flight.stream is not Stream.TELE or flight.first not in seqs
         ]
+
+    def _ack_tele(self, ack: Ack) -> list[Effect]:
+        seqs = self._tele.acked(ack.wm, ack.ranges)
+        self._land(set(seqs))
         if not seqs and not self._tele.raised(ack.wm):
             return []
         self._tele.tries = 0
@@ -538,11 +445,7 @@ class SyncMachine:
     def _nack_tele(self, seq: int, code: NackCode, now_ns: int) -> list[Effect]:
         if seq not in self._tele.sizes:
             return []
-        self._flights = [
-            flight
-            for flight in self._flights
-            if flight.stream is not Stream.TELE or flight.first != seq
-        ]
+        self._land({seq})
         if code in _DEAD_CODES or (code is NackCode.BAD_HASH and self._tele.second_strike(seq)):
             self._tele.forget({seq})
             return [DeadLetter(seq, code)]
@@ -598,172 +501,3 @@ class SyncMachine:
     def _older_epoch(self, epoch: int) -> tuple[Effect, ...]:
         self.ignored += 1
         return (Complaint("hub_epoch_lower", f"{epoch} below {self._epoch}"),)
-
-
-class _Telemetry:
-    """Which segments wait, and in which order they go."""
-
-    def __init__(self, limits: SyncLimits) -> None:
-        self._limits = limits
-        self.next_seq = 1
-        self.tries = 0
-        self.sizes: dict[int, int] = {}
-        self._wm = 0
-        self._fresh: deque[int] = deque()
-        self._backlog: list[int] = []
-        self._later: list[tuple[int, int]] = []
-        self._low: list[int] = []
-        self._struck: set[int] = set()
-        self._tokens = float(limits.hist_burst_bytes)
-        self._tokens_at_ns = 0
-        self._starved_for = 0
-
-    def reset(self, head: StreamHead, segments: Iterable[tuple[int, int]], now_ns: int) -> None:
-        """Begin a connection: everything held is backlog."""
-        self.sizes = dict(segments)
-        self.next_seq = head.next_seq
-        self._wm = head.acked_wm
-        self.tries = self._starved_for = 0
-        self._fresh.clear()
-        self._later.clear()
-        self._struck.clear()
-        self._backlog = sorted(self.sizes)
-        self._low = list(self._backlog)
-        self._tokens_at_ns = now_ns
-
-    def add(self, seq: int, size: int) -> None:
-        """A new segment: it goes before all others."""
-        self.next_seq = max(self.next_seq, seq + 1)
-        self.sizes[seq] = size
-        heapq.heappush(self._low, seq)
-        self._fresh.append(seq)
-        if len(self._fresh) > self._limits.fresh_max:
-            heapq.heappush(self._backlog, self._fresh.popleft())
-
-    def forget(self, seqs: set[int]) -> None:
-        """Segments are gone; the queues skip them as they come up."""
-        for seq in seqs:
-            self.sizes.pop(seq, None)
-            self._struck.discard(seq)
-
-    def settle(self, wm: int) -> list[Effect]:
-        """Take the watermark of a welcome."""
-        if wm >= self.next_seq:
-            return [Complaint("welcome_beyond_head", f"tele: {wm}")]
-        effects: list[Effect] = []
-        if wm < self._wm:
-            held = sorted(seq for seq in self.sizes if seq > wm)
-            for first, last in _holes(wm, [*held, self.next_seq]):
-                effects.append(TeleLost(first, last))
-        self._fresh.clear()
-        self._later.clear()
-        self._backlog = sorted(self.sizes)
-        seqs = self.acked(wm, ())
-        if seqs or wm > self._wm:
-            effects.append(TeleAcked(wm, seqs))
-        self._wm = wm
-        return effects
-
-    def acked(self, wm: int, ranges: Sequence[tuple[int, int]]) -> tuple[int, ...]:
-        """Forget what the hub has; gives the seqs held until now."""
-        done: set[int] = set()
-        while self._low and self._low[0] <= wm:
-            seq = heapq.heappop(self._low)
-            if seq in self.sizes:
-                done.add(seq)
-        for first, last in ranges:
-            if last - first >= len(self.sizes):
-                done.update(seq for seq in self.sizes if first <= seq <= last)
-            else:
-                done.update(seq for seq in range(first, last + 1) if seq in self.sizes)
-        self.forget(done)
-        return tuple(sorted(done))
-
-    def raised(self, wm: int) -> bool:
-        """Note the watermark; True when it is news."""
-        if wm <= self._wm:
-            return False
-        self._wm = wm
-        return True
-
-    def pick(self, lane: Lane, room: int, now_ns: int) -> int | None:
-        """Choose the next segment of a lane that fits into ``room`` bytes."""
-        if lane is Lane.TELE:
-            while self._fresh and self._fresh[-1] not in self.sizes:
-                self._fresh.pop()
-            seq = self._fresh[-1] if self._fresh else None
-        else:
-            while self._backlog and self._backlog[0] not in self.sizes:
-                heapq.heappop(self._backlog)
-            seq = self._backlog[0] if self._backlog and not self._fresh else None
-        if seq is None or self.sizes[seq] > room:
-            return None
-        if lane is Lane.HIST and not self._may_spend(self.sizes[seq], now_ns):
-            return None
-        if lane is Lane.TELE:
-            self._fresh.pop()
-        else:
-            heapq.heappop(self._backlog)
-        return seq
-
-    def took(self, seq: int, lane: Lane, size: int, now_ns: int) -> bool:
-        """The segment is on its way; False when it is no longer needed."""
-        if lane is Lane.HIST:
-            self._refill(now_ns)
-            self._tokens -= size
-        return seq in self.sizes
-
-    def again(self, seq: int, now_ns: int) -> None:
-        """No ack came: it joins the backlog."""
-        if seq in self.sizes:
-            heapq.heappush(self._backlog, seq)
-
-    def later(self, seq: int, at_ns: int) -> None:
-        """Try it again, not before ``at_ns``."""
-        if seq in self.sizes:
-            self._later = [entry for entry in self._later if entry[1] != seq]
-            heapq.heapify(self._later)
-            heapq.heappush(self._later, (at_ns, seq))
-
-    def tick(self, now_ns: int) -> None:
-        """Put back what has waited long enough."""
-        while self._later and self._later[0][0] <= now_ns:
-            _, seq = heapq.heappop(self._later)
-            if seq in self.sizes:
-                heapq.heappush(self._backlog, seq)
-
-    def due_ns(self, now_ns: int) -> int | None:
-        """Give when something waits no longer: a delayed segment, or tokens for the backlog."""
-        dues = [self._later[0][0]] if self._later else []
-        if self._starved_for:
-            missing = self._starved_for - self._tokens
-            dues.append(self._tokens_at_ns + int(missing / self._limits.hist_bytes_per_s * _S) + 1)
-        return min(dues, default=None)
-
-    def second_strike(self, seq: int) -> bool:
-        """Note a bad hash; True for the second time."""
-        if seq in self._struck:
-            return True
-        self._struck.add(seq)
-        return False
-
-    def _may_spend(self, size: int, now_ns: int) -> bool:
-        self._refill(now_ns)
-        needed = min(size, self._limits.hist_burst_bytes)
-        self._starved_for = 0 if self._tokens >= needed else needed
-        return self._starved_for == 0
-
-    def _refill(self, now_ns: int) -> None:
-        gained = (now_ns - self._tokens_at_ns) / _S * self._limits.hist_bytes_per_s
-        self._tokens = min(float(self._limits.hist_burst_bytes), self._tokens + gained)
-        self._tokens_at_ns = now_ns
-
-
-def _holes(after: int, held: Sequence[int]) -> list[tuple[int, int]]:
-    """Give the runs of seqs above ``after`` that are not in ``held`` (sorted)."""
-    holes = []
-    for seq in held:
-        if seq > after + 1:
-            holes.append((after + 1, seq - 1))
-        after = seq
-    return holes
