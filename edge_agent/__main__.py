@@ -1,0 +1,30 @@
+"""Entry point of `hcp-agent` (`python -m edge_agent`): the light command line, or a program."""
+
+import sys
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; only the programs import what is heavy."""
+    from edge_agent.cli.parser import build_parser
+
+    args = build_parser().parse_args(argv)
+    if args.command == "version":
+        return _version(as_json=args.json)
+    if args.command in {"run", "node", "config"}:
+        from edge_agent.main import run_program
+
+        return run_program(args)
+    from edge_agent.cli.commands import run
+
+    return run(args)
+
+
+def _version(*, as_json: bool) -> int:
+    from edge_agent.version import VERSION
+
+    print(f'{{"v": 1, "version": "{VERSION}"}}' if as_json else f"hcp-agent {VERSION}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""What each reading or acting command does; ``main`` starts the programs ``run`` and ``node``."""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any
+
+from edge_agent.cli import render
+from edge_agent.cli.client import (
+    EXIT_OK,
+    EXIT_PROBLEM,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    CliError,
+    act,
+    ask,
+    snapshot,
+)
+
+SCHEMA_VERSION = 1
+_DURATION = re.compile(r"^(\d+(?:\.\d+)?)(s|m|min|h|d)$")
+_UNIT_S = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out one command; print; give the exit code."""
+    try:
+        return _COMMANDS[args.command](args)
+    except CliError as exc:
+        if getattr(args, "json", False):
+            error = {"v": SCHEMA_VERSION, "error": str(exc), "exit_code": exc.exit_code}
+            print(json.dumps(error))
+        print(f"hcp-agent: {exc}", file=sys.stderr)
+        return exc.exit_code
+
+
+def _status(args: argparse.Namespace) -> int:
+    value = _read(args, "/v1/status", "status")
+    _show(args, value, render.status)
+    return EXIT_PROBLEM if args.exit_code and value["problems"] else EXIT_OK
+
+
+def _devices(args: argparse.Namespace) -> int:
+    value = _read(args, "/v1/devices", "devices", {"pattern": args.pattern})
+    rows = [row for row in value["items"] if fnmatchcase(row["device_id"], args.pattern)]
+    if args.state:
+        rows = [row for row in rows if row["activity"] == args.state]
+    _show(args, value | {"items": rows}, lambda shown: render.devices(shown["items"]))
+    return EXIT_OK
+
+
+def _why(args: argparse.Namespace) -> int:
+    try:
+        value = ask(args.run_dir, "/v1/why", {"device": args.device})
+    except CliError as exc:
+        if exc.exit_code != EXIT_UNREACHABLE:
+            raise
+        return _why_offline(args)
+    _show(args, value, render.why)
+    return EXIT_OK
+
+
+def _why_offline(args: argparse.Namespace) -> int:
+    # The snapshot keeps the verdict of each device, not every number of it.
+    value = _read(args, None, "devices")
+    rows = [row for row in value["items"] if row["device_id"] == args.device]
+    if not rows:
+        raise CliError(EXIT_PROBLEM, f"no device {args.device} in the last snapshot")
+    _show(args, value | {"items": rows}, lambda shown: render.devices(shown["items"]))
+    return EXIT_OK
+
+
+def _plan(args: argparse.Namespace) -> int:
+    _show(args, _read(args, "/v1/plan", "plan"), render.plan)
+    return EXIT_OK
+
+
+def _switches(args: argparse.Namespace) -> int:
+    value = _read(args, "/v1/switches", "switches", {"limit": str(max(1, args.limit))})
+    rows = value["items"][: max(1, args.limit)]
+    if args.failed:
+        rows = [row for row in rows if row["outcome"] != "committed"]
+    _show(args, value | {"items": rows}, lambda shown: render.switches(shown["items"]))
+    return EXIT_OK
+
+
+def _buffer(args: argparse.Namespace) -> int:
+    _show(args, _read(args, "/v1/buffer", "buffer"), render.buffer)
+    return EXIT_OK
+
+
+def _drain(args: argparse.Namespace) -> int:
+    body = {"pattern": args.device, "reason": args.reason, "for_s": _seconds(args.duration)}
+    return _acted(args, act(args.run_dir, "/v1/drain", body))
+
+
+def _undrain(args: argparse.Namespace) -> int:
+    return _acted(args, act(args.run_dir, "/v1/undrain", {"pattern": args.device}))
+
+
+def _acted(args: argparse.Namespace, value: dict[str, Any]) -> int:
+    _show(args, value, lambda shown: "\n".join(shown["devices"]) or "no device matched")
+    return EXIT_OK if value["devices"] else EXIT_PROBLEM
+
+
+def _read(
+    args: argparse.Namespace, path: str | None, part: str, query: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Read from the agent, else from the last snapshot, saying its age."""
+    try:
+        if path is not None:
+            value: dict[str, Any] = ask(args.run_dir, path, query)
+            return value
+    except CliError as exc:
+        if exc.exit_code != EXIT_UNREACHABLE:
+            raise
+    kept, age_s = snapshot(args.run_dir, args.data_dir)
+    if part not in kept:
+        raise CliError(EXIT_UNREACHABLE, f"agent down, and its last snapshot has no {part}")
+    print(f"agent down, {render.duration(age_s)} old", file=sys.stderr)
+    found: dict[str, Any] = kept[part]
+    return found | {"snapshot_age_s": round(age_s, 1)}
+
+
+def _show(
+    args: argparse.Namespace, value: dict[str, Any], as_text: Callable[[dict[str, Any]], str]
+) -> None:
+    if args.json:
+        print(json.dumps({"v": SCHEMA_VERSION} | value))
+    else:
+        print(as_text(value))
+
+
+def _seconds(text: str) -> float | None:
+    if not text:
+        return None
+    found = _DURATION.match(text)
+    if found is None:
+        raise CliError(EXIT_USAGE, f"--for {text}: want a number and s, m, h or d, e.g. 2h")
+    return float(found[1]) * _UNIT_S[found[2]]
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "status": _status,
+    "devices": _devices,
+    "why": _why,
+    "plan": _plan,
+    "switches": _switches,
+    "buffer": _buffer,
+    "drain": _drain,
+    "undrain": _undrain,
+}

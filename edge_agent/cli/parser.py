@@ -1,0 +1,76 @@
+"""The commands of `hcp-agent` and their options."""
+
+import argparse
+
+DEFAULT_RUN_DIR = "/run/hcp-agent"
+DEFAULT_DATA_DIR = "/var/lib/hcp-agent"
+DEFAULT_CONFIG = "/etc/hcp-agent/agent.toml"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser; a command's function is found by its name in ``commands``."""
+    parser = argparse.ArgumentParser(
+        prog="hcp-agent",
+        description="The site agent: decides, switches and meters, with or without the network.",
+        epilog="exit codes: 0 fine, 1 a problem was found, 2 usage, 3 agent not reachable, "
+        "4 not allowed, 5 refused by a safety gate, 6 timed out",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_programs(commands)
+    reader = _reader()
+    add = commands.add_parser
+    status = add("status", parents=[reader], help="the site at a glance, problems last")
+    status.add_argument("--exit-code", action="store_true", help="1 when a problem was found")
+    devices = add("devices", parents=[reader], help="one line per device")
+    devices.add_argument("pattern", nargs="?", default="*", help="device or glob, e.g. 's21-00*'")
+    devices.add_argument("--state", help="only devices in this activity, e.g. fault")
+    why = add("why", parents=[reader], help="explain the decision on one device, with the numbers")
+    why.add_argument("device")
+    add("plan", parents=[reader], help="what the agent would do now (a dry run)")
+    switches = add("switches", parents=[reader], help="the last switches with their phase times")
+    switches.add_argument("--limit", type=int, default=20, help="how many (default 20)")
+    switches.add_argument("--failed", action="store_true", help="only those not committed")
+    buffer = add("buffer", help="data not yet taken by the hub")
+    inner = buffer.add_subparsers(dest="verb", required=True, metavar="VERB")
+    inner.add_parser("show", parents=[reader], help="records, oldest, bytes per stream")
+    _add_acts(commands, reader)
+    return parser
+
+
+def _add_programs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    for name, text in (("run", "run the site agent"), ("node", "run the node of one GPU host")):
+        program = commands.add_parser(name, help=text)
+        program.add_argument("--config", required=True, help="TOML file")
+    config = commands.add_parser("config", help="the configuration")
+    inner = config.add_subparsers(dest="verb", required=True, metavar="VERB")
+    check = inner.add_parser("check", help="read and check a configuration file")
+    check.add_argument("file", nargs="?", default=DEFAULT_CONFIG)
+    check.add_argument(
+        "--json", action="store_true", help="machine-readable, with schema version v"
+    )
+    version = commands.add_parser("version", help="print the version")
+    version.add_argument("--json", action="store_true", help="machine-readable")
+
+
+def _add_acts(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    reader: argparse.ArgumentParser,
+) -> None:
+    drain = commands.add_parser(
+        "drain", parents=[reader], help="take devices out of work for maintenance"
+    )
+    drain.add_argument("device", help="device or glob")
+    drain.add_argument("--for", dest="duration", default="", help="ends by itself, e.g. 2h, 30m")
+    drain.add_argument("--reason", default="", help="kept with the act")
+    undrain = commands.add_parser("undrain", parents=[reader], help="give devices back to work")
+    undrain.add_argument("device", help="device or glob")
+
+
+def _reader() -> argparse.ArgumentParser:
+    reader = argparse.ArgumentParser(add_help=False)
+    reader.add_argument(
+        "--json", action="store_true", help="machine-readable, with schema version v"
+    )
+    reader.add_argument("--run-dir", default=DEFAULT_RUN_DIR, help="where the agent's sockets are")
+    reader.add_argument("--data-dir", default=DEFAULT_DATA_DIR, help="where its data are")
+    return reader
