@@ -15,6 +15,7 @@ from edge_agent.storage import outbox
 from edge_agent.storage.outbox import SegmentRow
 from edge_agent.storage.state_tables import (
     append_fact,
+    note_meta,
     raise_meta,
     read_recovered,
     trim_journal,
@@ -307,10 +308,16 @@ class SqliteCoreStore:
                     kept_bytes=log.kept_bytes + sum(row.bytes for row in rows),
                 ),
             )
+            note_meta(connection, "sealed_ms", max(row.t_max_ms for row in rows))
             return outbox.read_heads(connection)
 
         if rows:
             await self._writer.run(job, on_done=self._advance)
+
+    def sealed_until_ms(self) -> int:
+        """Give the latest time that was ever sealed, or 0."""
+        rows = self._writer.read("SELECT value FROM meta WHERE key = 'sealed_ms'")
+        return int(rows[0][0]) if rows else 0
 
     async def drop_segments(
         self, seqs: Sequence[int], *, wm: int | None = None, events: Sequence[EventItem] = ()

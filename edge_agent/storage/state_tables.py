@@ -27,6 +27,15 @@ def raise_meta(connection: sqlite3.Connection, key: str, floor: int) -> int:
     return value
 
 
+def note_meta(connection: sqlite3.Connection, key: str, value: int) -> None:
+    """Store a number, or keep the stored one when that is more."""
+    connection.execute(
+        "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE "
+        "SET value = max(value, excluded.value)",
+        (key, value),
+    )
+
+
 def append_fact(connection: sqlite3.Connection, body: bytes | None, at_ms: int) -> int:
     """Store one journal row; gives its seq, or the last one when there is no row."""
     log = outbox.read_log(connection, JOURNAL)
