@@ -111,8 +111,8 @@ class Stack:
             async with asyncio.timeout(limit_s):
                 while missing:
                     resources = await self.admin.get("/api/v1/resources")
-                    online = {row["site_id"] for row in resources["items"] if row["online"]}
-                    ready = {row["site_id"] for row in resources["items"] if row["classes"]}
+                    online = {row["site_id"] for row in resources["sites"] if row["online"]}
+                    ready = {row["site_id"] for row in resources["sites"] if row["classes"]}
                     wanted = [site.site_id for site in self.sites]
                     missing = [name for name in wanted if name not in online & ready]
                     await asyncio.sleep(0.1)
@@ -146,14 +146,14 @@ class Stack:
         except TimeoutError:
             raise TimeoutError(f"{workload_id} is {state}, wanted {sorted(states)}") from None
 
-    async def hub_command(self, *args: str, stdin: str = "") -> str:
+    async def hub_command(self, *args: str, stdin: str = "", ok: tuple[int, ...] = (0,)) -> str:
         """Run `hcp-hub ARGS`; return its standard output.
 
         Raises:
-            StartError: a status other than 0.
+            StartError: a status not in ``ok``.
         """
         argv = python_module("hub", *args, "--config", str(self.root / "hub" / "hub.toml"))
-        return await run_command(argv, stdin)
+        return await run_command(argv, stdin, ok)
 
     async def agent_command(self, site: SiteSpec, *args: str) -> str:
         """Run `hcp-agent ARGS` on a site; return its standard output, whatever its status."""
