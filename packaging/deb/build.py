@@ -30,6 +30,7 @@ runpy.run_module("{module}", run_name="__main__")
 NEEDLESS = (
     "bin", "faker", "faker-*.dist-info", "example.py", ".lock", "**/.gitignore",
     "**/__pycache__", "**/tests", "numpy/_core/include", "pyarrow/include",
+    "numpy/testing/print_coercion_tables.py",
     "*.dist-info/direct_url.json", "*.dist-info/REQUESTED", "*.dist-info/uv_cache.json",
     "**/*.a", "**/*.c", "**/*.cc", "**/*.cpp", "**/*.h", "**/*.hpp",
     "**/*.pxd", "**/*.pxi", "**/*.pyi", "**/*.pyx",
