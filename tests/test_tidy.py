@@ -166,6 +166,12 @@ def test_every_direct_dependency_is_locked() -> None:
     assert missing(runtime + dev, "requirements-dev.lock") == []
 
 
+def test_every_program_has_the_version_of_the_project() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for module in ("edge_agent/version.py", "hub/version.py"):
+        assert f'\nVERSION = "{version}"\n' in (ROOT / module).read_text()
+
+
 def test_every_locked_package_has_a_hash() -> None:
     for lock in ("requirements.lock", "requirements-dev.lock"):
         blocks = re.split(r"\n(?=\S)", (ROOT / lock).read_text().strip())
