@@ -277,6 +277,38 @@ def desired_unpublished(store: Store) -> tuple[Desired, ...]:
     return tuple(Desired(*row) for row in rows)
 
 
+def desired_unanswered(store: Store, before_ms: int) -> tuple[Desired, ...]:
+    """Read leases on which the edge has not acted: a PUBACK does not prove that it heard.
+
+    Args:
+        store: the store. before_ms: only those issued before.
+    """
+    rows = store.read(
+        f"{_DESIRED} AND released_at_ms IS NULL AND issued_at_ms < ?"
+        " AND (accepted_at_ms IS NULL OR state = 'end') ORDER BY lease_id",
+        (before_ms,),
+    )
+    return tuple(Desired(*row) for row in rows)
+
+
+def newest_attempt(connection: sqlite3.Connection, workload_id: str) -> int:
+    """Give the highest attempt ever issued; 0 when there is none."""
+    (attempt,) = connection.execute(
+        "SELECT coalesce(max(attempt), 0) FROM leases WHERE workload_id = ?", (workload_id,)
+    ).fetchone()
+    return int(attempt)
+
+
+def refused_since(store: Store, workload_id: str, since_ms: int) -> tuple[str, ...]:
+    """Give the sites that refused a workload since then."""
+    rows = store.read(
+        "SELECT DISTINCT site_id FROM leases WHERE workload_id = ? AND outcome = 'refused'"
+        " AND released_at_ms >= ? ORDER BY site_id",
+        (workload_id, since_ms),
+    )
+    return tuple(row[0] for row in rows)
+
+
 def desired_of(store: Store, lease_ids: Sequence[str]) -> tuple[Desired, ...]:
     """Read what the broker should retain of the named leases."""
     found: list[Desired] = []

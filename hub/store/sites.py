@@ -10,7 +10,9 @@ from msgspec import Struct
 from hub.core.sync import SiteView
 from hub.ports import Store
 from hub.store.migrations import Migration
+from protocol.codec import encode
 from protocol.event import ClassReport, SiteReport
+from protocol.lease import SitePolicy
 from protocol.units import from_ms, to_ms
 
 MIGRATIONS = (
@@ -190,6 +192,39 @@ def set_report(
         " report_epoch = coalesce(?, report_epoch) WHERE site_id = ?",
         (msgspec.msgpack.encode(report), to_ms(report.at), hub_epoch, site_id),
     )
+
+
+def set_policy(connection: sqlite3.Connection, policy: SitePolicy) -> None:
+    """Store what the hub wants of a site; it is published by the site sync."""
+    connection.execute(
+        "INSERT INTO policies VALUES (?, ?, 0) ON CONFLICT (site_id)"
+        " DO UPDATE SET body = excluded.body, published = 0",
+        (policy.site_id, encode(policy)),
+    )
+
+
+def policies(store: Store, *, unpublished_only: bool) -> tuple[tuple[str, bytes], ...]:
+    """Read (site_id, encoded policy), by site."""
+    where = "published = 0" if unpublished_only else "1"
+    rows = store.read(
+        f"SELECT site_id, body FROM policies WHERE {where} ORDER BY site_id"  # noqa: S608 - constants
+    )
+    return tuple((site_id, bytes(body)) for site_id, body in rows)
+
+
+def set_policy_published(connection: sqlite3.Connection, site_id: str, body: bytes) -> None:
+    """Note that the broker has this very policy."""
+    connection.execute(
+        "UPDATE policies SET published = 1 WHERE site_id = ? AND body = ?", (site_id, body)
+    )
+
+
+def not_reported_since_restore(store: Store, hub_epoch: int) -> tuple[str, ...]:
+    """Give the sites that have not said what they run since the hub was restored."""
+    rows = store.read(
+        "SELECT site_id FROM sites WHERE report_epoch < ? ORDER BY site_id", (hub_epoch,)
+    )
+    return tuple(row[0] for row in rows)
 
 
 def through_by_site(store: Store) -> dict[str, datetime]:

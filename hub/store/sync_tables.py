@@ -14,6 +14,7 @@ from hub.ports import Store
 from hub.store.migrations import Migration
 from protocol.event import Alarm, SwitchReport
 from protocol.sync import Birth, Stream
+from protocol.telemetry import SchemaItem, decode_schema_item
 from protocol.units import to_ms
 
 # Births kept per store: enough to tell a late delivery from a restored copy.
@@ -432,10 +433,10 @@ def add_schema(connection: sqlite3.Connection, digest: bytes, site_id: str, body
     connection.execute("INSERT OR IGNORE INTO schemas VALUES (?, ?, ?)", (digest, site_id, body))
 
 
-def all_schemas(store: Store) -> Sequence[tuple[bytes, bytes]]:
-    """Read (digest, body) of every schema and device list."""
+def all_schemas(store: Store) -> Sequence[tuple[bytes, SchemaItem]]:
+    """Read every schema and device list with its digest."""
     rows = store.read("SELECT digest, body FROM schemas ORDER BY digest")
-    return [(bytes(digest), bytes(body)) for digest, body in rows]
+    return [(bytes(digest), decode_schema_item(bytes(body))) for digest, body in rows]
 
 
 def add_command_result(

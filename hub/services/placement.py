@@ -1,0 +1,356 @@
+"""Move workloads: place what is queued, end what is cancelled, too dear, expired or cut off.
+
+A reconciler: woken by commits that matter, else once a second; each step is one guarded write job,
+so that a pass which raced with a report of a site changes nothing.
+"""
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from msgspec.structs import replace
+
+from hub.core.leases import after_release, end_of, is_lapsed
+from hub.core.placement import (
+    OpenLease,
+    PlaceRequest,
+    SiteOffer,
+    best,
+    rank,
+    waiting_reason,
+)
+from hub.core.rating import RateCard
+from hub.core.workload_states import WorkloadState
+from hub.errors import HubError
+from hub.ingest.counters import Counters
+from hub.ingest.effects import Effects
+from hub.ports import Clock, Store
+from hub.store import leases, rate_cards, sites, sync_tables, workloads
+from hub.store.offers import read_offers
+from hub.store.workloads import WorkloadRow
+from protocol.event import ReleaseOutcome
+from protocol.ids import WorkloadId, lease_id_of
+from protocol.lease import EndReason, Lease, LeaseState
+from protocol.units import to_ms
+
+_log = logging.getLogger("hub.placement")
+
+PERIOD_S = 1.0
+# Workloads of one state looked at in a pass; the rest waits for the next one.
+PASS_MAX = 200
+# A lease ends this long before a price above its limit comes into force.
+PRICE_LEAD = timedelta(seconds=60)
+REFUSED_PAUSE_MS = 10_000
+_ACTIVE = (WorkloadState.PLACING, WorkloadState.STARTING, WorkloadState.RUNNING)
+
+Job = Callable[[sqlite3.Connection], Effects]
+
+
+class Placement:
+    """The placement service; also the ``Dispatcher`` that wakes it.
+
+    Args:
+        store: the operational store. clock: time. counters: what happened.
+        carry_out: does what a commit left (live channel, publishing of leases).
+        heard_ns: boottime at which each site was last heard from, in this run.
+        energy_prices: present energy price by site in USD/MWh, where known.
+
+    Attributes:
+        waiting: why each queued workload could not be placed in the last pass.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        counters: Counters,
+        carry_out: Callable[[Effects], None],
+        heard_ns: dict[str, int],
+        energy_prices: Callable[[], dict[str, float | None]] = dict,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._counters = counters
+        self._carry_out = carry_out
+        self._heard_ns = heard_ns
+        self._energy_prices = energy_prices
+        self._wake = asyncio.Event()
+        # A site not heard from in this run counts as silent from here on, never from before.
+        self._started_ns = clock.boottime_ns()
+        self.waiting: dict[str, str] = {}
+
+    def wake(self) -> None:
+        """Ask for a pass soon."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Make passes until cancelled."""
+        loop = asyncio.get_running_loop()
+        swept_s = -PERIOD_S
+        while True:
+            self._wake.clear()
+            try:
+                if loop.time() - swept_s >= PERIOD_S:
+                    swept_s = loop.time()
+                    await self.sweep()
+                await self.cancel_and_place()
+            except HubError as exc:
+                self._counters.add(f"placement_{exc.code}")
+                _log.error("placement=failed why=%s", exc)
+            try:
+                async with asyncio.timeout_at(swept_s + PERIOD_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def sweep(self) -> None:
+        """Look at what only time brings about: expiry, prices, sites that fell silent."""
+        now = self._clock.wall()
+        cards = rate_cards.list_cards(self._store)
+        epoch = sync_tables.read_epoch(self._store)
+        settled = not sites.not_reported_since_restore(self._store, epoch)
+        jobs: list[Job] = []
+        for row in self._with_states((WorkloadState.QUEUED, *_ACTIVE)):
+            if row.expires_at is not None and row.expires_at <= now:
+                jobs.append(_end_or_close(row, WorkloadState.EXPIRED, EndReason.EXPIRED, now))
+            elif row.state in _ACTIVE and _too_dear(cards, row, now):
+                jobs.append(_end(row, EndReason.PRICE_ABOVE_MAX))
+        if settled:
+            jobs += [
+                _lapse(row.lease, now)
+                for row in leases.open_leases(self._store)
+                if row.lapsed_at is None and is_lapsed(row.lease, self._silent_s(row.lease.site_id))
+            ]
+        await self._do(jobs)
+
+    async def cancel_and_place(self) -> None:
+        """End what customers cancelled, then place what is queued."""
+        now = self._clock.wall()
+        await self._do(
+            _end_or_close(row, WorkloadState.CANCELLED, EndReason.CANCELLED, now)
+            for row in self._with_states((WorkloadState.CANCELLING,))
+        )
+        queued = self._with_states((WorkloadState.QUEUED,))
+        self.waiting = {}
+        if not queued:
+            return
+        epoch = sync_tables.read_epoch(self._store)
+        unsettled = sites.not_reported_since_restore(self._store, epoch)
+        if unsettled:
+            # Any of them may run what looks queued here.
+            self.waiting = {row.workload_id: "sites_not_reported" for row in queued}
+            return
+        await self._do(self._choose(queued, now))
+
+    def _choose(self, queued: Sequence[WorkloadRow], now: datetime) -> list[Job]:
+        cards = rate_cards.list_cards(self._store)
+        offers = {row.site_id: row for row in read_offers(self._store, self._energy_prices())}
+        jobs: list[Job] = []
+        for row in queued:
+            price = rate_cards.price_now(cards, row.device_class, now)
+            if _too_dear(cards, row, now):
+                self.waiting[row.workload_id] = "price_above_max"
+                continue
+            request = PlaceRequest(
+                device_class=row.device_class,
+                count=row.count,
+                priority=row.priority,
+                site_id=row.site_id,
+                avoid=self._refused(row, now),
+            )
+            candidates = rank(request, tuple(offers.values()))
+            chosen = best(candidates)
+            if chosen is None:
+                self.waiting[row.workload_id] = waiting_reason(candidates)
+                continue
+            offers[chosen.site_id] = _promised(offers[chosen.site_id], row)
+            jobs.append(_issue(row.workload_id, chosen.site_id, price or Decimal(0), now))
+        return jobs
+
+    def _refused(self, row: WorkloadRow, now: datetime) -> tuple[str, ...]:
+        if row.attempt == 0:
+            return ()
+        return leases.refused_since(self._store, row.workload_id, to_ms(now) - REFUSED_PAUSE_MS)
+
+    def _with_states(self, states: Iterable[WorkloadState]) -> tuple[WorkloadRow, ...]:
+        return tuple(
+            row for state in states for row in workloads.find_by_state(self._store, state, PASS_MAX)
+        )
+
+    def _silent_s(self, site_id: str) -> float:
+        last_ns = self._heard_ns.get(site_id, self._started_ns)
+        return (self._clock.boottime_ns() - last_ns) / 1e9
+
+    async def _do(self, jobs: Iterable[Job]) -> None:
+        """Run jobs together, so that they share a commit; one that fails harms no other."""
+        async with asyncio.TaskGroup() as tasks:
+            for number, job in enumerate(jobs):
+                tasks.create_task(self._do_one(job), name=f"placement-{number}")
+
+    async def _do_one(self, job: Job) -> None:
+        try:
+            effects = await self._store.write(job)
+        except HubError as exc:
+            self._counters.add(f"placement_{exc.code}")
+            _log.error("placement=failed why=%s", exc)
+            return
+        # What a step of ours leaves needs no second pass, except a wake for a freed workload.
+        self._carry_out(effects)
+
+
+def _too_dear(cards: Sequence[RateCard], row: WorkloadRow, now: datetime) -> bool:
+    """Tell whether a price in force now or about to be is above the customer's limit or unknown."""
+    limit = row.max_price_usd_per_h
+    if limit is None:
+        return False
+    prices = (
+        rate_cards.price_now(cards, row.device_class, now),
+        rate_cards.price_now(cards, row.device_class, now + PRICE_LEAD),
+    )
+    return any(price is None or price > limit for price in prices)
+
+
+def _promised(offer: SiteOffer, row: WorkloadRow) -> SiteOffer:
+    lease = OpenLease(
+        device_class=row.device_class,
+        count=row.count,
+        priority=row.priority,
+        reported=False,
+        ending=False,
+    )
+    return replace(offer, leases=(*offer.leases, lease))
+
+
+def _issue(workload_id: str, site_id: str, price_usd_per_h: Decimal, now: datetime) -> Job:
+    """Issue the next attempt, unless the workload moved on or its last attempt is not over."""
+
+    def job(connection: sqlite3.Connection) -> Effects:
+        effects = Effects()
+        row = workloads.get(connection, workload_id)
+        last = leases.newest_attempt(connection, workload_id)
+        previous = leases.get(connection, lease_id_of(WorkloadId(workload_id), last))
+        over = previous is None or previous.released_at is not None
+        lapsed = previous is not None and previous.lapsed_at is not None
+        if row.state is not WorkloadState.QUEUED or not (over or lapsed):
+            effects.counts["issue_overtaken"] += 1
+            return effects
+        attempt = max(last, row.attempt) + 1
+        lease = Lease(
+            hub_epoch=sync_tables.meta(connection, "hub_epoch"),
+            generation=1,
+            lease_id=lease_id_of(WorkloadId(workload_id), attempt),
+            workload_id=workload_id,
+            attempt=attempt,
+            site_id=site_id,
+            state=LeaseState.RUN,
+            device_class=row.device_class,
+            count=row.count,
+            priority=row.priority,
+            spec=row.spec,
+            issued_at=now,
+            on_partition=row.on_partition,
+            lapse_after_s=row.lapse_after_s,
+            price_usd_per_h=price_usd_per_h,
+        )
+        leases.insert(connection, lease, row.customer_id)
+        effects.lease_ids.append(lease.lease_id)
+        effects.transition(
+            workloads.transition(
+                connection,
+                workload_id,
+                WorkloadState.PLACING,
+                reason="issued",
+                actor="hub",
+                at=now,
+                attempt=attempt,
+                placed_site_id=site_id,
+            )
+        )
+        effects.wake = False
+        return effects
+
+    return job
+
+
+def _end(row: WorkloadRow, reason: EndReason) -> Job:
+    """Ask the edge to end the newest attempt, once."""
+
+    def job(connection: sqlite3.Connection) -> Effects:
+        effects = Effects()
+        _ask_end(connection, row, reason, effects)
+        return effects
+
+    return job
+
+
+def _end_or_close(row: WorkloadRow, to: WorkloadState, reason: EndReason, now: datetime) -> Job:
+    """Ask for the end of the newest attempt; with none open, close the workload."""
+
+    def job(connection: sqlite3.Connection) -> Effects:
+        effects = Effects()
+        current = workloads.get(connection, row.workload_id)
+        if current.state is not row.state or current.attempt != row.attempt:
+            return effects
+        if not _ask_end(connection, row, reason, effects):
+            effects.transition(
+                workloads.transition(
+                    connection, row.workload_id, to, reason=reason.value, actor="hub", at=now
+                )
+            )
+            effects.wake = False
+        return effects
+
+    return job
+
+
+def _ask_end(
+    connection: sqlite3.Connection, row: WorkloadRow, reason: EndReason, effects: Effects
+) -> bool:
+    """Give the newest attempt its end generation; False when no attempt is open."""
+    held = leases.get(connection, lease_id_of(WorkloadId(row.workload_id), row.attempt))
+    if held is None or held.released_at is not None or held.lapsed_at is not None:
+        return False
+    if held.lease.state is LeaseState.RUN:
+        epoch = sync_tables.meta(connection, "hub_epoch")
+        leases.update(connection, end_of(held.lease, hub_epoch=epoch, reason=reason))
+        effects.lease_ids.append(held.lease.lease_id)
+        effects.counts[f"lease_end_{reason.value}"] += 1
+    return True
+
+
+def _lapse(lease: Lease, now: datetime) -> Job:
+    """Give up a silent site: end the attempt there for good, and free the workload."""
+
+    def job(connection: sqlite3.Connection) -> Effects:
+        effects = Effects()
+        held = leases.get(connection, lease.lease_id)
+        if held is None or held.released_at is not None or held.lapsed_at is not None:
+            return effects
+        leases.set_lapsed(connection, lease.lease_id, now)
+        epoch = sync_tables.meta(connection, "hub_epoch")
+        if held.lease.state is LeaseState.RUN:
+            ended = end_of(held.lease, hub_epoch=epoch, reason=EndReason.MOVED)
+            leases.update(connection, ended)
+        effects.lease_ids.append(lease.lease_id)
+        effects.counts["lease_lapsed"] += 1
+        row = workloads.get(connection, lease.workload_id)
+        if row.attempt != lease.attempt:
+            return effects
+        for step in after_release(row.state, ReleaseOutcome.LAPSED, held.lease.end_reason):
+            effects.transition(
+                workloads.transition(
+                    connection,
+                    lease.workload_id,
+                    step.to,
+                    reason="site_silent" if step.to is WorkloadState.QUEUED else step.reason,
+                    actor="hub",
+                    at=now,
+                )
+            )
+        return effects
+
+    return job
