@@ -10,9 +10,10 @@ What makes a run repeatable, whatever the hash seed and the addresses of objects
 - tasks hash by their number, because TaskGroup keeps its children in a set and cancels them in that
   set's order;
 - threads are refused: the clock would jump while one works.
-Both ends of a Unix socket may live in this loop: the kernel hands the bytes over inside the send
-call, so the next poll sees them. Not repeatable, and left to the caller to avoid: iteration over
-sets of plain objects, asyncio.as_completed, other processes.
+TCP on loopback addresses is carried in memory (`memory_net`). Both ends of a Unix socket may live
+in this loop: the kernel hands the bytes over inside the send call, so the next poll sees them. Not
+repeatable, and left to the caller to avoid: iteration over sets of plain objects,
+asyncio.as_completed, other processes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from simulators.errors import (
     VirtualLivelockError,
     VirtualTimeError,
 )
+from simulators.memory_net import MemoryNetwork, is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Mapping
@@ -62,6 +64,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._now_s = start_s
         self._turns = 0
         self._tasks_made = 0
+        self.network = MemoryNetwork()
         super().__init__(_JumpingSelector(self._jump))
         self.set_task_factory(_make_task)
 
@@ -86,6 +89,43 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """
         del executor, args
         raise ThreadRefusedError(f"{func!r}: put the thread behind a port with an inline variant")
+
+    async def create_connection(  # type: ignore[override]
+        self,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        host: str | None = None,
+        port: int | None = None,
+        **options: Any,  # noqa: ANN401 - handed through
+    ) -> tuple[asyncio.BaseTransport, asyncio.BaseProtocol]:
+        """Connect in memory to a loopback address, else as asyncio does.
+
+        Raises:
+            OSError: When the connect fails.
+        """
+        if host is not None and port is not None and is_loopback(host):
+            return await self.network.connect(protocol_factory, host, port)
+        return await super().create_connection(
+            protocol_factory,
+            host,  # type: ignore[arg-type]  # the overloads of typeshed part None from str
+            port,  # type: ignore[arg-type]
+            **options,
+        )
+
+    async def create_server(  # type: ignore[override]
+        self,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        host: str | None = None,
+        port: int | None = None,
+        **options: Any,  # noqa: ANN401 - handed through
+    ) -> asyncio.AbstractServer:
+        """Listen in memory on a loopback or wildcard address, else as asyncio does.
+
+        Raises:
+            OSError: When the address is taken.
+        """
+        if host is not None and port is not None and is_loopback(host):
+            return self.network.listen(protocol_factory, host, port)
+        return await super().create_server(protocol_factory, host, port, **options)
 
     def _jump(self, timeout_s: float | None) -> None:
         """Move the clock by `timeout_s`; None means that no timer is set."""
