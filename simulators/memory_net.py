@@ -21,6 +21,7 @@ BUFFER_BYTES_MAX = 256 * 1024
 FIRST_EPHEMERAL_PORT = 32_768
 # What Linux does with its default of six repeated SYNs.
 CONNECT_GIVE_UP_S = 127.0
+LOCALHOST = "localhost"
 
 Address = tuple[str, int]
 Factory = Callable[[], asyncio.BaseProtocol]
@@ -46,6 +47,7 @@ class MemoryNetwork:
         Raises:
             OSError: When somebody listens there.
         """
+        host = _as_number(host)
         address = (host, port or self._free_port())
         if address in self._listeners:
             raise OSError(f"address {address} already in use")
@@ -63,6 +65,7 @@ class MemoryNetwork:
             TimeoutError: When the host is among the unanswered.
         """
         loop = asyncio.get_running_loop()
+        host = _as_number(host)
         if host in self.unanswered:
             await asyncio.sleep(CONNECT_GIVE_UP_S)
             raise TimeoutError(f"{host}:{port} does not answer")
@@ -257,10 +260,16 @@ class _MemoryTransport(asyncio.Transport):
             self._protocol.connection_lost(error)
 
 
+def _as_number(host: str) -> str:
+    return "127.0.0.1" if host == LOCALHOST else host
+
+
 def is_loopback(host: object) -> bool:
-    """Tell whether an address, as text, lies in 127.0.0.0/8 or is the wildcard."""
+    """Tell whether a host is localhost, an address in 127.0.0.0/8 or the wildcard."""
     if not isinstance(host, str):
         return False
+    if host == LOCALHOST:
+        return True
     try:
         number = socket.inet_aton(host)
     except OSError:

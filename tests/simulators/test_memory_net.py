@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -163,5 +166,46 @@ def test_an_address_without_a_miner_is_reset() -> None:
 
 
 def test_addresses_outside_loopback_are_left_to_the_kernel() -> None:
-    hosts: list[object] = ["10.0.0.1", "example.com", None, "::1", "127.0.0.1", "0.0.0.0"]
-    assert [is_loopback(host) for host in hosts] == [False] * 4 + [True] * 2
+    hosts: list[object] = [
+        "10.0.0.1",
+        "example.com",
+        None,
+        "::1",
+        "127.0.0.1",
+        "0.0.0.0",
+        "localhost",
+    ]
+    assert [is_loopback(host) for host in hosts] == [False] * 4 + [True] * 3
+
+
+SCRIPT = """
+import hashlib, runpy, sys
+from simulators.faults import Targets, plan
+from simulators.market import MarketSimulator
+from datetime import UTC, datetime
+case = runpy.run_path(sys.argv[1])
+junk = [object() for _ in range(int(sys.argv[2]))]
+start = datetime(2026, 1, 1, tzinfo=UTC)
+targets = Targets(clients=("a", "b"), processes=("p", "q"), hosts=("h",), stores=("s",))
+digest = hashlib.sha256(b"".join(case["run"](case["poll_fleet"](5))[0]))
+digest.update(repr(plan(5, targets, count=30, from_s=0, until_s=900)).encode())
+market = MarketSimulator(5, started_at=start, market_start=start)
+digest.update(repr([market.tick_of(number) for number in range(50)]).encode())
+print(digest.hexdigest())
+"""
+
+
+def test_fleet_plan_and_market_repeat_whatever_the_hash_seed() -> None:
+    root = Path(__file__).resolve().parents[2]
+
+    def digest(hash_seed: str, junk: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-c", SCRIPT, __file__, junk],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            env={"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(root)},
+        ).stdout
+
+    assert digest("1", "0") == digest("77", "54321")
