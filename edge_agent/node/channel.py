@@ -1,0 +1,102 @@
+"""One connection of the node link as a pipe of whole messages: over streams, or in memory."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from edge_agent.node.errors import LinkError
+from protocol.codec import Deframer, frame
+from protocol.errors import DecodeError
+
+READ_BYTES = 64 * 1024
+SEND_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 3.0
+
+
+class Channel(Protocol):
+    """Carries encoded messages both ways; dies as a whole."""
+
+    async def send(self, messages: Sequence[bytes]) -> None:
+        """Send in order; raises ConnectionError or TimeoutError when they are not taken."""
+        ...
+
+    async def receive(self) -> bytes:
+        """Give the next message; raises ConnectionError at the end."""
+        ...
+
+    def close(self) -> None:
+        """End the connection now."""
+        ...
+
+
+Dialer = Callable[[str], Awaitable[Channel]]
+
+
+class StreamChannel:
+    """A channel over a stream of bytes, each message with its length before it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._deframer = Deframer()
+        self._received: deque[bytes] = deque()
+
+    async def send(self, messages: Sequence[bytes]) -> None:
+        """Write the messages and wait until the peer keeps up."""
+        self._writer.write(b"".join([frame(message) for message in messages]))
+        async with asyncio.timeout(SEND_TIMEOUT_S):
+            await self._writer.drain()
+
+    async def receive(self) -> bytes:
+        """Read until a message is whole."""
+        while not self._received:
+            data = await self._reader.read(READ_BYTES)
+            if not data:
+                raise LinkError("the peer closed the connection")
+            try:
+                self._received.extend(self._deframer.feed(data))
+            except DecodeError as exc:
+                raise LinkError(str(exc)) from exc
+        return self._received.popleft()
+
+    def close(self) -> None:
+        """Abort: what was not sent is asked for again by the peer."""
+        self._writer.transport.abort()
+
+
+async def dial(address: str) -> Channel:
+    """Connect to ``unix:/path`` or ``tcp:host:port``.
+
+    Raises:
+        ConnectionError, TimeoutError, OSError: not now. ValueError: no address.
+    """
+    kind, _, rest = address.partition(":")
+    async with asyncio.timeout(CONNECT_TIMEOUT_S):
+        if kind == "unix":
+            return StreamChannel(*await asyncio.open_unix_connection(rest))
+        host, port = split_tcp(address)
+        return StreamChannel(*await asyncio.open_connection(host, port))
+
+
+def split_tcp(address: str) -> tuple[str, int]:
+    """Split ``tcp:host:port``.
+
+    Raises:
+        ValueError: it is no such address.
+    """
+    kind, _, rest = address.partition(":")
+    host, _, port = rest.rpartition(":")
+    if kind != "tcp" or not host or not port.isdecimal() or not 0 <= int(port) <= 65_535:
+        raise ValueError(f"{address!r}: want unix:/path or tcp:host:port")
+    return host, int(port)
+
+
+def check_address(address: str) -> None:
+    """Refuse what is no address of a node.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not (address.startswith("unix:/") and len(address) > len("unix:/")):
+        split_tcp(address)

@@ -1,0 +1,103 @@
+"""Carries out acts on the workload driver and demands evidence of their effect."""
+
+import asyncio
+from hashlib import sha256
+
+from edge_agent.node import phases
+from edge_agent.node.errors import EvidenceError
+from edge_agent.workloads.errors import DriverRefusedError
+from edge_agent.workloads.ports import InstanceSpec, WorkloadDriver
+
+_HASH_LOOK_S_MIN = 0.002
+_HASH_LOOK_S_MAX = 0.1
+
+
+class ActExecutor:
+    """Turns acts into driver calls; every wait is bounded by the driver and the phase's deadline.
+
+    Args:
+        driver: of the node's workload host.
+    """
+
+    def __init__(self, driver: WorkloadDriver) -> None:
+        self._driver = driver
+        self._hashes: dict[str, int] = {}
+
+    async def run(self, gpu: str, act: phases.Act) -> None:
+        """Carry out one act.
+
+        Raises:
+            DriverRefusedError: it did not happen. DriverUnavailableError: unknown.
+            EvidenceError: its effect could not be seen.
+        """
+        match act:
+            case phases.MineOn():
+                self._hashes[gpu] = await self._driver.mine(gpu, on=True)
+            case phases.MineOff():
+                await self._mine_off(gpu)
+            case phases.Prepare(work):
+                spec = InstanceSpec(
+                    instance_id=work.instance_id,
+                    lease_id=work.lease_id,
+                    attempt=work.attempt,
+                    run_s=work.spec.run_s,
+                )
+                await self._driver.prepare(gpu, spec)
+            case phases.Activate(instance_id):
+                await self._driver.activate(gpu, instance_id)
+            case phases.CheckCanary(instance_id):
+                await self._check_canary(gpu, instance_id)
+            case phases.CheckHashing():
+                await self._check_hashing(gpu)
+            case phases.OpenGate(instance_id):
+                state = await self._driver.gate(gpu, instance_id, is_open=True)
+                if not state.open and state.served_ns == 0:
+                    raise EvidenceError("gate_shut", f"the gate of {instance_id} did not open")
+            case phases.ShutGate(instance_id):
+                await self._shut(gpu, instance_id)
+            case phases.Stop(instance_id):
+                try:
+                    await self._driver.stop(gpu, instance_id)
+                except DriverRefusedError as exc:
+                    _accept_absence(exc)
+
+    async def _mine_off(self, gpu: str) -> None:
+        self._hashes.pop(gpu, None)
+        stood = await self._driver.mine(gpu, on=False)
+        # An acknowledgement is no evidence: the counter itself must stand still.
+        if await self._driver.mine(gpu, on=False) != stood:
+            raise EvidenceError("still_hashing", f"the hash counter of {gpu} moves on")
+
+    async def _check_hashing(self, gpu: str) -> None:
+        before = self._hashes.pop(gpu, None)
+        if before is None:
+            before = await self._driver.mine(gpu, on=True)
+        look_s = _HASH_LOOK_S_MIN
+        while await self._driver.mine(gpu, on=True) <= before:
+            await asyncio.sleep(look_s)
+            look_s = min(look_s * 2, _HASH_LOOK_S_MAX)
+
+    async def _check_canary(self, gpu: str, instance_id: str) -> None:
+        prompt = f"canary:{instance_id}"
+        output = await self._driver.canary(gpu, instance_id, prompt)
+        info = self._driver.info()
+        models = {} if info is None else {one.gpu: one.model for one in info.gpus}
+        model = models.get(gpu)
+        if model is None:
+            raise EvidenceError("no_model", f"the host does not name the model of {gpu}")
+        if output != sha256((prompt + model).encode()).hexdigest():
+            raise EvidenceError("canary_mismatch", f"{instance_id} gave a wrong first output")
+
+    async def _shut(self, gpu: str, instance_id: str) -> None:
+        try:
+            state = await self._driver.gate(gpu, instance_id, is_open=False)
+        except DriverRefusedError as exc:
+            _accept_absence(exc)
+            return
+        if state.open:
+            raise EvidenceError("gate_open", f"the gate of {instance_id} did not shut")
+
+
+def _accept_absence(exc: DriverRefusedError) -> None:
+    if exc.answer_code != "no_instance":
+        raise exc

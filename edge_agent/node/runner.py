@@ -1,0 +1,379 @@
+"""Runs the phases of switches: stored result, or acts, evidence, and a result made durable."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+
+from msgspec import Struct, structs
+
+from edge_agent.node import phases
+from edge_agent.node.desk import Decision, MeterDesk, event_of
+from edge_agent.node.devices import DeviceBook, Slot
+from edge_agent.node.errors import EvidenceError
+from edge_agent.node.executor import ActExecutor
+from edge_agent.node.memory import NodeMemory
+from edge_agent.node.readings import Harvest
+from edge_agent.node.state import Assignment, MeterState
+from edge_agent.node.store import NodeChange, ResultKey
+from edge_agent.ports import Clock
+from edge_agent.storage.errors import StorageError
+from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError
+from protocol.node import (
+    DeviceOutcome,
+    DeviceStep,
+    NodeEvent,
+    NodeEventKind,
+    Phase,
+    PhaseDo,
+    PhaseDone,
+    ReadingKind,
+)
+from protocol.resource import Activity
+
+_FORWARD_PHASES = frozenset(Phase) - phases.RETRIED_PHASES
+_HOLDING_PHASES = _FORWARD_PHASES - {Phase.VALIDATE, Phase.COMMIT}
+# A switch that ended in the first takes none of the second on the same device any more.
+_ENDS: tuple[tuple[Phase, frozenset[Phase]], ...] = (
+    (Phase.COMMIT, frozenset({Phase.ROLLBACK})),
+    (Phase.ROLLBACK, _FORWARD_PHASES),
+    (Phase.QUARANTINE, _FORWARD_PHASES),
+)
+
+
+class _Job(Struct, frozen=True):
+    """One device of a phase that is to be carried out."""
+
+    slot: Slot
+    step: DeviceStep
+    view: phases.DeviceView
+
+
+class PhaseRunner:
+    """Carries out phases, one at a time per device.
+
+    Args:
+        switch_hold_ns: how long an unfinished switch keeps the node from restoring a device.
+        emit: tells the agent what ended by itself.
+    """
+
+    def __init__(
+        self,
+        book: DeviceBook,
+        memory: NodeMemory,
+        desk: MeterDesk,
+        executor: ActExecutor,
+        clock: Clock,
+        *,
+        temp_c_max: float,
+        switch_hold_ns: int,
+        emit: Callable[[NodeEvent], None],
+    ) -> None:
+        self._book = book
+        self._memory = memory
+        self._desk = desk
+        self._executor = executor
+        self._clock = clock
+        self._temp_c_max = temp_c_max
+        self._switch_hold_ns = switch_hold_ns
+        self._emit = emit
+
+    async def do(self, request: PhaseDo) -> PhaseDone:
+        """Carry out a phase on its devices, or give the stored results."""
+        outcomes: dict[str, DeviceOutcome] = {}
+        steps: dict[str, DeviceStep] = {}
+        for step in request.steps:
+            if step.device_id in self._book.slots:
+                steps[step.device_id] = step
+            else:
+                outcomes[step.device_id] = _outcome(step, "refused", "unknown_device")
+        deadline_s = asyncio.get_running_loop().time() + request.deadline_ms / 1_000
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout_at(deadline_s):
+                    for device_id in sorted(steps):
+                        await stack.enter_async_context(self._book.slots[device_id].lock)
+            except TimeoutError:
+                outcomes |= {
+                    name: _outcome(step, "unknown", "deadline", "the device is busy")
+                    for name, step in steps.items()
+                }
+            else:
+                outcomes |= await self._locked(request, steps, deadline_s)
+        return PhaseDone(
+            switch_id=request.switch_id,
+            phase=request.phase,
+            outcomes=tuple(outcomes[step.device_id] for step in request.steps),
+        )
+
+    async def _locked(
+        self, request: PhaseDo, steps: dict[str, DeviceStep], deadline_s: float
+    ) -> dict[str, DeviceOutcome]:
+        outcomes: dict[str, DeviceOutcome] = {}
+        jobs: list[_Job] = []
+        for device_id, step in steps.items():
+            stored = self._memory.result(ResultKey(request.switch_id, request.phase, device_id))
+            if stored is not None:
+                outcomes[device_id] = stored
+                continue
+            job = self._job(step)
+            refused = self._refusal(request, job)
+            if refused is None:
+                jobs.append(job)
+            else:
+                outcomes[device_id] = _outcome(step, "refused", refused.code, refused.detail)
+        if not jobs:
+            return outcomes
+        try:
+            return outcomes | await self._carry_out(request, jobs, deadline_s)
+        except StorageError as exc:
+            return outcomes | _all(jobs, "unknown", exc.code, exc.detail)
+        except (DriverRefusedError, DriverUnavailableError) as exc:
+            return outcomes | _all(jobs, "unknown", exc.code, str(exc))
+        finally:
+            self._release(request.phase, jobs)
+
+    def _job(self, step: DeviceStep) -> _Job:
+        slot = self._book.slots[step.device_id]
+        view = self._book.view(
+            slot,
+            now_ns=self._clock.boottime_ns(),
+            boot_id=self._clock.boot_id(),
+            heard=self._desk.heard,
+            work=step.work,
+        )
+        return _Job(slot, step, view)
+
+    def _refusal(self, request: PhaseDo, job: _Job) -> phases.Refusal | None:
+        if request.agent_epoch < self._memory.epoch:
+            return phases.Refusal("stale_epoch", f"the node obeys epoch {self._memory.epoch}")
+        for end, refused in _ENDS:
+            key = ResultKey(request.switch_id, end, job.slot.device_id)
+            stored = self._memory.result(key) if request.phase in refused else None
+            if stored is not None and stored.status == "done":
+                return phases.Refusal("switch_ended", f"the switch ended in {end.value}")
+        return phases.refusal(request.phase, job.step, job.view, self._temp_c_max)
+
+    async def _carry_out(
+        self, request: PhaseDo, jobs: Sequence[_Job], deadline_s: float
+    ) -> dict[str, DeviceOutcome]:
+        phase = request.phase
+        if phase is Phase.HANDOVER:
+            await self._register(jobs)
+        stopped: dict[str, None] = {}
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(
+                    self._act(phase, job, deadline_s, stopped), name=f"phase-{job.slot.device_id}"
+                )
+                for job in jobs
+            ]
+        outcomes = {task.result().device_id: task.result() for task in tasks}
+        if phase in phases.SYNCED_PHASES and self._needs_page(phase, jobs):
+            await self._store_with_page(request, jobs, outcomes, stopped)
+        else:
+            await self._store(request, jobs, outcomes, stopped)
+        return outcomes
+
+    async def _register(self, jobs: Sequence[_Job]) -> None:
+        """Know every instance before its host does: no meter may run that nobody would read."""
+        meters = tuple(
+            MeterState(device_id=job.slot.device_id, work=job.step.work)
+            for job in jobs
+            if job.step.work is not None and job.step.work.instance_id not in self._memory.meters
+        )
+        if meters:
+            # Unsynced: it survives this process, and instances do not survive their host.
+            await self._memory.commit(NodeChange(meters=meters), sync=False)
+
+    async def _act(
+        self, phase: Phase, job: _Job, deadline_s: float, stopped: dict[str, None]
+    ) -> DeviceOutcome:
+        """Carry out the acts of one device; never raises what the world can cause."""
+        now_ns = self._clock.boottime_ns()
+        job.slot.held_until_ns = now_ns + self._switch_hold_ns if phase in _HOLDING_PHASES else 0
+        outcome = _outcome(job.step, "done")
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                for act in phases.acts(phase, job.step, job.view):
+                    try:
+                        await self._one(job.slot, act, stopped)
+                    except (DriverRefusedError, EvidenceError, DriverUnavailableError) as exc:
+                        outcome = _failure(job.step, exc)
+                        if phase is not Phase.QUARANTINE:
+                            break
+        except TimeoutError:
+            outcome = _outcome(job.step, "unknown", "deadline", f"{phase.value} took too long")
+        return structs.replace(outcome, at=self._clock.wall())
+
+    async def _one(self, slot: Slot, act: phases.Act, stopped: dict[str, None]) -> None:
+        if isinstance(act, phases.ShutGate | phases.Stop):
+            self._desk.asked_shut[act.instance_id] = None
+        try:
+            await self._executor.run(slot.gpu, act)
+        except (DriverRefusedError, EvidenceError):
+            if isinstance(act, phases.ShutGate):
+                self._desk.asked_shut.pop(act.instance_id, None)
+            raise
+        if isinstance(act, phases.Stop):
+            stopped[act.instance_id] = None
+
+    def _needs_page(self, phase: Phase, jobs: Sequence[_Job]) -> bool:
+        if phase is Phase.COMMIT and any(job.step.to_activity is Activity.SERVE for job in jobs):
+            return True
+        return any(not meter.closed for job in jobs for meter in job.view.meters)
+
+    async def _store_with_page(
+        self,
+        request: PhaseDo,
+        jobs: Sequence[_Job],
+        outcomes: dict[str, DeviceOutcome],
+        stopped: dict[str, None],
+    ) -> None:
+        before = dict(outcomes)
+
+        def decide(page: Harvest) -> Decision:
+            outcomes.update(before)
+            return self._decide(request, jobs, outcomes, page)
+
+        try:
+            harvested = await self._desk.harvest(decide, stopped=stopped)
+        except (DriverRefusedError, DriverUnavailableError):
+            if request.phase is not Phase.QUARANTINE:
+                raise
+            # The mark matters more than the meters, which the next page reads.
+            outcomes.update(_all(jobs, "failed", "driver_unavailable", "marked, not made safe"))
+            await self._store(request, jobs, outcomes, stopped)
+            return
+        for event in harvested.events:
+            self._emit(event)
+        self._tell(request.phase, harvested.decision)
+
+    async def _store(
+        self,
+        request: PhaseDo,
+        jobs: Sequence[_Job],
+        outcomes: dict[str, DeviceOutcome],
+        stopped: dict[str, None],
+    ) -> None:
+        decision = self._decide(request, jobs, outcomes, None)
+        meters = tuple(
+            structs.replace(state, stopped=True)
+            for state in (self._memory.meters.get(name) for name in stopped)
+            if state is not None
+        )
+        change = NodeChange(
+            assignments=decision.assignments, results=decision.results, meters=meters
+        )
+        if change != NodeChange():
+            await self._memory.commit(change, sync=request.phase in phases.SYNCED_PHASES)
+        self._tell(request.phase, decision)
+
+    def _decide(
+        self,
+        request: PhaseDo,
+        jobs: Sequence[_Job],
+        outcomes: dict[str, DeviceOutcome],
+        page: Harvest | None,
+    ) -> Decision:
+        """Give what is stored of a phase; replaces outcomes that the page disproves."""
+        assignments: list[Assignment] = []
+        results: list[tuple[ResultKey, DeviceOutcome]] = []
+        for job in jobs:
+            name = job.slot.device_id
+            outcomes[name] = self._checked(request.phase, job, outcomes[name], page)
+            done = outcomes[name].status == "done"
+            if done or request.phase is Phase.QUARANTINE:
+                assignments += self._assignment(request, job, page)
+            stored = {"done"} if request.phase in phases.RETRIED_PHASES else {"done", "failed"}
+            if outcomes[name].status in stored:
+                key = ResultKey(request.switch_id, request.phase, name)
+                results.append((key, outcomes[name]))
+        return Decision(assignments=tuple(assignments), results=tuple(results))
+
+    def _checked(
+        self, phase: Phase, job: _Job, outcome: DeviceOutcome, page: Harvest | None
+    ) -> DeviceOutcome:
+        """Hold an opened gate against the page, and date it by its OPEN reading."""
+        work = job.step.work
+        serves = phase is Phase.COMMIT and job.step.to_activity is Activity.SERVE
+        if not serves or work is None or page is None or outcome.status != "done":
+            return outcome
+        state = self._after(work.instance_id, page)
+        if state is None or not state.opened or state in page.lost:
+            return _outcome(job.step, "failed", "instance_lost", "gone before its gate was read")
+        for reading in page.readings:
+            if reading.instance_id == work.instance_id and reading.kind is ReadingKind.OPEN:
+                return structs.replace(outcome, at=reading.at)
+        return outcome
+
+    def _assignment(self, request: PhaseDo, job: _Job, page: Harvest | None) -> list[Assignment]:
+        step, held = job.step, job.view.assignment
+        if request.phase is Phase.COMMIT:
+            return [
+                Assignment(
+                    device_id=step.device_id,
+                    activity=step.to_activity,
+                    work=step.work if step.to_activity is Activity.SERVE else None,
+                    boot_id=self._clock.boot_id(),
+                    committed_ns=self._clock.boottime_ns(),
+                )
+            ]
+        if request.phase is Phase.QUARANTINE:
+            return [
+                Assignment(
+                    device_id=step.device_id,
+                    activity=Activity.FAULT,
+                    quarantined=True,
+                    ended_detail=f"quarantined by switch {request.switch_id}",
+                )
+            ]
+        if request.phase is Phase.ROLLBACK and held.work is not None and held.ended is None:
+            state = self._after(held.work.instance_id, page)
+            if state is None or not state.serving:
+                return [
+                    structs.replace(
+                        held,
+                        ended=NodeEventKind.INSTANCE_LOST,
+                        ended_at=self._clock.wall(),
+                        ended_detail="its gate had been shut for a switch that was rolled back",
+                    )
+                ]
+        return []
+
+    def _after(self, instance_id: str, page: Harvest | None) -> MeterState | None:
+        for state in () if page is None else page.states:
+            if state.work.instance_id == instance_id:
+                return state
+        return self._memory.meters.get(instance_id)
+
+    def _tell(self, phase: Phase, decision: Decision) -> None:
+        if phase is not Phase.ROLLBACK:
+            return
+        for held in decision.assignments:
+            if held.ended is NodeEventKind.INSTANCE_LOST:
+                self._emit(event_of(held, self._clock.wall()))
+
+    def _release(self, phase: Phase, jobs: Sequence[_Job]) -> None:
+        now_ns = self._clock.boottime_ns()
+        for job in jobs:
+            job.slot.touched_ns = now_ns
+            if phase not in _HOLDING_PHASES:
+                job.slot.held_until_ns = 0
+
+
+def _outcome(step: DeviceStep, status: str, code: str = "", detail: str = "") -> DeviceOutcome:
+    return DeviceOutcome(device_id=step.device_id, status=status, code=code, detail=detail[:2_000])
+
+
+def _failure(
+    step: DeviceStep, exc: DriverRefusedError | EvidenceError | DriverUnavailableError
+) -> DeviceOutcome:
+    if isinstance(exc, DriverRefusedError):
+        return _outcome(step, "failed", exc.answer_code, exc.detail)
+    if isinstance(exc, EvidenceError):
+        return _outcome(step, "failed", exc.reason, exc.detail)
+    return _outcome(step, "unknown", exc.code, str(exc))
+
+
+def _all(jobs: Sequence[_Job], status: str, code: str, detail: str) -> dict[str, DeviceOutcome]:
+    return {job.slot.device_id: _outcome(job.step, status, code, detail) for job in jobs}

@@ -1,0 +1,1 @@
+"""Workload drivers of the node: what runs on a GPU, behind one small port."""

@@ -1,0 +1,157 @@
+"""The port between the node and whatever serves work on its GPUs.
+
+The driver's host owns gate and meter: both outlive the node's process. Every act is idempotent, so
+that an act whose answer was lost may be asked for again. An instance's gate opens once and shuts
+once; serving again needs a new instance.
+
+Every method raises ``DriverRefusedError`` (the act did not happen) or ``DriverUnavailableError``
+(whether it happened is unknown).
+"""
+
+from typing import Protocol
+
+from msgspec import Struct
+
+
+class HostGpu(Struct, frozen=True, kw_only=True):
+    """One GPU as the workload host names it."""
+
+    gpu: str
+    model: str
+    vram_mib: int | None = None
+
+
+class HostInfo(Struct, frozen=True, kw_only=True):
+    """Identity of the workload host; ``process_id`` is new at each of its starts."""
+
+    host_id: str
+    process_id: str
+    boot_id: str
+    gpus: tuple[HostGpu, ...]
+
+
+class HostSample(Struct, frozen=True, kw_only=True):
+    """Facts of one GPU; None is unknown."""
+
+    gpu: str
+    power_w: float | None = None
+    temp_c: float | None = None
+    utilisation: float | None = None
+    memory_used_mib: float | None = None
+    hashrate_mhs: float | None = None
+    mining: bool | None = None
+    healthy: bool = True
+
+
+class InstanceSpec(Struct, frozen=True, kw_only=True):
+    """What to prepare: the instance's name, and when it is complete by itself."""
+
+    instance_id: str
+    lease_id: str
+    attempt: int
+    run_s: int | None = None
+
+
+class MeterMark(Struct, frozen=True, array_like=True):
+    """Counters at the instant where the host's wall clock passed a UTC minute."""
+
+    epoch_minute: int
+    at_ns: int
+    served_ns: int
+    energy_mj: int
+
+
+class Meter(Struct, frozen=True, kw_only=True):
+    """Counters of one instance at the page's ``now_ns``; instants are CLOCK_BOOTTIME."""
+
+    gpu: str
+    instance_id: str
+    lease_id: str
+    attempt: int
+    open: bool
+    completed: bool
+    opened_ns: int | None
+    closed_ns: int | None
+    served_ns: int
+    energy_mj: int
+    marks: tuple[MeterMark, ...] = ()
+
+
+class MeterPage(Struct, frozen=True, kw_only=True):
+    """Every meter of the host at one instant; ``wall_anchor_ns`` is wall minus boottime."""
+
+    process_id: str
+    now_ns: int
+    wall_anchor_ns: int
+    meters: tuple[Meter, ...]
+
+
+class GateState(Struct, frozen=True, kw_only=True):
+    """The gate after an act, and the counters at the instant ``at_ns`` of that act."""
+
+    at_ns: int
+    served_ns: int
+    energy_mj: int
+    open: bool
+
+
+class Capabilities(Struct, frozen=True, kw_only=True):
+    """What a driver can do.
+
+    Args:
+        strategies: ways to switch, cheapest first, e.g. ``resident_gate``.
+        per_gpu_pause: the miner can be paused on one GPU alone.
+        survives_node: gate and meter live on when the node's process dies.
+    """
+
+    strategies: tuple[str, ...]
+    per_gpu_pause: bool
+    survives_node: bool
+
+
+class WorkloadDriver(Protocol):
+    """One host of served work and mining on GPUs."""
+
+    async def run(self) -> None:
+        """Keep the connection to the host until cancelled."""
+        ...
+
+    def capabilities(self) -> Capabilities:
+        """Give what this driver can do."""
+        ...
+
+    def info(self) -> HostInfo | None:
+        """Give what the host said of itself when last connected; None when it is away."""
+        ...
+
+    async def sample(self) -> tuple[HostSample, ...]:
+        """Read the facts of every GPU."""
+        ...
+
+    async def mine(self, gpu: str, *, on: bool) -> int:
+        """Start or stop the miner; returns its hash counter, which stands still when stopped."""
+        ...
+
+    async def prepare(self, gpu: str, spec: InstanceSpec) -> None:
+        """Make the instance exist, with its gate shut."""
+        ...
+
+    async def activate(self, gpu: str, instance_id: str) -> None:
+        """Make the instance resident and ready."""
+        ...
+
+    async def canary(self, gpu: str, instance_id: str, prompt: str) -> str:
+        """Give the instance's output for ``prompt``."""
+        ...
+
+    async def gate(self, gpu: str, instance_id: str, *, is_open: bool) -> GateState:
+        """Open or shut the gate; the first act counts."""
+        ...
+
+    async def meters(self, since_minute: int | None) -> MeterPage:
+        """Read all meters with their marks after ``since_minute`` (epoch minute; None: all)."""
+        ...
+
+    async def stop(self, gpu: str, instance_id: str) -> None:
+        """Shut the gate and remove the instance; its last meter stays readable for 24 h."""
+        ...

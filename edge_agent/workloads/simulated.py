@@ -1,0 +1,285 @@
+"""Driver of the simulated workload host: JSON lines over a Unix socket, pipelined by id."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError
+from edge_agent.workloads.ports import (
+    Capabilities,
+    GateState,
+    HostGpu,
+    HostInfo,
+    HostSample,
+    InstanceSpec,
+    Meter,
+    MeterPage,
+)
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+# A day of minute marks of 64 instances is about 5 MB of JSON.
+LINE_BYTES_MAX = 16 * 1024 * 1024
+IN_FLIGHT_MAX = 256
+CONNECT_TIMEOUT_S = 2.0
+BACKOFF_S_MIN = 0.05
+BACKOFF_S_MAX = 2.0
+
+
+class _Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    id: int
+    op: str
+    gpu: str | None = None
+    instance_id: str | None = None
+    lease_id: str | None = None
+    attempt: int | None = None
+    run_s: int | None = None
+    prompt: str | None = None
+    on: bool | None = None
+    open: bool | None = None
+    since_minute: int | None = None
+
+
+class _Head(Struct, frozen=True):
+    id: int | None = None
+    error: str | None = None
+    detail: str = ""
+
+
+class _Hello(Struct, frozen=True):
+    host_id: str
+    process_id: str
+    boot_id: str
+    gpus: tuple[HostGpu, ...]
+
+
+class _Samples(Struct, frozen=True):
+    gpus: tuple[HostSample, ...]
+
+
+class _Hashes(Struct, frozen=True):
+    hashes: int
+
+
+class _Output(Struct, frozen=True):
+    output: str
+
+
+class _Page(Struct, frozen=True):
+    now_ns: int
+    wall_anchor_ns: int
+    meters: tuple[Meter, ...]
+
+
+class _Nothing(Struct, frozen=True):
+    pass
+
+
+_encoder = msgspec.json.Encoder()
+_head = msgspec.json.Decoder(_Head)
+_hello = msgspec.json.Decoder(_Hello)
+_samples = msgspec.json.Decoder(_Samples)
+_hashes = msgspec.json.Decoder(_Hashes)
+_output = msgspec.json.Decoder(_Output)
+_page = msgspec.json.Decoder(_Page)
+_gate = msgspec.json.Decoder(GateState)
+_nothing = msgspec.json.Decoder(_Nothing)
+
+
+class SimulatedDriver:
+    """Client of ``hcp-sim gpu``.
+
+    Args:
+        socket_path: the host's Unix socket.
+        uniform: injected randomness for the reconnect jitter, ``uniform(low, high)``.
+        timeout_s: longest wait for any one answer.
+    """
+
+    def __init__(
+        self, socket_path: str, *, uniform: Callable[[float, float], float], timeout_s: float = 5.0
+    ) -> None:
+        self._socket_path = socket_path
+        self._uniform = uniform
+        self._timeout_s = timeout_s
+        self._writer: asyncio.StreamWriter | None = None
+        self._info: HostInfo | None = None
+        self._failures = 0
+        self._next_id = 1
+        self._waiting: dict[int, asyncio.Future[bytes]] = {}
+        self.malformed = 0
+
+    async def run(self) -> None:
+        """Connect, and connect again with full jitter, until cancelled."""
+        while True:
+            try:
+                await self._connection()
+            except OSError as exc:
+                if self._failures == 0:
+                    logger.warning("workload host away: socket=%s: %s", self._socket_path, exc)
+                self._failures = min(self._failures + 1, 10)
+            limit_s = min(BACKOFF_S_MAX, BACKOFF_S_MIN * 2.0**self._failures)
+            await asyncio.sleep(self._uniform(BACKOFF_S_MIN / 2, limit_s))
+
+    def capabilities(self) -> Capabilities:
+        """Give what the simulated host can do."""
+        return Capabilities(strategies=("resident_gate",), per_gpu_pause=True, survives_node=True)
+
+    def info(self) -> HostInfo | None:
+        """Give the host's last hello while connected."""
+        return self._info
+
+    async def sample(self) -> tuple[HostSample, ...]:
+        """Read the facts of every GPU."""
+        return (await self._ask(_samples, op="sample")).gpus
+
+    async def mine(self, gpu: str, *, on: bool) -> int:
+        """Start or stop the miner."""
+        return (await self._ask(_hashes, op="mine", gpu=gpu, on=on)).hashes
+
+    async def prepare(self, gpu: str, spec: InstanceSpec) -> None:
+        """Make the instance exist."""
+        await self._ask(
+            _nothing,
+            op="prepare",
+            gpu=gpu,
+            instance_id=spec.instance_id,
+            lease_id=spec.lease_id,
+            attempt=spec.attempt,
+            run_s=spec.run_s,
+        )
+
+    async def activate(self, gpu: str, instance_id: str) -> None:
+        """Make the instance ready."""
+        await self._ask(_nothing, op="activate", gpu=gpu, instance_id=instance_id)
+
+    async def canary(self, gpu: str, instance_id: str, prompt: str) -> str:
+        """Give the instance's output."""
+        answer = await self._ask(
+            _output, op="canary", gpu=gpu, instance_id=instance_id, prompt=prompt
+        )
+        return answer.output
+
+    async def gate(self, gpu: str, instance_id: str, *, is_open: bool) -> GateState:
+        """Open or shut the gate."""
+        return await self._ask(_gate, op="gate", gpu=gpu, instance_id=instance_id, open=is_open)
+
+    async def meters(self, since_minute: int | None) -> MeterPage:
+        """Read all meters."""
+        info = self._info
+        if info is None:
+            raise DriverUnavailableError(f"{self._socket_path} is not connected")
+        page = await self._ask(_page, op="meters", since_minute=since_minute)
+        return MeterPage(
+            process_id=info.process_id,
+            now_ns=page.now_ns,
+            wall_anchor_ns=page.wall_anchor_ns,
+            meters=page.meters,
+        )
+
+    async def stop(self, gpu: str, instance_id: str) -> None:
+        """Remove the instance."""
+        await self._ask(_nothing, op="stop", gpu=gpu, instance_id=instance_id)
+
+    async def _connection(self) -> None:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            reader, writer = await asyncio.open_unix_connection(
+                self._socket_path, limit=LINE_BYTES_MAX
+            )
+        self._writer = writer
+        try:
+            async with asyncio.TaskGroup() as group:
+                reading = group.create_task(self._read(reader), name="workload-read")
+                try:
+                    hello = await self._ask(_hello, op="hello")
+                except (DriverRefusedError, DriverUnavailableError):
+                    reading.cancel()
+                    raise
+                self._info = HostInfo(
+                    host_id=hello.host_id,
+                    process_id=hello.process_id,
+                    boot_id=hello.boot_id,
+                    gpus=hello.gpus,
+                )
+                self._failures = 0
+                logger.info("workload host connected: process_id=%s", hello.process_id)
+        except* (OSError, DriverRefusedError) as group_error:
+            raise DriverUnavailableError(str(group_error.exceptions[0])) from group_error
+        finally:
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        self._info = None
+        if self._writer is not None:
+            self._writer.transport.abort()
+            self._writer = None
+        waiting, self._waiting = self._waiting, {}
+        for future in waiting.values():
+            if not future.done():
+                future.set_exception(DriverUnavailableError("the workload host went away"))
+                future.exception()  # a waiter that was cancelled meanwhile never looks
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        while True:
+            try:
+                line = await reader.readline()
+            except ValueError as exc:
+                raise ConnectionError(f"answer longer than {LINE_BYTES_MAX} bytes") from exc
+            if not line.endswith(b"\n"):
+                raise ConnectionError("the workload host closed the connection")
+            self._deliver(line)
+
+    def _deliver(self, line: bytes) -> None:
+        try:
+            head = _head.decode(line)
+        except msgspec.MsgspecError:
+            self.malformed += 1
+            return
+        future = None if head.id is None else self._waiting.pop(head.id, None)
+        if future is None or future.done():
+            return
+        if head.error is None:
+            future.set_result(line)
+        else:
+            future.set_exception(DriverRefusedError(head.error, head.detail))
+
+    async def _ask(
+        self,
+        decoder: msgspec.json.Decoder[T],
+        *,
+        op: str,
+        gpu: str | None = None,
+        instance_id: str | None = None,
+        **fields: str | int | None,
+    ) -> T:
+        writer = self._writer
+        if writer is None:
+            raise DriverUnavailableError(f"{self._socket_path} is not connected")
+        if len(self._waiting) >= IN_FLIGHT_MAX:
+            raise DriverUnavailableError(f"{IN_FLIGHT_MAX} requests are unanswered")
+        number, self._next_id = self._next_id, self._next_id + 1
+        document = {"id": number, "op": op, "gpu": gpu, "instance_id": instance_id, **fields}
+        request = msgspec.convert(document, _Request)
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                writer.write(_encoder.encode(request) + b"\n")
+                with contextlib.suppress(ConnectionResetError):  # the reader reports it, once
+                    await writer.drain()
+                line = await future
+        except TimeoutError as exc:
+            raise DriverUnavailableError(f"{op}: no answer in {self._timeout_s} s") from exc
+        finally:
+            self._waiting.pop(number, None)
+        try:
+            return decoder.decode(line)
+        except msgspec.MsgspecError as exc:
+            self.malformed += 1
+            raise DriverUnavailableError(f"{op}: unreadable answer: {exc}") from exc
