@@ -1,12 +1,13 @@
 """What each reading or acting command does; ``main`` starts the programs ``run`` and ``node``."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import re
 import sys
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from typing import Any
 
 from edge_agent.cli import render
 from edge_agent.cli.client import (
@@ -19,6 +20,10 @@ from edge_agent.cli.client import (
     ask,
     snapshot,
 )
+
+TYPE_CHECKING = False  # typing itself takes 3 ms to import
+if TYPE_CHECKING:
+    from typing import Any
 
 SCHEMA_VERSION = 1
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)(s|m|min|h|d)$")

@@ -1,0 +1,166 @@
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import ThreadingMixIn, UnixStreamServer
+from typing import Any
+
+import pytest
+
+from edge_agent.__main__ import main
+from edge_agent.cli import render
+
+STATUS = {
+    "site_id": "lubbock",
+    "state": "degraded",
+    "up_s": 3_700.0,
+    "version": "0.1.0",
+    "hub": {"online": False, "heard_age_s": None, "backlog": 12},
+    "market": {"price_usd_per_mwh": -3.5, "btc_price_usd": None, "age_s": 4.0, "feed": "csv"},
+    "power": {"measured_w": None, "counted_w": 52.5e6, "cap_w": 1e8, "headroom_w": 47.5e6},
+    "earning_usd_per_h": None,
+    "switches": {"count": 3, "p50_ms": 12.0, "p99_ms": 25.0, "rolled_back": 0},
+    "classes": [
+        {"device_class": "S21", "kind": "asic", "total": 3, "by_activity": {"mine": 2, "fault": 1}}
+    ],
+    "problems": [
+        {"device_id": "s21-0003", "text": "silent for 3 min", "command": "hcp-agent why s21-0003"}
+    ],
+}
+DEVICE = {
+    "device_id": "s21-0001",
+    "device_class": "S21",
+    "activity": "mine",
+    "power_w": 3500.0,
+    "temp_c": None,
+    "hashrate_ths": 200.0,
+    "lease_id": None,
+    "reason": "keep_best",
+}
+ANSWERS: dict[str, tuple[int, dict[str, Any]]] = {
+    "/v1/status": (200, STATUS),
+    "/v1/devices": (200, {"items": [DEVICE, DEVICE | {"device_id": "h100-1"}]}),
+    "/v1/why": (404, {"error": "unknown_device", "detail": "no device x"}),
+    "/v1/drain": (200, {"devices": ["s21-0001"]}),
+    "/v1/undrain": (409, {"error": "gate", "detail": "the device is too hot"}),
+}
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        status, value = ANSWERS[self.path.split("?")[0]]
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET  # noqa: N815 - the base class names it
+
+    def address_string(self) -> str:
+        return "local"
+
+    def log_message(self, *args: object) -> None:
+        del args
+
+
+class Server(ThreadingMixIn, UnixStreamServer):
+    daemon_threads = True
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Path]:
+    servers = [Server(str(tmp_path / name), Handler) for name in ("view.sock", "ctl.sock")]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield tmp_path
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = main(list(argv))
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+def test_status_tells_the_site_with_unknowns_as_question_marks(
+    agent: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "status", "--run-dir", str(agent))
+    assert code == 0
+    assert "lubbock  DEGRADED  up 1 h 1 min" in out
+    assert "OFFLINE, heard never" in out
+    assert "-3.50 USD/MWh, BTC ? USD" in out
+    assert "? measured, 52.50 MW counted of 100.00 MW" in out
+    assert re.search(r"S21 +3 +2 +1", out)
+    assert "! s21-0003" in out
+    assert max(len(line) for line in out.splitlines()) <= 80
+
+
+def test_json_carries_a_schema_version(agent: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "status", "--json", "--run-dir", str(agent))
+    assert json.loads(out) == {"v": 1} | STATUS
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (["status", "--exit-code"], 1),
+        (["why", "x"], 1),
+        (["drain", "s21-0001", "--for", "2h"], 0),
+        (["drain", "s21-0001", "--for", "soon"], 2),
+        (["undrain", "s21-0001"], 5),
+    ],
+)
+def test_exit_codes(
+    agent: Path, capsys: pytest.CaptureFixture[str], argv: list[str], code: int
+) -> None:
+    assert run(capsys, *argv, "--run-dir", str(agent))[0] == code
+
+
+def test_devices_are_chosen_by_glob(agent: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "devices", "h100-*", "--run-dir", str(agent), "--json")
+    assert [row["device_id"] for row in json.loads(out)["items"]] == ["h100-1"]
+
+
+def test_a_dead_agent_is_answered_from_its_snapshot_with_the_age(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "snapshot.json").write_text(json.dumps({"v": 1, "status": STATUS}))
+    code, out, err = run(capsys, "status", "--run-dir", str(tmp_path))
+    assert (code, "lubbock" in out) == (0, True)
+    assert re.search(r"agent down, \d+ s old", err)
+
+
+def test_without_agent_and_snapshot_the_exit_code_is_three(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dirs = ["--run-dir", str(tmp_path), "--data-dir", str(tmp_path)]
+    code, out, err = run(capsys, "status", "--json", *dirs)
+    assert (code, json.loads(out)["exit_code"]) == (3, 3)
+    assert "systemctl status hcp-agent" in err
+
+
+def test_the_command_line_imports_nothing_heavy() -> None:
+    heavy = {"asyncio", "msgspec", "numpy", "duckdb", "litestar", "sqlite3", "aiomqtt"}
+    code = (
+        "import sys; from edge_agent.__main__ import main; main(['version']); "
+        "import edge_agent.cli.commands; print(','.join(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=20
+    )
+    assert heavy.isdisjoint(done.stdout.splitlines()[1].split(","))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "?"), (0, "0 s"), (61, "1 min 1 s"), (90_000, "1 d 1 h"), (7_260, "2 h 1 min")],
+)
+def test_durations_are_told_in_two_units(seconds: float | None, text: str) -> None:
+    assert render.duration(seconds) == text
