@@ -127,6 +127,7 @@ def starts(site: Site, state: SiteState) -> tuple[Start, ...]:
         wanted = [
             site.index_of(slot.device_id)
             for slot in entry.slots
+            # Another instance starts only when the meter of the one before it is closed.
             if not slot.serving and not slot.completed
         ]
         indices = [at for at in wanted if at is not None]
@@ -136,7 +137,7 @@ def starts(site: Site, state: SiteState) -> tuple[Start, ...]:
             and state.activity[at] in (MINE, IDLE, CURTAILED, SERVE)
             and at not in occupied
             for at in indices
-        )
+        ) and not any(slot.instance_id in entry.to_close for slot in entry.slots if not slot.serving)
         if indices and ready:
             out.append(Start(entry.lease_id, np.array(indices, dtype=np.int64)))
     return tuple(out)

@@ -10,8 +10,8 @@ One group of devices (class, from, to, reason) becomes one intent.
 
 import numpy as np
 from msgspec import Struct
-from msgspec.structs import replace
 
+from edge_agent.core import facts as f
 from edge_agent.core import leases as ls
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
@@ -34,6 +34,7 @@ from edge_agent.core.site_state import (
     HOLD_SERVE,
     LeaseEntry,
     SiteState,
+    apply,
     lease_by_id,
 )
 from protocol.event import ReleaseOutcome
@@ -61,6 +62,8 @@ def plan(site: Site, state: SiteState) -> p.Plan:
     counted = pw.counted_w(site, state)
     power = pw.view(site, state, counted)
     acts = ls.decide(site, state, values, power)
+    # What follows plans as if the lease acts were done: a lease starts in the pass that takes it.
+    state = _after(site, state, acts)
     draft = _money(site, state, values)
     _orders(site, state, draft)
     starts = _admit_starts(site, state, power)
@@ -372,6 +375,22 @@ def _alarms(
     return (("power_over_cap", detail),)
 
 
-def without_acts(plan_: p.Plan) -> p.Plan:
-    """Give the same plan as a dry run: records and power, nothing to do."""
-    return replace(plan_, intents=(), leases=())
+def _after(site: Site, state: SiteState, acts: tuple[p.LeaseAct, ...]) -> SiteState:
+    for act in acts:
+        for fact in _facts_of(act):
+            state = apply(site, state, fact)
+    return state
+
+
+def _facts_of(act: p.LeaseAct) -> tuple[f.Fact, ...]:
+    match act:
+        case p.TakeLease(lease_id, scores):
+            return (f.LeaseTaken(lease_id, tuple(score.device_id for score in scores)),)
+        case p.RefuseLease(lease_id, _):
+            return (f.LeaseClosed(lease_id, refused=True, final_usage_seq=0),)
+        case p.EndLease(lease_id, outcome, detail):
+            return (f.LeaseEnding(lease_id, outcome, detail),)
+        case p.CloseLease(lease_id):
+            return (f.LeaseClosed(lease_id, refused=False, final_usage_seq=0),)
+        case p.ReplaceDevice(lease_id, old, new):
+            return (f.LeaseReplaced(lease_id, old, new),)

@@ -452,6 +452,11 @@ def _switch_closed(site: Site, state: SiteState, fact: f.SwitchClosed) -> SiteSt
     outcome = np.array([out for key, out in pairs if site.index_of(key) is not None], dtype="U12")
     mine = state.switch_no[at] == entry.no
     at, outcome = at[mine], outcome[mine]
+    if not fact.device_ids:
+        # The store lost the switch: what its devices do is unknown until they are read.
+        lost = np.flatnonzero(state.switch_no == entry.no)
+        state = replace(state, **set_activity(state, lost, UNKNOWN, UNKNOWN, UNKNOWN))
+        state = replace(state, switch_no=_put(state.switch_no, lost, -1))
     good, back = outcome == "committed", outcome == "rolled_back"
     final = np.where(good, state.target[at], np.where(back, state.origin[at], FAULT))
     for code in np.unique(final):

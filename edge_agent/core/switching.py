@@ -8,6 +8,7 @@ carried out again with the same (switch_id, phase), on which nodes and fleets ar
 ``Begun`` on an open switch just asks its present phase again.
 """
 
+from datetime import datetime
 from enum import StrEnum
 
 import msgspec
@@ -79,8 +80,8 @@ PATHS: dict[DeviceKind, tuple[Phase, ...]] = {
     ),
     # An ASIC's fleet commands, waits for the effect and confirms it in one act.
     DeviceKind.ASIC: (Phase.ACTIVATE,),
-    DeviceKind.CPU: (Phase.ACTIVATE,),
 }
+PATHS[DeviceKind.CPU] = PATHS[DeviceKind.GPU]
 
 DEADLINE_S: dict[Phase, float] = {
     Phase.VALIDATE: 3.0,
@@ -106,6 +107,7 @@ class SwitchDevice(Struct, frozen=True, array_like=True):
     status: Status = Status.LIVE
     answered: bool = False
     code: str = ""
+    committed_at: datetime | None = None
 
 
 class PhaseSpan(Struct, frozen=True, array_like=True):
@@ -172,13 +174,6 @@ class Closed(Struct, frozen=True):
 Effect = Ask | Closed
 
 
-def open_switch(
-    switch: Switch,
-) -> Switch:
-    """Give the switch at the first phase of its path."""
-    return replace(switch, stage=Stage.FORWARD, phase=PATHS[switch.kind][0])
-
-
 def step(switch: Switch, event: Event, now_ns: int) -> tuple[Switch, tuple[Effect, ...]]:
     """Give the switch after one event, and what to do."""
     if switch.stage is Stage.CLOSED:
@@ -240,7 +235,10 @@ def _take(switch: Switch, outcomes: tuple[DeviceOutcome, ...]) -> Switch:
         if outcome is None or device.answered or device.status is not concerned:
             devices.append(device)
             continue
-        devices.append(_judge(switch.stage, device, outcome.status == "done", outcome.code))
+        judged = _judge(switch.stage, device, done=outcome.status == "done", code=outcome.code)
+        if switch.phase is Phase.COMMIT:
+            judged = replace(judged, committed_at=outcome.at)
+        devices.append(judged)
     return _whole(replace(switch, devices=tuple(devices)))
 
 
@@ -255,7 +253,7 @@ def _expire(switch: Switch) -> Switch:
     return _whole(replace(switch, devices=devices))
 
 
-def _judge(stage: Stage, device: SwitchDevice, done: bool, code: str) -> SwitchDevice:  # noqa: FBT001 - read by name or beside its outcome
+def _judge(stage: Stage, device: SwitchDevice, *, done: bool, code: str) -> SwitchDevice:
     if stage is Stage.FORWARD:
         status = Status.LIVE if done else Status.FAILED
         return replace(device, status=status, answered=True, code=device.code or code)

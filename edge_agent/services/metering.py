@@ -1,0 +1,244 @@
+"""The metering service: node readings become durable usage, each once, in order.
+
+Heads and marks in memory move on only after the commit that holds them: a failed commit leaves them,
+and the node sends its readings again.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+
+from msgspec import Struct
+
+from edge_agent.core.facts import Fact, MetersPassed, NodeSaid
+from edge_agent.core.metering import Head, Metered, meter, through_minute_ms
+from edge_agent.core.site_state import LeaseStatus, SiteState, lease_by_id
+from edge_agent.ports import CommitBatch, MeterHead
+from edge_agent.services.journal import Journal
+from protocol.event import Alarm
+from protocol.node import MeterReading, NodeEvent, NodeEventKind, ReadingKind, Readings
+from protocol.units import from_ms
+from protocol.usage import Through, UsageItem
+
+ALARMS_PER_BATCH = 16
+# Closed heads kept in memory to tell a late duplicate; the store keeps more.
+CLOSED_HEADS_MAX = 20_000
+NS_PER_S = 1_000_000_000
+
+
+class _Page(Struct):
+    """What one call computes, before it is durable; lives inside that call only."""
+
+    heads: dict[str, Head]
+    usage: list[UsageItem]
+    alarms: list[tuple[str, str, str | None]]
+    closed: list[str]
+    completed: list[NodeEvent]
+    mark: int
+
+
+class MeteringService:
+    """Turns readings into usage.
+
+    Args:
+        journal: where rows go. offer: takes facts for the next pass.
+        heads, marks: as recovered.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        offer: Callable[[Fact], None],
+        heads: tuple[MeterHead, ...],
+        marks: tuple[tuple[str, int], ...],
+    ) -> None:
+        self._journal = journal
+        self._offer = offer
+        self._heads = {
+            row.reading.instance_id: Head(row.reading, row.next_interval_no, row.closed)
+            for row in heads
+        }
+        self._marks = dict(marks)
+        self._through: dict[str, datetime | None] = dict.fromkeys(journal.site.nodes)
+        self._waiting: dict[str, datetime] = {}
+        self.alarms = 0
+
+    def is_closed(self, instance_id: str) -> bool:
+        """Tell whether the meter of an instance is closed and its usage durable."""
+        head = self._heads.get(instance_id)
+        return head is not None and head.closed
+
+    def closed_of(self, instances: tuple[str, ...]) -> tuple[str, ...]:
+        """Give those of the instances whose meter is closed."""
+        return tuple(key for key in instances if self.is_closed(key))
+
+    def expect(self, instances: tuple[str, ...], asked_at: datetime) -> None:
+        """Wait for the meters of instances whose gate may have opened at or before ``asked_at``.
+
+        One that no reading names, once its node has given all readings up to then, never opened.
+        """
+        for key in instances:
+            if key not in self._heads:
+                self._waiting.setdefault(key, asked_at)
+
+    def inventory(self, node_id: str, last_seq: int) -> tuple[str, str] | None:
+        """Compare a node's last seq with its mark; a node that lost its store begins anew."""
+        mark = self._marks.get(node_id, 0)
+        if last_seq >= mark:
+            return None
+        self._marks[node_id] = 0
+        return ("node_store_reset", f"{node_id}: last reading {last_seq}, known {mark}")
+
+    async def take(self, node_id: str, readings: Readings) -> None:
+        """Make the usage of these readings durable; returns after the commit."""
+        page = self._read(node_id, readings.readings)
+        if readings.through is not None:
+            before = self._through.get(node_id)
+            newer = before is None or readings.through > before
+            through = readings.through if newer else before
+        else:
+            through = self._through.get(node_id)
+        minutes = self._minutes({node_id: through})
+        page.usage.extend(Through(at=from_ms(at_ms)) for at_ms in minutes)
+        facts = (MetersPassed(through_ms=minutes[-1]),) if minutes else ()
+        if page.heads or page.usage or page.mark != self._marks.get(node_id, 0):
+            await self._commit(node_id, page, facts)
+        self._install(node_id, page, through)
+
+    async def pass_minutes(self) -> None:
+        """Tell the minutes of a site without nodes: nothing is metered, so they pass by the wall."""
+        if self._journal.site.nodes:
+            return
+        minutes = through_minute_ms((self._journal.instant().wall,), self._state.through_ms)
+        if minutes:
+            usage = tuple(Through(at=from_ms(at_ms)) for at_ms in minutes)
+            fact = MetersPassed(through_ms=minutes[-1])
+            await self._journal.note((fact,), CommitBatch(usage=usage))
+
+    @property
+    def _state(self) -> SiteState:
+        return self._journal.state
+
+    def _read(self, node_id: str, readings: tuple[MeterReading, ...]) -> _Page:
+        mark = self._marks.get(node_id, 0)
+        page = _Page({}, [], [], [], [], mark)
+        for reading in readings:
+            if reading.seq <= page.mark:
+                continue  # sent again: its usage is durable
+            if reading.seq > page.mark + 1 and page.mark > 0:
+                detail = f"{node_id}: {page.mark} -> {reading.seq}"
+                page.alarms.append(("reading_gap", detail, None))
+            page.mark = reading.seq
+            key = reading.instance_id
+            head = page.heads.get(key) or self._heads.get(key)
+            given = meter(
+                self._journal.site.site_id, head, reading, clock_suspect=self._state.suspect
+            )
+            self._keep(page, reading, given)
+        return page
+
+    def _keep(self, page: _Page, reading: MeterReading, given: Metered) -> None:
+        if given.alarm is not None:
+            page.alarms.append((*given.alarm, reading.device_id))
+        page.usage.extend(given.records)
+        if given.head is None:
+            return
+        page.heads[reading.instance_id] = given.head
+        if given.head.closed:
+            page.closed.append(reading.instance_id)
+            if reading.kind is ReadingKind.CLOSE and self._served_all(reading):
+                page.completed.append(_completed(reading))
+
+    def _served_all(self, reading: MeterReading) -> bool:
+        entry = lease_by_id(self._state, reading.lease_id)
+        run_s = None if entry is None or entry.lease is None else entry.lease.spec.run_s
+        return run_s is not None and reading.served_ns >= run_s * NS_PER_S
+
+    def _minutes(self, newer: dict[str, datetime | None]) -> tuple[int, ...]:
+        throughs = tuple(newer.get(node, self._through[node]) for node in self._through)
+        return through_minute_ms(throughs, self._state.through_ms)
+
+    async def _commit(self, node_id: str, page: _Page, facts: tuple[Fact, ...]) -> None:
+        wall = self._journal.instant().wall
+        self.alarms += len(page.alarms)
+        alarms = tuple(
+            Alarm(at=wall, code=code, detail=detail[:2_000], device_id=device_id)
+            for code, detail, device_id in page.alarms[:ALARMS_PER_BATCH]
+        )
+        batch = CommitBatch(
+            usage=tuple(page.usage),
+            events=alarms,
+            meter_heads=tuple(
+                MeterHead(
+                    reading=head.reading,
+                    next_interval_no=head.next_interval_no,
+                    closed=head.closed,
+                )
+                for head in page.heads.values()
+            ),
+            node_marks=((node_id, page.mark),),
+        )
+        if facts:
+            await self._journal.note(facts, batch)
+        else:
+            await self._journal.commit(batch)
+
+    def _install(self, node_id: str, page: _Page, through: datetime | None) -> None:
+        self._heads.update(page.heads)
+        self._marks[node_id] = page.mark
+        if node_id in self._through:
+            self._through[node_id] = through
+        for event in page.completed:
+            self._offer(NodeSaid(node_id, event))
+        closed = (*page.closed, *self._never_opened(node_id, through))
+        for key in page.heads:
+            self._waiting.pop(key, None)
+        if closed:
+            self._offer(MetersPassed(closed=closed))
+        self._trim()
+
+    def _never_opened(self, node_id: str, through: datetime | None) -> tuple[str, ...]:
+        """Give awaited instances of the node that no reading up to their time has named."""
+        if through is None or not self._waiting:
+            return ()
+        own = {
+            slot.instance_id
+            for entry in self._state.leases
+            if entry.status is not LeaseStatus.CLOSED
+            for slot in entry.slots
+            if self._node_of(slot.device_id) == node_id
+        }
+        gone = tuple(
+            key
+            for key, asked_at in self._waiting.items()
+            if asked_at <= through and key not in self._heads and (key in own or self._orphan(key))
+        )
+        for key in gone:
+            del self._waiting[key]
+        return gone
+
+    def _orphan(self, instance_id: str) -> bool:
+        """Tell whether no slot names the instance any more: its device was given up or restarted."""
+        return not any(
+            slot.instance_id == instance_id for entry in self._state.leases for slot in entry.slots
+        ) and all(at is not None for at in self._through.values())
+
+    def _node_of(self, device_id: str) -> str | None:
+        at = self._journal.site.index_of(device_id)
+        return None if at is None else self._journal.site.devices[at].node_id
+
+    def _trim(self) -> None:
+        if len(self._heads) <= CLOSED_HEADS_MAX:
+            return
+        for key in [key for key, head in self._heads.items() if head.closed][:1_000]:
+            del self._heads[key]
+
+
+def _completed(reading: MeterReading) -> NodeEvent:
+    return NodeEvent(
+        kind=NodeEventKind.COMPLETED,
+        device_id=reading.device_id,
+        at=reading.at,
+        lease_id=reading.lease_id,
+        attempt=reading.attempt,
+        instance_id=reading.instance_id,
+    )

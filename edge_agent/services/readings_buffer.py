@@ -1,0 +1,144 @@
+"""Newest readings of all devices, and the facts that leave their deadband.
+
+Raw readings go to telemetry; the journal gets a device only when a value left its band since the
+journal's last one (rate 2 %, power 2 %, temperature 1 C, utilisation 0.1) or its state changed.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edge_agent.core.facts import ReadingColumns, ReadingsSeen, pack_readings
+from edge_agent.core.site import (
+    CURTAILED,
+    IDLE,
+    MINE,
+    NS_PER_S,
+    UNKNOWN,
+    CodeColumn,
+    FlagColumn,
+    FloatColumn,
+    IndexColumn,
+    Site,
+)
+from edge_agent.core.site_state import SiteState
+from edge_agent.devices.ports import AsicReadings, StateCode
+from protocol.node import GpuSample
+
+BAND_SHARE = 0.02
+BAND_TEMP_C = 1.0
+BAND_UTILISATION = 0.1
+THS_PER_MHS = 1e-6
+
+
+class ReadingsBuffer:
+    """Newest value per device (NaN unknown), bounded by the number of devices."""
+
+    def __init__(self, site: Site) -> None:
+        n = len(site)
+        self._site = site
+        self.power_w: FloatColumn = np.full(n, np.nan)
+        self.hashrate_ths: FloatColumn = np.full(n, np.nan)
+        self.temp_c: FloatColumn = np.full(n, np.nan)
+        self.utilisation: FloatColumn = np.full(n, np.nan)
+        self._activity: CodeColumn = np.zeros(n, dtype=np.uint8)
+        self._reachable: FlagColumn = np.zeros(n, dtype=np.bool_)
+        self._measured_ns = np.full(n, -1, dtype=np.int64)
+        self._rows_of: tuple[tuple[str, ...], IndexColumn] = ((), np.zeros(0, dtype=np.int32))
+
+    def take_asics(self, readings: AsicReadings) -> None:
+        """Take the newest readings of the miners; devices of another site file are left out."""
+        rows, source = self._rows(readings.device_ids)
+        self.power_w[rows] = readings.power_w[source]
+        self.hashrate_ths[rows] = readings.hashrate_ths[source]
+        self.temp_c[rows] = readings.temp_c[source]
+        self._measured_ns[rows] = readings.measured_ns[source]
+        self._reachable[rows] = (readings.reachable[source] == 1) & (
+            readings.at_ns - readings.measured_ns[source]
+            <= int(self._site.limits.reading_stale_s * NS_PER_S)
+        )
+        codes = np.full(len(rows), UNKNOWN, dtype=np.uint8)
+        for state, code in (
+            (StateCode.MINING, MINE),
+            (StateCode.IDLE, IDLE),
+            (StateCode.ASLEEP, CURTAILED),
+        ):
+            codes[readings.state[source] == int(state)] = code
+        self._activity[rows] = codes
+
+    def take_gpus(self, samples: Sequence[GpuSample], now_ns: int) -> None:
+        """Take a node's samples; what it says of activities comes through adoption."""
+        for sample in samples:
+            at = self._site.index_of(sample.device_id)
+            if at is None:
+                continue
+            self.power_w[at] = _number(sample.power_w)
+            self.temp_c[at] = _number(sample.temp_c)
+            self.utilisation[at] = _number(sample.utilisation)
+            self.hashrate_ths[at] = _number(sample.hashrate_mhs) * THS_PER_MHS
+            self._measured_ns[at] = now_ns
+            self._reachable[at] = True
+
+    def lose_node(self, node_id: str) -> None:
+        """Mark the devices of a node as not heard."""
+        if node_id in self._site.nodes:
+            self._reachable[self._site.node_of == self._site.nodes.index(node_id)] = False
+
+    def collect(self, state: SiteState) -> ReadingsSeen | None:
+        """Give the devices whose values left their band against the state; None when none did."""
+        # A reading older than the present activity says nothing about it.
+        newer = self._measured_ns > state.since_ns
+        activity = np.where(newer & self._reachable, self._activity, UNKNOWN).astype(np.uint8)
+        heard = self._measured_ns >= 0
+        changed = (
+            (self._reachable != state.reachable)
+            | ((activity != UNKNOWN) & (activity != state.activity) & (state.switch_no < 0))
+            | _left_share(self.power_w, state.power_w)
+            | _left_share(self.hashrate_ths, state.hashrate_ths)
+            | _left(self.temp_c, state.temp_c, BAND_TEMP_C)
+            | _left(self.utilisation, state.utilisation, BAND_UTILISATION)
+        ) & heard
+        index = np.flatnonzero(changed)
+        if not len(index):
+            return None
+        return pack_readings(
+            self._site.digest,
+            ReadingColumns(
+                index.astype(np.int32),
+                activity[index],
+                self._reachable[index].astype(np.uint8),
+                self.power_w[index],
+                self.hashrate_ths[index],
+                self.temp_c[index],
+                self.utilisation[index],
+            ),
+        )
+
+    def _rows(self, device_ids: tuple[str, ...]) -> tuple[IndexColumn, IndexColumn]:
+        if device_ids != self._rows_of[0]:
+            found = [self._site.index_of(device_id) for device_id in device_ids]
+            rows = np.array([-1 if at is None else at for at in found], dtype=np.int32)
+            self._rows_of = (device_ids, rows)
+        rows = self._rows_of[1]
+        source = np.flatnonzero(rows >= 0).astype(np.int32)
+        return rows[source], source
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _left(now: FloatColumn, before: FloatColumn, band: float) -> FlagColumn:
+    appeared = np.isnan(now) != np.isnan(before)
+    with np.errstate(invalid="ignore"):
+        out: FlagColumn = appeared | (np.abs(now - before) > band)
+    return out
+
+
+def _left_share(now: FloatColumn, before: FloatColumn) -> FlagColumn:
+    appeared = np.isnan(now) != np.isnan(before)
+    with np.errstate(invalid="ignore"):
+        out: FlagColumn = appeared | (
+            np.abs(now - before) > BAND_SHARE * np.maximum(np.abs(before), 1e-9)
+        )
+    return out

@@ -1,0 +1,127 @@
+"""Start-up is recovery: snapshot, facts, what the store holds besides, all on one path."""
+
+import logging
+
+from msgspec import Struct
+
+from edge_agent.core import facts as f
+from edge_agent.core.errors import JournalError
+from edge_agent.core.passes import replay_row
+from edge_agent.core.site import Site
+from edge_agent.core.site_state import LeaseStatus, SiteState, lease_by_id, new_state
+from edge_agent.core.snapshot import decode_state
+from edge_agent.core.switching import Switch, decode_switch
+from edge_agent.ports import Recovered
+from protocol.resource import Activity
+
+logger = logging.getLogger(__name__)
+
+
+class Restored(Struct, frozen=True, eq=False):
+    """State as of the last durable row, the facts of the first new one, and the open switches."""
+
+    state: SiteState
+    facts: tuple[f.Fact, ...]
+    switches: tuple[Switch, ...]
+    bad_rows: int
+
+
+def restore(site: Site, recovered: Recovered, instant: f.Instant) -> Restored:
+    """Rebuild the state; rows that cannot be read are counted and left out.
+
+    Args:
+        instant: the present; a store without history starts there.
+    """
+    bad = 0
+    state: SiteState | None = None
+    if recovered.snapshot is not None:
+        try:
+            state = decode_state(site, recovered.snapshot)
+        except JournalError as exc:
+            bad += 1
+            logger.error("snapshot unreadable", extra={"code": exc.code, "detail": exc.detail})
+    for seq, body in recovered.facts:
+        try:
+            row = f.decode_row(body)
+        except JournalError as exc:
+            bad += 1
+            logger.error("journal row unreadable", extra={"seq": seq, "code": exc.code})
+            continue
+        if state is None:
+            state = new_state(site, row.instant)
+        state, _ = replay_row(site, state, row)
+    if state is None:
+        state = new_state(site, instant)
+    switches, bad_switches = _open_switches(recovered)
+    facts = (
+        f.Booted(recovered.agent_epoch),
+        *_missing(state, recovered),
+        *_switch_facts(state, switches),
+        *_meter_facts(state, recovered),
+        *(f.NodeLost(node_id) for node_id in state.nodes_up),
+    )
+    return Restored(state, facts, switches, bad + bad_switches)
+
+
+def _open_switches(recovered: Recovered) -> tuple[tuple[Switch, ...], int]:
+    out: list[Switch] = []
+    bad = 0
+    for row in recovered.open_switches:
+        try:
+            out.append(decode_switch(row.body))
+        except JournalError as exc:
+            bad += 1
+            logger.error("switch unreadable", extra={"switch": row.switch_id, "code": exc.code})
+    return tuple(out), bad
+
+
+def _missing(state: SiteState, recovered: Recovered) -> tuple[f.Fact, ...]:
+    """Give desired state that the store holds and the journal does not."""
+    facts: list[f.Fact] = []
+    for lease in recovered.leases:
+        entry = lease_by_id(state, lease.lease_id)
+        if entry is None or entry.lease is None or entry.lease.version < lease.version:
+            facts.append(f.LeaseSeen(lease))
+    if recovered.policy is not None:
+        facts.append(f.PolicySeen(recovered.policy))
+    return tuple(facts)
+
+
+def _switch_facts(state: SiteState, switches: tuple[Switch, ...]) -> tuple[f.Fact, ...]:
+    known = {entry.switch_id for entry in state.switches}
+    stored = {switch.switch_id for switch in switches}
+    opened = tuple(
+        f.SwitchOpened(
+            switch.switch_id,
+            tuple(device.device_id for device in switch.devices),
+            switch.to_activity,
+            switch.reason,
+            switch.lease_id,
+            tuple(
+                "" if device.work is None else device.work.instance_id
+                for device in switch.devices
+            )
+            if switch.to_activity is Activity.SERVE
+            else (),
+        )
+        for switch in switches
+        if switch.switch_id not in known
+    )
+    orphans = tuple(
+        f.SwitchClosed(entry.switch_id, (), (), 0)
+        for entry in state.switches
+        if entry.switch_id not in stored
+    )
+    return (*opened, *orphans)
+
+
+def _meter_facts(state: SiteState, recovered: Recovered) -> tuple[f.Fact, ...]:
+    closed = {row.reading.instance_id for row in recovered.meter_heads if row.closed}
+    waited = [
+        key
+        for entry in state.leases
+        if entry.status is not LeaseStatus.CLOSED
+        for key in entry.to_close
+    ]
+    done = tuple(key for key in waited if key in closed)
+    return (f.MetersPassed(closed=done),) if done else ()
