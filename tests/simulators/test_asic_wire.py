@@ -23,7 +23,7 @@ from simulators.asic_control import obey
 from simulators.asic_faults import FaultKind, parse_shares
 from simulators.asic_fleet import Action, Fleet, FleetSpec
 from simulators.asic_models import S19_XP, S21, Timing, WorkMode, models_by_name
-from simulators.asic_server import serve
+from simulators.asic_server import Counts, _Api, serve
 from simulators.errors import SettingError
 from simulators.main import main
 
@@ -127,6 +127,25 @@ async def test_an_address_without_a_miner_is_reset() -> None:
         for address in ("127.64.0.5", "127.0.0.1"):
             with contextlib.suppress(ConnectionError):
                 assert await s.raw(b'{"command":"version"}', address) == b""
+
+
+class ForeignTransport(asyncio.Transport):
+    """A connection from outside loopback."""
+
+    def __init__(self) -> None:
+        super().__init__({"sockname": ("127.64.0.1", 4028), "peername": ("192.0.2.7", 40_000)})
+        self.aborted = False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+async def test_a_peer_outside_loopback_is_reset() -> None:
+    counts, transport = Counts(), ForeignTransport()
+    connection = _Api(fleet_of(1), counts)
+    connection.connection_made(transport)
+    assert transport.aborted
+    assert counts.refused == 1
 
 
 async def test_stats_carry_boards_fans_and_the_power_that_the_model_tells() -> None:

@@ -7,6 +7,8 @@ import contextlib
 import hashlib
 import os
 import random
+import selectors
+import socket
 import subprocess
 import sys
 import time
@@ -22,7 +24,7 @@ from simulators.errors import (
     VirtualLivelockError,
     VirtualTimeError,
 )
-from simulators.virtual_loop import SimClock, VirtualTimeLoop, run
+from simulators.virtual_loop import SimClock, VirtualTimeLoop, _JumpingSelector, run
 
 ROOT = Path(__file__).resolve().parents[2]
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -149,9 +151,11 @@ def test_real_unix_sockets_are_repeatable(tmp_path: Path) -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
-async def _cancel_order(children: int) -> list[str]:
+async def _cancel_order(children: int, junk_seed: int = 0) -> list[str]:
     """The order in which a TaskGroup cancels its children: it keeps them in a set."""
     order: list[str] = []
+    rng = random.Random(junk_seed)
+    junk: list[object] = []
 
     async def child(name: str) -> None:
         try:
@@ -166,6 +170,8 @@ async def _cancel_order(children: int) -> list[str]:
     with contextlib.suppress(ExceptionGroup):
         async with asyncio.TaskGroup() as group:
             for number in range(children):
+                # Objects of the tasks' size in between, so that their addresses differ by run.
+                junk += [asyncio.Event() for _ in range(rng.randrange(9))]
                 group.create_task(child(str(number)), name=str(number))
             group.create_task(fail(), name="fail")
     assert len(order) == children
@@ -195,6 +201,25 @@ def test_same_digest_whatever_the_hash_seed_and_the_addresses() -> None:
         ).stdout
 
     assert digest("1", "0") == digest("4242", "12345")
+
+
+def test_the_order_of_cancelling_does_not_depend_on_addresses() -> None:
+    orders = {tuple(run(_cancel_order(50, junk_seed))) for junk_seed in range(8)}
+    assert len(orders) == 1
+
+
+def test_ready_descriptors_are_served_in_the_order_of_their_registration() -> None:
+    first, second = socket.socketpair(), socket.socketpair()
+    selector = _JumpingSelector(lambda _: None)
+    with contextlib.closing(selector):
+        for end in (first[0], second[0]):
+            selector.register(end.fileno(), selectors.EVENT_READ, end.fileno())
+        second[1].send(b"x")
+        first[1].send(b"x")
+        ready = [key.data for key, _ in selector.select(0)]
+        assert ready == [first[0].fileno(), second[0].fileno()]
+    for end in (*first, *second):
+        end.close()
 
 
 def test_clocks_of_two_hosts_share_a_loop_and_fail_apart() -> None:
