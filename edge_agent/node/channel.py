@@ -89,7 +89,7 @@ def split_tcp(address: str) -> tuple[str, int]:
     host, _, port = rest.rpartition(":")
     if kind != "tcp" or not host or not port.isdecimal() or not 0 <= int(port) <= 65_535:
         raise ValueError(f"{address!r}: want unix:/path or tcp:host:port")
-    return host, int(port)
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def check_address(address: str) -> None:

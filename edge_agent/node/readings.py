@@ -209,7 +209,8 @@ def _missing(
 def _new_marks(state: MeterState, meter: Meter, opened_ns: int) -> list[MeterMark]:
     """Give the marks not given yet that lie within the time the gate was open, in order."""
     marks: list[MeterMark] = []
-    minute, at_ns = state.last_minute, opened_ns
+    minute = state.last_minute
+    at_ns = opened_ns if state.last is None else max(opened_ns, state.last.boottime_ns)
     for mark in meter.marks:
         within = meter.closed_ns is None or meter.open or mark.at_ns <= meter.closed_ns
         if mark.epoch_minute > minute and mark.at_ns > at_ns and within:

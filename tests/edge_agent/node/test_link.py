@@ -1,0 +1,308 @@
+"""The node link: reconnects, lost messages, epochs, one agent at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from edge_agent.node.channel import Channel, check_address, split_tcp
+from edge_agent.node.fake import make_pair
+from protocol import codec
+from protocol.node import (
+    AgentBeat,
+    Hello,
+    HelloRefused,
+    Inventory,
+    NodeFacts,
+    Phase,
+    PhaseDo,
+    PhaseDone,
+    ReadingKind,
+    Readings,
+    ReadingsAck,
+)
+from protocol.resource import Activity
+from tests.edge_agent.node.world import FORWARD, World, step
+
+Play = Callable[[Callable[[World], Coroutine[Any, Any, None]]], None]
+MINE, SERVE, IDLE = Activity.MINE, Activity.SERVE, Activity.IDLE
+
+
+def _request(phase: Phase, *, epoch: int = 1, switch_id: str = "s", **options: Any) -> PhaseDo:
+    one = step("d0", IDLE, MINE)
+    return PhaseDo(
+        agent_epoch=epoch,
+        switch_id=switch_id,
+        phase=phase,
+        deadline_ms=options.pop("deadline_ms", 1_000),
+        steps=options.pop("steps", (one,)),
+    )
+
+
+def test_inventory_comes_first_then_facts_each_second(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with world.node(), world.agent() as links:
+            assert links.connected("n1")
+            await asyncio.sleep(5.5)
+            assert world.sink.order[0] == "inventory"
+            assert 5 <= len(world.sink.facts) <= 7
+            throughs = [one.through for one in world.sink.batches if one.through is not None]
+            assert throughs == sorted(throughs)
+            assert throughs[-1] > world.sink.inventories[0].at
+
+    play(scenario)
+
+
+def test_a_phase_travels_both_ways(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with world.node(), world.agent() as links:
+            await asyncio.sleep(1.5)
+            for phase in FORWARD:
+                done = await links.do("n1", _request(phase))
+                assert done.outcomes[0].status == "done"
+            assert world.host.sample()[0].mining
+
+    play(scenario)
+
+
+def test_readings_arrive_once_in_order_whatever_is_cut(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        chaos = random.Random(11)
+        world.network._delay_s = lambda: chaos.uniform(0.0, 0.3)
+        async with world.node(), world.agent():
+            await asyncio.sleep(2)
+            for turn in range(12):
+                await world.serve("d0", f"i{turn}", lease_id=f"w{turn}.1")
+                await asyncio.sleep(chaos.uniform(0.1, 90))
+                if chaos.random() < 0.7:
+                    world.network.cut(world.address, down=chaos.random() < 0.5)
+                    await asyncio.sleep(chaos.uniform(0.0, 3.0))
+                    world.network.restore(world.address)
+                await world.switch(step("d0", SERVE, IDLE))
+            await asyncio.sleep(20)
+            assert world.sink.lost > 3
+            seqs = [one.seq for one in world.sink.readings]
+            assert seqs == list(range(1, len(seqs) + 1))
+            closes = [one for one in world.sink.readings if one.kind is ReadingKind.CLOSE]
+            truth = [one for one in world.truth if one.t == "close"]
+            assert [one.served_ns for one in closes] == [one.served_ns for one in truth]
+            assert world.service is not None
+            await asyncio.sleep(2)
+            assert world.service.memory.readings_kept == 0
+            assert world.stored_readings() == ()
+
+    play(scenario)
+
+
+def test_node_and_agent_restarts_resend_from_the_last_ack(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with world.node():
+            await asyncio.sleep(1.5)
+            await world.serve("d0")
+            await asyncio.sleep(65)
+        async with world.node(), world.agent():
+            await asyncio.sleep(2)
+            assert [one.kind for one in world.sink.readings] == [
+                ReadingKind.OPEN,
+                ReadingKind.MINUTE,
+            ]
+            assert world.sink.inventories[0].last_seq == 2
+        async with world.node(), world.agent():
+            await asyncio.sleep(2)
+            assert len(world.sink.readings) == 2
+            assert not [one for one in world.sink.batches[2:] if one.readings]
+
+    play(scenario)
+
+
+def test_phase_goes_on_when_the_link_is_cut_and_its_result_waits(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with world.node(), world.agent() as links:
+            await asyncio.sleep(1.5)
+            world.driver._latency_s = lambda: 0.5
+            asking = asyncio.ensure_future(links.do("n1", _request(Phase.ACTIVATE)))
+            await asyncio.sleep(0.1)
+            world.network.cut(world.address)
+            with pytest.raises(ConnectionError):
+                await asking
+            await asyncio.sleep(2)
+            assert world.host.sample()[0].mining
+            calls = len(world.driver.calls)
+            done = await links.do("n1", _request(Phase.ACTIVATE))
+            assert done.outcomes[0].status == "done"
+            assert len(world.driver.calls) == calls
+
+    play(scenario)
+
+
+def test_no_answer_is_a_timeout_and_no_node_a_lost_connection(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with world.agent() as links:
+            with pytest.raises(ConnectionError):
+                await links.do("n1", _request(Phase.VALIDATE))
+            with pytest.raises(ConnectionError):
+                await links.do("n7", _request(Phase.VALIDATE))
+        async with world.node(), world.agent() as links:
+            await asyncio.sleep(1.5)
+            assert world.service is not None
+            world.service.begin_phase = lambda *_: None  # type: ignore[method-assign]
+            with pytest.raises(TimeoutError):
+                await links.do("n1", _request(Phase.VALIDATE))
+
+    play(scenario)
+
+
+def test_lower_epoch_and_foreign_site_are_refused(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with world.node():
+            async with world.agent(epoch=7) as links:
+                assert links.connected("n1")
+            async with world.agent(epoch=6) as links:
+                await asyncio.sleep(3)
+                assert not links.connected("n1")
+                assert links.stats("n1").refused > 0
+                assert "stale_epoch" in links.stats("n1").last_error
+            async with world.agent(epoch=8, site_id="fargo") as links:
+                await asyncio.sleep(3)
+                assert "wrong_site" in links.stats("n1").last_error
+        async with world.node(), world.agent(epoch=6) as links:
+            await asyncio.sleep(3)
+            assert not links.connected("n1"), "the highest epoch survives a restart"
+
+    play(scenario)
+
+
+async def _hello(world: World, epoch: int) -> tuple[Channel, object]:
+    channel = await world.network.dial(world.address)
+    await channel.send([codec.encode(Hello(site_id="lubbock", agent_epoch=epoch))])
+    return channel, codec.NODE_TO_AGENT.decode(await channel.receive())
+
+
+def test_newest_epoch_takes_over(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with world.node():
+            old, answer = await _hello(world, 1)
+            assert isinstance(answer, Inventory)
+            new, answer = await _hello(world, 2)
+            assert isinstance(answer, Inventory)
+            with pytest.raises(ConnectionError):
+                while True:
+                    await old.receive()
+            await new.send([codec.encode(AgentBeat(agent_epoch=2))])
+            assert codec.NODE_TO_AGENT.decode(await new.receive())
+            _, answer = await _hello(world, 1)
+            assert isinstance(answer, HelloRefused)
+            assert answer.highest_epoch == 2
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\xff\xff", codec.encode(Hello(site_id="lubbock", agent_epoch=1)), b"\x81\xa4type\xa1x"],
+    ids=["no-msgpack", "second-hello", "unknown-tag"],
+)
+def test_garbage_ends_its_connection_only(play: Play, garbage: bytes) -> None:
+    async def scenario(world: World) -> None:
+        async with world.node():
+            channel, _ = await _hello(world, 1)
+            await channel.send([garbage])
+            with pytest.raises(ConnectionError):
+                while True:
+                    await channel.receive()
+            async with world.agent(epoch=1) as links:
+                assert links.connected("n1")
+
+    play(scenario)
+
+
+def test_silent_agent_is_dropped(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with world.node() as node:
+            channel, _ = await _hello(world, 1)
+            begun_s = asyncio.get_running_loop().time()
+            with pytest.raises(ConnectionError):
+                while True:
+                    await channel.receive()
+            assert asyncio.get_running_loop().time() - begun_s == pytest.approx(10, abs=1)
+            assert node._session is None
+
+    play(scenario)
+
+
+def test_ack_beyond_what_was_given_is_not_obeyed(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with world.node() as node:
+            await asyncio.sleep(1.5)
+            await world.serve("d0")
+            channel, _ = await _hello(world, 1)
+            await channel.send([codec.encode(ReadingsAck(seq=99))])
+            await asyncio.sleep(2)
+            assert node.bad_acks == 1
+            assert len(world.stored_readings()) == 1
+
+    play(scenario)
+
+
+def test_slow_sink_delays_no_phase_and_gets_the_newest_facts(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with world.node(), world.agent() as links:
+            await asyncio.sleep(1.5)
+            await world.serve("d1")
+            world.sink.stall_s = 4.0
+            await asyncio.sleep(6)
+            begun_s = asyncio.get_running_loop().time()
+            await links.do("n1", _request(Phase.ACTIVATE))
+            assert asyncio.get_running_loop().time() - begun_s < 0.1
+            assert len(world.sink.facts) < 5
+
+    play(scenario)
+
+
+def test_results_follow_the_readings_they_caused(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with world.node():
+            await asyncio.sleep(1.5)
+            await world.serve("d0")
+            channel, _ = await _hello(world, 1)
+            drain = _request(Phase.DRAIN, steps=(step("d0", SERVE, MINE),))
+            await channel.send([codec.encode(drain)])
+            seen: list[object] = []
+            while not seen or not isinstance(seen[-1], PhaseDone):
+                message = codec.NODE_TO_AGENT.decode(await channel.receive())
+                if not isinstance(message, NodeFacts):
+                    seen.append(message)
+            batches = [one for one in seen if isinstance(one, Readings)]
+            assert batches[-1].readings[-1].kind is ReadingKind.CLOSE
+
+    play(scenario)
+
+
+def test_memory_channel_keeps_order_and_dies_as_a_whole(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        delays = iter([0.5, 0.1])
+        near, far = make_pair(lambda: next(delays))
+        await near.send([b"1"])
+        await near.send([b"2"])
+        assert [await far.receive(), await far.receive()] == [b"1", b"2"]
+        far.close()
+        with pytest.raises(ConnectionError):
+            await near.send([b"3"])
+        with pytest.raises(ConnectionError):
+            await near.receive()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("address", ["", "unix:", "tcp:x", "tcp::1", "tcp:h:70000", "udp:h:1"])
+def test_bad_addresses_are_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="want"):
+        check_address(address)
+
+
+def test_tcp_addresses_split() -> None:
+    assert split_tcp("tcp:[::1]:7601") == ("::1", 7601)
