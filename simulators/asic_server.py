@@ -46,7 +46,7 @@ async def serve(
     *,
     port: int = 4028,
     web_port: int = 80,
-    host: str = "0.0.0.0",  # noqa: S104
+    host: str = "0.0.0.0",  # noqa: S104 - only the wildcard covers all of 127/8
 ) -> AsyncIterator[Ports]:
     """Serve a fleet until the block ends; port 0 takes a free one.
 

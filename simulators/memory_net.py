@@ -22,6 +22,7 @@ FIRST_EPHEMERAL_PORT = 32_768
 # What Linux does with its default of six repeated SYNs.
 CONNECT_GIVE_UP_S = 127.0
 LOCALHOST = "localhost"
+WILDCARD = "0.0.0.0"  # noqa: S104 - a name in memory, no socket
 
 Address = tuple[str, int]
 Factory = Callable[[], asyncio.BaseProtocol]
@@ -70,7 +71,7 @@ class MemoryNetwork:
             await asyncio.sleep(CONNECT_GIVE_UP_S)
             raise TimeoutError(f"{host}:{port} does not answer")
         await asyncio.sleep(2 * self.latency_s)
-        server = self._listeners.get((host, port)) or self._listeners.get(("0.0.0.0", port))  # noqa: S104
+        server = self._listeners.get((host, port)) or self._listeners.get((WILDCARD, port))
         if server is None:
             raise ConnectionRefusedError(f"nobody listens at {host}:{port}")
         client_protocol, server_protocol = factory(), server.factory()

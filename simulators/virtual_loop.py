@@ -35,9 +35,8 @@ from simulators.memory_net import MemoryNetwork, is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Mapping
-    from typing import IO
 
-    Fd = int | IO[Any]
+    from _typeshed import FileDescriptorLike
 
 _T = TypeVar("_T")
 
@@ -90,7 +89,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         del executor, args
         raise ThreadRefusedError(f"{func!r}: put the thread behind a port with an inline variant")
 
-    async def create_connection(  # type: ignore[override]
+    async def create_connection(  # type: ignore[override]  # fewer options than typeshed lists
         self,
         protocol_factory: Callable[[], asyncio.BaseProtocol],
         host: str | None = None,
@@ -107,11 +106,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return await super().create_connection(
             protocol_factory,
             host,  # type: ignore[arg-type]  # the overloads of typeshed part None from str
-            port,  # type: ignore[arg-type]
+            port,  # type: ignore[arg-type]  # as host
             **options,
         )
 
-    async def create_server(  # type: ignore[override]
+    async def create_server(  # type: ignore[override]  # fewer options than typeshed lists
         self,
         protocol_factory: Callable[[], asyncio.BaseProtocol],
         host: str | None = None,
@@ -184,18 +183,28 @@ class _JumpingSelector(selectors.BaseSelector):
         self._rank: dict[int, int] = {}
         self._registered = 0
 
-    def register(self, fileobj: Fd, events: int, data: Any = None) -> selectors.SelectorKey:  # type: ignore[override]  # noqa: ANN401
+    def register(
+        self,
+        fileobj: FileDescriptorLike,
+        events: int,
+        data: Any = None,  # noqa: ANN401 - the base class says so
+    ) -> selectors.SelectorKey:
         key = self._inner.register(fileobj, events, data)
         self._registered += 1
         self._rank[key.fd] = self._registered
         return key
 
-    def unregister(self, fileobj: Fd) -> selectors.SelectorKey:  # type: ignore[override]
+    def unregister(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
         key = self._inner.unregister(fileobj)
         del self._rank[key.fd]
         return key
 
-    def modify(self, fileobj: Fd, events: int, data: Any = None) -> selectors.SelectorKey:  # type: ignore[override]  # noqa: ANN401
+    def modify(
+        self,
+        fileobj: FileDescriptorLike,
+        events: int,
+        data: Any = None,  # noqa: ANN401 - the base class says so
+    ) -> selectors.SelectorKey:
         return self._inner.modify(fileobj, events, data)
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
