@@ -156,7 +156,7 @@ class LiveChannel:
         """Send an encoded JSON object to the clients that may and want to see it."""
         assert topic in TOPICS, topic
         self.published += 1
-        text = f'{{"topic":"{topic}","data":{body.decode()}}}'
+        text = f'{{"topic":"{topic}"' + ("," if body != b"{}" else "") + body[1:].decode()
         for client in tuple(self._clients.values()):
             if client.may_see(topic, customer_id):
                 client.offer(text)

@@ -58,6 +58,7 @@ _TABLE: dict[tuple[str, str], tuple[Access, Access, Access, Access]] = {
     ("GET", "/api/v1/resources"): _STAFF,
     ("GET", "/api/v1/switches"): _STAFF,
     ("GET", "/api/v1/revenue"): _STAFF,
+    ("GET", "/api/v1/metrics/summary"): _STAFF,
     ("GET", "/api/v1/usage"): _SIGNED_IN,
     ("GET", "/api/v1/invoices"): _SIGNED_IN,
     ("GET", "/api/v1/invoices/{number}"): _SIGNED_IN,

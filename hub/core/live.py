@@ -1,4 +1,4 @@
-"""What the live channel says: one Struct per topic, sent as ``{"topic": ..., "data": {...}}``."""
+"""What the live channel says: one Struct per topic, sent with its ``topic`` as the first field."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -73,5 +73,5 @@ class LiveInvoice(Struct, frozen=True, kw_only=True):
 
 
 def encode(body: LiveWorkload | LiveSite | LiveSwitch | LiveInvoice) -> bytes:
-    """Encode the ``data`` of a live message as a JSON object."""
+    """Encode a live message as a JSON object, without its topic."""
     return msgspec.json.encode(body)

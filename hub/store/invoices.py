@@ -152,6 +152,12 @@ def page(
     return tuple(decode_invoice(row[0].encode()) for row in store.read(sql, (*params, limit)))
 
 
+def total_invoiced(store: Store) -> Decimal:
+    """Sum every invoice."""
+    rows = store.read("SELECT total_usd FROM invoices")
+    return sum((Decimal(row[0]) for row in rows), Decimal("0.00"))
+
+
 def rated_usage(
     store: Store,
     *,

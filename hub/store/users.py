@@ -1,4 +1,4 @@
-"""Users, signing keys and the stored answers of idempotent requests."""
+"""Users and the stored answers of idempotent requests."""
 
 import sqlite3
 from datetime import datetime
@@ -25,13 +25,6 @@ MIGRATIONS = (
                 role TEXT NOT NULL,
                 customer_id TEXT,
                 password_hash TEXT NOT NULL,
-                created_at_ms INTEGER NOT NULL
-            ) WITHOUT ROWID
-            """,
-            """
-            CREATE TABLE signing_keys (
-                kid TEXT PRIMARY KEY,
-                private_pem TEXT NOT NULL,
                 created_at_ms INTEGER NOT NULL
             ) WITHOUT ROWID
             """,
@@ -106,19 +99,6 @@ def find_by_email(store: Store, email: str) -> UserRow | None:
     )
 
 
-def signing_keys(connection: sqlite3.Connection) -> tuple[tuple[str, str], ...]:
-    """Read (kid, private PEM) of every key, newest first."""
-    rows = connection.execute(
-        "SELECT kid, private_pem FROM signing_keys ORDER BY created_at_ms DESC, kid"
-    ).fetchall()
-    return tuple((kid, pem) for kid, pem in rows)
-
-
-def add_signing_key(connection: sqlite3.Connection, kid: str, pem: str, now: datetime) -> None:
-    """Store a key pair."""
-    connection.execute("INSERT INTO signing_keys VALUES (?, ?, ?)", (kid, pem, to_ms(now)))
-
-
 def stored_answer(connection: sqlite3.Connection, owner: str, key: str) -> StoredAnswer | None:
     """Read what a key was answered, inside a write job; None for a new key."""
     row = connection.execute(
@@ -144,10 +124,10 @@ def store_answer(
 
 
 def forget_answers(connection: sqlite3.Connection, now_ms: int) -> int:
-    """Drop at most 1,000 answers older than a day; gives how many."""
+    """Drop at most 100,000 answers older than a day; gives how many."""
     cursor = connection.execute(
         "DELETE FROM idempotency WHERE (owner, key) IN"
-        " (SELECT owner, key FROM idempotency WHERE at_ms < ? ORDER BY at_ms LIMIT 1000)",
+        " (SELECT owner, key FROM idempotency WHERE at_ms < ? ORDER BY at_ms LIMIT 100000)",
         (now_ms - IDEMPOTENCY_KEPT_MS,),
     )
     return cursor.rowcount

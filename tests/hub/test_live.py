@@ -32,7 +32,7 @@ async def test_a_client_that_keeps_up_gets_it_within_publish() -> None:
     channel, socket = LiveChannel(), _Socket()
     channel.join(_client(socket))
     channel.publish("site", None, b'{"a":1}')
-    assert [json.loads(text) for text in socket.got] == [{"topic": "site", "data": {"a": 1}}]
+    assert [json.loads(text) for text in socket.got] == [{"topic": "site", "a": 1}]
 
 
 async def test_customers_see_their_own_and_nothing_for_staff_alone() -> None:
@@ -43,8 +43,8 @@ async def test_customers_see_their_own_and_nothing_for_staff_alone() -> None:
     channel.publish("workload", "c2", b'{"n":2}')
     channel.publish("site", None, b'{"n":3}')
     channel.publish("switch", "c1", b'{"n":4}')  # nobody asked for it
-    assert [json.loads(text)["data"]["n"] for text in own.got] == [1]
-    assert [json.loads(text)["data"]["n"] for text in staff.got] == [1, 2, 3]
+    assert [json.loads(text)["n"] for text in own.got] == [1]
+    assert [json.loads(text)["n"] for text in staff.got] == [1, 2, 3]
 
 
 async def test_a_stalled_client_delays_nobody_and_gets_everything_in_order_later() -> None:
@@ -64,7 +64,7 @@ async def test_a_stalled_client_delays_nobody_and_gets_everything_in_order_later
             await asyncio.sleep(0)
         channel.publish("site", None, b'{"n":100}')
         task.cancel()
-    assert [json.loads(text)["data"]["n"] for text in stalled.got] == list(range(101))
+    assert [json.loads(text)["n"] for text in stalled.got] == list(range(101))
     assert slow.dropped == 0
 
 
@@ -81,7 +81,7 @@ async def test_a_full_queue_drops_the_oldest_and_says_resync() -> None:
         await asyncio.sleep(0.01)
         task.cancel()
     assert stalled.got[1] == RESYNC
-    numbers = [json.loads(text)["data"]["n"] for text in stalled.got if text != RESYNC]
+    numbers = [json.loads(text)["n"] for text in stalled.got if text != RESYNC]
     assert numbers == [0, *range(total - QUEUE_MAX, total)]
     assert slow.dropped == total - 1 - QUEUE_MAX
 

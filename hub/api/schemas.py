@@ -1,0 +1,358 @@
+"""Bodies of requests and answers; money is a decimal string in both directions."""
+
+from datetime import datetime
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from hub.core.rating import LineKind
+from hub.core.workload_states import WorkloadState
+from hub.store.workloads import Transition, WorkloadRow
+from protocol.event import ClassReport
+from protocol.lease import OnPartition, Priority, WorkloadSpec
+from protocol.units import Ident, SiteName
+
+Amount = Annotated[str, Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9})?$")]
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Arg = Annotated[str, Meta(max_length=2_000)]
+AwareTime = Annotated[datetime, Meta(tz=True)]
+Devices = Annotated[int, Meta(ge=1, le=4_096)]
+LapseAfter = Annotated[int, Meta(ge=30, le=86_400)]
+RunSeconds = Annotated[int, Meta(ge=1, le=31_536_000)]
+EmailText = Annotated[str, Meta(min_length=3, max_length=254, pattern=r"^[^@\s]+@[^@\s]+$")]
+Password = Annotated[str, Meta(min_length=1, max_length=1_024)]
+
+
+class LoginRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who wants a token."""
+
+    email: EmailText
+    password: Password
+
+
+class LoginAnswer(Struct, frozen=True, kw_only=True):
+    """A token; ``expires_in`` in seconds."""
+
+    access_token: str
+    token_type: str
+    expires_in: int
+
+
+class MeAnswer(Struct, frozen=True, kw_only=True):
+    """Who the token says you are."""
+
+    sub: str
+    email: str
+    role: str
+    customer_id: str | None
+
+
+class SpecRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to run: the driver and its options; ``run_s`` ends it after that much served time."""
+
+    driver: Ident = "simulated"
+    image: Arg = ""
+    args: Annotated[tuple[Arg, ...], Meta(max_length=64)] = ()
+    run_s: RunSeconds | None = None
+
+    def to_spec(self) -> WorkloadSpec:
+        """Give the same as the wire's struct."""
+        return WorkloadSpec(driver=self.driver, image=self.image, args=self.args, run_s=self.run_s)
+
+
+class WorkloadRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A workload to run.
+
+    Args:
+        device_class: e.g. ``H100``. count: devices, all of them or none.
+        priority: 1 (first) to 10. site_id: the only site wished for, or none.
+        max_price_usd_per_h: highest price per device-hour, as a decimal string.
+        expires_at: given up when it does not run by then.
+        customer_id: for administrators only: on whose behalf.
+    """
+
+    name: Name
+    device_class: Ident
+    count: Devices = 1
+    priority: Priority = 5
+    site_id: SiteName | None = None
+    spec: SpecRequest = SpecRequest()
+    on_partition: OnPartition = OnPartition.STAY
+    lapse_after_s: LapseAfter = 300
+    max_price_usd_per_h: Amount | None = None
+    expires_at: AwareTime | None = None
+    customer_id: Ident | None = None
+
+
+class TransitionView(Struct, frozen=True, kw_only=True):
+    """One step of a workload."""
+
+    seq: int
+    from_state: WorkloadState | None
+    to_state: WorkloadState
+    reason: str
+    actor: str
+    at: datetime
+
+
+class WorkloadView(Struct, frozen=True, kw_only=True):
+    """A workload as its owner sees it; ``placed_site_id`` is where its newest attempt went."""
+
+    workload_id: str
+    customer_id: str
+    name: str
+    device_class: str
+    count: int
+    priority: int
+    state: WorkloadState
+    reason: str
+    attempt: int
+    site_id: str | None
+    placed_site_id: str | None
+    spec: WorkloadSpec
+    on_partition: OnPartition
+    lapse_after_s: int
+    max_price_usd_per_h: str | None
+    expires_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+    running_at: datetime | None
+    cancel_accepted_at: datetime | None
+    ended_at: datetime | None
+    history: tuple[TransitionView, ...] = ()
+
+
+class WorkloadPage(Struct, frozen=True, kw_only=True):
+    """Workloads, newest first; ``next`` is the cursor of the following page."""
+
+    items: tuple[WorkloadView, ...]
+    next: str | None
+
+
+class RouteRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A workload that is not submitted: where would it go, and at what price?"""
+
+    device_class: Ident
+    count: Devices = 1
+    priority: Priority = 5
+    site_id: SiteName | None = None
+    max_price_usd_per_h: Amount | None = None
+
+
+class PartView(Struct, frozen=True, kw_only=True):
+    """One summand of a score."""
+
+    name: str
+    points: float
+
+
+class CandidateView(Struct, frozen=True, kw_only=True):
+    """One site, judged; ``reason_rejected`` is null for one that can take the work."""
+
+    site_id: str
+    score: float
+    parts: tuple[PartView, ...]
+    reason_rejected: str | None
+
+
+class RouteAnswer(Struct, frozen=True, kw_only=True):
+    """The site that would be chosen (null: it would wait, for ``reason``), and the price now."""
+
+    site_id: str | None
+    reason: str
+    price_usd_per_h: str | None
+    total_usd_per_h: str | None
+    card_version: int | None
+    candidates: tuple[CandidateView, ...]
+
+
+class SiteView(Struct, frozen=True, kw_only=True):
+    """One site; null is unknown."""
+
+    site_id: str
+    name: str
+    online: bool
+    last_seen: datetime | None
+    reported_at: datetime | None
+    through: datetime | None
+    power_w: float | None
+    power_cap_w: float | None
+    classes: tuple[ClassReport, ...]
+
+
+class ResourcesAnswer(Struct, frozen=True, kw_only=True):
+    """All sites."""
+
+    sites: tuple[SiteView, ...]
+
+
+class SwitchView(Struct, frozen=True, kw_only=True):
+    """One finished switch; ``took_us`` in microseconds."""
+
+    site_id: str
+    switch_id: str
+    device_class: str
+    from_activity: str
+    to_activity: str
+    devices: int
+    committed: int
+    rolled_back: int
+    quarantined: int
+    took_us: int
+    reason: str
+    at: datetime
+
+
+class SwitchesAnswer(Struct, frozen=True, kw_only=True):
+    """The newest switches, newest first."""
+
+    switches: tuple[SwitchView, ...]
+
+
+class UsageLine(Struct, frozen=True, kw_only=True):
+    """Served time of one workload and class at one price; amounts are rated, not invoiced."""
+
+    workload_id: str
+    workload_name: str
+    device_class: str
+    kind: LineKind
+    card_version: int
+    price_usd_per_h: str
+    active_ms: int
+    energy_j: int
+    amount_usd: str
+
+
+class UsageAnswer(Struct, frozen=True, kw_only=True):
+    """Usage that starts within [from, to)."""
+
+    start: datetime
+    end: datetime
+    lines: tuple[UsageLine, ...]
+    active_ms: int
+    total_usd: str
+
+
+class SiteRevenue(Struct, frozen=True, kw_only=True):
+    """What one site's served time is worth."""
+
+    site_id: str
+    active_ms: int
+    total_usd: str
+
+
+class RevenueAnswer(Struct, frozen=True, kw_only=True):
+    """Rated usage of all customers within [from, to), by site, and what was invoiced so far."""
+
+    start: datetime
+    end: datetime
+    sites: tuple[SiteRevenue, ...]
+    total_usd: str
+    invoiced_usd: str
+
+
+class PeriodView(Struct, frozen=True, kw_only=True):
+    """start <= t < end, whole UTC minutes."""
+
+    start: datetime
+    end: datetime
+
+
+class InvoiceLineView(Struct, frozen=True, kw_only=True):
+    """One line; ``late_of`` is the number of the invoice whose period the usage was late for."""
+
+    description: str
+    workload_id: str
+    device_class: str
+    kind: LineKind
+    card_version: int
+    price_usd_per_h: str
+    active_ms: int
+    energy_j: int
+    amount_usd: str
+    late_of: int | None = None
+
+
+class InvoiceView(Struct, frozen=True, kw_only=True):
+    """An immutable invoice."""
+
+    invoice_id: str
+    number: int
+    customer_id: str
+    period: PeriodView
+    closed_at: datetime
+    currency: str
+    lines: tuple[InvoiceLineView, ...]
+    total_usd: str
+    estimated: bool
+    missing_sites: tuple[str, ...]
+    content_hash: str
+
+
+class InvoicePage(Struct, frozen=True, kw_only=True):
+    """Invoices, newest first."""
+
+    items: tuple[InvoiceView, ...]
+    next: str | None
+
+
+class CountView(Struct, frozen=True, kw_only=True):
+    """One counter since the start of this hub process."""
+
+    name: str
+    count: int
+
+
+class SummaryAnswer(Struct, frozen=True, kw_only=True):
+    """What came in: telemetry points since the start, usage rows for ever, and every counter."""
+
+    points_ingested: int
+    usage_rows: int
+    live_clients: int
+    counters: tuple[CountView, ...]
+
+
+class HealthAnswer(Struct, frozen=True, kw_only=True):
+    """``ok`` when the store answers."""
+
+    status: str
+    version: str
+
+
+def workload_view(row: WorkloadRow, history: tuple[Transition, ...] = ()) -> WorkloadView:
+    """Show a stored workload."""
+    price = row.max_price_usd_per_h
+    return WorkloadView(
+        workload_id=row.workload_id,
+        customer_id=row.customer_id,
+        name=row.name,
+        device_class=row.device_class,
+        count=row.count,
+        priority=row.priority,
+        state=row.state,
+        reason=row.reason,
+        attempt=row.attempt,
+        site_id=row.site_id,
+        placed_site_id=row.placed_site_id,
+        spec=row.spec,
+        on_partition=row.on_partition,
+        lapse_after_s=row.lapse_after_s,
+        max_price_usd_per_h=None if price is None else str(price),
+        expires_at=row.expires_at,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        running_at=row.running_at,
+        cancel_accepted_at=row.cancel_accepted_at,
+        ended_at=row.ended_at,
+        history=tuple(
+            TransitionView(
+                seq=step.seq,
+                from_state=step.from_state,
+                to_state=step.to_state,
+                reason=step.reason,
+                actor=step.actor,
+                at=step.at,
+            )
+            for step in history
+        ),
+    )

@@ -1,0 +1,230 @@
+"""Routes of workloads: submit, list, read, cancel."""
+
+import sqlite3
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable
+from datetime import datetime
+from hashlib import blake2b
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, Response, delete, get, post
+from litestar.params import Parameter
+
+from hub.api.deps import Caller, Deps, caller_of
+from hub.api.problems import ApiProblem, bad_field
+from hub.api.schemas import WorkloadPage, WorkloadRequest, WorkloadView, workload_view
+from hub.core import live
+from hub.core.authz import Role, may_see
+from hub.core.workload_states import CANCELLABLE, WorkloadState
+from hub.store import rate_cards, users, workloads
+from hub.store.users import StoredAnswer
+from hub.store.workloads import Transition, WorkloadRow
+from protocol.units import from_ms, parse_usd, to_ms
+
+IDEMPOTENCY_KEY_MAX = 255
+_CANCELLED = frozenset({WorkloadState.CANCELLING, WorkloadState.CANCELLED})
+
+_Outcome = tuple[StoredAnswer, Transition | None]
+
+
+@post("/workloads", status_code=202)
+async def submit(
+    request: Request[Any, Any, Any],
+    data: WorkloadRequest,
+    deps: Deps,
+    idempotency_key: Annotated[str | None, Parameter(header="Idempotency-Key")] = None,
+) -> Response[WorkloadView]:
+    """Submit a workload; the answer is durable, and the same key gives the same answer again."""
+    caller = caller_of(request.scope)
+    _check_key(idempotency_key)
+    assert idempotency_key is not None
+    now = _now(deps)
+    row = _new_row(deps, caller, data, now)
+    digest = blake2b(msgspec.json.encode(data), digest_size=16).digest()
+    answer = StoredAnswer(
+        request_digest=digest,
+        status=202,
+        location=f"/api/v1/workloads/{row.workload_id}",
+        body=msgspec.json.encode(workload_view(row)),
+    )
+    stored, step = await deps.store.write(_submitting(caller, idempotency_key, row, answer))
+    if stored.request_digest != digest:
+        raise ApiProblem(
+            422, "idempotency_mismatch", "this Idempotency-Key was used with another body"
+        )
+    if step is not None:
+        publish(deps, step)
+        deps.dispatcher.wake()
+    headers = {"Location": stored.location}
+    if step is None:
+        headers["Idempotency-Replayed"] = "true"
+    body: Any = stored.body  # encoded before the commit; the annotation is for the schema
+    return Response(body, status_code=stored.status, media_type="application/json", headers=headers)
+
+
+@get("/workloads")
+async def list_workloads(
+    request: Request[Any, Any, Any],
+    deps: Deps,
+    wanted: Annotated[WorkloadState | None, Parameter(query="state")] = None,
+    live_only: bool = False,  # noqa: FBT001, FBT002 - a query parameter
+    limit: Annotated[int, Parameter(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Parameter(max_length=200)] = None,
+) -> WorkloadPage:
+    """List workloads, newest first; a customer's own only."""
+    caller = caller_of(request.scope)
+    rows = workloads.page(
+        deps.store,
+        customer_id=caller.scope_id,
+        state=wanted,
+        before=None if cursor is None else read_cursor(cursor),
+        limit=limit + 1,
+        live_only=live_only,
+    )
+    following = make_cursor(rows[limit - 1].workload_id) if len(rows) > limit else None
+    return WorkloadPage(items=tuple(workload_view(row) for row in rows[:limit]), next=following)
+
+
+@get("/workloads/{workload_id:str}")
+async def read_workload(
+    request: Request[Any, Any, Any], deps: Deps, workload_id: str
+) -> WorkloadView:
+    """Read one workload with its history."""
+    row = _visible(deps, caller_of(request.scope), workload_id)
+    return workload_view(row, workloads.transitions_of(deps.store, workload_id))
+
+
+@delete("/workloads/{workload_id:str}", status_code=202)
+async def cancel(request: Request[Any, Any, Any], deps: Deps, workload_id: str) -> WorkloadView:
+    """Cancel a workload: from now on it costs nothing more than the minute it is in."""
+    caller = caller_of(request.scope)
+    _visible(deps, caller, workload_id)
+    now = _now(deps)
+
+    def job(connection: sqlite3.Connection) -> tuple[WorkloadRow, Transition | None]:
+        row = workloads.get(connection, workload_id)
+        if row.state in _CANCELLED:
+            return row, None
+        if row.state not in CANCELLABLE:
+            raise ApiProblem(409, "has_ended", f"the workload is {row.state} already")
+        step = workloads.transition(
+            connection,
+            workload_id,
+            WorkloadState.CANCELLING,
+            reason="cancelled_by_user",
+            actor=f"user:{caller.sub}",
+            at=now,
+            cancel_accepted_at=now,
+        )
+        return workloads.get(connection, workload_id), step
+
+    row, step = await deps.store.write(job)
+    if step is not None:
+        publish(deps, step)
+        deps.dispatcher.wake()
+    return workload_view(row)
+
+
+def publish(deps: Deps, step: Transition) -> None:
+    """Tell the live channel of a committed transition."""
+    body = live.LiveWorkload(
+        workload_id=step.workload_id,
+        customer_id=step.customer_id,
+        from_state=step.from_state,
+        state=step.to_state,
+        reason=step.reason,
+        at=step.at,
+        attempt=step.attempt,
+        site_id=step.site_id,
+        seq=step.seq,
+    )
+    deps.live.publish(live.WORKLOAD, step.customer_id, live.encode(body))
+
+
+def make_cursor(position: str) -> str:
+    """Wrap the position of a page's last row, so that nobody builds on its form."""
+    return urlsafe_b64encode(position.encode()).decode().rstrip("=")
+
+
+def read_cursor(cursor: str) -> str:
+    """Unwrap a cursor.
+
+    Raises:
+        ApiProblem: it is not one of ours.
+    """
+    try:
+        return urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
+    except ValueError as exc:
+        raise bad_field("?cursor", "not a cursor of this API") from exc
+
+
+def _submitting(
+    caller: Caller, key: str, row: WorkloadRow, answer: StoredAnswer
+) -> Callable[[sqlite3.Connection], _Outcome]:
+    def job(connection: sqlite3.Connection) -> _Outcome:
+        stored = users.stored_answer(connection, caller.sub, key)
+        if stored is not None:
+            return stored, None
+        users.store_answer(connection, caller.sub, key, answer, to_ms(row.created_at))
+        return answer, workloads.insert_workload(connection, row, f"user:{caller.sub}")
+
+    return job
+
+
+def _check_key(key: str | None) -> None:
+    if key is None:
+        raise bad_field("header Idempotency-Key", "is required", code="idempotency_key_missing")
+    if not (1 <= len(key) <= IDEMPOTENCY_KEY_MAX and key.isascii() and key.isprintable()):
+        raise bad_field("header Idempotency-Key", "must be 1 to 255 printable ASCII characters")
+
+
+def _new_row(deps: Deps, caller: Caller, data: WorkloadRequest, now: datetime) -> WorkloadRow:
+    price = data.max_price_usd_per_h
+    cards = rate_cards.list_cards(deps.store)
+    if rate_cards.price_now(cards, data.device_class, now) is None:
+        raise bad_field(
+            "/device_class", f"{data.device_class} is not offered", status=422, code="no_such_class"
+        )
+    if data.expires_at is not None and data.expires_at <= now:
+        raise bad_field("/expires_at", "must lie in the future")
+    return WorkloadRow(
+        workload_id=deps.ids.new("w", now),
+        customer_id=_customer_of(caller, data.customer_id),
+        name=data.name,
+        device_class=data.device_class,
+        count=data.count,
+        priority=data.priority,
+        spec=data.spec.to_spec(),
+        state=WorkloadState.QUEUED,
+        created_at=now,
+        updated_at=now,
+        site_id=data.site_id,
+        on_partition=data.on_partition,
+        lapse_after_s=data.lapse_after_s,
+        max_price_usd_per_h=None if price is None else parse_usd("max_price_usd_per_h", price),
+        expires_at=data.expires_at,
+    )
+
+
+def _customer_of(caller: Caller, wanted: str | None) -> str:
+    if caller.role is Role.CUSTOMER:
+        assert caller.customer_id is not None
+        if wanted not in (None, caller.customer_id):
+            raise bad_field("/customer_id", "only an administrator may set it", status=403)
+        return caller.customer_id
+    if wanted is None:
+        raise bad_field("/customer_id", "is required of an administrator")
+    return wanted
+
+
+def _visible(deps: Deps, caller: Caller, workload_id: str) -> WorkloadRow:
+    row = workloads.find(deps.store, workload_id)
+    if row is None or not may_see(caller.role, caller.customer_id, row.customer_id):
+        raise ApiProblem(404, "no_workload", "there is no such workload")
+    return row
+
+
+def _now(deps: Deps) -> datetime:
+    # Whole milliseconds, as stored: what is answered now is what is read later.
+    return from_ms(to_ms(deps.clock.wall()))

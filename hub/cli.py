@@ -1,0 +1,251 @@
+"""The command line of the hub.
+
+The administrative commands open the store themselves, as a second process beside a running hub:
+SQLite's write-ahead log and busy timeout let both write, one after the other. Each command is one
+transaction. Exit codes: 0 fine, 1 a problem was found, 2 usage.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from hub.config import HubConfig
+
+PASSWORD_MIN = 8
+DEFAULT_CONFIG = "/etc/hcp-hub/hub.toml"
+Command = Callable[[argparse.Namespace], int]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser of every command."""
+    parser = argparse.ArgumentParser(prog="hcp-hub", description="the hub of the platform")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add(commands, "serve", _serve, "run the hub")
+    _add(commands, "migrate", _migrate, "bring the store's schema up to date")
+    user = _group(commands, "user", "users")
+    add = _add(user, "add", _user_add, "add a user")
+    add.add_argument("--role", required=True, choices=("admin", "operator", "customer"))
+    add.add_argument("--email", required=True)
+    add.add_argument("--customer", help="customer id, for the role customer")
+    add.add_argument("--password-stdin", action="store_true", required=True)
+    site = _group(commands, "site", "sites")
+    add = _add(site, "add", _site_add, "let a site connect")
+    add.add_argument("--site", required=True, help="site id: lower case, digits, hyphens")
+    add.add_argument("--name", help="for people; default: the site id")
+    card = _group(commands, "rate-card", "prices")
+    add = _add(card, "add", _card_add, "add a version of the prices")
+    add.add_argument("--from", dest="start", required=True, type=_time, help="whole UTC hour")
+    add.add_argument(
+        "--price", action="append", required=True, metavar="CLASS=USD_PER_H", type=_price
+    )
+    invoice = _group(commands, "invoice", "invoices")
+    close = _add(invoice, "close", _invoice_close, "close a customer's period")
+    close.add_argument("--customer", required=True)
+    close.add_argument("--from", dest="start", required=True, type=_time, help="UTC minute")
+    close.add_argument("--to", dest="end", required=True, type=_time, help="UTC minute")
+    version = commands.add_parser("version", help="print the version")
+    version.add_argument("--json", action="store_true")
+    version.set_defaults(run=_version)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; gives its exit code."""
+    args = build_parser().parse_args(argv)
+    if args.command == "version":
+        return _version(args)
+    from hub.errors import HubError
+    from protocol.settings import SettingsError
+
+    run: Command = args.run
+    try:
+        return run(args)
+    except HubError as exc:
+        return _fail(args, exc.code, exc.detail)
+    except SettingsError as exc:
+        return _fail(args, exc.code, str(exc))
+    except (ValueError, OSError) as exc:
+        return _fail(args, "invalid" if isinstance(exc, ValueError) else "system", str(exc))
+
+
+def _add(commands: Any, name: str, run: Command, text: str) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse's type is private
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument("--config", type=Path, default=Path(DEFAULT_CONFIG), metavar="FILE")
+    if name != "serve":
+        parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _group(commands: Any, name: str, text: str) -> Any:  # noqa: ANN401 - as above
+    group = commands.add_parser(name, help=text)
+    return group.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from hub.main import run_server
+
+    run_server(_config(args))
+    return 0
+
+
+def _migrate(args: argparse.Namespace) -> int:
+    from hub.main import migrate_store
+
+    applied = migrate_store(_config(args))
+    text = "\n".join(f"applied {name}" for name in applied) or "nothing to do"
+    return _say(args, {"applied": list(applied)}, text)
+
+
+def _user_add(args: argparse.Namespace) -> int:
+    import os
+
+    from argon2 import PasswordHasher
+
+    from hub.core.authz import Role
+    from hub.errors import HubError
+    from hub.store import users
+    from protocol.ids import IdSource
+
+    email = args.email.strip().lower()
+    if email.count("@") != 1 or any(part == "" for part in email.split("@")):
+        raise HubError("bad_email", "--email must be an e-mail address")
+    password = sys.stdin.read().rstrip("\r\n")
+    if len(password) < PASSWORD_MIN:
+        raise HubError("short_password", f"a password has at least {PASSWORD_MIN} characters")
+    now = _now()
+    row = users.UserRow(
+        user_id=IdSource(os.urandom).new("u", now),
+        email=email,
+        role=Role(args.role),
+        customer_id=args.customer,
+        password_hash=PasswordHasher().hash(password),
+    )
+    _write(args, lambda conn: users.add(conn, row, now))
+    return _say(args, {"user_id": row.user_id}, f"added {email} as {args.role} ({row.user_id})")
+
+
+def _site_add(args: argparse.Namespace) -> int:
+    import re
+
+    from hub.errors import HubError
+    from hub.store import sites, sync_tables
+    from protocol.topics import RESERVED_SITES
+
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", args.site) or args.site in RESERVED_SITES:
+        raise HubError("bad_site", "--site: lower case letters, digits and hyphens, at most 63")
+    now = _now()
+
+    def job(connection: "sqlite3.Connection") -> bool:
+        epoch = sync_tables.meta(connection, "hub_epoch")
+        name = args.name or args.site
+        return sites.add(connection, args.site, name=name, hub_epoch=epoch, now=now)
+
+    if not _write(args, job):
+        raise HubError("site_exists", f"there is a site {args.site} already")
+    return _say(args, {"site_id": args.site}, f"added site {args.site}")
+
+
+def _card_add(args: argparse.Namespace) -> int:
+    from hub.core.rating import ClassPrice
+    from hub.store import rate_cards
+    from protocol.units import parse_usd
+
+    prices = [
+        ClassPrice(device_class=name, price_usd_per_h=parse_usd(f"--price {name}", usd))
+        for name, usd in args.price
+    ]
+    card = _write(args, lambda conn: rate_cards.add(conn, args.start, prices, _now()))
+    text = f"added version {card.version}, in force from {args.start.isoformat()}"
+    return _say(args, {"version": card.version}, text)
+
+
+def _invoice_close(args: argparse.Namespace) -> int:
+    from hub.core.invoicing import Period, encode_invoice
+    from hub.store import invoices
+
+    period = Period(start=args.start, end=args.end)
+    invoice = _write(args, lambda conn: invoices.close_period(conn, args.customer, period, _now()))
+    lines = [
+        f"{invoice.invoice_id}  {invoice.customer_id}  {period.text}"
+        + (f"  estimated, without {', '.join(invoice.missing_sites)}" * invoice.estimated)
+    ]
+    lines += [
+        f"{line.amount_usd:>12}  {line.active_ms / 3_600_000:.6f} h"
+        f" at {line.price_usd_per_h}  {line.description}"
+        for line in invoice.lines
+    ]
+    lines.append(f"{invoice.total_usd:>12}  USD")
+    return _say(args, json.loads(encode_invoice(invoice)), "\n".join(lines))
+
+
+def _version(args: argparse.Namespace) -> int:
+    from hub.version import VERSION
+
+    return _say(args, {"version": VERSION}, f"hcp-hub {VERSION}")
+
+
+def _config(args: argparse.Namespace) -> "HubConfig":
+    from hub.config import read_config
+
+    return read_config(args.config)
+
+
+def _write(args: argparse.Namespace, job: "Callable[[sqlite3.Connection], Any]") -> Any:  # noqa: ANN401 - what the job gives
+    """Run one transaction in the store, beside a running hub or without one."""
+    from hub.errors import HubError
+    from hub.store.database import connect
+    from hub.store.migrations import pending
+    from hub.store.schema import MIGRATIONS
+    from hub.store.writer import run_in_transaction
+
+    path = _config(args).store_path
+    if not path.is_file():
+        raise HubError("no_store", f"{path} is not there; run hcp-hub migrate")
+    connection = connect(path)
+    try:
+        if pending(connection, MIGRATIONS):
+            raise HubError("schema_older", f"{path} is older; run hcp-hub migrate")
+        return run_in_transaction(connection, job)
+    finally:
+        connection.close()
+
+
+def _now() -> datetime:
+    from hub.clock import SystemClock
+
+    return SystemClock().wall()
+
+
+def _time(text: str) -> datetime:
+    at = datetime.fromisoformat(text)
+    if at.utcoffset() != timedelta(0):
+        raise argparse.ArgumentTypeError(f"{text} must be UTC: end it with Z")
+    return at
+
+
+def _price(text: str) -> tuple[str, str]:
+    name, equals, usd = text.partition("=")
+    if not (name and equals and usd):
+        raise argparse.ArgumentTypeError(f"{text} must be CLASS=USD_PER_H")
+    return name, usd
+
+
+def _say(args: argparse.Namespace, body: dict[str, Any], text: str) -> int:
+    print(json.dumps({"v": 1, **body}) if args.json else text)
+    return 0
+
+
+def _fail(args: argparse.Namespace, code: str, detail: str) -> int:
+    if getattr(args, "json", False):
+        print(json.dumps({"v": 1, "error": {"code": code, "detail": detail}}))
+    else:
+        print(f"hcp-hub: {detail}", file=sys.stderr)
+    return 1
