@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 
 from edge_agent.core.facts import Instant, MarketSeen, ReadingColumns, ReadingsSeen, pack_readings
-from edge_agent.core.passes import enter
 from edge_agent.core.optimizer import plan
+from edge_agent.core.passes import enter
 from edge_agent.core.site import MINE, Device, DeviceClass, Limits, Site
 from edge_agent.core.site_state import new_state
 from protocol.market import GpuRate, MarketTick

@@ -123,17 +123,13 @@ def why(site: Site, state: SiteState, plan: Plan, index: int) -> Explanation:
     )
 
 
-def _options(
-    site: Site, state: SiteState, row: DeviceClass, index: int
-) -> tuple[OptionValue, ...]:
+def _options(site: Site, state: SiteState, row: DeviceClass, index: int) -> tuple[OptionValue, ...]:
     values = value(site, state)
     per_wh = _known(float(values.energy_usd_per_wh[index]))
     known_w = float(state.mine_w[index])
     mine_w = row.model.mine_w if np.isnan(known_w) else known_w
     is_asic = row.model.kind is DeviceKind.ASIC
-    mine = _option(
-        Activity.MINE, _known(float(values.revenue_usd_per_h[index])), mine_w, per_wh
-    )
+    mine = _option(Activity.MINE, _known(float(values.revenue_usd_per_h[index])), mine_w, per_wh)
     off = _option(
         Activity.CURTAILED if is_asic else Activity.IDLE,
         0.0,
@@ -224,9 +220,7 @@ def _would_change(
     return tuple(out)
 
 
-def _price_sentence(
-    state: SiteState, row: DeviceClass, break_even: float, index: int
-) -> str:
+def _price_sentence(state: SiteState, row: DeviceClass, break_even: float, index: int) -> str:
     # The revenue margin R moves the break-even of the total price (energy + adder).
     total = break_even + row.adder_usd_per_mwh
     if state.activity[index] == MINE:

@@ -137,7 +137,9 @@ def starts(site: Site, state: SiteState) -> tuple[Start, ...]:
             and state.activity[at] in (MINE, IDLE, CURTAILED, SERVE)
             and at not in occupied
             for at in indices
-        ) and not any(slot.instance_id in entry.to_close for slot in entry.slots if not slot.serving)
+        ) and not any(
+            slot.instance_id in entry.to_close for slot in entry.slots if not slot.serving
+        )
         if indices and ready:
             out.append(Start(entry.lease_id, np.array(indices, dtype=np.int64)))
     return tuple(out)
@@ -259,9 +261,7 @@ def _take(
     taken[chosen] = True
     ended.update(row.no for row in victims)
     acts: list[p.LeaseAct] = [
-        p.EndLease(
-            row.lease_id, ReleaseOutcome.PREEMPTED, f"by {lease.lease_id} of a higher class"
-        )
+        p.EndLease(row.lease_id, ReleaseOutcome.PREEMPTED, f"by {lease.lease_id} of a higher class")
         for row in victims
     ]
     return [*acts, p.TakeLease(lease.lease_id, scores)], spare_w - need_w

@@ -90,15 +90,11 @@ def _money(site: Site, state: SiteState, values: Values) -> _Draft:
     on = state.activity == MINE
     off = (state.activity == IDLE) | (state.activity == CURTAILED)
     gain_h = np.where(on, -values.gain_on_usd_per_h, values.gain_on_usd_per_h)
-    stay_h = np.where(
-        on, spread([r.stay_off_s for r in rows]), spread([r.stay_on_s for r in rows])
-    )
+    stay_h = np.where(on, spread([r.stay_off_s for r in rows]), spread([r.stay_on_s for r in rows]))
     gain = gain_h * (stay_h / SECONDS_PER_H)
     cost = values.restart_usd
     revenue = np.maximum(values.revenue_usd_per_h, 0.0)
-    margin = np.where(
-        on, spread([r.off_margin for r in rows]), spread([r.on_margin for r in rows])
-    )
+    margin = np.where(on, spread([r.off_margin for r in rows]), spread([r.on_margin for r in rows]))
     hysteresis = gain_h > margin * revenue
     regret = (gain_h > 0.0) & (
         state.regret_usd >= 0.5 * cost * spread([r.ski_rental for r in rows])
@@ -107,9 +103,7 @@ def _money(site: Site, state: SiteState, values: Values) -> _Draft:
     dwelt = state.now_ns - state.since_ns >= dwell_ns
     fresh = values.quality == Quality.FRESH
     reachable = state.reachable & (state.quarantine_ns <= state.now_ns)
-    free = (
-        (on | off) & reachable & (state.switch_no < 0) & (state.lease_no < 0)
-    )
+    free = (on | off) & reachable & (state.switch_no < 0) & (state.lease_no < 0)
     pays = gain > cost
     change = free & fresh & (hysteresis | regret) & pays & dwelt
     other = np.where(on, values.off_code, MINE).astype(np.uint8)
@@ -364,9 +358,7 @@ def _groups(site: Site, state: SiteState, draft: _Draft) -> tuple[p.Intent, ...]
     return tuple(sorted(out, key=lambda row: row.to_activity == ACTIVITY_CODES[MINE]))
 
 
-def _alarms(
-    site: Site, state: SiteState, power: p.PowerView
-) -> tuple[tuple[str, str], ...]:
+def _alarms(site: Site, state: SiteState, power: p.PowerView) -> tuple[tuple[str, str], ...]:
     waited_ns = state.now_ns - state.over_cap_ns
     late_ns = 4 * int(site.limits.shed_after_s * NS_PER_S)
     if state.over_cap_ns < 0 or waited_ns < late_ns:

@@ -48,9 +48,7 @@ def counted_w(site: Site, state: SiteState) -> FloatColumn:
 def counted_after_w(site: Site, state: SiteState, target: int) -> FloatColumn:
     """Give what each device would count for while a switch to ``target`` is open."""
     classes = site.class_of
-    sides = np.maximum(
-        site.nameplate_w[classes, state.origin], site.nameplate_w[classes, target]
-    )
+    sides = np.maximum(site.nameplate_w[classes, state.origin], site.nameplate_w[classes, target])
     if target in (MINE, SERVE):
         off = (state.activity == CURTAILED) | (state.activity == IDLE)
         sides = np.where(off, np.maximum(sides, inrush_w(site)), sides)

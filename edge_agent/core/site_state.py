@@ -723,9 +723,7 @@ def _lease_closed(state: SiteState, fact: f.LeaseClosed) -> SiteState:
         slots=(),
         since_ns=state.now_ns,
     )
-    return replace(
-        state, leases=put_lease(state, entry), lease_no=_put(state.lease_no, freed, -1)
-    )
+    return replace(state, leases=put_lease(state, entry), lease_no=_put(state.lease_no, freed, -1))
 
 
 def _lease_replaced(site: Site, state: SiteState, fact: f.LeaseReplaced) -> SiteState:
@@ -755,4 +753,3 @@ def _meters(state: SiteState, fact: f.MetersPassed) -> SiteState:
         )
     through_ms = state.through_ms if fact.through_ms is None else fact.through_ms
     return replace(state, leases=leases, through_ms=max(through_ms, state.through_ms))
-

@@ -86,9 +86,7 @@ def encode_state(site: Site, state: SiteState) -> bytes:
     values = {name: getattr(state, name) for name in _SAME}
     device_ids = tuple(device.device_id for device in site.devices)
     return _ENCODER.encode(
-        Snapshot(
-            version=SNAPSHOT_VERSION, device_ids=device_ids, columns=columns, **values
-        )
+        Snapshot(version=SNAPSHOT_VERSION, device_ids=device_ids, columns=columns, **values)
     )
 
 
