@@ -80,8 +80,11 @@ def measured_w(site: Site, state: SiteState) -> float | None:
 
 
 def read_w(site: Site, state: SiteState) -> float:
-    """Give the sum of true readings only: a lower bound of the load."""
-    known = state.reachable & ~np.isnan(state.power_w)
+    """Give the sum of true readings only: a lower bound of the load.
+
+    A reading from before the device's last change says nothing about it now.
+    """
+    known = state.reachable & ~np.isnan(state.power_w) & (state.read_ns >= state.since_ns)
     return total(np.where(known, np.where(known, state.power_w, 0.0) * site.pue, 0.0))
 
 

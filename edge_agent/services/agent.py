@@ -102,7 +102,12 @@ class Agent:
             self._journal, ports.store, clock, self._metering, self._buffer, ports.new_id, tick_s
         )
         self._executor = SwitchExecutor(
-            self._journal, ports.links, ports.fleet, clock, self.agent_epoch, self._loop.close_switch
+            self._journal,
+            ports.links,
+            ports.fleet,
+            clock,
+            self.agent_epoch,
+            self._loop.close_switch,
         )
         self._loop.executor = self._executor
         self._loop.on_pass = self._after_pass
@@ -361,9 +366,8 @@ class Agent:
         state = self.state
         if self._told is None or self._capacity_changed() or self._minute_passed():
             self._report_due.set()
-        due = (
-            self._last_live_ns is None
-            or state.now_ns - self._last_live_ns >= int(self._tick_s * NS_PER_S * 0.9)
+        due = self._last_live_ns is None or state.now_ns - self._last_live_ns >= int(
+            self._tick_s * NS_PER_S * 0.9
         )
         if not due:
             return

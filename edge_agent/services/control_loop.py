@@ -145,9 +145,7 @@ class ControlLoop:
             before, made = self._journal.begin(facts)
             opened, acts, batch = self._decide(facts, before, made)
             durable = bool(acts or waiting or batch.events)
-            state, committed = await self._journal.finish(
-                facts, acts, replace(batch, sync=durable)
-            )
+            state, committed = await self._journal.finish(facts, acts, replace(batch, sync=durable))
         except BaseException as exc:
             for future in waiting:
                 if not future.done():
@@ -258,4 +256,3 @@ class ControlLoop:
         if due:
             self._snapshot_ns = state.now_ns
             await self._store.save_snapshot(fact_seq, encode_state(self._journal.site, state))
-

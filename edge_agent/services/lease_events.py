@@ -61,9 +61,7 @@ def lease_events(
     return tuple(events)
 
 
-def tell(
-    state: SiteState, acts: tuple[p.LeaseAct, ...], wall: datetime, usage_seq: int
-) -> Told:
+def tell(state: SiteState, acts: tuple[p.LeaseAct, ...], wall: datetime, usage_seq: int) -> Told:
     """Give the facts and events of lease acts.
 
     Args:

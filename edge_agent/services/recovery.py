@@ -98,8 +98,7 @@ def _switch_facts(state: SiteState, switches: tuple[Switch, ...]) -> tuple[f.Fac
             switch.reason,
             switch.lease_id,
             tuple(
-                "" if device.work is None else device.work.instance_id
-                for device in switch.devices
+                "" if device.work is None else device.work.instance_id for device in switch.devices
             )
             if switch.to_activity is Activity.SERVE
             else (),

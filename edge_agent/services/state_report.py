@@ -286,9 +286,7 @@ def problems(site: Site, state: SiteState) -> tuple[ProblemLine, ...]:
     return tuple(out)
 
 
-def device_lines(
-    site: Site, state: SiteState, plan: Plan | None
-) -> tuple[DeviceLine, ...]:
+def device_lines(site: Site, state: SiteState, plan: Plan | None) -> tuple[DeviceLine, ...]:
     """Give every device."""
     lease_ids = {entry.no: entry.lease_id for entry in state.leases}
     return tuple(
