@@ -22,9 +22,9 @@ LAUNCHER = """\
 import sys
 
 sys.path.append("/usr/lib/{package}")
-import runpy
+from {module}.__main__ import main
 
-runpy.run_module("{module}", run_name="__main__")
+sys.exit(main())
 """
 # Nothing here is read at run time. faker (25 MB) comes along for Litestar's test helpers.
 NEEDLESS = (
@@ -54,7 +54,7 @@ class Program:
 
     Args:
         package: Debian package, launcher and private folder.
-        module: what the launcher runs, as `python -m` does.
+        module: package whose `__main__.main()` the launcher runs, as `python -m` does.
         sources: our own top-level packages inside it.
         config: files below packaging/conf that become conffiles.
         left_out: locked distributions it does not use.
