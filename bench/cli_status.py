@@ -14,20 +14,26 @@ from bench.figure import Figure, at_most, quantile
 
 RUNS = 100
 _STATUS = {
-    "site_id": "bench",
-    "state": "ok",
-    "up_s": 1.0,
     "version": "0",
+    "up_s": 1.0,
     "hub": {"online": True, "heard_age_s": 1.0, "backlog": 0},
-    "market": {"price_usd_per_mwh": 20.0, "btc_price_usd": 65e3, "age_s": 3.0, "feed": "csv"},
-    "power": {"measured_w": 8e7, "counted_w": 8.1e7, "cap_w": 1e8, "headroom_w": 1.9e7},
-    "earning_usd_per_h": 4e4,
-    "switches": {"count": 0, "p50_ms": None, "p99_ms": None, "rolled_back": 0},
-    "classes": [
-        {"device_class": name, "total": 5_000, "by_activity": {"mine": 4_000, "curtailed": 1_000}}
-        for name in ("S21", "S19XP", "H100", "A100")
-    ],
-    "problems": [],
+    "site": {
+        "site_id": "bench",
+        "market": [
+            {"name": "price_usd_per_mwh", "value": 20.0, "age_s": 3.0},
+            {"name": "btc_price_usd", "value": 65e3, "age_s": 3.0},
+        ],
+        "power_w": 8e7,
+        "power_counted_w": 8.1e7,
+        "power_cap_w": 1e8,
+        "earning_usd_per_h": 4e4,
+        "switches": {"count": 0, "open": 0, "p50_ms": None, "p99_ms": None, "rolled_back": 0},
+        "classes": [
+            {"device_class": name, "total": 5_000, "by_activity": {"mine": 4_000, "curtailed": 9}}
+            for name in ("S21", "S19XP", "H100", "A100")
+        ],
+        "problems": [],
+    },
 }
 
 

@@ -11,7 +11,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.command == "version":
         return _version(as_json=args.json)
     if args.command in {"run", "node", "config"}:
-        from edge_agent.main import run_program
+        from edge_agent.programs import run_program
 
         return run_program(args)
     from edge_agent.cli.commands import run

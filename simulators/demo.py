@@ -19,7 +19,7 @@ from simulators.demo_report import Report, summary_text
 from simulators.errors import SimulatorError
 from simulators.live_client import LiveClient
 from simulators.stack import CUSTOMER_ID, PRICES_USD_PER_H, Stack, parse_json
-from simulators.stack_config import DESIGN_SITES, MarketSpec, Tuning, scaled
+from simulators.stack_config import DESIGN_SITES, MarketSpec, SiteSpec, Tuning, scaled
 from simulators.truth import Price, bill, read_truth, stays
 
 DEFAULT_SCALE = 0.01
@@ -108,8 +108,9 @@ async def _run(args: argparse.Namespace, root: Path, market: MarketSpec | None) 
     try:
         await stack.start()
         await _show_start(stack)
+        times = {site.site_id: await _device_times(stack, site) for site in stack.sites}
         await _play(stack, report, args.seconds, stop)
-        await _close_books(stack, report)
+        await _close_books(stack, report, times)
     finally:
         report.exit_statuses = await stack.stop()
     return report
@@ -162,15 +163,14 @@ async def _submit(
     return workload_id
 
 
-async def _close_books(stack: Stack, report: Report) -> None:
+async def _close_books(stack: Stack, report: Report, times: dict[str, Any]) -> None:
     """Close the invoice of the whole run and compare it with the simulators' truth."""
     for site in stack.sites:
         switches = parse_json(
             await stack.agent_command(site, "switches", "--json", "--limit", "100000")
         )
         report.add_switches(switches["items"])
-        devices = parse_json(await stack.agent_command(site, "devices", "--json"))
-        report.add_device_times(devices["items"])
+        report.add_device_times(times[site.site_id], await _device_times(stack, site))
     start = report.started_at.replace(second=0, microsecond=0)
     end = datetime.now(UTC).replace(second=0, microsecond=0) + timedelta(minutes=1)
     say(f"invoice   waiting for the meters to pass {end:%H:%M} UTC")
@@ -185,6 +185,10 @@ async def _close_books(stack: Stack, report: Report) -> None:
     truth = bill(stays(read_truth(stack.truth_files())), prices, *period)
     report.ground_truth_usd = truth.total_usd
     report.add_metrics(await stack.admin.get("/api/v1/metrics/summary"))
+
+
+async def _device_times(stack: Stack, site: SiteSpec) -> Any:  # noqa: ANN401 - JSON
+    return parse_json(await stack.agent_command(site, "devices", "--times", "--json"))
 
 
 async def _invoice(stack: Stack, start: datetime, end: datetime) -> dict[str, Any]:

@@ -45,14 +45,15 @@ def run(args: argparse.Namespace) -> int:
 def _status(args: argparse.Namespace) -> int:
     value = _read(args, "/v1/status", "status")
     _show(args, value, render.status)
-    return EXIT_PROBLEM if args.exit_code and value["problems"] else EXIT_OK
+    return EXIT_PROBLEM if args.exit_code and value["site"]["problems"] else EXIT_OK
 
 
 def _devices(args: argparse.Namespace) -> int:
-    value = _read(args, "/v1/devices", "devices", {"pattern": args.pattern})
-    rows = [row for row in value["items"] if fnmatchcase(row["device_id"], args.pattern)]
+    query = {"pattern": args.pattern} | ({"times": "1"} if args.times else {})
+    value = _read(args, "/v1/devices", "devices", query)
+    rows = [row for row in value["items"] if fnmatchcase(row["device"]["device_id"], args.pattern)]
     if args.state:
-        rows = [row for row in rows if row["activity"] == args.state]
+        rows = [row for row in rows if row["device"]["activity"] == args.state]
     _show(args, value | {"items": rows}, lambda shown: render.devices(shown["items"]))
     return EXIT_OK
 
@@ -71,7 +72,7 @@ def _why(args: argparse.Namespace) -> int:
 def _why_offline(args: argparse.Namespace) -> int:
     # The snapshot keeps the verdict of each device, not every number of it.
     value = _read(args, None, "devices")
-    rows = [row for row in value["items"] if row["device_id"] == args.device]
+    rows = [row for row in value["items"] if row["device"]["device_id"] == args.device]
     if not rows:
         raise CliError(EXIT_PROBLEM, f"no device {args.device} in the last snapshot")
     _show(args, value | {"items": rows}, lambda shown: render.devices(shown["items"]))
@@ -87,7 +88,7 @@ def _switches(args: argparse.Namespace) -> int:
     value = _read(args, "/v1/switches", "switches", {"limit": str(max(1, args.limit))})
     rows = value["items"][: max(1, args.limit)]
     if args.failed:
-        rows = [row for row in rows if row["outcome"] != "committed"]
+        rows = [row for row in rows if row["committed"] != row["devices"]]
     _show(args, value | {"items": rows}, lambda shown: render.switches(shown["items"]))
     return EXIT_OK
 

@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     devices = add("devices", parents=[reader], help="one line per device")
     devices.add_argument("pattern", nargs="?", default="*", help="device or glob, e.g. 's21-00*'")
     devices.add_argument("--state", help="only devices in this activity, e.g. fault")
+    devices.add_argument("--times", action="store_true", help="with each device's time ledger")
     why = add("why", parents=[reader], help="explain the decision on one device, with the numbers")
     why.add_argument("device")
     add("plan", parents=[reader], help="what the agent would do now (a dry run)")

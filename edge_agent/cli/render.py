@@ -14,71 +14,71 @@ _ACTIVITIES = ("serve", "mine", "idle", "curtailed", "switching", "maintenance",
 
 def status(value: Row) -> str:
     """Render ``status``: the site, its links, money, fleet, problems last."""
-    hub, market, power = value["hub"], value["market"], value["power"]
-    switches = value["switches"]
+    site, hub = value["site"], value["hub"]
+    market = {row["name"]: row for row in site["market"]}
+    price, coin, switches = market["price_usd_per_mwh"], market["btc_price_usd"], site["switches"]
+    state = "DEGRADED" if site["problems"] else "OK"
     lines = [
+        f"{site['site_id']}  {state}  up {duration(value['up_s'])}  v{value['version']}",
         (
-            f"{value['site_id']}  {value['state'].upper()}  up {duration(value['up_s'])}  "
-            f"v{value['version']}"
+            f"hub     {'online' if hub['online'] else 'OFFLINE'}, heard "
+            f"{age(hub['heard_age_s'])}, backlog {hub['backlog']:,} records"
         ),
         (
-            f"hub     {'online' if hub['online'] else 'OFFLINE'}, heard {age(hub['heard_age_s'])}, "
-            f"backlog {hub['backlog']:,} records"
+            f"market  {number(price['value'], '{:,.2f}')} USD/MWh ({age(price['age_s'])}), "
+            f"BTC {number(coin['value'], '{:,.0f}')} USD"
         ),
         (
-            f"market  {number(market['price_usd_per_mwh'], '{:,.2f}')} USD/MWh, BTC "
-            f"{number(market['btc_price_usd'], '{:,.0f}')} USD ({age(market['age_s'])})"
+            f"power   {watts(site['power_w'])} measured, {watts(site['power_counted_w'])} counted "
+            f"of {watts(site['power_cap_w'])}"
         ),
+        f"earning {number(site['earning_usd_per_h'], '{:,.2f}')} USD/h",
         (
-            f"power   {watts(power['measured_w'])} measured, "
-            f"{watts(power['counted_w'])} counted of {watts(power['cap_w'])}"
-        ),
-        f"earning {number(value['earning_usd_per_h'], '{:,.2f}')} USD/h",
-        (
-            f"switch  {switches['count']:,} in 24 h, "
+            f"switch  {switches['count']:,} done, {switches['open']:,} open, "
             f"p50 {number(switches['p50_ms'], '{:.0f}')} ms, "
             f"p99 {number(switches['p99_ms'], '{:.0f}')} ms, "
             f"rolled back {switches['rolled_back']:,}"
         ),
         "",
+        *_fleet(site["classes"]),
     ]
-    present = [
-        name
-        for name in _ACTIVITIES
-        if any(row["by_activity"].get(name) for row in value["classes"])
-    ]
-    header = ["class", "total", *present]
-    body = [
-        [row["device_class"], f"{row['total']:,}"]
-        + [f"{row['by_activity'].get(name, 0):,}" for name in present]
-        for row in value["classes"]
-    ]
-    lines += table(header, body)
-    if value["problems"]:
+    if site["problems"]:
         lines.append("")
-    for problem in value["problems"]:
-        lines.append(f"! {problem['device_id'] or '-':<14} {problem['text']}")
-        lines.append(f"  {'':<14} {problem['command']}")
+    lines += [
+        f"! {problem['code']:<18} {problem['detail']}  -> {problem['next_command']}"
+        for problem in site["problems"]
+    ]
     return "\n".join(lines)
 
 
-def devices(rows: list[Row]) -> str:
+def _fleet(classes: list[Row]) -> list[str]:
+    present = [name for name in _ACTIVITIES if any(row["by_activity"].get(name) for row in classes)]
+    body = [
+        [row["device_class"], f"{row['total']:,}"]
+        + [f"{row['by_activity'].get(name, 0):,}" for name in present]
+        for row in classes
+    ]
+    return table(["class", "total", *present], body)
+
+
+def devices(items: list[Row]) -> str:
     """Render ``devices``: one line each."""
     body = [
         [
             row["device_id"],
             row["device_class"],
-            row["activity"],
+            row["activity"] + ("" if row["reachable"] else " (silent)"),
+            duration(row["since_s"]),
             number(row["power_w"], "{:,.0f}"),
             number(row["temp_c"], "{:.0f}"),
             number(row["hashrate_ths"], "{:,.1f}"),
             row["lease_id"] or "-",
-            row["reason"],
+            row["reason"] or "-",
         ]
-        for row in rows
+        for row in (item["device"] for item in items)
     ]
-    header = ["device", "class", "activity", "W", "C", "TH/s", "lease", "reason"]
-    return "\n".join([*table(header, body), f"{len(rows):,} devices"])
+    header = ["device", "class", "activity", "since", "W", "C", "TH/s", "lease", "reason"]
+    return "\n".join([*table(header, body), f"{len(items):,} devices"])
 
 
 def why(value: Row) -> str:
@@ -128,7 +128,7 @@ def plan(value: Row) -> str:
     power = value["power"]
     lines = [
         (
-            f"power counted {watts(power['counted_w'])} of {watts(power['cap_w'])}, "
+            f"power {watts(power['counted_w'])} counted of {watts(power['cap_w'])}, "
             f"free {watts(power['headroom_w'])}"
         )
     ]
@@ -138,9 +138,10 @@ def plan(value: Row) -> str:
         f"cost {number(row['cost_usd'], '{:,.4f}')} USD"
         for row in value["intents"]
     ]
-    lines += [f"lease {row['lease_id']}: {row['act']} {row['detail']}" for row in value["leases"]]
-    if len(lines) == 1:
+    lines += value["lease_acts"]
+    if not value["intents"] and not value["lease_acts"]:
         lines.append("nothing to do")
+    lines += [f"{count:>6} devices: {reason}" for reason, count in value["reasons"]]
     return "\n".join(lines)
 
 
@@ -152,16 +153,24 @@ def switches(rows: list[Row]) -> str:
             row["switch_id"],
             f"{row['devices']} x {row['device_class']}",
             f"{row['from_activity']}>{row['to_activity']}",
-            number(None if row["took_us"] is None else row["took_us"] / 1_000, "{:,.1f}"),
-            row["outcome"],
+            f"{row['took_us'] / 1_000:,.1f}",
+            switch_outcome(row),
             row["reason"],
-            " ".join(f"{name} {us / 1_000:.1f}" for name, us in row["phases"]),
+            " ".join(f"{name} {took_us / 1_000:.1f}" for name, took_us in row["phases"]),
         ]
         for row in rows
     ]
     return "\n".join(
         table(["at", "switch", "devices", "change", "ms", "outcome", "reason", "phases ms"], body)
     )
+
+
+def switch_outcome(row: Row) -> str:
+    """Name how a switch ended: all committed, or how many were not."""
+    if row["committed"] == row["devices"]:
+        return "committed"
+    parts = [f"{row[name]} {name}" for name in ("committed", "rolled_back", "quarantined")]
+    return ", ".join(part for part in parts if not part.startswith("0 "))
 
 
 def buffer(value: Row) -> str:
@@ -173,7 +182,10 @@ def buffer(value: Row) -> str:
     return "\n".join(
         [
             *table(["stream", "pending", "bytes", "oldest"], body),
-            f"disk {value['disk_bytes']:,} bytes of {value['cap_bytes']:,}, level {value['level']}",
+            (
+                f"telemetry on disk {value['segment_bytes']:,} bytes, level {value['level']}, "
+                f"{value['dropped_segments']:,} segments dropped"
+            ),
         ]
     )
 

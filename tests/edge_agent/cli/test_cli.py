@@ -14,27 +14,36 @@ import pytest
 from edge_agent.__main__ import main
 from edge_agent.cli import render
 
-STATUS = {
+SITE = {
     "site_id": "lubbock",
-    "state": "degraded",
-    "up_s": 3_700.0,
-    "version": "0.1.0",
-    "hub": {"online": False, "heard_age_s": None, "backlog": 12},
-    "market": {"price_usd_per_mwh": -3.5, "btc_price_usd": None, "age_s": 4.0, "feed": "csv"},
-    "power": {"measured_w": None, "counted_w": 52.5e6, "cap_w": 1e8, "headroom_w": 47.5e6},
+    "market": [
+        {"name": "price_usd_per_mwh", "value": -3.5, "age_s": 4.0, "feed": "csv"},
+        {"name": "btc_price_usd", "value": None, "age_s": None, "feed": None},
+    ],
+    "power_w": None,
+    "power_counted_w": 52.5e6,
+    "power_cap_w": 1e8,
     "earning_usd_per_h": None,
-    "switches": {"count": 3, "p50_ms": 12.0, "p99_ms": 25.0, "rolled_back": 0},
+    "switches": {"count": 3, "open": 0, "p50_ms": 12.0, "p99_ms": 25.0, "rolled_back": 0},
     "classes": [
         {"device_class": "S21", "kind": "asic", "total": 3, "by_activity": {"mine": 2, "fault": 1}}
     ],
     "problems": [
-        {"device_id": "s21-0003", "text": "silent for 3 min", "command": "hcp-agent why s21-0003"}
+        {"code": "device_fault", "detail": "1 device", "next_command": "hcp-agent why s21-0003"}
     ],
+}
+STATUS = {
+    "version": "0.1.0",
+    "up_s": 3_700.0,
+    "hub": {"online": False, "heard_age_s": None, "backlog": 12},
+    "site": SITE,
 }
 DEVICE = {
     "device_id": "s21-0001",
     "device_class": "S21",
     "activity": "mine",
+    "reachable": True,
+    "since_s": 70.0,
     "power_w": 3500.0,
     "temp_c": None,
     "hashrate_ths": 200.0,
@@ -43,7 +52,10 @@ DEVICE = {
 }
 ANSWERS: dict[str, tuple[int, dict[str, Any]]] = {
     "/v1/status": (200, STATUS),
-    "/v1/devices": (200, {"items": [DEVICE, DEVICE | {"device_id": "h100-1"}]}),
+    "/v1/devices": (
+        200,
+        {"items": [{"device": DEVICE}, {"device": DEVICE | {"device_id": "h100-1"}}]},
+    ),
     "/v1/why": (404, {"error": "unknown_device", "detail": "no device x"}),
     "/v1/drain": (200, {"devices": ["s21-0001"]}),
     "/v1/undrain": (409, {"error": "gate", "detail": "the device is too hot"}),
@@ -95,10 +107,10 @@ def test_status_tells_the_site_with_unknowns_as_question_marks(
     assert code == 0
     assert "lubbock  DEGRADED  up 1 h 1 min" in out
     assert "OFFLINE, heard never" in out
-    assert "-3.50 USD/MWh, BTC ? USD" in out
+    assert "-3.50 USD/MWh (4 s ago), BTC ? USD" in out
     assert "? measured, 52.50 MW counted of 100.00 MW" in out
     assert re.search(r"S21 +3 +2 +1", out)
-    assert "! s21-0003" in out
+    assert "! device_fault       1 device  -> hcp-agent why s21-0003" in out
     assert max(len(line) for line in out.splitlines()) <= 80
 
 
@@ -125,7 +137,7 @@ def test_exit_codes(
 
 def test_devices_are_chosen_by_glob(agent: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, "devices", "h100-*", "--run-dir", str(agent), "--json")
-    assert [row["device_id"] for row in json.loads(out)["items"]] == ["h100-1"]
+    assert [row["device"]["device_id"] for row in json.loads(out)["items"]] == ["h100-1"]
 
 
 def test_a_dead_agent_is_answered_from_its_snapshot_with_the_age(

@@ -1,0 +1,281 @@
+"""The routes of the local API: what `hcp-agent` reads and asks for."""
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from fnmatch import fnmatchcase
+from typing import Protocol, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from edge_agent.core.errors import ActError
+from edge_agent.core.explain import Explanation
+from edge_agent.local_api.http import LocalError, LocalRequest
+from edge_agent.ports import Clock
+from edge_agent.services.state_report import DeviceLine, PlanView, Status, TimeLine
+from edge_agent.version import VERSION
+from protocol.event import SwitchReport
+
+_T = TypeVar("_T", bound=Struct)
+
+VIEW_VERSION = 1
+SWITCHES_MAX = 100_000
+
+
+class Brain(Protocol):
+    """What the local API needs of the agent's brain."""
+
+    def status(self) -> Status:
+        """Give the site's status."""
+        ...
+
+    def devices(self) -> tuple[DeviceLine, ...]:
+        """Give every device."""
+        ...
+
+    def device_time(self, device_id: str) -> TimeLine:
+        """Give the ledger of a device's time."""
+        ...
+
+    def ledger_ns(self) -> int:
+        """Give the boottime up to which the ledgers count."""
+        ...
+
+    def why(self, device_id: str) -> Explanation:
+        """Explain what a device does."""
+        ...
+
+    def plan(self) -> PlanView:
+        """Give what would be done now."""
+        ...
+
+    async def drain(self, device_id: str, for_s: float | None, reason: str) -> None:
+        """Take a device out of use."""
+        ...
+
+    async def undrain(self, device_id: str) -> None:
+        """Give a device back to use."""
+        ...
+
+
+class HubLink(Struct, frozen=True, kw_only=True):
+    """The link to the hub as a technician sees it."""
+
+    online: bool
+    heard_age_s: float | None
+    backlog: int
+    last_error: str
+
+
+class StreamLine(Struct, frozen=True, kw_only=True):
+    """What the hub has not taken of one stream."""
+
+    stream: str
+    pending: int
+    bytes: int
+    oldest_age_s: float | None
+
+
+class BufferView(Struct, frozen=True, kw_only=True):
+    """The answer to ``buffer show``; ``level`` 0 is normal, 5 is nothing more to give way."""
+
+    v: int
+    streams: tuple[StreamLine, ...]
+    segment_bytes: int
+    level: int
+    dropped_segments: int
+
+
+class SiteStatus(Struct, frozen=True, kw_only=True):
+    """The answer to ``status``: the brain's view, and what the process knows beside it."""
+
+    v: int
+    version: str
+    up_s: float
+    hub: HubLink
+    site: Status
+
+
+class SwitchLines(Struct, frozen=True, kw_only=True):
+    """The answer to ``switches``, newest first."""
+
+    v: int
+    items: tuple[SwitchReport, ...]
+
+
+class DeviceItem(Struct, frozen=True, kw_only=True):
+    """One device, with the ledger of its time in nanoseconds by activity when asked for."""
+
+    device: DeviceLine
+    time_ns: dict[str, int] = {}
+
+
+class DeviceLines(Struct, frozen=True, kw_only=True):
+    """The answer to ``devices``; ``now_ns`` is the boottime up to which ledgers count."""
+
+    v: int
+    now_ns: int
+    items: tuple[DeviceItem, ...]
+
+
+class Snapshot(Struct, frozen=True, kw_only=True):
+    """What stays readable when the agent is down."""
+
+    v: int
+    at: datetime
+    status: SiteStatus
+    buffer: BufferView
+    switches: SwitchLines
+    plan: PlanView
+    devices: DeviceLines
+
+
+class DrainBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which devices to drain, for how long (None: until undrained), and why."""
+
+    pattern: str
+    for_s: float | None = None
+    reason: str = ""
+
+
+class UndrainBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which devices to give back."""
+
+    pattern: str
+
+
+class Acted(Struct, frozen=True, kw_only=True):
+    """The devices that an act reached."""
+
+    v: int
+    devices: tuple[str, ...]
+
+
+class LocalApi:
+    """Answers requests.
+
+    Args:
+        hub: gives the state of the hub link. buffer: of the outbox. switches: newest first.
+    """
+
+    def __init__(
+        self,
+        brain: Brain,
+        clock: Clock,
+        *,
+        hub: Callable[[], HubLink],
+        buffer: Callable[[], BufferView],
+        switches: Callable[[int], tuple[SwitchReport, ...]],
+    ) -> None:
+        """Keep the sources; the start of the process is now."""
+        self._brain = brain
+        self._clock = clock
+        self._hub = hub
+        self._buffer = buffer
+        self._switches = switches
+        self._started_ns = clock.boottime_ns()
+        self._reads: dict[str, Callable[[LocalRequest], object]] = {
+            "/v1/status": lambda _: self.status(),
+            "/v1/devices": self._devices,
+            "/v1/why": self._why,
+            "/v1/plan": lambda _: self._brain.plan(),
+            "/v1/switches": self._switch_lines,
+            "/v1/buffer": lambda _: self._buffer(),
+        }
+        self._acts: dict[str, Callable[[LocalRequest], Awaitable[object]]] = {
+            "/v1/drain": self._drain,
+            "/v1/undrain": self._undrain,
+        }
+
+    async def handle(self, request: LocalRequest) -> object:
+        """Answer one request.
+
+        Raises:
+            LocalError: 400, 403, 404 or 409 with a stable code.
+        """
+        try:
+            if request.method == "GET" and request.path in self._reads:
+                return self._reads[request.path](request)
+            if request.method == "POST" and request.path in self._acts:
+                if not request.writable:
+                    raise LocalError(403, "not_allowed", "acts go to the control socket")
+                return await self._acts[request.path](request)
+        except ActError as exc:
+            status = 404 if exc.code == "no_device" else 409
+            raise LocalError(status, exc.code, str(exc)) from exc
+        raise LocalError(404, "not_found", f"no {request.method} {request.path[:100]}")
+
+    def status(self) -> SiteStatus:
+        """Give the answer to ``status``."""
+        return SiteStatus(
+            v=VIEW_VERSION,
+            version=VERSION,
+            up_s=(self._clock.boottime_ns() - self._started_ns) / 1e9,
+            hub=self._hub(),
+            site=self._brain.status(),
+        )
+
+    def snapshot(self) -> Snapshot:
+        """Give everything that stays readable when the agent is down."""
+        return Snapshot(
+            v=VIEW_VERSION,
+            at=self._clock.wall(),
+            status=self.status(),
+            buffer=self._buffer(),
+            switches=SwitchLines(v=VIEW_VERSION, items=self._switches(50)),
+            plan=self._brain.plan(),
+            devices=self._lines("*", with_times=False),
+        )
+
+    def _devices(self, request: LocalRequest) -> DeviceLines:
+        pattern = request.query.get("pattern", "*")
+        return self._lines(pattern, with_times=request.query.get("times") == "1")
+
+    def _lines(self, pattern: str, *, with_times: bool) -> DeviceLines:
+        items = [
+            DeviceItem(device=line, time_ns=self._time_ns(line.device_id) if with_times else {})
+            for line in self._brain.devices()
+            if fnmatchcase(line.device_id, pattern)
+        ]
+        return DeviceLines(v=VIEW_VERSION, now_ns=self._brain.ledger_ns(), items=tuple(items))
+
+    def _time_ns(self, device_id: str) -> dict[str, int]:
+        times = self._brain.device_time(device_id).times
+        return {row.activity.value: row.spent_ns for row in times}
+
+    def _why(self, request: LocalRequest) -> Explanation:
+        device_id = request.query.get("device")
+        if not device_id:
+            raise LocalError(400, "bad_request", "device: is missing")
+        return self._brain.why(device_id)
+
+    def _switch_lines(self, request: LocalRequest) -> SwitchLines:
+        text = request.query.get("limit", "20")
+        if not text.isdecimal() or not 1 <= int(text) <= SWITCHES_MAX:
+            raise LocalError(400, "bad_request", f"limit: must be within 1..{SWITCHES_MAX}")
+        return SwitchLines(v=VIEW_VERSION, items=self._switches(int(text)))
+
+    async def _drain(self, request: LocalRequest) -> Acted:
+        body = _body(request, DrainBody)
+        who = f"{body.reason} (uid {request.peer.uid})".strip()
+        reached = self._matching(body.pattern)
+        for device_id in reached:
+            await self._brain.drain(device_id, body.for_s, who)
+        return Acted(v=VIEW_VERSION, devices=reached)
+
+    async def _undrain(self, request: LocalRequest) -> Acted:
+        reached = self._matching(_body(request, UndrainBody).pattern)
+        for device_id in reached:
+            await self._brain.undrain(device_id)
+        return Acted(v=VIEW_VERSION, devices=reached)
+
+    def _matching(self, pattern: str) -> tuple[str, ...]:
+        lines = self._brain.devices()
+        return tuple(row.device_id for row in lines if fnmatchcase(row.device_id, pattern))
+
+
+def _body(request: LocalRequest, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(request.body, type=kind)
+    except msgspec.MsgspecError as exc:
+        raise LocalError(400, "bad_request", str(exc)) from exc
