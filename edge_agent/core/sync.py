@@ -231,7 +231,11 @@ class SyncMachine:
             return self._ignore()
         if rebase.hub_epoch < self._epoch:
             return self._older_epoch(rebase.hub_epoch)
-        self._welcomed = False
+        if self._welcomed:
+            # A retained birth is as old as its connection: the hub may have judged by heads that
+            # have grown since. It is told the present ones, and obeyed if it says so again.
+            self._welcomed = False
+            return (SendBirth(),)
         return (StartOver(rebase.reason),)
 
     def tick(self, now_ns: int) -> tuple[Effect, ...]:
@@ -355,8 +359,9 @@ class SyncMachine:
         line.rewind_wm = -1
         line.turn += 1
         if wm >= line.next_seq:
-            line.cursor = line.acked
-            return [Complaint("welcome_beyond_head", f"{stream.value}: {wm}")]
+            # This store has forgotten what it sent: only the edge knows its head this exactly.
+            self._welcomed = False
+            return [StartOver(f"{stream.value}: the hub has {wm}, next is {line.next_seq}")]
         effects: list[Effect] = []
         if wm > line.acked:
             effects.append(MarkAcked(stream, wm))

@@ -4,7 +4,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from edge_agent.core.sync_types import Complaint, Effect, SyncLimits, TeleAcked, TeleLost
+from edge_agent.core.sync_types import Effect, StartOver, SyncLimits, TeleAcked, TeleLost
 from protocol.sync import Lane, StreamHead
 
 _S = 1_000_000_000
@@ -59,7 +59,7 @@ class TelemetryQueue:
     def settle(self, wm: int) -> list[Effect]:
         """Take the watermark of a welcome."""
         if wm >= self.next_seq:
-            return [Complaint("welcome_beyond_head", f"tele: {wm}")]
+            return [StartOver(f"tele: the hub has {wm}, next is {self.next_seq}")]
         effects: list[Effect] = []
         if wm < self._wm:
             held = sorted(seq for seq in self.sizes if seq > wm)

@@ -175,6 +175,7 @@ class Uplink:
         self._malformed = 0
         self._connected = False
         self._owner: bool | None = None
+        self._born_at = clock.wall()
         self._since: datetime | None = None
         self._hub_heard_at: datetime | None = None
         self._last_error = ""
@@ -201,6 +202,7 @@ class Uplink:
                 self._last_error = _first_of(group)
             finally:
                 self._end_session()
+            _obey_cancel()
             if start_over:
                 await self._store.rebase()
                 self._segments.reload()
@@ -264,11 +266,13 @@ class Uplink:
 
     async def _converse(self, connection: MqttConnection) -> None:
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._receive(connection), name="uplink-receive")
             group.create_task(self._keep_time(connection), name="uplink-timer")
             group.create_task(self._send_live(connection), name="uplink-live")
             for lane in _PUMPED:
                 group.create_task(self._pump(connection, lane), name=f"uplink-{lane.value}")
+            # In the body, not as a task: in Python 3.11 a child that fails while the group only
+            # waits leaves the parent's count of cancellations raised for good.
+            await self._receive(connection)
 
     def _begin_session(self) -> None:
         now_ns = self._clock.boottime_ns()
@@ -283,7 +287,8 @@ class Uplink:
         )
         self._connected = True
         self._connects += 1
-        self._since = self._clock.wall()
+        # Said again on the same connection it is the same birth, with newer heads.
+        self._born_at = self._since = self._clock.wall()
         self._manifest_due_ns = None
 
     def _end_session(self) -> None:
@@ -349,7 +354,7 @@ class Uplink:
             store_id=self._store.store_id,
             boot_id=self._clock.boot_id(),
             conn_no=self._conn_no,
-            at=self._clock.wall(),
+            at=self._born_at,
             agent_version=self._version,
             heads=self._store.heads(),
         )
@@ -540,6 +545,13 @@ class Uplink:
         return codec.encode(
             Death(site_id=self._site_id, store_id=self._store.store_id, conn_no=self._conn_no)
         )
+
+
+def _obey_cancel() -> None:
+    """Go on with a cancellation that a task group dropped, as it does when a child failed too."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _first_of(group: BaseExceptionGroup[BaseException]) -> str:
