@@ -40,7 +40,8 @@ class Values(Struct, frozen=True, eq=False):
 
     Args:
         quality: ``Quality`` code. mine_usd_per_h, off_usd_per_h: margin of each option.
-        revenue_usd_per_h: what mining brings before energy. restart_usd: cost of one off -> on cycle.
+        revenue_usd_per_h: what mining brings before energy. restart_usd: cost of one off -> on
+            cycle.
         energy_usd_per_wh: price of one device watt-hour, PUE and adder included.
         off_code: the activity that off means for the device.
     """

@@ -1,4 +1,4 @@
-"""Why a device does what it does: the numbers of each option, the gates, and what would change it."""
+"""Why a device does what it does: each option's numbers, the gates, what would change it."""
 
 import numpy as np
 from msgspec import Struct
@@ -176,8 +176,7 @@ def _gates(
         (
             Gates.HYSTERESIS,
             "hysteresis",
-            f"off beyond {row.off_margin:g} R, on beyond {row.on_margin:g} R, or regret "
-            f"{float(state.regret_usd[index]):.4f} USD at {0.5 * row.ski_rental * cost:.4f}",
+            _band(row, float(state.regret_usd[index]), cost),
         ),
         (Gates.DWELL, "dwell", f"stayed {stayed_s:.0f} s of {row.dwell_s:.0f} s"),
         (Gates.CAP, "cap", f"{plan.power.headroom_w / 1e3:.1f} kW free under the cap"),
@@ -186,6 +185,12 @@ def _gates(
     return tuple(
         GateResult(name=name, ok=bool(bits & bit), detail=detail) for bit, name, detail in details
     )
+
+
+def _band(row: DeviceClass, regret_usd: float, cost_usd: float) -> str:
+    limit_usd = 0.5 * row.ski_rental * cost_usd
+    band = f"off beyond {row.off_margin:g} R, on beyond {row.on_margin:g} R"
+    return f"{band}, or regret {regret_usd:.4f} USD at {limit_usd:.4f}"
 
 
 def _would_change(

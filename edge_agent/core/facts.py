@@ -1,7 +1,7 @@
 """Facts: everything that may change a decision, as journalled; one ``TickRow`` per pass.
 
-A row is (instant, facts, acts). Replay applies the facts, plans, and applies the acts (what was then
-decided, with the ids that were drawn), so state and plan come out the same, byte for byte.
+A row is (instant, facts, acts). Replay applies the facts, plans, and applies the acts (what was
+then decided, with the ids that were drawn), so state and plan come out the same, byte for byte.
 """
 
 from datetime import datetime
@@ -121,8 +121,11 @@ class SwitchOpened(Struct, frozen=True, array_like=True, tag="switch_opened"):
 
 
 class SwitchClosed(Struct, frozen=True, array_like=True, tag="switch_closed"):
-    """A switch ended; per device in the order of ``SwitchOpened``: ``committed``, ``rolled_back``
-    or ``quarantined``."""
+    """A switch ended.
+
+    ``outcomes`` per device: ``committed``, ``rolled_back`` or ``quarantined``. ``opened``:
+    instances whose gate may have opened, so that their meters must be closed.
+    """
 
     switch_id: str
     device_ids: tuple[str, ...]
@@ -213,7 +216,7 @@ Fact = (
 
 
 class Instant(Struct, frozen=True, array_like=True):
-    """When a pass ran: boottime inside ``boot_id``, the wall stamp, and when the hub was last heard.
+    """When a pass ran: boottime in ``boot_id``, wall stamp, and when the hub was last heard.
 
     ``hub_heard_ns`` is boottime; -1 is never in this boot.
     """

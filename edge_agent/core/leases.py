@@ -2,7 +2,8 @@
 
 ``decide`` gives what to do about leases now; ``starts`` and ``stops`` which devices must switch for
 them. All of ``count`` or none. Devices are picked by temperature, utilisation, earnings forgone and
-locality. A lease of a higher class may end those of a lower one (P4 first); mining always goes first.
+locality. A lease of a higher class may end those of a lower one (P4 first); mining always goes
+first.
 """
 
 import numpy as np
@@ -59,7 +60,7 @@ class Stop(Struct, frozen=True, eq=False):
     indices: IntColumn
 
 
-def usable(site: Site, state: SiteState) -> FlagColumn:
+def usable(state: SiteState) -> FlagColumn:
     """Tell which devices may be given new work: reachable, not faulty, quarantined or drained."""
     held = held_code(state)
     known = (
@@ -208,17 +209,17 @@ def pick(
 
 
 def _by_node(site: Site, candidates: IntColumn, total: FloatColumn, count: int) -> IntColumn:
-    best = np.argsort(-total, kind="stable")
+    best: IntColumn = np.argsort(-total, kind="stable")
     nodes = site.node_of[candidates]
-    whole = []
+    whole: list[tuple[float, int, IntColumn]] = []
     for node in np.unique(nodes):
         own = best[nodes[best] == node][:count]
         if len(own) == count:
             whole.append((-pw.total(total[own]), int(node), own))
     if not whole:
-        chosen: IntColumn = best[:count]
-        return chosen
-    return min(whole, key=lambda row: row[:2])[2]
+        return best[:count]
+    whole.sort(key=lambda row: row[:2])
+    return whole[0][2]
 
 
 def _locality(site: Site, candidates: IntColumn, count: int) -> FloatColumn:
@@ -242,7 +243,7 @@ def _take(
         return [p.RefuseLease(lease.lease_id, "not_owner")], spare_w
     if at is None or site.classes[at].model.serve_w <= 0.0:
         return [p.RefuseLease(lease.lease_id, "unknown_class")], spare_w
-    fit = usable(site, state) & (site.class_of == at)
+    fit = usable(state) & (site.class_of == at)
     candidates = np.flatnonzero(fit & ~taken)
     victims: list[LeaseEntry] = []
     if len(candidates) < lease.count:
@@ -329,7 +330,7 @@ def _replace(
 ) -> p.LeaseAct:
     at = site.index_of(device_id)
     serving = at is not None and state.activity[at] == SERVE
-    free = usable(site, state) & (state.lease_no < 0) & (state.switch_no < 0)
+    free = usable(state) & (state.lease_no < 0) & (state.switch_no < 0)
     candidates = np.flatnonzero(free & (site.class_of == site.class_index(lease.device_class)))
     if serving or not len(candidates):
         return p.EndLease(entry.lease_id, ReleaseOutcome.PREEMPTED, f"{device_id} is gone")

@@ -1,9 +1,9 @@
 """Meter readings -> usage records.
 
 A head per instance holds its last reading. Each next reading gives the difference, cut at UTC
-minutes; ``active_ms`` and ``energy_j`` are differences of floors, so that cuts sum exactly. A reading
-that cannot be true (backwards, after the close, unknown instance) gives an alarm and no usage: never
-negative, never twice.
+minutes; ``active_ms`` and ``energy_j`` are differences of floors, so that cuts sum exactly. A
+reading that cannot be true (backwards, after the close, unknown instance) gives an alarm and no
+usage: never negative, never twice.
 """
 
 from datetime import datetime, timedelta
@@ -17,7 +17,8 @@ from protocol.units import minute_floor, to_ms
 from protocol.usage import UsageRecord
 
 MINUTE = timedelta(minutes=1)
-# A node that was away longer than its marks reach: more cuts than this in one pair is a wrong clock.
+# A node that was away longer than its marks reach: more cuts than this in one pair is a wrong
+# clock.
 CUTS_MAX = 20_000
 
 

@@ -33,10 +33,11 @@ from edge_agent.core.site_state import (
     HOLD_MINE,
     HOLD_SERVE,
     LeaseEntry,
+    LeaseStatus,
     SiteState,
-    apply,
     lease_by_id,
 )
+from edge_agent.core.state_facts import apply
 from protocol.event import ReleaseOutcome
 from protocol.resource import ACTIVITY_CODES
 
@@ -245,7 +246,7 @@ def _shed_leases(
 
 
 def _ending_w(site: Site, state: SiteState, counted: FloatColumn) -> float:
-    rows = [row for row in state.leases if row.status is ls.LeaseStatus.ENDING]
+    rows = [row for row in state.leases if row.status is LeaseStatus.ENDING]
     return sum((_lease_w(site, row, counted) for row in rows), 0.0)
 
 

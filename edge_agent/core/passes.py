@@ -8,14 +8,15 @@ from edge_agent.core.facts import Fact, Instant, TickRow
 from edge_agent.core.optimizer import plan
 from edge_agent.core.plan import Plan
 from edge_agent.core.site import NS_PER_S, Site
-from edge_agent.core.site_state import SiteState, apply, enter_instant
+from edge_agent.core.site_state import SiteState, enter_instant
+from edge_agent.core.state_facts import apply
 
 
 def enter(site: Site, state: SiteState, instant: Instant, facts: tuple[Fact, ...]) -> SiteState:
     """Move the state to an instant and apply the facts that came with it.
 
-    What grows with time (regret, ramp) grows at the values that held until now; a wall or boot clock
-    that went back counts as no time.
+    What grows with time (regret, ramp) grows at the values that held until now; a wall or boot
+    clock that went back counts as no time.
     """
     same_boot = instant.boot_id == state.instant.boot_id
     dt_s = max(instant.now_ns - state.now_ns, 0) / NS_PER_S if same_boot else 0.0

@@ -49,7 +49,7 @@ class Gates(IntFlag):
 
 
 class DecisionRecords(Struct, frozen=True, eq=False):
-    """One row per device: present activity, best option, money over the expected stay, reason, gates."""
+    """One row per device: activity, best option, money over the expected stay, reason, gates."""
 
     activity: CodeColumn
     best: CodeColumn

@@ -1,9 +1,10 @@
 """The power rule: what each device counts for, the cap, the ramp, and who is shed first.
 
-A device counts for the largest of its last reading, the nameplate of its mode and, while a switch is
-open, both sides of it with inrush; unknown, faulty or unreachable counts as its highest nameplate.
-It counts for less only once that is confirmed: a switch that closed, and a lower reading. All sums
-are in site watts (device watts x PUE), in index order, so that they repeat bit for bit.
+A device counts for the largest of its last reading, the nameplate of its mode and, while a switch
+is open, both sides of it with inrush; unknown, faulty or unreachable counts as its highest
+nameplate. It counts for less only once that is confirmed: a switch that closed, and a lower
+reading. All sums are in site watts (device watts x PUE), in index order, so that they repeat bit
+for bit.
 """
 
 import numpy as np
@@ -98,7 +99,7 @@ def cap_w(site: Site, state: SiteState) -> float:
 
 
 def ramp_bucket_w(site: Site) -> float:
-    """Give the wake-up watts that may be spent at once: at least one device, so that it can wake."""
+    """Give the wake-up watts that may be spent at once: always enough for one device."""
     largest = max((row.model.inrush_w * row.pue for row in site.classes), default=0.0)
     return max(site.limits.ramp_w_per_s * BUCKET_S, largest)
 

@@ -48,7 +48,8 @@ class DeviceClass(Struct, frozen=True, kw_only=True):
             90 minutes) and after switching on.
         off_margin, on_margin: hysteresis in shares of the mining revenue R: off below -off_margin x
             R, on above +on_margin x R.
-        ski_rental: change at the latest when the regret of staying reaches this share of half the cost.
+        ski_rental: change at the latest when the regret of staying reaches this share of half the
+            cost.
     """
 
     model: DeviceModel

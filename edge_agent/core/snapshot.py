@@ -111,7 +111,7 @@ def decode_state(site: Site, data: bytes) -> SiteState:
     ]
     old_at = np.array([old for old, _ in pairs], dtype=np.int64)
     new_at = np.array([at for _, at in pairs], dtype=np.int64)
-    columns: dict[str, np.ndarray] = {}  # type: ignore[type-arg]
+    columns: dict[str, np.ndarray] = {}
     for (name, dtype), raw in zip(COLUMNS, body.columns, strict=True):
         column = np.frombuffer(raw, dtype=dtype)
         if name == "spent_ns":

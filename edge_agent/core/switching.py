@@ -1,11 +1,11 @@
 """The switch of 1..n devices of one class, as a transition table.
 
 Theory of operation. All live devices walk the phases in step. In each phase the executor asks, and
-every answer, and the phase's deadline, is an event. A device that fails waits, failed; when the walk
-ends, the failed ones are rolled back, and those that cannot be rolled back are quarantined. A switch
-that is all or none fails whole with its first device. ``step`` is a pure function; an effect may be
-carried out again with the same (switch_id, phase), on which nodes and fleets are idempotent, so
-``Begun`` on an open switch just asks its present phase again.
+every answer, and the phase's deadline, is an event. A device that fails waits, failed; when the
+walk ends, the failed ones are rolled back, and those that cannot be rolled back are quarantined. A
+switch that is all or none fails whole with its first device. ``step`` is a pure function; an effect
+may be carried out again with the same (switch_id, phase), on which nodes and fleets are idempotent,
+so ``Begun`` on an open switch just asks its present phase again.
 """
 
 from datetime import datetime
@@ -50,8 +50,9 @@ class Verdict(StrEnum):
     DEAD = "dead"
 
 
-# (stage, last forward phase?, verdict) -> next stage. FORWARD from a phase that is not the last means
-# its successor. DEAD in the very first phase has changed nothing, but undoing nothing is harmless.
+# (stage, last forward phase?, verdict) -> next stage. FORWARD from a phase that is not the last
+# means its successor. DEAD in the very first phase has changed nothing, but undoing nothing is
+# harmless.
 TABLE: dict[tuple[Stage, bool, Verdict], Stage] = {
     (Stage.FORWARD, False, Verdict.CLEAN): Stage.FORWARD,
     (Stage.FORWARD, False, Verdict.MIXED): Stage.FORWARD,

@@ -9,7 +9,9 @@ import numpy as np
 from msgspec import Struct
 
 from edge_agent.core import facts as f
+from edge_agent.core import power as pw
 from edge_agent.core.device_time import device_time
+from edge_agent.core.economics import hashprice
 from edge_agent.core.errors import ActError
 from edge_agent.core.explain import Explanation, why
 from edge_agent.core.plan import Plan
@@ -29,6 +31,7 @@ from protocol.event import Alarm, SiteLive, SwitchReport
 from protocol.lease import Lease, SitePolicy
 from protocol.market import MarketTick
 from protocol.node import Inventory, NodeDevice, NodeEvent, NodeFacts, Readings
+from protocol.resource import ACTIVITY_CODES
 from protocol.sync import LeaseHead
 from protocol.units import minute_floor
 
@@ -74,10 +77,10 @@ class Sample(Struct, frozen=True, eq=False):
 class Agent:
     """The brain: facts in, plans and switches out, usage and events into the store.
 
-    Wiring: ``recovered = await store.recover()``; ``Agent(site, ports, recovered)``; then inside the
-    composition root's TaskGroup run ``agent.run()``, the node links (this object is their NodeSink),
-    the ASIC poller (``offer_asic``), the feeds (``offer_market``) and the uplink (``offer_lease`` and
-    the other offers). Whatever is offered before ``run`` waits for the first pass.
+    Wiring: ``recovered = await store.recover()``; ``Agent(site, ports, recovered)``; then inside
+    the root's TaskGroup run ``agent.run()``, the node links (this object is their NodeSink), the
+    ASIC poller (``offer_asic``), the feeds (``offer_market``) and the uplink (``offer_lease``
+    and the other offers). Whatever is offered before ``run`` waits for the first pass.
 
     Args:
         recovered: what the store holds. tick_s: period of the decision.
@@ -225,7 +228,7 @@ class Agent:
     def status(self) -> report.Status:
         """Give the status of the site."""
         state, site = self.state, self.site
-        power = report.pw.view(site, state)
+        power = pw.view(site, state)
         age_ms = self.hub_heard_age_ms()
         return report.Status(
             v=report.VIEW_VERSION,
@@ -239,7 +242,7 @@ class Agent:
             power_counted_w=power.counted_w,
             power_cap_w=power.cap_w,
             market=report.market_lines(state),
-            hashprice_usd_per_ths_day=report.hashprice(state.market),
+            hashprice_usd_per_ths_day=hashprice(state.market),
             earning_usd_per_h=report.earning_usd_per_h(site, state),
             hashrate_ths=report.hashrate_ths(site, state),
             classes=report.class_reports(site, state),
@@ -280,6 +283,10 @@ class Agent:
         return report.TimeLine(
             device_id=device_id, times=device_time(self.state, at, self.state.now_ns)
         )
+
+    def ledger_ns(self) -> int:
+        """Give the boottime up to which the ledgers count: that of the last pass."""
+        return self.state.now_ns
 
     def state_hash(self) -> bytes:
         """Give the hash of the state, to compare with a replay."""
@@ -353,7 +360,7 @@ class Agent:
         if at is None or self.state.switch_no[at] >= 0:
             self._disagreed.pop(device.device_id, None)
             return False
-        believed = report.ACTIVITY_CODES[int(self.state.activity[at])]
+        believed = ACTIVITY_CODES[int(self.state.activity[at])]
         said = "fault" if device.quarantined else device.activity.value
         if said == believed.value:
             self._disagreed.pop(device.device_id, None)
@@ -393,7 +400,7 @@ class Agent:
         """Give a digest of what placement needs: free and total devices by class, and the cap."""
         rows = report.class_reports(self.site, self.state)
         counts = [number for row in rows for number in (row.total, row.free)]
-        cap = report.pw.cap_w(self.site, self.state)
+        cap = pw.cap_w(self.site, self.state)
         return np.array([*counts, int(cap)], dtype=np.int64).tobytes()
 
     def _capacity_changed(self) -> bool:

@@ -1,7 +1,7 @@
 """The control loop: one pass every tick, and at once (50 ms apart) when something asks for it.
 
-Facts wait in a bounded inbox; a pass applies them, plans, commits facts, acts and intents as one row,
-and only then starts switches. Whoever offers a lease waits for that commit.
+Facts wait in a bounded inbox; a pass applies them, plans, commits facts, acts and intents as one
+row, and only then starts switches. Whoever offers a lease waits for that commit.
 """
 
 import asyncio
@@ -94,7 +94,7 @@ class ControlLoop:
     # --- the inbox ------------------------------------------------------------------------
 
     def offer(self, fact: f.Fact, *, wake: bool = True) -> None:
-        """Put a fact into the next pass; when the inbox is full the oldest is dropped and counted."""
+        """Put a fact into the next pass; a full inbox drops its oldest, counted."""
         if len(self._inbox) >= INBOX_MAX:
             self._inbox.popleft()
             self.counters.dropped_facts += 1
@@ -110,7 +110,7 @@ class ControlLoop:
         await done
 
     def offer_market(self, tick: MarketTick) -> None:
-        """Take a market tick; one that waits already from the same feed is overwritten if complete."""
+        """Take a market tick; a price that left its band asks for a pass at once."""
         price = tick.price_usd_per_mwh
         band = max(PRICE_BAND_USD, PRICE_BAND_SHARE * abs(self._price or 0.0))
         left = price is not None and (self._price is None or abs(price - self._price) > band)

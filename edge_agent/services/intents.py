@@ -1,4 +1,4 @@
-"""From intents of a plan to switches: the durable form with its undo, and its journal fact; pure."""
+"""From intents to switches: the durable form with its undo, and the journal fact; pure."""
 
 from collections.abc import Callable
 from datetime import datetime

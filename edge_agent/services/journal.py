@@ -6,7 +6,7 @@ from edge_agent.core.facts import ROW_VERSION, Fact, Instant, TickRow, encode_ro
 from edge_agent.core.optimizer import plan
 from edge_agent.core.passes import act, enter
 from edge_agent.core.plan import Plan
-from edge_agent.core.site import Site
+from edge_agent.core.site import NS_PER_S, Site
 from edge_agent.core.site_state import SiteState
 from edge_agent.ports import Clock, CommitBatch, Committed, CoreStore
 from edge_agent.services.lease_events import Running, lease_events
@@ -15,9 +15,9 @@ from edge_agent.services.lease_events import Running, lease_events
 class Journal:
     """Holds the state; the only place that changes it.
 
-    A row is applied at once and handed to the store in the same turn of the loop, so that rows stand
-    in the order in which they were applied. Whoever acts on a row awaits its commit first. A commit
-    that fails is fatal to the agent: its recovery starts from what is durable.
+    A row is applied at once and handed to the store in the same turn of the loop, so that rows
+    stand in the order in which they were applied. Whoever acts on a row awaits its commit first. A
+    commit that fails is fatal to the agent: its recovery starts from what is durable.
 
     Args:
         state: as recovered.
@@ -26,7 +26,7 @@ class Journal:
     def __init__(self, site: Site, store: CoreStore, clock: Clock, state: SiteState) -> None:
         self.site = site
         self.state = state
-        self.hub_heard_ns = -1
+        self.hub_heard_ns = _hub_heard_ns(state.instant, clock)
         self._store = store
         self._clock = clock
 
@@ -76,3 +76,15 @@ class Journal:
         state = self.state = act(self.site, self.state, acts)
         row = TickRow(ROW_VERSION, state.instant, planned=True, facts=facts, acts=acts)
         return state, await self._store.commit(replace(batch, facts=encode_row(row)))
+
+
+def _hub_heard_ns(last: Instant, clock: Clock) -> int:
+    """Carry over when the hub was last heard: a restart must not put off a lapse.
+
+    A reboot puts it no earlier than the boot; the nodes keep their own count as well.
+    """
+    if last.hub_heard_ns < 0 or last.boot_id == clock.boot_id():
+        return last.hub_heard_ns
+    gone_s = max((clock.wall() - last.wall).total_seconds(), 0.0)
+    age_ns = last.now_ns - last.hub_heard_ns + int(gone_s * NS_PER_S)
+    return max(clock.boottime_ns() - age_ns, 0)

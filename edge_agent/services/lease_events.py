@@ -65,8 +65,8 @@ def tell(state: SiteState, acts: tuple[p.LeaseAct, ...], wall: datetime, usage_s
     """Give the facts and events of lease acts.
 
     Args:
-        usage_seq: last seq of the usage stream that is durable; all usage of a lease whose meters are
-            closed stands at or before it.
+        usage_seq: last seq of the usage stream that is durable; all usage of a lease whose meters
+            are closed stands at or before it.
     """
     facts: list[f.Fact] = []
     events: list[EventItem] = []

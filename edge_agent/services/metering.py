@@ -1,7 +1,7 @@
 """The metering service: node readings become durable usage, each once, in order.
 
-Heads and marks in memory move on only after the commit that holds them: a failed commit leaves them,
-and the node sends its readings again.
+Heads and marks in memory move on only after the commit that holds them: a failed commit leaves
+them, and the node sends its readings again.
 """
 
 from collections.abc import Callable
@@ -105,7 +105,7 @@ class MeteringService:
         self._install(node_id, page, through)
 
     async def pass_minutes(self) -> None:
-        """Tell the minutes of a site without nodes: nothing is metered, so they pass by the wall."""
+        """Tell the minutes of a site without nodes: they pass by the wall."""
         if self._journal.site.nodes:
             return
         minutes = through_minute_ms((self._journal.instant().wall,), self._state.through_ms)
@@ -217,7 +217,7 @@ class MeteringService:
         return gone
 
     def _orphan(self, instance_id: str) -> bool:
-        """Tell whether no slot names the instance any more: its device was given up or restarted."""
+        """Tell whether no slot names the instance any more."""
         return not any(
             slot.instance_id == instance_id for entry in self._state.leases for slot in entry.slots
         ) and all(at is not None for at in self._through.values())

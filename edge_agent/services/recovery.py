@@ -39,13 +39,13 @@ def restore(site: Site, recovered: Recovered, instant: f.Instant) -> Restored:
             state = decode_state(site, recovered.snapshot)
         except JournalError as exc:
             bad += 1
-            logger.error("snapshot unreadable", extra={"code": exc.code, "detail": exc.detail})
+            logger.exception("snapshot unreadable", extra={"code": exc.code, "detail": exc.detail})
     for seq, body in recovered.facts:
         try:
             row = f.decode_row(body)
         except JournalError as exc:
             bad += 1
-            logger.error("journal row unreadable", extra={"seq": seq, "code": exc.code})
+            logger.exception("journal row unreadable", extra={"seq": seq, "code": exc.code})
             continue
         if state is None:
             state = new_state(site, row.instant)
@@ -71,7 +71,7 @@ def _open_switches(recovered: Recovered) -> tuple[tuple[Switch, ...], int]:
             out.append(decode_switch(row.body))
         except JournalError as exc:
             bad += 1
-            logger.error("switch unreadable", extra={"switch": row.switch_id, "code": exc.code})
+            logger.exception("switch unreadable", extra={"switch": row.switch_id, "code": exc.code})
     return tuple(out), bad
 
 

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from edge_agent.core import power as pw
 from edge_agent.core.device_time import ActivityTime
-from edge_agent.core.economics import age_s, hashprice, value
+from edge_agent.core.economics import age_s, value
 from edge_agent.core.leases import usable
 from edge_agent.core.plan import Intent, LeaseAct, Plan, PowerView, Reason, TakeLease
 from edge_agent.core.site import ACTIVITIES, FAULT, MINE, NS_PER_S, SERVE, Site
@@ -130,7 +130,7 @@ class TimeLine(Struct, frozen=True, kw_only=True):
 
 def class_reports(site: Site, state: SiteState) -> tuple[ClassReport, ...]:
     """Count the devices of each class by activity."""
-    free = usable(site, state) & (state.lease_no < 0) & (state.switch_no < 0)
+    free = usable(state) & (state.lease_no < 0) & (state.switch_no < 0)
     out: list[ClassReport] = []
     for at, row in enumerate(site.classes):
         own = site.class_of == at

@@ -1,9 +1,9 @@
-"""Carries out switches: asks nodes and the ASIC fleet phase by phase, and closes each switch durably.
+"""Carries out switches: asks nodes and the ASIC fleet phase by phase, closes each durably.
 
 The intent is durable before ``start`` is called; the close is one commit. Phase notes ride unsynced
 beside the phase they announce: a lost one only repeats its effect with the same (switch_id, phase).
-A node that is away is waited for: forward phases within their deadline, undoing without one, because
-what it holds is its to say. Its device counts with its nameplate meanwhile.
+A node that is away is waited for: forward phases within their deadline, undoing without one,
+because what it holds is its to say. Its device counts with its nameplate meanwhile.
 """
 
 import asyncio

@@ -467,7 +467,7 @@ def lease(
         hub_epoch=1,
         generation=generation,
         lease_id=lease_id,
-        workload_id=lease_id.split(".")[0],
+        workload_id=lease_id.split(".", maxsplit=1)[0],
         attempt=1,
         site_id="s1",
         state=state,

@@ -1,0 +1,233 @@
+"""How switches and nodes change devices, and the slots of the leases on them."""
+
+from typing import Any
+
+import numpy as np
+from msgspec.structs import replace
+
+from edge_agent.core import facts as f
+from edge_agent.core.lease_facts import lease_after_switch, lease_ending, slot_changed
+from edge_agent.core.site import (
+    CODE_OF,
+    FAULT,
+    IDLE,
+    NS_PER_S,
+    SERVE,
+    SWITCHING,
+    UNKNOWN,
+    CodeColumn,
+    FlagColumn,
+    IntColumn,
+    Site,
+)
+from edge_agent.core.site_state import (
+    OFF_CODES,
+    LeaseEntry,
+    LeaseStatus,
+    SiteState,
+    Slot,
+    SwitchEntry,
+    lease_by_id,
+    lease_by_no,
+    put,
+    put_lease,
+    set_activity,
+)
+from protocol.event import ReleaseOutcome
+from protocol.node import NodeDevice, NodeEventKind
+from protocol.resource import Activity
+
+
+def switch_opened(site: Site, state: SiteState, fact: f.SwitchOpened) -> SiteState:
+    """Give the state after a switch began."""
+    at = site.indices_of(fact.device_ids)
+    to_code = CODE_OF[fact.to_activity]
+    origin = np.where(state.switch_no[at] < 0, state.activity[at], state.origin[at])
+    no = state.next_no
+    columns = set_activity(state, at, UNKNOWN, to_code, SWITCHING)
+    columns["origin"] = put(state.origin, at, origin)
+    columns["switch_no"] = put(state.switch_no, at, no)
+    entry = SwitchEntry(no, fact.switch_id, fact.lease_id, state.now_ns)
+    if fact.to_activity == Activity.MINE:
+        columns["ramp_left_w"] = state.ramp_left_w - _ramp_w(site, at, origin, to_code)
+    state = replace(state, next_no=no + 1, switches=(*state.switches, entry), **columns)
+    lease = None if fact.lease_id is None else lease_by_id(state, fact.lease_id)
+    if lease is None or to_code != SERVE:
+        return state
+    started = dict(zip(fact.device_ids, fact.instances, strict=True))
+    again = any(slot.instance_id for slot in lease.slots if slot.device_id in started)
+    lease = replace(
+        lease,
+        status=LeaseStatus.STARTING if lease.status is not LeaseStatus.ENDING else lease.status,
+        slots=tuple(
+            Slot(slot.device_id, started[slot.device_id]) if slot.device_id in started else slot
+            for slot in lease.slots
+        ),
+        restarts_ns=(*lease.restarts_ns, state.now_ns)[-16:] if again else lease.restarts_ns,
+    )
+    return replace(state, leases=put_lease(state, lease))
+
+
+def _ramp_w(site: Site, at: IntColumn, origin: CodeColumn, to_code: int) -> float:
+    """Give the site watts by which a wake-up raises the load; only from an activity that is off."""
+    classes = site.class_of[at]
+    rise = (site.nameplate_w[classes, to_code] - site.nameplate_w[classes, origin]) * site.pue[at]
+    rise = np.where(np.isin(origin, OFF_CODES), np.maximum(rise, 0.0), 0.0)
+    return float(np.add.accumulate(rise)[-1]) if len(rise) else 0.0
+
+
+def switch_closed(site: Site, state: SiteState, fact: f.SwitchClosed) -> SiteState:
+    """Give the state after a switch ended, by the outcome of each device."""
+    entry = next((row for row in state.switches if row.switch_id == fact.switch_id), None)
+    if entry is None:
+        return state
+    at = site.indices_of(fact.device_ids)
+    pairs = zip(fact.device_ids, fact.outcomes, strict=True)
+    outcome = np.array([out for key, out in pairs if site.index_of(key) is not None], dtype="U12")
+    mine = state.switch_no[at] == entry.no
+    at, outcome = at[mine], outcome[mine]
+    if not fact.device_ids:
+        # The store lost the switch: what its devices do is unknown until they are read.
+        lost = np.flatnonzero(state.switch_no == entry.no)
+        state = replace(state, **set_activity(state, lost, UNKNOWN, UNKNOWN, UNKNOWN))
+        state = replace(state, switch_no=put(state.switch_no, lost, -1))
+    good, back = outcome == "committed", outcome == "rolled_back"
+    final = np.where(good, state.target[at], np.where(back, state.origin[at], FAULT))
+    for code in np.unique(final):
+        moved = at[final == code]
+        state = replace(state, **set_activity(state, moved, int(code), int(code), int(code)))
+    state = replace(
+        state,
+        switch_no=put(state.switch_no, at, -1),
+        switches=tuple(row for row in state.switches if row.no != entry.no),
+        **_failure_columns(site, state, at, good, back),
+    )
+    return lease_after_switch(site, state, entry, fact)
+
+
+def _failure_columns(
+    site: Site, state: SiteState, at: IntColumn, good: FlagColumn, back: FlagColumn
+) -> dict[str, Any]:
+    limits = site.limits
+    recent = state.now_ns - state.failed_ns[at] <= int(limits.quarantine_window_s * NS_PER_S)
+    before = np.where(recent, state.failures[at], 0)
+    failures = np.where(good, 0, np.minimum(before + 1, 250)).astype(np.uint8)
+    until = state.now_ns + int(limits.quarantine_s * NS_PER_S)
+    out = (~good & ~back) | (failures >= limits.quarantine_after)
+    return {
+        "failures": put(state.failures, at, failures),
+        "failed_ns": put(state.failed_ns, at[~good], state.now_ns),
+        "quarantine_ns": put(state.quarantine_ns, at[out], until),
+        "regret_usd": put(state.regret_usd, at, 0.0),
+    }
+
+
+def node_adopted(site: Site, state: SiteState, fact: f.NodeAdopted) -> SiteState:
+    """Give the state after a node said what it holds."""
+    node_up = tuple(dict.fromkeys((*state.nodes_up, fact.node_id)))
+    state = replace(state, nodes_up=node_up)
+    for device in fact.devices:
+        at = site.index_of(device.device_id)
+        if at is not None and site.devices[at].node_id == fact.node_id:
+            state = _adopt_device(state, at, device)
+    return state
+
+
+def _adopt_device(state: SiteState, at: int, device: NodeDevice) -> SiteState:
+    where = np.array([at])
+    state = replace(state, reachable=put(state.reachable, at, value=True))
+    if state.switch_no[at] >= 0:
+        return state  # the open switch asks again by itself, its answer decides
+    serving = device.work is not None and device.activity == Activity.SERVE
+    code = CODE_OF[device.activity]
+    if device.quarantined:
+        code = FAULT
+    state = replace(state, **set_activity(state, where, code, code, code))
+    if serving and device.work is not None:
+        return _adopt_work(state, at, device)
+    no = int(state.lease_no[at])
+    lease = lease_by_no(state, no) if no >= 0 else None
+    if lease is None:
+        return state
+    return slot_changed(state, lease, device.device_id, serving=False)
+
+
+def _adopt_work(state: SiteState, at: int, device: NodeDevice) -> SiteState:
+    work = device.work
+    if work is None:
+        return state
+    slot = Slot(device.device_id, work.instance_id, device.gate_open, completed=False)
+    lease = lease_by_id(state, work.lease_id)
+    if lease is None or lease.status is LeaseStatus.CLOSED:
+        no = state.next_no if lease is None else lease.no
+        foreign = LeaseEntry(
+            no, work.lease_id, work.attempt, None, LeaseStatus.FOREIGN, state.now_ns, (slot,),
+            (work.instance_id,),
+        )  # fmt: skip
+        leases = (*state.leases, foreign) if lease is None else put_lease(state, foreign)
+        return replace(
+            state,
+            leases=leases,
+            next_no=max(state.next_no, no + 1),
+            lease_no=put(state.lease_no, at, no),
+        )
+    others = tuple(row for row in lease.slots if row.device_id != device.device_id)
+    slots = (*others, slot)
+    status = lease.status
+    if status in (LeaseStatus.RECEIVED, LeaseStatus.ACCEPTED, LeaseStatus.STARTING):
+        whole = lease.lease is not None and len(slots) >= lease.lease.count
+        serving = whole and all(row.serving for row in slots)
+        status = LeaseStatus.RUNNING if serving else LeaseStatus.STARTING
+    to_close = tuple(dict.fromkeys((*lease.to_close, work.instance_id)))
+    lease = replace(lease, slots=slots, status=status, to_close=to_close)
+    return replace(
+        state,
+        leases=put_lease(state, lease),
+        lease_no=put(state.lease_no, at, lease.no),
+    )
+
+
+def node_lost(site: Site, state: SiteState, fact: f.NodeLost) -> SiteState:
+    """Give the state after the link to a node went down."""
+    up = tuple(node_id for node_id in state.nodes_up if node_id != fact.node_id)
+    state = replace(state, nodes_up=up)
+    if fact.node_id not in site.nodes:
+        return state
+    gone = site.node_of == site.nodes.index(fact.node_id)
+    return replace(state, reachable=put(state.reachable, gone, value=False))
+
+
+def node_said(site: Site, state: SiteState, fact: f.NodeSaid) -> SiteState:
+    """Give the state after something changed on a node by itself."""
+    event = fact.event
+    at = site.index_of(event.device_id)
+    if at is None:
+        return state
+    where = np.array([at])
+    kind = event.kind
+    if kind is NodeEventKind.DEVICE_LOST and state.switch_no[at] < 0:
+        state = replace(state, **set_activity(state, where, FAULT, FAULT, FAULT))
+    if kind is NodeEventKind.DEVICE_BACK and state.switch_no[at] < 0:
+        state = replace(state, **set_activity(state, where, IDLE, IDLE, IDLE))
+    lease = lease_by_id(state, event.lease_id) if event.lease_id else None
+    slot = (
+        None
+        if lease is None
+        else next((row for row in lease.slots if row.device_id == event.device_id), None)
+    )
+    if lease is None or slot is None or event.instance_id not in (None, slot.instance_id):
+        return state
+    if kind is NodeEventKind.LAPSED:
+        return lease_ending(state, lease.lease_id, ReleaseOutcome.LAPSED, "hub not heard")
+    if kind not in (
+        NodeEventKind.COMPLETED,
+        NodeEventKind.INSTANCE_LOST,
+        NodeEventKind.DEVICE_LOST,
+    ):
+        return state
+    completed = kind is NodeEventKind.COMPLETED
+    state = slot_changed(state, lease, event.device_id, serving=False, completed=completed)
+    lease = lease_by_id(state, lease.lease_id)
+    if lease is not None and all(row.completed for row in lease.slots):
+        return lease_ending(state, lease.lease_id, ReleaseOutcome.COMPLETED, "")
+    return state

@@ -1,0 +1,130 @@
+"""How facts change the state: ``apply(site, state, fact) -> state``, of journalled facts only."""
+
+from typing import Any
+
+import numpy as np
+from msgspec.structs import replace
+
+from edge_agent.core import facts as f
+from edge_agent.core.device_facts import (
+    node_adopted,
+    node_lost,
+    node_said,
+    switch_closed,
+    switch_opened,
+)
+from edge_agent.core.lease_facts import lease_fact
+from edge_agent.core.site import (
+    MINE,
+    NS_PER_S,
+    UNKNOWN,
+    Site,
+)
+from edge_agent.core.site_state import (
+    HOLD_CODES,
+    NEVER_NS,
+    MarketState,
+    MarketValue,
+    SiteState,
+    put,
+    set_activity,
+)
+from protocol.lease import SitePolicy
+from protocol.market import MarketTick
+
+
+def apply(site: Site, state: SiteState, fact: f.Fact) -> SiteState:
+    """Give the state after one fact."""
+    match fact:
+        case f.ReadingsSeen():
+            return _readings(site, state, fact)
+        case f.SwitchOpened():
+            return switch_opened(site, state, fact)
+        case f.SwitchClosed():
+            return switch_closed(site, state, fact)
+        case f.NodeAdopted():
+            return node_adopted(site, state, fact)
+        case f.NodeLost():
+            return node_lost(site, state, fact)
+        case f.NodeSaid():
+            return node_said(site, state, fact)
+    return _site_fact(site, state, fact)
+
+
+def _site_fact(site: Site, state: SiteState, fact: f.Fact) -> SiteState:
+    match fact:
+        case f.MarketSeen():
+            return replace(state, market=_market(state, fact.tick))
+        case f.OperatorHeld():
+            return _held(site, state, fact)
+        case f.PolicySeen():
+            return _policy(state, fact.policy)
+        case f.ClockSuspected():
+            return replace(state, suspect=fact.suspect)
+        case f.OwnerSeen():
+            return replace(state, owner=fact.owner)
+    return lease_fact(site, state, fact)
+
+
+def _readings(site: Site, state: SiteState, fact: f.ReadingsSeen) -> SiteState:
+    if fact.site_digest != site.digest:
+        return state  # of another site file: the devices are read again within one tick
+    row = f.unpack_readings(fact)
+    at = row.index.astype(np.int64)
+    settled = state.switch_no[at] < 0
+    known = settled & (row.activity != UNKNOWN) & (row.activity != state.activity[at])
+    changes: dict[str, Any] = {}
+    for code in np.unique(row.activity[known]):
+        moved = at[known & (row.activity == code)]
+        state = replace(state, **set_activity(state, moved, int(code), int(code), int(code)))
+    mining = settled & (state.activity[at] == MINE) & (row.hashrate_ths > 0.0)
+    changes["mine_ths"] = put(state.mine_ths, at[mining], row.hashrate_ths[mining])
+    with_power = mining & (row.power_w > 0.0)
+    changes["mine_w"] = put(state.mine_w, at[with_power], row.power_w[with_power])
+    changes["reachable"] = put(state.reachable, at, row.reachable.astype(np.bool_))
+    heard = at[row.reachable != 0]
+    changes["read_ns"] = put(state.read_ns, heard, state.now_ns)
+    for name in ("power_w", "hashrate_ths", "temp_c", "utilisation"):
+        changes[name] = put(getattr(state, name), at, getattr(row, name))
+    return replace(state, **changes)
+
+
+def _market(state: SiteState, tick: MarketTick) -> MarketState:
+    behind_s = max((state.instant.wall - tick.measured_at).total_seconds(), 0.0)
+    as_of_ns = state.now_ns - int(behind_s * NS_PER_S)
+    changes: dict[str, Any] = {}
+    for name in ("price_usd_per_mwh", "btc_price_usd", "difficulty", "subsidy_btc", "fees_btc"):
+        value: float | None = getattr(tick, name)
+        held: MarketValue | None = getattr(state.market, name)
+        if value is not None and (held is None or held.as_of_ns <= as_of_ns):
+            changes[name] = MarketValue(value, as_of_ns, tick.feed)
+    if tick.gpu_rates:
+        told = {rate.device_class for rate in tick.gpu_rates}
+        kept = tuple(row for row in state.market.gpu_rates if row.device_class not in told)
+        changes["gpu_rates"] = kept + tick.gpu_rates
+        changes["gpu_rates_as_of_ns"] = as_of_ns
+    return replace(state.market, **changes)
+
+
+def _policy(state: SiteState, policy: SitePolicy) -> SiteState:
+    held = state.policy
+    newer = held is None or (policy.hub_epoch, policy.generation) > (
+        held.hub_epoch,
+        held.generation,
+    )
+    return replace(state, policy=policy) if newer else state
+
+
+def _held(site: Site, state: SiteState, fact: f.OperatorHeld) -> SiteState:
+    at = site.index_of(fact.device_id)
+    if at is None:
+        return state
+    until = NEVER_NS if fact.until_ns is None else fact.until_ns
+    return replace(
+        state,
+        hold=put(state.hold, at, HOLD_CODES.index(fact.mode)),
+        hold_until_ns=put(state.hold_until_ns, at, until),
+        # An operator who touches a device has looked at it: its quarantine ends.
+        quarantine_ns=put(state.quarantine_ns, at, 0),
+        failures=put(state.failures, at, 0),
+    )
