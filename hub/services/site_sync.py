@@ -114,6 +114,10 @@ class SiteSync:
                 self._counters.add("link_lost")
                 _log.warning("link=lost why=%s", _first(group))
             self.connected = False
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # On 3.11 a TaskGroup whose child failed in the same turn swallows the cancel.
+                raise asyncio.CancelledError
             await asyncio.sleep(self._backoff.next_s(loop.time() - started_s))
 
     async def _connect_and_serve(self) -> None:
