@@ -147,7 +147,9 @@ class Inbox:
         if up is None:
             site_id = topics.parse_state(message.topic)
             if site_id is None:
-                self._counters.add("unknown_topic")
+                # The hub's own state comes past its subscription to those of the sites.
+                own = message.topic == topics.HUB_STATE
+                self._counters.add("own_state" if own else "unknown_topic")
             elif message.payload:
                 await self._take_state(site_id, message.payload, link)
             return False

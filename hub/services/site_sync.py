@@ -108,17 +108,21 @@ class SiteSync:
         loop = asyncio.get_running_loop()
         while True:
             started_s = loop.time()
-            try:
-                await self._connect_and_serve()
-            except* LINK_ERRORS as group:
-                self._counters.add("link_lost")
-                _log.warning("link=lost why=%s", _first(group))
-            self.connected = False
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                # On 3.11 a TaskGroup whose child failed in the same turn swallows the cancel.
-                raise asyncio.CancelledError
+            # In a task of its own, because on 3.11 a TaskGroup whose child fails in the turn of a
+            # cancel swallows the cancel; here it ends the session, and the loop still hears of it.
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._session(), name="hub-session")
             await asyncio.sleep(self._backoff.next_s(loop.time() - started_s))
+
+    async def _session(self) -> None:
+        """Serve one connection to its end, whatever ends it."""
+        try:
+            await self._connect_and_serve()
+        except* LINK_ERRORS as group:
+            self._counters.add("link_lost")
+            _log.warning("link=lost why=%s", _first(group))
+        finally:
+            self.connected = False
 
     async def _connect_and_serve(self) -> None:
         session = await self._store.write(
