@@ -67,7 +67,6 @@ def _market(args: argparse.Namespace) -> MarketSpec | None:
     return MarketSpec(
         directory=str(args.market.resolve()),
         from_utc=start.replace("+00:00", "Z"),
-        started_utc=datetime.now(UTC).isoformat().replace("+00:00", "Z"),
         factor=FACTOR,
     )
 

@@ -19,7 +19,7 @@ class Report:
     def __init__(self, scale: float, market: MarketSpec | None) -> None:
         self.scale = scale
         self.market = market
-        self.started_at = datetime.now(UTC)
+        self.started_at = self.market_started = datetime.now(UTC)
         self.devices = {"asic": 0, "gpu": 0}
         self.workloads: dict[str, str] = {}
         self.submit_to_running_ms: list[float] = []
@@ -103,7 +103,7 @@ class Report:
             "devices": self.devices,
             "scale": self.scale,
             "market_span": None if self.market is None else self._span(),
-            "scaled_economics": "restart cost, dwell and stay times divided by 900",
+            "scaled_economics": "restart cost, dwell, stay and ramp times divided by 900",
             "curtailments": self.curtailments,
             "wakes": self.wakes,
             "switches": {
@@ -133,7 +133,7 @@ class Report:
     def _span(self) -> dict[str, Any]:
         assert self.market is not None
         start = datetime.fromisoformat(self.market.from_utc)
-        passed = datetime.now(UTC) - datetime.fromisoformat(self.market.started_utc)
+        passed = datetime.now(UTC) - self.market_started
         return {
             "from": start.isoformat(),
             "to": (start + passed * self.market.factor).isoformat(),
@@ -149,7 +149,7 @@ def summary_text(report: Report) -> str:
         "",
         (
             f"devices        {value['devices']['asic']} ASICs, {value['devices']['gpu']} GPUs"
-            f" (scale {value['scale']}; restart cost, dwell and stay times divided by 900)"
+            f" (scale {value['scale']}; restart cost, dwell, stay and ramp times divided by 900)"
         ),
         f"curtailed      {value['curtailments']} ASICs, woken {value['wakes']}",
         (

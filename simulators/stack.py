@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ ISSUER = "https://hub.hcp.invalid"
 ADMIN = ("admin@hcp.invalid", "demo-admin-password")
 CUSTOMER_ID = "acme"
 CUSTOMER = ("ops@acme.invalid", "demo-customer-password")
+# Agents, nodes and first readings of all devices come before the replayed prices begin to move.
+_MARKET_DELAY = timedelta(seconds=5)
 PRICES_USD_PER_H = {"H100": "2.49", "A100": "1.89", "H200": "3.59", "L40S": "0.99"}
 
 
@@ -57,6 +60,7 @@ class Stack:
         self._market = market
         self._tuning = tuning or Tuning()
         self._op_ms = op_ms
+        self.market_started = datetime.now(UTC)
         self.broker_port, self.hub_port = free_port(), free_port()
         self.admin = WebClient("127.0.0.1", self.hub_port)
         self.customer = WebClient("127.0.0.1", self.hub_port)
@@ -84,6 +88,7 @@ class Stack:
             (self.root / folder).mkdir(parents=True)
         await self._start_broker()
         await self._start_hub()
+        self.market_started = datetime.now(UTC) + _MARKET_DELAY
         async with asyncio.TaskGroup() as group:
             for site in self.sites:
                 group.create_task(self._start_site(site), name=f"start-{site.site_id}")
@@ -227,6 +232,7 @@ class Stack:
             broker_port=self.broker_port,
             asic_ports=ports,
             market=self._market,
+            market_started_utc=self.market_started.isoformat().replace("+00:00", "Z"),
             tuning=self._tuning,
         )
         (home / "agent.toml").write_text(text)

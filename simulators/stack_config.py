@@ -49,11 +49,10 @@ class SiteSpec(Struct, frozen=True, kw_only=True):
 
 
 class MarketSpec(Struct, frozen=True, kw_only=True):
-    """Replay of a directory: from an instant of the data, at a factor."""
+    """Replay of a directory: from an instant of the data, at a factor; it starts with the sites."""
 
     directory: str
     from_utc: str
-    started_utc: str
     factor: float = 900.0
 
 
@@ -61,7 +60,7 @@ class Tuning(Struct, frozen=True, kw_only=True):
     """What a demo changes of a site's economics, so that hours fit into seconds.
 
     Args:
-        time_scale: divides restart, dwell and stay times (and so the restart cost).
+        time_scale: divides restart, dwell, stay and ramp times (and so the restart cost).
         tick_s: period of the decision.
     """
 
@@ -130,6 +129,7 @@ def agent_toml(
     broker_port: int,
     asic_ports: dict[str, tuple[int, int]],
     market: MarketSpec | None,
+    market_started_utc: str,
     tuning: Tuning,
 ) -> str:
     """Write an agent's config; ``asic_ports`` gives (API, web) port per model."""
@@ -139,9 +139,11 @@ def agent_toml(
         f'run_dir = "{home / "run"}"',
         f"tick_s = {tuning.tick_s}",
         f"[limits]\npower_cap_w = {site.power_cap_w}",
+        # A tenth of the cap per minute, as a real site, in scaled time.
+        f"ramp_w_per_min = {site.power_cap_w * 0.1 * tuning.time_scale}",
         f'[mqtt]\nhost = "127.0.0.1"\nport = {broker_port}',
     ]
-    parts += _market_toml(market)
+    parts += _market_toml(market, market_started_utc)
     models = dict.fromkeys(
         [group.model for group in site.asics] + [group.model for group in site.gpus]
     )
@@ -186,7 +188,7 @@ def node_home(home: Path, group: GpuGroup) -> Path:
     return home / group.node_id
 
 
-def _market_toml(market: MarketSpec | None) -> list[str]:
+def _market_toml(market: MarketSpec | None, started_utc: str) -> list[str]:
     rates = "\n".join(
         f'[[market.gpu_rates]]\ndevice_class = "{name}"\n'
         f"serve_usd_per_h = {serve}\nmine_usd_per_h = {mine}"
@@ -200,7 +202,7 @@ def _market_toml(market: MarketSpec | None) -> list[str]:
         f'directory = "{market.directory}"',
         f"factor = {market.factor}",
         f'from_utc = "{market.from_utc}"',
-        f'started_utc = "{market.started_utc}"',
+        f'started_utc = "{started_utc}"',
     ]
     return [*lines, rates]
 

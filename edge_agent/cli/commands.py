@@ -34,6 +34,9 @@ def run(args: argparse.Namespace) -> int:
     """Carry out one command; print; give the exit code."""
     try:
         return _COMMANDS[args.command](args)
+    except BrokenPipeError:  # the reader (`head`, `less`) has seen enough
+        sys.stdout = None  # type: ignore[assignment]
+        return EXIT_OK
     except CliError as exc:
         if getattr(args, "json", False):
             error = {"v": SCHEMA_VERSION, "error": str(exc), "exit_code": exc.exit_code}

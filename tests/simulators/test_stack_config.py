@@ -14,9 +14,8 @@ from simulators.stack_config import (
     scaled,
 )
 
-MARKET = MarketSpec(
-    directory="market", from_utc="2024-05-08T23:00:00Z", started_utc="2026-01-01T00:00:00Z"
-)
+MARKET = MarketSpec(directory="market", from_utc="2024-05-08T23:00:00Z")
+STARTED = "2026-01-01T00:00:00Z"
 
 
 def test_the_default_scale_is_large_enough_for_the_demo() -> None:
@@ -40,6 +39,7 @@ def test_the_programs_can_read_what_is_written(
             broker_port=1_883,
             asic_ports={"S21": (4_028, 80), "S19XP": (4_029, 81)},
             market=MARKET,
+            market_started_utc=STARTED,
             tuning=Tuning(),
         )
     )
@@ -63,6 +63,7 @@ def test_the_restart_cost_shrinks_with_the_time_scale(tmp_path: Path) -> None:
         broker_port=1_883,
         asic_ports={"S21": (4_028, 80)},
         market=None,
+        market_started_utc=STARTED,
         tuning=Tuning(time_scale=900.0),
     )
     path.write_text(text)
