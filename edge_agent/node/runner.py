@@ -265,7 +265,7 @@ class PhaseRunner:
             assignments=decision.assignments, results=decision.results, meters=meters
         )
         if change != NodeChange():
-            await self._memory.commit(change, sync=request.phase in phases.SYNCED_PHASES)
+            await self._memory.commit(change, sync=bool(decision.assignments))
         self._tell(request.phase, decision)
 
     def _decide(

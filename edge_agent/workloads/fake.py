@@ -90,7 +90,8 @@ class FakeDriver:
     """A ``WorkloadDriver`` that calls a host model directly.
 
     Faults are plain attributes: ``fail_at`` makes the Nth act (from 1) fail undone,
-    ``lose_answer_at`` lets it happen and loses its answer, ``hanging`` names mute GPUs.
+    ``lose_answer_at`` lets it happen and loses its answer, ``hanging`` names mute GPUs,
+    ``falsify`` spoils the output of canaries.
 
     Args:
         host: the model. refusal: the error class that the model raises to refuse; its
@@ -115,6 +116,7 @@ class FakeDriver:
         self.fail_at: int | None = None
         self.lose_answer_at: int | None = None
         self.hanging: set[str] = set()
+        self.falsify = False
         self._acts = 0
 
     def kill(self) -> None:
@@ -170,7 +172,8 @@ class FakeDriver:
 
     async def canary(self, gpu: str, instance_id: str, prompt: str) -> str:
         """Answer a prompt."""
-        return await self._act("canary", gpu, lambda host: host.canary(gpu, instance_id, prompt))
+        output = await self._act("canary", gpu, lambda host: host.canary(gpu, instance_id, prompt))
+        return output[::-1] if self.falsify else output
 
     async def gate(self, gpu: str, instance_id: str, *, is_open: bool) -> GateState:
         """Open or shut the gate."""
