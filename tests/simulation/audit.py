@@ -1,0 +1,296 @@
+"""The books at the end: usage and invoices against the truth, switches, replay."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
+
+from edge_agent.core.facts import SwitchClosed, SwitchOpened, TickRow, decode_row
+from edge_agent.core.passes import replay_row
+from edge_agent.core.site_state import new_state
+from edge_agent.core.snapshot import decode_state, state_hash
+from hub.core.invoicing import Period
+from hub.errors import HubError
+from hub.store import invoices
+from hub.store.writer import run_in_transaction
+from protocol import codec
+from protocol.errors import DecodeError
+from protocol.units import EPOCH
+from protocol.usage import UsageRecord
+from tests.simulation.scenario import CUSTOMERS, PRICES, START
+from tests.simulation.truth import Stay, Truth
+from tests.simulation.world import SiteWorld, World
+
+KILL_LOSS_MS = 1_000
+MONEY_REASONS = ("gain", "ski_rental")
+FINAL_STATES = ("completed", "failed", "cancelled", "expired")
+
+
+def audit(world: World, truth: Truth) -> dict[str, int]:
+    """Check the books; problems go to the world. Gives what was counted."""
+    connection = sqlite3.connect(world.hub_path, isolation_level=None)
+    counts = defaultdict[str, int](int)
+    metered = _usage(world, truth, connection, counts)
+    _workloads(world, truth, connection, counts)
+    _bills(world, truth, metered, connection, counts)
+    connection.close()
+    for site in world.sites.values():
+        _journal(world, site, counts)
+    return dict(sorted(counts.items()))
+
+
+class _Metered:
+    """What the hub holds of one instance, quarantine included."""
+
+    def __init__(self) -> None:
+        self.accepted: list[tuple[int, int, int, int]] = []
+        self.quarantined: list[tuple[int, int, int, int]] = []
+        self.energy_j = 0
+
+    def rows(self) -> list[tuple[int, int, int, int]]:
+        """Give (interval_no, start_ms, end_ms, active_ms) of all intervals."""
+        return sorted([*self.accepted, *self.quarantined])
+
+
+Key = tuple[str, str, int, str, str]
+
+
+def _usage(
+    world: World, truth: Truth, connection: sqlite3.Connection, counts: dict[str, int]
+) -> dict[Key, _Metered]:
+    found = defaultdict[Key, _Metered](_Metered)
+    for row in connection.execute(
+        "SELECT site_id, lease_id, attempt, device_id, instance_id, interval_no, start_ms, end_ms,"
+        " active_ms, energy_j FROM usage"
+    ):
+        metered = found[row[:5]]
+        metered.accepted.append(row[5:9])
+        metered.energy_j += row[9]
+        counts["usage"] += 1
+    for code, body in connection.execute("SELECT code, body FROM quarantine ORDER BY quarantine_id"):
+        counts[f"quarantine_{code}"] += 1
+        try:
+            item = codec.USAGE_ITEM.decode(body)
+        except DecodeError:
+            continue
+        if isinstance(item, UsageRecord):
+            key = (item.site_id, item.lease_id, item.attempt, item.device_id, item.instance_id)
+            start_ms, end_ms = _ms(item.start), _ms(item.end)
+            found[key].quarantined.append((item.interval_no, start_ms, end_ms, item.active_ms))
+            found[key].energy_j += item.energy_j
+    expected = {
+        (stay.site_id, stay.lease_id, stay.attempt, stay.device_id, stay.instance_id): stay
+        for stay in truth.stays.values()
+    }
+    counts["stays"] = len(expected)
+    for key in sorted(expected.keys() | found.keys()):
+        _compare(world, key, expected.get(key), found[key])
+    _overlaps(world, found)
+    return found
+
+
+def _compare(world: World, key: Key, stay: Stay | None, metered: _Metered) -> None:
+    rows = metered.rows()
+    total_ms = sum(row[3] for row in rows)
+    if stay is None:
+        if total_ms:
+            world.problem(f"usage without truth: {key}: {total_ms} ms")
+        return
+    if rows and [row[0] for row in rows] != list(range(len(rows))):
+        world.problem(f"usage of {key} has intervals {[row[0] for row in rows]}")
+    missing_ms = stay.served_ms - total_ms
+    allowed = range(KILL_LOSS_MS + 1) if stay.killed else range(1)
+    if missing_ms not in allowed:
+        world.problem(
+            f"usage of {key}: {total_ms} ms of {stay.served_ms} ms"
+            f" ({'killed' if stay.killed else 'closed'}), {len(rows)} intervals"
+        )
+    elif not stay.killed and metered.energy_j != stay.energy_j:
+        world.problem(f"energy of {key}: {metered.energy_j} J of {stay.energy_j} J")
+
+
+def _overlaps(world: World, found: dict[Key, _Metered]) -> None:
+    by_device = defaultdict[tuple[str, str], list[tuple[int, int, str]]](list)
+    for (site_id, _, _, device_id, instance_id), metered in found.items():
+        for _, start_ms, end_ms, _ in metered.rows():
+            by_device[(site_id, device_id)].append((start_ms, end_ms, instance_id))
+    for (site_id, device_id), rows in sorted(by_device.items()):
+        rows.sort()
+        for one, other in zip(rows, rows[1:], strict=False):
+            if other[0] < one[1]:
+                world.problem(f"usage of {site_id} {device_id} overlaps: {one} {other}")
+                break
+
+
+def _workloads(
+    world: World, truth: Truth, connection: sqlite3.Connection, counts: dict[str, int]
+) -> None:
+    run_s = {order.workload_id: order.run_s for order in world.scenario.orders}
+    for workload_id, state, count, attempt, cancelled_ms, reason in connection.execute(
+        "SELECT workload_id, state, count, attempt, cancel_accepted_at_ms, reason FROM workloads"
+    ):
+        counts[f"workloads_{state}"] += 1
+        stays = [stay for stay in truth.stays.values() if stay.workload_id == workload_id]
+        done = [stay for stay in stays if stay.attempt == attempt and stay.completed]
+        if state not in FINAL_STATES:
+            world.problem(f"{workload_id} is still {state} ({reason}) at the end")
+        if state == "completed" and len(done) < count:
+            world.problem(f"{workload_id} completed with {len(done)} of {count} instances")
+        if state == "cancelled" and cancelled_ms is None:
+            world.problem(f"{workload_id} is cancelled and nobody asked for it")
+        if any(stay.served_ms > (run_s[workload_id] or 10**9) * 1_000 for stay in stays):
+            world.problem(f"{workload_id} served longer than it asked for")
+    (not_released,) = connection.execute(
+        "SELECT count(*) FROM leases WHERE released_at_ms IS NULL"
+    ).fetchone()
+    if not_released:
+        world.problem(f"{not_released} leases are not released at the end")
+
+
+# --- invoices ---------------------------------------------------------------------------------
+
+
+def _bills(
+    world: World,
+    truth: Truth,
+    metered: dict[Key, _Metered],
+    connection: sqlite3.Connection,
+    counts: dict[str, int],
+) -> None:
+    now = world.hub_clock.wall()
+    end = now.replace(second=0, microsecond=0) - timedelta(minutes=1)
+    period = Period(start=START.replace(second=0, microsecond=0), end=end)
+    orders = {order.workload_id: order for order in world.scenario.orders}
+    cancelled: dict[str, int | None] = dict(
+        connection.execute("SELECT workload_id, cancel_accepted_at_ms FROM workloads")
+    )
+    for customer_id in CUSTOMERS:
+        owned = {key for key, order in orders.items() if order.customer_id == customer_id}
+        if not owned & cancelled.keys():
+            continue
+        try:
+            invoice = run_in_transaction(
+                connection, lambda conn, who=customer_id: invoices.close_period(conn, who, period, now)
+            )
+        except HubError as exc:
+            world.problem(f"invoice of {customer_id}: {exc}")
+            continue
+        expected = _expected_usd(truth, metered, owned, cancelled, orders)
+        counts["invoice_cents"] += int(invoice.total_usd * 100)
+        if invoice.total_usd != expected:
+            world.problem(f"invoice of {customer_id}: {invoice.total_usd} USD, truth {expected}")
+
+
+def _expected_usd(
+    truth: Truth,
+    metered: dict[Key, _Metered],
+    owned: set[str],
+    cancelled: dict[str, int | None],
+    orders: dict[str, Any],
+) -> Decimal:
+    """Rate the truth by hand: milliseconds by workload and price, a line each, half up."""
+    lines = defaultdict[tuple[str, Decimal], int](int)
+    for stay in truth.stays.values():
+        if stay.workload_id not in owned:
+            continue
+        key = (stay.site_id, stay.lease_id, stay.attempt, stay.device_id, stay.instance_id)
+        for minute, active_ms in _billable(stay, metered[key]):
+            accepted_ms = cancelled.get(stay.workload_id)
+            if accepted_ms is not None and minute * 60_000 > accepted_ms:
+                continue
+            start = EPOCH + timedelta(minutes=minute)
+            price = [usd for at, usd in PRICES if at <= start][-1]
+            limit = orders[stay.workload_id].max_price_usd_per_h
+            if limit is not None:
+                price = min(price, limit)
+            lines[(stay.workload_id, price)] += active_ms
+    return sum(
+        (
+            (price * active_ms / 3_600_000).quantize(Decimal("0.01"), ROUND_HALF_UP)
+            for (_, price), active_ms in lines.items()
+        ),
+        Decimal("0.00"),
+    )
+
+
+def _billable(stay: Stay, metered: _Metered) -> Iterable[tuple[int, int]]:
+    """Give (minute, ms): the truth, less what stands in quarantine; a killed stay as metered."""
+    if stay.killed:
+        return [(row[1] // 60_000, row[3]) for row in metered.accepted]
+    held = defaultdict[int, int](int)
+    for _, start_ms, _, active_ms in metered.quarantined:
+        held[start_ms // 60_000] += active_ms
+    return [(minute, active_ms - held.get(minute, 0)) for minute, active_ms in stay.minutes]
+
+
+# --- journal ----------------------------------------------------------------------------------
+
+
+def _journal(world: World, site: SiteWorld, counts: dict[str, int]) -> None:
+    connection = sqlite3.connect(site.core_path)
+    rows = [decode_row(body) for (body,) in connection.execute("SELECT body FROM journal ORDER BY seq")]
+    open_switches = connection.execute("SELECT count(*) FROM switch WHERE closed = 0").fetchone()[0]
+    snapshots = connection.execute("SELECT fact_seq, body FROM snapshot ORDER BY fact_seq").fetchall()
+    reports = _switch_reports(connection)
+    connection.close()
+    counts["journal_rows"] += len(rows)
+    if open_switches:
+        world.problem(f"{site.site_id}: {open_switches} switches are open at the end")
+    for report in reports:
+        counts["switches"] += 1
+        counts["switches_undone"] += report.rolled_back + report.quarantined
+        if report.committed + report.rolled_back + report.quarantined != report.devices:
+            world.problem(f"{site.site_id}: switch {report.switch_id} ended half: {report}")
+        gain, cost = report.expected_gain_usd, report.switch_cost_usd
+        if report.reason in MONEY_REASONS:
+            counts["switches_for_money"] += 1
+            if gain is None or cost is None or gain <= cost:
+                world.problem(f"{site.site_id}: switch for {gain} USD at a cost of {cost} USD")
+    _dwell(world, site, rows)
+    _replay(world, site, rows, snapshots)
+
+
+def _switch_reports(connection: sqlite3.Connection) -> list[Any]:
+    rows = connection.execute("SELECT body FROM outbox WHERE stream = 'event' ORDER BY store_no, seq")
+    items = [codec.EVENT_ITEM.decode(body) for (body,) in rows]
+    return [item for item in items if type(item).__name__ == "SwitchReport"]
+
+
+def _dwell(world: World, site: SiteWorld, rows: list[TickRow]) -> None:
+    """Check that no device changed for money before its least stay was over."""
+    dwell_s = {row.class_name: row.dwell_s for row in site.site.classes}
+    class_of = {device.device_id: device.device_class for device in site.site.devices}
+    since_ns: dict[str, int] = {}
+    for row in rows:
+        for fact in (*row.facts, *row.acts):
+            if isinstance(fact, SwitchClosed):
+                since_ns.update(dict.fromkeys(fact.device_ids, row.instant.now_ns))
+            elif isinstance(fact, SwitchOpened) and fact.reason in MONEY_REASONS:
+                for device_id in fact.device_ids:
+                    stayed_s = (row.instant.now_ns - since_ns.get(device_id, -(10**18))) / 1e9
+                    if stayed_s < dwell_s[class_of[device_id]]:
+                        world.problem(f"{device_id} changed for money after {stayed_s:.1f} s")
+
+
+def _replay(
+    world: World, site: SiteWorld, rows: list[TickRow], snapshots: list[tuple[int, bytes]]
+) -> None:
+    """Replay the journal from its first row: state and hash come out the same."""
+    state = new_state(site.site, rows[0].instant)
+    taken = dict(snapshots)
+    for seq, row in enumerate(rows, start=1):
+        state, _ = replay_row(site.site, state, row)
+        if seq in taken:
+            kept = decode_state(site.site, taken[seq])
+            if state_hash(site.site, kept) != state_hash(site.site, state):
+                world.problem(f"{site.site_id}: the replay differs from the snapshot of row {seq}")
+    if site.last_hash is not None and state_hash(site.site, state) != site.last_hash:
+        world.problem(f"{site.site_id}: the replay of {len(rows)} rows differs from the state")
+
+
+def _ms(at: datetime) -> int:
+    return (at - EPOCH) // timedelta(milliseconds=1)

@@ -1,0 +1,157 @@
+"""What a seed stands for: sites, prices, customers and faults, all drawn before the run."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime
+from decimal import Decimal
+
+from msgspec import Struct
+
+from edge_agent.core.site import Device, DeviceClass, Limits, Site
+from protocol.lease import OnPartition
+from protocol.resource import MODELS
+from simulators.faults import SiteFault, SiteFaultKind, Targets, plan
+
+START = datetime(2026, 3, 1, 12, 41, 17, 250_000, tzinfo=UTC)
+SITES = ("houston", "lubbock")
+CUSTOMERS = ("c-1", "c-2")
+GPUS = 3
+ASICS = 3
+SPAN_S = 1_800.0
+FAULTS_FROM_S = 30.0
+FAULTS_UNTIL_S = 1_380.0
+# Links and leases converge within this after the last fault has ended.
+SETTLE_S = 60.0
+END_ALL_S = 1_560.0
+PRICES = ((datetime(2026, 3, 1, 0, 0, tzinfo=UTC), Decimal("2.00")),
+          (datetime(2026, 3, 1, 13, 0, tzinfo=UTC), Decimal("2.75")))  # fmt: skip
+ENERGY_USD_PER_MWH = (-30.0, 8.0, 20.0, 28.0, 35.0, 60.0, 140.0, 900.0, 4_000.0)
+
+
+class Order(Struct, frozen=True, kw_only=True):
+    """What a customer does with one workload."""
+
+    at_s: float
+    workload_id: str
+    customer_id: str
+    count: int
+    priority: int
+    run_s: int | None
+    on_partition: OnPartition
+    lapse_after_s: int
+    site_id: str | None
+    max_price_usd_per_h: Decimal | None
+    cancel_at_s: float | None
+
+
+class Scenario(Struct, frozen=True, kw_only=True):
+    """One seed, drawn."""
+
+    seed: int
+    orders: tuple[Order, ...]
+    faults: tuple[SiteFault, ...]
+    workload_crashes: tuple[tuple[float, str, float], ...]
+    energy: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
+    caps_w: tuple[float, ...]
+    ramps_w_per_min: tuple[float | None, ...]
+
+
+def draw(seed: int) -> Scenario:
+    """Draw everything that a seed stands for."""
+    rng = random.Random(f"{seed}:scenario")
+    faults = plan(
+        rng.randrange(1 << 30),
+        targets(),
+        count=rng.randint(5, 9),
+        from_s=FAULTS_FROM_S,
+        until_s=FAULTS_UNTIL_S,
+    )
+    crashes = tuple(
+        (rng.uniform(FAULTS_FROM_S, FAULTS_UNTIL_S - 40), rng.choice(SITES), rng.uniform(1.0, 30.0))
+        for _ in range(rng.choice((0, 1, 1, 2)))
+    )
+    return Scenario(
+        seed=seed,
+        orders=tuple(_order(rng, number) for number in range(rng.randint(9, 14))),
+        faults=faults,
+        workload_crashes=crashes,
+        energy=tuple((site, _energy(rng)) for site in SITES),
+        caps_w=tuple(rng.choice((9_500.0, 12_500.0, 16_500.0)) for _ in SITES),
+        ramps_w_per_min=tuple(rng.choice((None, 12_000.0)) for _ in SITES),
+    )
+
+
+def targets() -> Targets:
+    """Name what faults may hit."""
+    return Targets(
+        clients=("hcp-hub", *(edge_client(site) for site in SITES)),
+        processes=("hub", *(f"{kind}-{site}" for site in SITES for kind in ("agent", "node"))),
+        hosts=("hub", *(f"{kind}-{site}" for site in SITES for kind in ("agent", "node"))),
+        stores=SITES,
+    )
+
+
+def edge_client(site_id: str) -> str:
+    """Give the MQTT client id of a site's agent."""
+    return f"hcp-edge-{site_id}"
+
+
+def build_site(site_id: str, cap_w: float, ramp_w_per_min: float | None) -> Site:
+    """Make a site of three GPUs on one node and three miners."""
+    classes = (
+        DeviceClass(model=MODELS["H100"], pue=1.2, dwell_s=60.0, serve_start_s=5.0),
+        DeviceClass(model=MODELS["S21"], dwell_s=90.0, warmup_s=60.0, wear_usd=0.02),
+    )
+    gpus = tuple(
+        Device(device_id=f"{site_id}-g{n}", device_class="H100", node_id=f"n-{site_id}")
+        for n in range(GPUS)
+    )
+    asics = tuple(
+        Device(device_id=f"{site_id}-a{n}", device_class="S21", address="127.0.0.1")
+        for n in range(ASICS)
+    )
+    limits = Limits(power_cap_w=cap_w, ramp_w_per_min=ramp_w_per_min)
+    return Site(site_id, classes, gpus + asics, limits)
+
+
+def fault_kinds(scenario: Scenario) -> frozenset[str]:
+    """Name the kinds of faults of a scenario, partitions of one way apart."""
+    kinds = {fault.kind.value for fault in scenario.faults}
+    if any(
+        fault.kind is SiteFaultKind.PARTITION and fault.direction.value != "both"
+        for fault in scenario.faults
+    ):
+        kinds.add("one_way_partition")
+    if scenario.workload_crashes:
+        kinds.add("workload_crash")
+    return frozenset(kinds)
+
+
+def _order(rng: random.Random, number: int) -> Order:
+    at_s = round(rng.uniform(8.0, FAULTS_UNTIL_S), 3)
+    run_s = rng.choice((None, rng.randint(20, 500), rng.randint(20, 500)))
+    stay = rng.random() < 0.6
+    cancels = run_s is None or rng.random() < 0.15
+    return Order(
+        at_s=at_s,
+        workload_id=f"w-{number:02d}",
+        customer_id=rng.choice(CUSTOMERS),
+        count=rng.choice((1, 1, 1, 2, 2, 3)),
+        priority=rng.randint(1, 10),
+        run_s=run_s,
+        on_partition=OnPartition.STAY if stay else OnPartition.MOVE,
+        lapse_after_s=300 if stay else rng.randint(30, 150),
+        site_id=rng.choice((None, None, *SITES)),
+        max_price_usd_per_h=rng.choice((None, None, None, Decimal("2.50"))),
+        cancel_at_s=round(at_s + rng.uniform(0.0, 600.0), 3) if cancels else None,
+    )
+
+
+def _energy(rng: random.Random) -> tuple[tuple[float, float], ...]:
+    """Draw (from second, price) steps."""
+    steps, at_s = [], 0.0
+    while at_s < SPAN_S:
+        steps.append((round(at_s, 1), rng.choice(ENERGY_USD_PER_MWH)))
+        at_s += rng.choice((45.0, 90.0, 240.0))
+    return tuple(steps)

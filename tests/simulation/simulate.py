@@ -1,0 +1,296 @@
+"""One seed as one run: start everything, let customers and faults act, watch, and settle."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+from collections.abc import Coroutine
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from hub.core.workload_states import CANCELLABLE, FINAL, WorkloadState
+from hub.store import workloads
+from hub.store.workloads import WorkloadRow
+from protocol.lease import WorkloadSpec
+from protocol.units import from_ms, to_ms
+from simulators.faults import SiteFault, SiteFaultKind, apply_to_link
+from simulators.gpu_host import GpuHost, TruthLine
+from simulators.virtual_loop import run
+from tests.simulation import audit, watch
+from tests.simulation.scenario import (
+    END_ALL_S,
+    FAULTS_UNTIL_S,
+    SPAN_S,
+    Order,
+    Scenario,
+    draw,
+    fault_kinds,
+)
+from tests.simulation.truth import Truth
+from tests.simulation.world import SiteWorld, World
+
+# A wrong clock is put right by the time server after this long.
+CLOCK_WRONG_S = 90.0
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """What came of a seed."""
+
+    seed: int
+    digest: str
+    problems: tuple[str, ...]
+    faults: tuple[str, ...]
+    counts: dict[str, int]
+
+    def text(self) -> str:
+        """Tell what broke and how to see it again."""
+        lines = "\n  ".join(self.problems)
+        return f"seed {self.seed}:\n  {lines}\nreplay: python -m tests.simulation {self.seed}"
+
+
+def simulate(seed: int, folder: Path, scenario: Scenario | None = None) -> Outcome:
+    """Run one seed.
+
+    Args:
+        folder: empty, for the databases. scenario: instead of the seed's own, to cut one down.
+    """
+    return run(_Run(scenario or draw(seed), folder).main())
+
+
+class _Run:
+    def __init__(self, scenario: Scenario, folder: Path) -> None:
+        self.scenario = scenario
+        self.folder = folder
+        self.truth = Truth()
+        self.cancel_accepted: dict[str, int] = {}
+
+    async def main(self) -> Outcome:
+        world = self.world = World(self.scenario, self.folder)
+        world.on_truth = self._on_truth
+        world.truth_ended = self._on_host_killed
+        watcher = watch.Watcher(world, self.truth)
+        async with asyncio.TaskGroup() as group:
+            for process in world.processes():
+                process.start()
+            tasks = [group.create_task(work) for work in self._works(watcher)]
+            await self._script(watcher)
+            for task in tasks:
+                task.cancel()
+        for process in world.processes():
+            await process.kill()
+        await asyncio.sleep(1.0)
+        for site in world.sites.values():
+            if site.host is not None:
+                self._harvest(site, site.host, killed=False)
+        found = audit.audit(world, self.truth)
+        return Outcome(
+            seed=world.seed,
+            digest=self._digest(),
+            problems=tuple(world.problems),
+            faults=tuple(sorted(fault_kinds(self.scenario))),
+            counts=found,
+        )
+
+    def _works(self, watcher: watch.Watcher) -> list[Coroutine[Any, Any, None]]:
+        return [
+            watcher.run(),
+            *(self._customer(order) for order in self.scenario.orders),
+            *(self._fault(fault) for fault in self.scenario.faults),
+            *(
+                self._workload_crash(self.world.sites[site_id], at_s, down_s)
+                for at_s, site_id, down_s in self.scenario.workload_crashes
+            ),
+        ]
+
+    async def _script(self, watcher: watch.Watcher) -> None:
+        await _until(END_ALL_S - 1.0)
+        watcher.settled()
+        await self._cancel_all()
+        await _until(SPAN_S)
+        watcher.ended()
+
+    # --- truth ------------------------------------------------------------------------------
+
+    def _on_truth(self, site: SiteWorld, line: TruthLine) -> None:
+        if line.t != "mark":
+            self.world.log(f"{line.t} {site.site_id} {line.gpu} {line.instance_id} {line.served_ns}")
+        wrong = self.truth.take(site.site_id, site.device_of[line.gpu], line)
+        if wrong:
+            self.world.problem(wrong)
+
+    def _on_host_killed(self, site: SiteWorld, host: GpuHost) -> None:
+        self._harvest(site, host, killed=True)
+
+    def _harvest(self, site: SiteWorld, host: GpuHost, *, killed: bool) -> None:
+        for view in host.meters(None):
+            self.truth.harvest(site.site_id, site.device_of[view.gpu], view, killed=killed)
+
+    # --- customers --------------------------------------------------------------------------
+
+    async def _customer(self, order: Order) -> None:
+        await _until(order.at_s)
+        await self._submit(order)
+        if order.cancel_at_s is not None:
+            await _until(min(order.cancel_at_s, END_ALL_S - 2.0))
+            await self._cancel(order.workload_id)
+
+    async def _submit(self, order: Order) -> None:
+        """Submit as the API does, until it is answered; the key makes it one workload."""
+        now = from_ms(to_ms(self.world.hub_clock.wall()))
+        row = WorkloadRow(
+            workload_id=order.workload_id,
+            customer_id=order.customer_id,
+            name=order.workload_id,
+            device_class="H100",
+            count=order.count,
+            priority=order.priority,
+            spec=WorkloadSpec(run_s=order.run_s),
+            state=WorkloadState.QUEUED,
+            created_at=now,
+            updated_at=now,
+            site_id=order.site_id,
+            on_partition=order.on_partition,
+            lapse_after_s=order.lapse_after_s,
+            max_price_usd_per_h=order.max_price_usd_per_h,
+        )
+
+        def job(connection: sqlite3.Connection) -> None:
+            known = connection.execute(
+                "SELECT 1 FROM workloads WHERE workload_id = ?", (order.workload_id,)
+            ).fetchone()
+            if known is None:
+                workloads.insert_workload(connection, row, f"user:{order.customer_id}")
+
+        await self._ask_hub(job, f"submit {order.workload_id}")
+
+    async def _cancel(self, workload_id: str) -> None:
+        now = from_ms(to_ms(self.world.hub_clock.wall()))
+
+        def job(connection: sqlite3.Connection) -> None:
+            row = workloads.get(connection, workload_id)
+            if row.state in CANCELLABLE and row.state is not WorkloadState.CANCELLING:
+                workloads.transition(
+                    connection,
+                    workload_id,
+                    WorkloadState.CANCELLING,
+                    reason="cancelled_by_user",
+                    actor="user:customer",
+                    at=now,
+                    cancel_accepted_at=now,
+                )
+
+        await self._ask_hub(job, f"cancel {workload_id}")
+
+    async def _cancel_all(self) -> None:
+        for order in self.scenario.orders:
+            await self._cancel(order.workload_id)
+
+    async def _ask_hub(self, job: Any, what: str) -> None:  # noqa: ANN401 - a write job
+        """Ask until an answer comes, as a client with an idempotency key does."""
+        while True:
+            store, back = self.world.store, self.world.back
+            if store is not None and back is not None:
+                try:
+                    async with asyncio.timeout(2.0):
+                        await store.write(job)
+                except (TimeoutError, OSError, Exception):  # noqa: BLE001 - any failure is asked again
+                    await asyncio.sleep(1.0)
+                    continue
+                self.world.log(what)
+                back.placement.wake()
+                return
+            await asyncio.sleep(0.5)
+
+    # --- faults -----------------------------------------------------------------------------
+
+    async def _fault(self, fault: SiteFault) -> None:
+        if fault.kind is SiteFaultKind.RESTORED_SNAPSHOT:
+            await self._restored_snapshot(fault)
+            return
+        await _until(fault.at_s)
+        self.world.log(
+            f"fault {fault.kind} {fault.target} {fault.duration_s} {fault.amount} {fault.direction}"
+        )
+        if apply_to_link(self.world.link, fault):
+            return
+        if fault.kind is SiteFaultKind.CRASH:
+            await self._crash(fault)
+        elif fault.kind is SiteFaultKind.CLOCK_STEP:
+            clock = {
+                "hub": self.world.hub_clock,
+                **{f"agent-{name}": site.agent_clock for name, site in self.world.sites.items()},
+                **{f"node-{name}": site.node_clock for name, site in self.world.sites.items()},
+            }[fault.target]
+            clock.step_wall(fault.amount)
+            await asyncio.sleep(CLOCK_WRONG_S)
+            clock.step_wall(-fault.amount)
+
+    async def _crash(self, fault: SiteFault) -> None:
+        """Kill a process: at once, or at one of its next commits, before or after it."""
+        process = next(row for row in self.world.processes() if row.name == fault.target)
+        # The digits of the time are as good as another draw, and part of the plan.
+        digits = round(fault.at_s * 1_000)
+        if digits % 2 and process.fuse is not None and process.up:
+            process.fuse.arm(1 + digits // 2 % 5, after=digits % 4 == 1)
+            await asyncio.sleep(fault.duration_s)
+            return
+        await process.hold()
+        await asyncio.sleep(fault.duration_s)
+        process.release()
+
+    async def _restored_snapshot(self, fault: SiteFault) -> None:
+        """Put an old copy of a site's database back, as a person does who restores a disk image."""
+        site = self.world.sites[fault.target]
+        copy = self.folder / f"copy-{fault.target}-{fault.at_s}.sqlite"
+        await _until(max(6.0, fault.at_s - fault.amount))
+        source, target = sqlite3.connect(site.core_path), sqlite3.connect(copy)
+        source.backup(target)
+        source.close()
+        target.close()
+        await _until(fault.at_s)
+        self.world.log(f"fault {fault.kind} {fault.target} {fault.amount}")
+        await site.agent_process.hold()
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{site.core_path}{suffix}").unlink(missing_ok=True)
+        shutil.move(copy, site.core_path)
+        await asyncio.sleep(fault.duration_s)
+        site.agent_process.release()
+
+    async def _workload_crash(self, site: SiteWorld, at_s: float, down_s: float) -> None:
+        await _until(at_s)
+        site.kill_host()
+        await asyncio.sleep(down_s)
+        site.restart_host()
+
+    # --- the digest -------------------------------------------------------------------------
+
+    def _digest(self) -> str:
+        state = blake2b(digest_size=16)
+        for line in self.world.events:
+            state.update(line.encode() + b"\n")
+        for problem in self.world.problems:
+            state.update(problem.encode())
+        for path, query in (
+            (self.world.hub_path, "SELECT * FROM usage ORDER BY usage_id"),
+            (self.world.hub_path, "SELECT * FROM transitions ORDER BY seq"),
+            *(
+                (site.core_path, "SELECT seq, body FROM journal ORDER BY seq")
+                for site in self.world.sites.values()
+            ),
+        ):
+            connection = sqlite3.connect(path)
+            for row in connection.execute(query):
+                state.update(repr(row).encode())
+            connection.close()
+        return state.hexdigest()
+
+
+async def _until(at_s: float) -> None:
+    await asyncio.sleep(max(0.0, at_s - asyncio.get_running_loop().time()))
+
+
+__all__ = ["FAULTS_UNTIL_S", "FINAL", "Outcome", "simulate"]

@@ -1,0 +1,164 @@
+"""Invariants that hold at every instant, looked at once a second, and after the faults."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+
+from edge_agent.core.site_state import LeaseStatus
+from protocol.sync import Stream
+from simulators.faults import SiteFaultKind
+from tests.simulation.truth import Truth
+from tests.simulation.world import SiteWorld, World
+
+LOOK_S = 1.0
+# Floats are summed in another order here.
+EPSILON_W = 0.5
+UNACKED_MAX_S = 20.0
+
+
+class Watcher:
+    """Looks at the world beside everything that it does."""
+
+    def __init__(self, world: World, truth: Truth) -> None:
+        self._world = world
+        self._truth = truth
+        self._reported: set[str] = set()
+        self._ended_since: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            for site in self._world.sites.values():
+                self._power(site)
+                self._devices(site)
+                self._acks(site)
+
+    def _once(self, key: str, text: str) -> None:
+        if key not in self._reported:
+            self._reported.add(key)
+            self._world.problem(text)
+
+    def _power(self, site: SiteWorld) -> None:
+        true_w, cap_w = site.true_power_w(), site.site.limits.power_cap_w
+        if true_w > cap_w + EPSILON_W:
+            self._once(f"cap {site.site_id}", f"{site.site_id}: {true_w:.0f} W > cap {cap_w:.0f} W")
+        agent = site.agent
+        if agent is None or agent.state.instant is None:
+            return
+        counted_w = agent.status().power_counted_w
+        if true_w > counted_w + EPSILON_W:
+            self._once(
+                f"counted {site.site_id}",
+                f"{site.site_id}: counted {counted_w:.0f} W < true {true_w:.0f} W",
+            )
+
+    def _devices(self, site: SiteWorld) -> None:
+        agent = site.agent
+        if agent is None:
+            return
+        owner: dict[str, str] = {}
+        for entry in agent.state.leases:
+            if entry.status in (LeaseStatus.CLOSED, LeaseStatus.FOREIGN):
+                continue
+            for slot in entry.slots:
+                other = owner.setdefault(slot.device_id, entry.lease_id)
+                if other != entry.lease_id:
+                    self._once(
+                        f"owner {slot.device_id}",
+                        f"{slot.device_id} belongs to {other} and {entry.lease_id}",
+                    )
+
+    def _acks(self, site: SiteWorld) -> None:
+        store = site.store
+        if store is None:
+            return
+        for head in store.heads():
+            if head.acked_wm >= head.next_seq:
+                self._once(
+                    f"ack {site.site_id} {head.stream}",
+                    f"{site.site_id}: ack {head.acked_wm} of {head.stream} >= {head.next_seq}",
+                )
+
+    # --- after the faults -------------------------------------------------------------------
+
+    def settled(self) -> None:
+        """Check what must hold a minute after the last fault has ended."""
+        world = self._world
+        if world.back is None or not world.back.connected:
+            world.problem("not settled: the hub is not connected")
+        for site in world.sites.values():
+            self._site_settled(site)
+        self._running_is_served()
+
+    def _site_settled(self, site: SiteWorld) -> None:
+        world, name = self._world, site.site_id
+        if site.agent is None or site.uplink is None or site.store is None or site.service is None:
+            world.problem(f"not settled: {name} is down")
+            return
+        status = site.uplink.status()
+        if not status.connected or not status.welcomed or status.owner is not True:
+            world.problem(f"not settled: {name}: uplink {status}")
+        if not all(up for _, up in site.agent.status().nodes):
+            world.problem(f"not settled: {name}: node not connected")
+        now_ms = int(site.agent_clock.wall().timestamp() * 1_000)
+        for row in site.store.backlog():
+            old_ms = row.oldest_unacked_at_ms
+            if row.unacked and old_ms is not None and now_ms - old_ms > UNACKED_MAX_S * 1_000:
+                world.problem(f"not settled: {name}: {row}")
+
+    def _running_is_served(self) -> None:
+        """Compare what the hub says is running with the gates that are open."""
+        with sqlite3.connect(self._world.hub_path) as connection:
+            rows = connection.execute(
+                "SELECT workload_id, count, state FROM workloads ORDER BY workload_id"
+            ).fetchall()
+        connection.close()
+        for workload_id, count, state in rows:
+            open_gates = sum(
+                gate.lease_id.rpartition(".")[0] == workload_id for gate in self._truth.open.values()
+            )
+            if state == "running" and open_gates != count:
+                self._world.problem(f"{workload_id} is running with {open_gates} of {count} gates")
+            if state in ("queued", "completed", "failed", "cancelled", "expired") and open_gates:
+                self._world.problem(f"{workload_id} is {state} with {open_gates} open gates")
+
+    def ended(self) -> None:
+        """Check what must hold at the very end, when every workload was asked to end."""
+        world = self._world
+        for gate in self._truth.open.values():
+            world.problem(f"still served at the end: {gate}")
+        for site in world.sites.values():
+            if site.agent is None or site.store is None:
+                world.problem(f"{site.site_id} is down at the end")
+                continue
+            for row in site.store.backlog():
+                if row.stream is Stream.USAGE and row.unacked > 1:
+                    world.problem(f"{site.site_id}: usage not acked at the end: {row}")
+            for entry in site.agent.state.leases:
+                if entry.status is not LeaseStatus.CLOSED:
+                    world.problem(f"{site.site_id}: {entry.lease_id} is {entry.status} at the end")
+            self._device_time(site)
+
+    def _device_time(self, site: SiteWorld) -> None:
+        agent = site.agent
+        assert agent is not None
+        sums = {
+            sum(row.spent_ns for row in agent.device_time(device.device_id).times)
+            for device in site.site.devices
+        }
+        elapsed_ns = agent.state.now_ns
+        # The first agent starts with the run, at boottime 0.
+        if sums != {elapsed_ns}:
+            self._world.problem(
+                f"{site.site_id}: device time {sorted(sums)} is not the elapsed {elapsed_ns} ns"
+            )
+
+
+def restored(world: World, site_id: str) -> bool:
+    """Tell whether a site's database was put back in this run."""
+    return any(
+        fault.kind is SiteFaultKind.RESTORED_SNAPSHOT and fault.target == site_id
+        for fault in world.scenario.faults
+    )
