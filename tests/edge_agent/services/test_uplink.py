@@ -343,13 +343,13 @@ async def settled(hub: ModelHub, site: Site, within_s: float = 3_600) -> None:
 
 
 def test_all_streams_arrive_and_at_once(tmp_path: Path) -> None:
-    async def story(link: SimLink, hub: ModelHub, site: Site) -> None:
+    async def story(link: SimLink, hub: ModelHub, site: Site) -> None:  # noqa: ARG001
         await asyncio.sleep(5)
         await site.store.ensure_schema(b"schema")
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         await site.commit(1)
-        while not hub.usage:
+        while not hub.usage:  # noqa: ASYNC110 - virtual time
             await asyncio.sleep(0.001)
         assert loop.time() - began_s < 0.05  # two hops of 10 ms, and nothing of ours
         await site.seal(1)
@@ -436,12 +436,12 @@ def test_hub_restored_from_an_older_backup_is_given_it_all_again(tmp_path: Path)
 
 async def settled_usage(hub: ModelHub, count: int) -> None:
     async with asyncio.timeout(600):
-        while len(hub.usage) < count:
+        while len(hub.usage) < count:  # noqa: ASYNC110 - virtual time
             await asyncio.sleep(1)
 
 
 def test_edge_restored_from_an_older_copy_starts_a_new_store(tmp_path: Path) -> None:
-    async def story(link: SimLink, hub: ModelHub, site: Site) -> None:
+    async def story(link: SimLink, hub: ModelHub, site: Site) -> None:  # noqa: ARG001
         for number in range(5):
             await site.commit(number)
         await asyncio.sleep(5)
@@ -467,7 +467,7 @@ def test_edge_restored_from_an_older_copy_starts_a_new_store(tmp_path: Path) -> 
 
 
 def test_bad_words_are_counted_and_change_nothing(tmp_path: Path) -> None:
-    async def story(link: SimLink, hub: ModelHub, site: Site) -> None:
+    async def story(link: SimLink, hub: ModelHub, site: Site) -> None:  # noqa: ARG001
         await site.commit(1)
         await asyncio.sleep(5)
         connection = hub.connection
@@ -539,7 +539,7 @@ def test_desired_state_is_handed_over_once_per_version(tmp_path: Path) -> None:
 
 
 def test_leases_that_did_not_come_are_asked_for(tmp_path: Path) -> None:
-    async def story(link: SimLink, hub: ModelHub, site: Site) -> None:
+    async def story(link: SimLink, hub: ModelHub, site: Site) -> None:  # noqa: ARG001
         hub.leases = (LeaseHead("w-1.1", 1, 2), LeaseHead("w-2.1", 1, 1))
         await site.store.commit(CommitBatch(leases=(lease(2),)))
         await asyncio.sleep(40)
@@ -553,7 +553,7 @@ def test_leases_that_did_not_come_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_stop_in_good_order_says_goodbye(tmp_path: Path) -> None:
-    async def story(link: SimLink, hub: ModelHub, site: Site) -> None:
+    async def story(link: SimLink, hub: ModelHub, site: Site) -> None:  # noqa: ARG001
         await asyncio.sleep(5)
         assert site.task is not None
         site.task.cancel()
