@@ -133,8 +133,8 @@ async def _play(stack: Stack, report: Report, seconds: float | None, stop: async
     async with LiveClient(url, stack.customer.token) as live:
         await _pause(stop, 2.0)
         served = [
-            await _submit(stack, report, live, "chat", {"device_class": "H100", "count": 2}, None),
-            await _submit(stack, report, live, "batch", {"device_class": "H100"}, 12),
+            await _submit(stack, report, live, "chat", {"device_class": "H100", "count": 6}, None),
+            await _submit(stack, report, live, "batch", {"device_class": "H100", "count": 4}, 12),
         ]
         await _pause(stop, 8.0)
         await stack.customer.delete(f"/api/v1/workloads/{served[0]}")
@@ -183,6 +183,8 @@ async def _close_books(stack: Stack, report: Report, times: dict[str, Any]) -> N
     period = (int(start.timestamp() * 1_000), int(end.timestamp() * 1_000))
     truth = bill(stays(read_truth(stack.truth_files())), prices, *period)
     report.ground_truth_usd = truth.total_usd
+    report.billed_ms = sum(line["active_ms"] for line in invoice["lines"])
+    report.truth_ms = sum(line[3] for line in truth.lines)
     report.add_metrics(await stack.admin.get("/api/v1/metrics/summary"))
 
 

@@ -25,6 +25,7 @@ class Report:
         self.submit_to_running_ms: list[float] = []
         self.invoice_total_usd: Decimal | None = None
         self.ground_truth_usd: Decimal | None = None
+        self.billed_ms = self.truth_ms = 0
         self.estimated = False
         self.curtailments = 0
         self.wakes = 0
@@ -49,7 +50,7 @@ class Report:
             and self.gpu_switches >= 2
             and self.invoice_total_usd is not None
             and self.invoice_total_usd == self.ground_truth_usd
-            and self.invoice_total_usd > 0
+            and self.billed_ms == self.truth_ms > 0
             and not self.estimated
             and not self.time_errors
             and self.devices_timed == sum(self.devices.values())
@@ -123,6 +124,8 @@ class Report:
             },
             "invoice_total_usd": _text(self.invoice_total_usd),
             "ground_truth_usd": _text(self.ground_truth_usd),
+            "billed_ms": self.billed_ms,
+            "truth_ms": self.truth_ms,
             "invoice_estimated": self.estimated,
             "device_time_conserved": not self.time_errors and self.devices_timed > 0,
             "device_time_errors": self.time_errors[:10],

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         return _COMMANDS[args.command](args)
     except BrokenPipeError:  # the reader (`head`, `less`) has seen enough
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return EXIT_OK
     except CliError as exc:
         if getattr(args, "json", False):
