@@ -215,10 +215,10 @@ class Telemetry:
             await self._hot.append(HotTick(t_ms=sample.t_ms, columns=sample.columns))
 
     def _fits(self, columns: Sequence[Floats]) -> bool:
-        shape = (len(self._device_ids),)
+        count = len(self._device_ids)
         if len(columns) != len(self._schema.metrics):
             return False
-        return not any(column.shape != shape for column in columns)
+        return all(column.ndim == 1 and len(column) == count for column in columns)
 
     def _due(self) -> bool:
         if len(self._ring) >= TICKS_PER_SEGMENT:
