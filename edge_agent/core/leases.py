@@ -103,6 +103,8 @@ def decide(
         for entry in state.leases
         if entry.status is LeaseStatus.RECEIVED and entry.lease is not None
     ]
+    if not waiting:
+        return tuple(acts)
     waiting.sort(key=lambda pair: (pair[1].priority, pair[0].no))
     taken = state.lease_no >= 0
     ended: set[int] = {

@@ -105,7 +105,9 @@ def _first(reading: MeterReading) -> Metered:
 
 def _opened(head: Head, reading: MeterReading) -> Metered:
     last = head.reading
-    if not head.closed:
+    same_boot = reading.boot_id == last.boot_id
+    sent_again = same_boot and reading.boottime_ns <= last.boottime_ns
+    if sent_again or not head.closed:
         return Metered(head, alarm=("opened_twice", reading.instance_id))
     if reading.served_ns < last.served_ns or reading.energy_mj < last.energy_mj:
         return Metered(head, alarm=("meter_backwards", reading.instance_id))

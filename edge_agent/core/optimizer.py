@@ -156,10 +156,13 @@ def _admit_starts(
     site: Site, state: SiteState, power: p.PowerView
 ) -> tuple[tuple[ls.Start, ...], float, float]:
     """Split lease starts into those that fit under the cap now; the rest needs load shed first."""
-    now, after = pw.counted_w(site, state), pw.counted_after_w(site, state, SERVE)
     left, missing = power.headroom_w, 0.0
     fits: list[ls.Start] = []
-    for start in ls.starts(site, state):
+    starts = ls.starts(site, state)
+    if not starts:
+        return (), left, 0.0
+    now, after = pw.counted_w(site, state), pw.counted_after_w(site, state, SERVE)
+    for start in starts:
         need = pw.total(after[start.indices] - now[start.indices])
         # A start that raises nothing may go even with the load above the cap.
         if need <= max(left, 0.0):

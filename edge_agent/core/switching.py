@@ -84,6 +84,8 @@ PATHS: dict[DeviceKind, tuple[Phase, ...]] = {
 }
 PATHS[DeviceKind.CPU] = PATHS[DeviceKind.GPU]
 
+_UNDO = {Stage.ROLLBACK: Phase.ROLLBACK, Stage.QUARANTINE: Phase.QUARANTINE}
+
 DEADLINE_S: dict[Phase, float] = {
     Phase.VALIDATE: 3.0,
     Phase.DRAIN: 10.0,
@@ -290,11 +292,7 @@ def _advance(switch: Switch, now_ns: int) -> tuple[Switch, tuple[Effect, ...]]:
     stage = TABLE[switch.stage, last, verdict]
     if stage is Stage.CLOSED:
         return replace(switch, stage=stage), (Closed(),)
-    phase = {
-        Stage.FORWARD: Phase.VALIDATE if last else _successor(path, switch.phase),
-        Stage.ROLLBACK: Phase.ROLLBACK,
-        Stage.QUARANTINE: Phase.QUARANTINE,
-    }[stage]
+    phase = _UNDO.get(stage) or path[path.index(switch.phase) + 1]
     devices = tuple(replace(device, answered=False) for device in switch.devices)
     commit_asked = switch.commit_asked or phase is Phase.COMMIT
     switch = replace(switch, stage=stage, phase=phase, devices=devices, commit_asked=commit_asked)
@@ -317,11 +315,6 @@ def _commit_live(switch: Switch) -> Switch:
         for device in switch.devices
     )
     return replace(switch, devices=devices)
-
-
-def _successor(path: tuple[Phase, ...], phase: Phase) -> Phase:
-    at = path.index(phase)
-    return path[min(at + 1, len(path) - 1)]
 
 
 def _ask(switch: Switch) -> Ask:

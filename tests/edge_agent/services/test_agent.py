@@ -192,7 +192,7 @@ def test_the_nth_effect_that_fails_leaves_no_device_in_between(nth: int, fault: 
 
     async def script(agent: Agent) -> None:
         await asyncio.sleep(2.0)
-        world.nodes.fail = fail  # type: ignore[assignment]
+        world.nodes.fail = fail
         await agent.offer_lease(lease(count=2))
         await asyncio.sleep(10.0)
         assert not agent.state.switches
@@ -308,15 +308,18 @@ def test_work_of_an_unknown_lease_stays_until_the_manifest_leaves_it_out() -> No
 def test_drain_moves_the_device_out_of_use_and_undrain_brings_it_back() -> None:
     world = World()
 
+    def mines(device_id: str) -> bool:
+        return world.fleet.mining[device_id]
+
     async def script(agent: Agent) -> None:
         await asyncio.sleep(35.0)
         await agent.drain("a1", None, "fan")
         await asyncio.sleep(10.0)
-        assert not world.fleet.mining["a1"]
+        assert mines("a1") is False
         assert agent.why("a1").reason == "drained"
         await agent.undrain("a1")
         await asyncio.sleep(60.0)
-        assert world.fleet.mining["a1"]
+        assert mines("a1") is True
         with pytest.raises(ActError):
             await agent.drain("nope", None, "")
 
