@@ -6,6 +6,7 @@ inside (private, hence pinned and tested), and the broker's reason decides.
 """
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -29,6 +30,9 @@ KEEPALIVE_S = 20
 PUBLISHES_MAX = 48
 # QoS 0 messages that may wait; QoS 1 is bounded by ReceiveMaximum.
 LOSSY_WAITING_MAX = 1_000
+# Small packets follow each other (an ack, then a lease): Nagle's algorithm would hold the second
+# for the 40 ms of the broker's delayed TCP ack.
+_NO_DELAY = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)
 
 
 class BrokerAddress(Struct, frozen=True, kw_only=True):
@@ -76,6 +80,7 @@ class AiomqttConnector:
             tls_context=self._tls,
             timeout=CONNECT_S,
             max_inflight_messages=PUBLISHES_MAX,
+            socket_options=_NO_DELAY,
         )
         connection = _Connection(client)
         try:
