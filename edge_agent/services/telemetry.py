@@ -227,7 +227,7 @@ class Telemetry:
             return False
         if self._ring[-1].t_ms - self._ring[0].t_ms >= SEAL_AFTER_S * 1_000:
             return True
-        width = self._groups[0][0].stop
+        width: int = self._groups[0][0].stop
         points = len(self._ring) * width * len(self._schema.metrics)
         return points * self._bytes_per_point >= SEGMENT_BYTES_TARGET
 
