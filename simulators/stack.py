@@ -178,6 +178,7 @@ class Stack:
         conf = self.root / "mosquitto.conf"
         conf.write_text(
             f"listener {self.broker_port} 127.0.0.1\nallow_anonymous true\npersistence false\n"
+            "set_tcp_nodelay true\n"
             "max_inflight_messages 64\nmax_queued_messages 2000\nmax_queued_bytes 67108864\n"
             "message_size_limit 1048576\n"
         )

@@ -8,6 +8,7 @@ there, and an object serves one connection only. The private attributes touched 
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator, Sequence
 
@@ -81,6 +82,8 @@ class AiomqttConnector:
             max_queued_incoming_messages=_INBOUND_MAX,
             max_inflight_messages=64,
             max_queued_outgoing_messages=256,
+            # An event right after an ack would wait 40 ms: Nagle against the delayed TCP ack.
+            socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
         )
         client._client.manual_ack_set(True)  # noqa: FBT003, SLF001 - paho's own signature
         try:
