@@ -103,7 +103,8 @@ class MeterDesk:
         """Move ``through`` on by the node's own clock while no meter can run."""
         async with self._lock:
             memory = self._memory
-            if any(not one.closed and not one.stopped for one in memory.meters.values()):
+            meters = memory.meters.values()
+            if any(one.serving or not (one.closed or one.stopped) for one in meters):
                 return
             through = self._clock.wall() - TICK
             before = memory.metering.through

@@ -15,6 +15,7 @@ from msgspec import Struct
 from edge_agent.node.channel import Channel, Dialer, dial
 from edge_agent.node.errors import LinkError
 from edge_agent.ports import NodeSink
+from edge_agent.workloads.side_by_side import first_error
 from protocol import codec
 from protocol.errors import DecodeError
 from protocol.node import (
@@ -154,8 +155,8 @@ class _Link:
         while True:
             try:
                 await self._connection()
-            except* (OSError, DecodeError) as group:
-                self._note(group.exceptions[0])
+            except (OSError, DecodeError) as exc:
+                self._note(exc)
             self._lose()
             if self._told:
                 self._told = False
@@ -209,10 +210,15 @@ class _Link:
         self.stats.connects += 1
         logger.info("node=%s connected", self._node.node_id)
         inbox = _Inbox()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._receive(channel, inbox), name="node-link-receive")
-            group.create_task(self._deliver(channel, inbox), name="node-link-deliver")
-            group.create_task(self._beat_on(channel), name="node-link-beat")
+        raise await first_error(
+            {
+                "node-link-receive": self._receive(channel, inbox),
+                "node-link-deliver": self._deliver(channel, inbox),
+                "node-link-beat": self._beat_on(channel),
+            },
+            OSError,
+            DecodeError,
+        )
 
     async def _receive(self, channel: Channel, inbox: "_Inbox") -> None:
         while True:
@@ -267,9 +273,7 @@ class _Link:
                     future.set_exception(LinkError(f"node {self._node.node_id} went away"))
                     future.exception()  # its waiter may be gone: mark it as looked at
 
-    def _note(self, exc: BaseException) -> None:
-        while isinstance(exc, BaseExceptionGroup):
-            exc = exc.exceptions[0]
+    def _note(self, exc: Exception) -> None:
         if isinstance(exc, DecodeError):
             self.stats.malformed += 1
         self.stats.last_error = f"{type(exc).__name__}: {exc}"

@@ -18,6 +18,7 @@ from edge_agent.node.channel import Channel, StreamChannel, split_tcp
 from edge_agent.node.errors import LinkError
 from edge_agent.node.service import NodeService
 from edge_agent.storage.errors import StorageError
+from edge_agent.workloads.side_by_side import first_error
 from protocol import codec
 from protocol.errors import DecodeError
 from protocol.node import (
@@ -58,14 +59,16 @@ class _Session:
         self._sent_through: object = None
 
     async def run(self) -> None:
-        """Serve the agent until the connection ends."""
+        """Serve the agent; raises what ended the connection."""
         self._sent_seq = self._service.memory.acked_seq
         first = [self._service.inventory(), *self._service.standing_events()]
         await self._channel.send([codec.encode(one, codec.FRAME_BYTES_MAX) for one in first])
         self._wake.set()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._send(), name="node-session-send")
-            group.create_task(self._receive(), name="node-session-receive")
+        raise await first_error(
+            {"node-session-send": self._send(), "node-session-receive": self._receive()},
+            OSError,
+            DecodeError,
+        )
 
     def wake(self) -> None:
         """Look again for readings."""
@@ -180,11 +183,11 @@ class NodeServer:
             session = await self._greet(channel)
             if session is not None:
                 await session.run()
-        except* DecodeError as group:
+        except DecodeError as exc:
             self.malformed += 1
-            logger.warning("agent session ended, malformed: %s", _first(group))
-        except* (OSError, StorageError) as group:
-            logger.info("agent session ended: %s", _first(group))
+            logger.warning("agent session ended, malformed: %s", exc)
+        except (OSError, StorageError) as exc:
+            logger.info("agent session ended: %s", exc)
         finally:
             self._connections -= 1
             if session is not None:
@@ -222,12 +225,6 @@ async def _next(channel: Channel) -> AgentToNode:
 
 def _encode(message: PhaseDone | NodeEvent | NodeFacts | Readings | HelloRefused) -> bytes:
     return codec.encode(message, codec.FRAME_BYTES_MAX)
-
-
-def _first(exc: BaseException) -> BaseException:
-    while isinstance(exc, BaseExceptionGroup):
-        exc = exc.exceptions[0]
-    return exc
 
 
 def _clear_socket(path: Path) -> None:

@@ -20,6 +20,7 @@ from edge_agent.workloads.ports import (
     Meter,
     MeterPage,
 )
+from edge_agent.workloads.side_by_side import first_error
 
 T = TypeVar("T")
 
@@ -194,25 +195,26 @@ class SimulatedDriver:
             )
         self._writer = writer
         try:
-            async with asyncio.TaskGroup() as group:
-                reading = group.create_task(self._read(reader), name="workload-read")
-                try:
-                    hello = await self._ask(_hello, op="hello")
-                except (DriverRefusedError, DriverUnavailableError):
-                    reading.cancel()
-                    raise
-                self._info = HostInfo(
-                    host_id=hello.host_id,
-                    process_id=hello.process_id,
-                    boot_id=hello.boot_id,
-                    gpus=hello.gpus,
-                )
-                self._failures = 0
-                logger.info("workload host connected: process_id=%s", hello.process_id)
-        except* (OSError, DriverRefusedError) as group_error:
-            raise DriverUnavailableError(str(group_error.exceptions[0])) from group_error
+            raise await first_error(
+                {"workload-read": self._read(reader), "workload-hello": self._greet()},
+                OSError,
+                DriverRefusedError,
+            )
+        except DriverRefusedError as exc:
+            raise DriverUnavailableError(f"hello: {exc}") from exc
         finally:
             self._disconnect()
+
+    async def _greet(self) -> None:
+        hello = await self._ask(_hello, op="hello")
+        self._info = HostInfo(
+            host_id=hello.host_id,
+            process_id=hello.process_id,
+            boot_id=hello.boot_id,
+            gpus=hello.gpus,
+        )
+        self._failures = 0
+        logger.info("workload host connected: process_id=%s", hello.process_id)
 
     def _disconnect(self) -> None:
         self._info = None

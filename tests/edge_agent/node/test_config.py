@@ -53,7 +53,7 @@ def test_good_config_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_named(old: str, new: str, field: str, reason: str) -> None:
-    with pytest.raises(NodeConfigError, match=".") as caught:
+    with pytest.raises(NodeConfigError) as caught:
         node_config_from_toml(GOOD.replace(old, new, 1))
     assert caught.value.field == field
     assert reason in caught.value.reason

@@ -13,7 +13,7 @@ from edge_agent.node.lapse import HubHeard, heard, lapsed
 from protocol.lease import OnPartition
 from protocol.node import NodeEventKind, Phase, ReadingKind
 from protocol.resource import Activity
-from tests.edge_agent.node.world import World, step
+from tests.edge_agent.node.world import World, lease_work, step
 
 Play = Callable[[Callable[[World], Coroutine[Any, Any, None]]], None]
 MINE, SERVE, IDLE = Activity.MINE, Activity.SERVE, Activity.IDLE
@@ -29,7 +29,7 @@ def test_completed_work_closes_at_its_served_time_and_is_told_again(play: Play) 
         async with world.node():
             async with world.agent():
                 await asyncio.sleep(1.5)
-                await world.serve("d0", run_s=5)
+                await world.serve("d0", lease_work(run_s=5))
                 await asyncio.sleep(8)
                 assert _kinds(world) == [NodeEventKind.COMPLETED]
                 assert world.sink.readings[-1].served_ns == 5 * NS_PER_S
@@ -66,7 +66,7 @@ def test_killed_host_gives_lost_within_a_second_never_over(play: Play) -> None:
             truth_ns = world.truth[-1].served_ns
             assert truth_ns - NS_PER_S <= lost.served_ns <= truth_ns
             await world.switch(step("d0", SERVE, MINE))
-            await world.serve("d0", "i2")
+            await world.serve("d0", lease_work("i2"))
 
     play(scenario)
 
@@ -93,7 +93,7 @@ def test_node_dead_for_minutes_still_cuts_at_minutes(play: Play) -> None:
 
 def test_node_killed_between_gate_and_answer_bills_from_the_gate_on(play: Play) -> None:
     async def scenario(world: World) -> None:
-        one = step("d0", IDLE, SERVE, world.work())
+        one = step("d0", IDLE, SERVE, lease_work())
         async with world.node():
             await asyncio.sleep(1.5)
             for phase in (Phase.HANDOVER, Phase.ACTIVATE, Phase.VERIFY):
@@ -209,8 +209,8 @@ def test_move_work_lapses_on_boottime_agent_or_not(play: Play) -> None:
         async with world.node() as node:
             async with world.agent():
                 await asyncio.sleep(1.5)
-                await world.serve("d0", on_partition=OnPartition.MOVE, lapse_after_s=60)
-                await world.serve("d1", "i2", lease_id="w2.1")
+                await world.serve("d0", lease_work(on_partition=OnPartition.MOVE, lapse_after_s=60))
+                await world.serve("d1", lease_work("i2", lease_id="w2.1"))
                 await asyncio.sleep(100)  # the hub is heard all the time
                 assert node.inventory().devices[0].gate_open
             begun_ns = world.clock.boottime_ns()
@@ -235,7 +235,7 @@ def test_move_work_is_refused_while_the_hub_is_not_heard(play: Play) -> None:
     async def scenario(world: World) -> None:
         async with world.node():
             await asyncio.sleep(1.5)
-            work = world.work(on_partition=OnPartition.MOVE)
+            work = lease_work(on_partition=OnPartition.MOVE)
             refused = await world.phase("s", Phase.VALIDATE, step("d0", IDLE, SERVE, work))
             assert (refused.outcomes[0].status, refused.outcomes[0].code) == ("refused", "lapsed")
 
@@ -248,7 +248,7 @@ def test_move_work_is_refused_while_the_hub_is_not_heard(play: Play) -> None:
     ids=["in-time", "due", "other-boot"],
 )
 def test_lapse_rule(age_s: int, boot_id: str, expected: bool) -> None:  # noqa: FBT001
-    work = World.work(World.__new__(World), on_partition=OnPartition.MOVE, lapse_after_s=60)
+    work = lease_work(on_partition=OnPartition.MOVE, lapse_after_s=60)
     last = HubHeard(boot_id="b", boottime_ns=100 * NS_PER_S)
     now_ns = (100 + age_s) * NS_PER_S
     assert lapsed(work, last, boot_id=boot_id, now_ns=now_ns) is expected

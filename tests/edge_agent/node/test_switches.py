@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from protocol.node import NodeEventKind, Phase, ReadingKind
+from protocol.node import DeviceStep, NodeEventKind, Phase, ReadingKind
 from protocol.resource import Activity
-from tests.edge_agent.node.world import FORWARD, World, step
+from tests.edge_agent.node.world import FORWARD, World, lease_work, step
 
 Play = Callable[[Callable[[World], Coroutine[Any, Any, None]]], None]
 MINE, SERVE, IDLE = Activity.MINE, Activity.SERVE, Activity.IDLE
@@ -67,9 +67,9 @@ def test_serve_to_serve_shuts_one_before_the_other_opens(play: Play) -> None:
     async def scenario(world: World) -> None:
         async with world.node():
             await asyncio.sleep(1.5)
-            await world.serve("d0", "i1")
+            await world.serve("d0", lease_work("i1"))
             await asyncio.sleep(2)
-            other = world.work("i2", lease_id="w2.1", workload_id="w2")
+            other = lease_work("i2", lease_id="w2.1")
             await world.switch(step("d0", SERVE, SERVE, other))
             kinds = [(one.kind, one.instance_id) for one in world.stored_readings()]
             assert kinds == [
@@ -86,7 +86,7 @@ def test_a_repeated_phase_gives_the_stored_result_and_acts_no_more(play: Play) -
     async def scenario(world: World) -> None:
         async with world.node():
             await asyncio.sleep(1.5)
-            work = world.work()
+            work = lease_work()
             one = step("d0", IDLE, SERVE, work)
             firsts = [await world.phase("s", phase, one) for phase in FORWARD]
             calls = len(world.driver.calls)
@@ -135,13 +135,15 @@ def test_wrong_canary_fails_verify_and_rollback_mines_on(play: Play) -> None:
         async with world.node() as node:
             await asyncio.sleep(1.5)
             await world.switch(step("d0", IDLE, MINE))
-            one = step("d0", MINE, SERVE, world.work())
+            one = step("d0", MINE, SERVE, lease_work())
             for phase in FORWARD[:6]:
                 await world.phase("s", phase, one)
-            world.host._gpus["gpu0"].model = "L40S"  # it now answers as another model does
-            answer = await world.phase("s", Phase.VERIFY, one)
-            del answer
-            world.host._gpus["gpu0"].model = "H100"
+            world.driver.falsify = True
+            wrong = await world.phase("s", Phase.VERIFY, one)
+            assert (wrong.outcomes[0].status, wrong.outcomes[0].code) == (
+                "failed",
+                "canary_mismatch",
+            )
             done = await world.phase("s", Phase.ROLLBACK, one)
             assert done.outcomes[0].status == "done"
             assert world.host.sample()[0].mining
@@ -245,7 +247,7 @@ def test_validate_refuses(play: Play, temp_c_max: float, code: str) -> None:
                 await world.serve("d0")
             node._runner._temp_c_max = temp_c_max
             refused = await world.phase(
-                "s", Phase.VALIDATE, step("d0", MINE, SERVE, world.work("i9"))
+                "s", Phase.VALIDATE, step("d0", MINE, SERVE, lease_work("i9"))
             )
             assert (refused.outcomes[0].status, refused.outcomes[0].code) == ("refused", code)
 
@@ -278,7 +280,7 @@ def test_the_nth_act_fails(play: Play, source: Activity, lost_answer: bool) -> N
             for attempt in range(1, 30):
                 await _settle(world, source, f"base{attempt}")
                 target = SERVE if source is MINE else MINE
-                work = world.work(f"try{attempt}") if target is SERVE else None
+                work = lease_work(f"try{attempt}") if target is SERVE else None
                 one = step("d0", source, target, work)
                 number = world.driver._acts + attempt
                 world.driver.fail_at = None if lost_answer else number
@@ -306,11 +308,11 @@ def test_the_nth_act_fails(play: Play, source: Activity, lost_answer: bool) -> N
 async def _settle(world: World, source: Activity, instance: str) -> None:
     assert world.service is not None
     held = world.service.memory.assignments["d0"].activity
-    work = world.work(instance) if source is SERVE else None
+    work = lease_work(instance) if source is SERVE else None
     await world.switch(step("d0", held, source, work))
 
 
-async def _drive(world: World, switch_id: str, one: Any) -> bool:
+async def _drive(world: World, switch_id: str, one: DeviceStep) -> bool:
     """Go forward, roll back at the first failure, and ask again where the result is unknown."""
     for phase in FORWARD:
         for _ in range(3):

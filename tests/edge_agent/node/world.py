@@ -1,4 +1,4 @@
-"""A whole node in virtual time: simulated GPU host, inline store, in-memory link, a listening agent."""
+"""A whole node in virtual time: simulated GPUs, inline store, in-memory link, a listening agent."""
 
 from __future__ import annotations
 
@@ -192,19 +192,6 @@ class World:
             await asyncio.sleep(0.01)
             yield links
 
-    def work(self, instance: str = "i1", **options: Any) -> LeaseWork:
-        run_s = options.pop("run_s", None)
-        return LeaseWork(
-            lease_id=options.pop("lease_id", "w1.1"),
-            workload_id=options.pop("workload_id", "w1"),
-            attempt=1,
-            instance_id=instance,
-            device_class="H100",
-            spec=WorkloadSpec(run_s=run_s),
-            on_partition=options.pop("on_partition", OnPartition.STAY),
-            lapse_after_s=options.pop("lapse_after_s", 300),
-        )
-
     async def phase(
         self,
         switch_id: str,
@@ -232,9 +219,9 @@ class World:
             assert [one.status for one in done.outcomes] == ["done"] * len(steps), done
         return switch_id
 
-    async def serve(self, device: str = "d0", instance: str = "i1", **options: Any) -> LeaseWork:
+    async def serve(self, device: str = "d0", work: LeaseWork | None = None) -> LeaseWork:
         """Bring a device from whatever it does to serving."""
-        work = self.work(instance, **options)
+        work = lease_work() if work is None else work
         assert self.service is not None
         held = self.service.memory.assignments[device].activity
         await self.switch(step(device, held, Activity.SERVE, work))
@@ -243,6 +230,27 @@ class World:
     def stored_readings(self) -> tuple[MeterReading, ...]:
         assert self.service is not None
         return self.service.memory._store.readings_after(0, 100_000)
+
+
+def lease_work(
+    instance: str = "i1",
+    lease_id: str = "w1.1",
+    *,
+    run_s: int | None = None,
+    on_partition: OnPartition = OnPartition.STAY,
+    lapse_after_s: int = 300,
+) -> LeaseWork:
+    """Give the work of a lease, named by its instance."""
+    return LeaseWork(
+        lease_id=lease_id,
+        workload_id=lease_id.partition(".")[0],
+        attempt=1,
+        instance_id=instance,
+        device_class="H100",
+        spec=WorkloadSpec(run_s=run_s),
+        on_partition=on_partition,
+        lapse_after_s=lapse_after_s,
+    )
 
 
 def step(
