@@ -4,10 +4,11 @@ from typing import Any
 
 from litestar import Request, Response, get, post
 
-from hub.api.deps import Deps, caller_of
+from hub.api.bodies import LOGIN, read_body
+from hub.api.deps import HubDeps, caller_of
 from hub.api.front import address_of
 from hub.api.problems import ApiProblem
-from hub.api.schemas import LoginAnswer, LoginRequest, MeAnswer
+from hub.api.schemas import LoginAnswer, MeAnswer
 from hub.security.tokens import LIFETIME_S
 from hub.store import users
 
@@ -15,8 +16,9 @@ JWKS_MAX_AGE_S = 300
 
 
 @post("/auth/login", status_code=200)
-async def login(request: Request[Any, Any, Any], data: LoginRequest, deps: Deps) -> LoginAnswer:
+async def login(request: Request[Any, Any, Any], deps: HubDeps) -> LoginAnswer:
     """Give a token for e-mail address and password."""
+    data = await read_body(request, LOGIN)
     email = data.email.lower()
     now_ns = deps.clock.boottime_ns()
     address = address_of(request.scope)  # type: ignore[arg-type]
@@ -49,7 +51,7 @@ async def read_me(request: Request[Any, Any, Any]) -> MeAnswer:
 
 
 @get(["/.well-known/jwks.json", "/api/v1/.well-known/jwks.json"], include_in_schema=True)
-async def read_jwks(deps: Deps) -> Response[dict[str, list[dict[str, str]]]]:
+async def read_jwks(deps: HubDeps) -> Response[dict[str, list[dict[str, str]]]]:
     """Give the public keys that verify tokens (RFC 7517)."""
     body: Any = deps.tokens.jwks()
     return Response(

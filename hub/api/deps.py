@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
+from litestar.di import NamedDependency
 from msgspec import Struct
 
 from hub.core.authz import Role
@@ -59,6 +60,9 @@ class Deps:
     logins: TokenBuckets
     login_addresses: TokenBuckets
     counts: Counts
+
+
+HubDeps = NamedDependency[Deps]
 
 
 class Caller(Struct, frozen=True, kw_only=True):

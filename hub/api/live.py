@@ -16,7 +16,7 @@ from litestar import WebSocket, websocket
 from litestar.exceptions import WebSocketException
 from msgspec import Meta, Struct
 
-from hub.api.deps import Caller, Deps
+from hub.api.deps import Caller, Deps, HubDeps
 from hub.api.front import address_of, caller_from
 from hub.core.live import SITE, SWITCH, TOPICS
 from hub.live import LiveClient
@@ -59,7 +59,7 @@ _DECODER = msgspec.json.Decoder(ClientMessage)
 
 
 @websocket("/live")
-async def live(socket: WebSocket[Any, Any, Any], deps: Deps) -> None:
+async def live(socket: WebSocket[Any, Any, Any], deps: HubDeps) -> None:
     """Serve one live connection."""
     offered = socket.headers.get("sec-websocket-protocol", "")
     protocols = [name.strip() for name in offered.split(",") if name.strip()]

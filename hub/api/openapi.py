@@ -14,6 +14,7 @@ from litestar.di import Provide
 from litestar.openapi.config import OpenAPIConfig
 from litestar.types import ControllerRouterHandler
 
+from hub.api.bodies import BODIES
 from hub.core.authz import ROUTES, Access, Role
 from hub.version import VERSION
 
@@ -50,9 +51,8 @@ _PROBLEM = {
 }
 
 
-def schema_route(handlers: Sequence[ControllerRouterHandler]) -> Router:
-    """Make the routes that serve the document of ``handlers``."""
-    encoded = msgspec.json.encode(document(handlers))
+def schema_route(encoded: bytes) -> Router:
+    """Make the routes that serve an encoded document."""
 
     @get(["/schema", "/api/v1/schema"], include_in_schema=False)
     async def read_schema() -> Response[bytes]:
@@ -71,7 +71,13 @@ def document(handlers: Sequence[ControllerRouterHandler]) -> dict[str, Any]:
     )
     made: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(app.openapi_schema.to_schema()))
     components = made.setdefault("components", {})
-    components.setdefault("schemas", {})["Problem"] = _PROBLEM
+    schemas = components.setdefault("schemas", {})
+    refs, bodies = msgspec.json.schema_components(
+        BODIES.values(), ref_template="#/components/schemas/{name}"
+    )
+    schemas |= bodies
+    schemas["Problem"] = _PROBLEM
+    body_of = dict(zip(BODIES, refs, strict=True))
     components["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
     }
@@ -79,6 +85,10 @@ def document(handlers: Sequence[ControllerRouterHandler]) -> dict[str, Any]:
         for method, operation in operations.items():
             if method in {"get", "post", "put", "patch", "delete"}:
                 _correct(operation, method.upper(), path)
+                if (method.upper(), path) in body_of:
+                    schema = body_of[method.upper(), path]
+                    content = {"application/json": {"schema": schema}}
+                    operation["requestBody"] = {"required": True, "content": content}
     return made
 
 

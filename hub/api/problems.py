@@ -148,27 +148,36 @@ def _of_hub(exc: HubError) -> Response[bytes]:
     return answer(make_problem(status, exc.code, exc.detail), headers)
 
 
-def _of_validation(exc: ValidationException) -> Problem:
-    rows = exc.extra if isinstance(exc.extra, list) else []
-    errors = tuple(_field_error(row) for row in rows if isinstance(row, dict))
-    detail = "; ".join(f"{error.pointer}: {error.detail}" for error in errors) or exc.detail
-    return make_problem(400, "invalid", detail, errors)
-
-
-def _field_error(row: dict[str, Any]) -> FieldError:
-    message = str(row.get("message", "invalid"))
-    key = str(row.get("key", ""))
-    source = str(getattr(row.get("source"), "value", row.get("source", "body")))
+def field_error(message: str) -> FieldError:
+    """Read msgspec's message on a wrong body into pointer and detail."""
     found = _AT.search(message)
+    path = [] if not found else re.split(r"[.\[\]]+", found.group(1))
     if found:
         message = message[: found.start()]
-        key = key if key and key != "data" else found.group(1)
     named = _UNKNOWN.search(message) or _MISSING.search(message)
-    path = [] if key in {"", "data"} else re.split(r"[.\[\]]+", key.strip("."))
     if named:
         path.append(named.group(1))
-    if source == "body":
-        return FieldError(pointer="".join(f"/{part}" for part in path if part), detail=message)
+    return FieldError(pointer="".join(f"/{part}" for part in path if part), detail=message)
+
+
+def make_problem_of(errors: tuple[FieldError, ...]) -> ApiProblem:
+    """Make the answer to wrong fields."""
+    detail = "; ".join(f"{error.pointer}: {error.detail}" for error in errors)
+    return ApiProblem(400, "invalid", detail, errors=errors)
+
+
+def _of_validation(exc: ValidationException) -> Problem:
+    """Read what Litestar says of a wrong query, header or path parameter."""
+    rows = exc.extra if isinstance(exc.extra, list) else []
+    errors = tuple(_parameter_error(row) for row in rows if isinstance(row, dict))
+    if not errors:
+        return make_problem(400, "invalid", exc.detail)
+    return make_problem_of(errors).problem
+
+
+def _parameter_error(row: dict[str, Any]) -> FieldError:
+    source = str(getattr(row.get("source"), "value", ""))
     prefix = {"query": "?", "header": "header ", "path": "path "}.get(source, "")
-    name = ".".join(path)
-    return FieldError(pointer=prefix + _QUERY_NAMES.get(name, name), detail=message)
+    name = str(row.get("key", ""))
+    pointer = prefix + _QUERY_NAMES.get(name, name)
+    return FieldError(pointer=pointer, detail=str(row.get("message", "invalid")))

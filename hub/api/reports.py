@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, get, post
-from litestar.params import Parameter
+from litestar.params import FromPath, QueryParameter
 
-from hub.api.deps import Deps, caller_of
+from hub.api.bodies import ROUTE, read_body
+from hub.api.deps import Deps, HubDeps, caller_of
 from hub.api.problems import ApiProblem, bad_field
 from hub.api.schemas import (
     CandidateView,
@@ -20,7 +21,6 @@ from hub.api.schemas import (
     ResourcesAnswer,
     RevenueAnswer,
     RouteAnswer,
-    RouteRequest,
     SiteRevenue,
     SiteView,
     SummaryAnswer,
@@ -43,21 +43,22 @@ from protocol.units import from_ms, parse_usd
 WINDOW = timedelta(hours=24)
 WINDOW_MAX = timedelta(days=92)
 
-From = Annotated[datetime | None, Parameter(query="from")]
-To = Annotated[datetime | None, Parameter(query="to")]
+From = Annotated[datetime | None, QueryParameter(name="from")]
+To = Annotated[datetime | None, QueryParameter(name="to")]
 
 
 @post("/route", status_code=200)
-async def quote(data: RouteRequest, deps: Deps) -> RouteAnswer:
+async def quote(request: Request[Any, Any, Any], deps: HubDeps) -> RouteAnswer:
     """Say where a workload would go now and what it would cost; nothing is reserved."""
+    data = await read_body(request, ROUTE)
     now = deps.clock.wall()
-    request = PlaceRequest(
+    place = PlaceRequest(
         device_class=data.device_class,
         count=data.count,
         priority=data.priority,
         site_id=data.site_id,
     )
-    candidates = rank(request, read_offers(deps.store))
+    candidates = rank(place, read_offers(deps.store))
     chosen = best(candidates)
     card = card_in_force(rate_cards.list_cards(deps.store), now)
     price = None if card is None else card.price_of(data.device_class)
@@ -86,7 +87,7 @@ async def quote(data: RouteRequest, deps: Deps) -> RouteAnswer:
 
 
 @get("/resources")
-async def list_resources(deps: Deps) -> ResourcesAnswer:
+async def list_resources(deps: HubDeps) -> ResourcesAnswer:
     """Show every site and what its devices do."""
     return ResourcesAnswer(
         sites=tuple(
@@ -108,7 +109,7 @@ async def list_resources(deps: Deps) -> ResourcesAnswer:
 
 @get("/switches")
 async def list_switches(
-    deps: Deps, limit: Annotated[int, Parameter(ge=1, le=200)] = 20
+    deps: HubDeps, limit: Annotated[int, QueryParameter(ge=1, le=200)] = 20
 ) -> SwitchesAnswer:
     """Show the newest switches of all sites."""
     return SwitchesAnswer(
@@ -133,7 +134,7 @@ async def list_switches(
 
 
 @get("/metrics/summary")
-async def read_summary(deps: Deps) -> SummaryAnswer:
+async def read_summary(deps: HubDeps) -> SummaryAnswer:
     """Show what the hub has taken."""
     counts = deps.counts.snapshot()
     return SummaryAnswer(
@@ -146,7 +147,7 @@ async def read_summary(deps: Deps) -> SummaryAnswer:
 
 @get("/usage")
 async def read_usage(
-    request: Request[Any, Any, Any], deps: Deps, start: From = None, end: To = None
+    request: Request[Any, Any, Any], deps: HubDeps, start: From = None, end: To = None
 ) -> UsageAnswer:
     """Rate the usage that starts within [from, to): by default the last 24 h."""
     first, last = _window(deps, start, end)
@@ -175,7 +176,7 @@ async def read_usage(
 
 
 @get("/revenue")
-async def read_revenue(deps: Deps, start: From = None, end: To = None) -> RevenueAnswer:
+async def read_revenue(deps: HubDeps, start: From = None, end: To = None) -> RevenueAnswer:
     """Rate everybody's usage within [from, to) by site, and sum what was invoiced so far."""
     first, last = _window(deps, start, end)
     rows = []
@@ -200,9 +201,9 @@ async def read_revenue(deps: Deps, start: From = None, end: To = None) -> Revenu
 @get("/invoices")
 async def list_invoices(
     request: Request[Any, Any, Any],
-    deps: Deps,
-    limit: Annotated[int, Parameter(ge=1, le=100)] = 20,
-    cursor: Annotated[str | None, Parameter(max_length=200)] = None,
+    deps: HubDeps,
+    limit: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
+    cursor: Annotated[str | None, QueryParameter(max_length=200)] = None,
 ) -> InvoicePage:
     """List invoices, newest first; a customer's own only."""
     before = None
@@ -222,7 +223,9 @@ async def list_invoices(
 
 
 @get("/invoices/{number:int}")
-async def read_invoice(request: Request[Any, Any, Any], deps: Deps, number: int) -> InvoiceView:
+async def read_invoice(
+    request: Request[Any, Any, Any], deps: HubDeps, number: FromPath[int]
+) -> InvoiceView:
     """Read one invoice."""
     caller = caller_of(request.scope)
     invoice = invoices.find(deps.store, number) if 0 < number < 2**62 else None
@@ -232,7 +235,7 @@ async def read_invoice(request: Request[Any, Any, Any], deps: Deps, number: int)
 
 
 @get("/health")
-async def read_health(deps: Deps) -> HealthAnswer:
+async def read_health(deps: HubDeps) -> HealthAnswer:
     """Say whether the hub serves."""
     deps.store.read("SELECT 1")
     return HealthAnswer(status="ok", version=VERSION)

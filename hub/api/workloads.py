@@ -9,9 +9,15 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response, delete, get, post
-from litestar.params import Parameter
+from litestar.params import (
+    FromPath,
+    FromQuery,
+    HeaderParameter,
+    QueryParameter,
+)
 
-from hub.api.deps import Caller, Deps, caller_of
+from hub.api.bodies import WORKLOAD, read_body
+from hub.api.deps import Caller, Deps, HubDeps, caller_of
 from hub.api.problems import ApiProblem, bad_field
 from hub.api.schemas import WorkloadPage, WorkloadRequest, WorkloadView, workload_view
 from hub.core import live
@@ -31,12 +37,12 @@ _Outcome = tuple[StoredAnswer, Transition | None]
 @post("/workloads", status_code=202)
 async def submit(
     request: Request[Any, Any, Any],
-    data: WorkloadRequest,
-    deps: Deps,
-    idempotency_key: Annotated[str | None, Parameter(header="Idempotency-Key")] = None,
+    deps: HubDeps,
+    idempotency_key: Annotated[str | None, HeaderParameter(name="Idempotency-Key")] = None,
 ) -> Response[WorkloadView]:
     """Submit a workload; the answer is durable, and the same key gives the same answer again."""
     caller = caller_of(request.scope)
+    data = await read_body(request, WORKLOAD)
     _check_key(idempotency_key)
     assert idempotency_key is not None
     now = _now(deps)
@@ -66,11 +72,11 @@ async def submit(
 @get("/workloads")
 async def list_workloads(
     request: Request[Any, Any, Any],
-    deps: Deps,
-    wanted: Annotated[WorkloadState | None, Parameter(query="state")] = None,
-    live_only: bool = False,  # noqa: FBT001, FBT002 - a query parameter
-    limit: Annotated[int, Parameter(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Parameter(max_length=200)] = None,
+    deps: HubDeps,
+    wanted: Annotated[WorkloadState | None, QueryParameter(name="state")] = None,
+    live_only: FromQuery[bool] = False,  # noqa: FBT002 - a query parameter
+    limit: Annotated[int, QueryParameter(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, QueryParameter(max_length=200)] = None,
 ) -> WorkloadPage:
     """List workloads, newest first; a customer's own only."""
     caller = caller_of(request.scope)
@@ -88,7 +94,7 @@ async def list_workloads(
 
 @get("/workloads/{workload_id:str}")
 async def read_workload(
-    request: Request[Any, Any, Any], deps: Deps, workload_id: str
+    request: Request[Any, Any, Any], deps: HubDeps, workload_id: FromPath[str]
 ) -> WorkloadView:
     """Read one workload with its history."""
     row = _visible(deps, caller_of(request.scope), workload_id)
@@ -96,7 +102,9 @@ async def read_workload(
 
 
 @delete("/workloads/{workload_id:str}", status_code=202)
-async def cancel(request: Request[Any, Any, Any], deps: Deps, workload_id: str) -> WorkloadView:
+async def cancel(
+    request: Request[Any, Any, Any], deps: HubDeps, workload_id: FromPath[str]
+) -> WorkloadView:
     """Cancel a workload: from now on it costs nothing more than the minute it is in."""
     caller = caller_of(request.scope)
     _visible(deps, caller, workload_id)

@@ -5,6 +5,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from litestar import Response, get
 from litestar.exceptions import NotFoundException
+from litestar.params import FromPath
 
 from hub.version import VERSION
 
@@ -42,7 +43,7 @@ async def read_page() -> Response[bytes]:
 
 
 @get("/static/{name:str}", include_in_schema=False)
-async def read_asset(name: str) -> Response[bytes]:
+async def read_asset(name: FromPath[str]) -> Response[bytes]:
     """Serve one file of the page."""
     found = _ASSETS.get(name)
     if found is None:
