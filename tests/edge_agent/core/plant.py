@@ -71,7 +71,7 @@ def make_lease(lease_id: str, count: int = 1, priority: int = 5, **fields: objec
     return Lease(
         hub_epoch=1,
         lease_id=lease_id,
-        workload_id=lease_id.split(".")[0],
+        workload_id=lease_id.split(".", maxsplit=1)[0],
         attempt=1,
         site_id="s",
         device_class="H100",
@@ -97,7 +97,7 @@ class Plant:
         self.plan: Plan | None = None
         self.hub_heard_s: float | None = None
 
-    def readings(self, **columns: np.ndarray) -> f.ReadingsSeen:  # type: ignore[type-arg]
+    def readings(self, **columns: np.ndarray) -> f.ReadingsSeen:
         n = len(self.site)
         mode = self.site.nameplate_w[self.site.class_of, self.activity]
         values = {

@@ -1,5 +1,6 @@
 """Metering against a brute-force oracle: a meter sampled every millisecond."""
 
+import itertools
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import given
@@ -70,7 +71,7 @@ def test_cuts_sum_exactly_lie_in_one_minute_and_never_overlap(rows: list[MeterRe
     records, _, head = run(rows)
     assert sum(record.active_ms for record in records) == rows[-1].served_ns // 1_000_000
     assert sum(record.energy_j for record in records) == rows[-1].energy_mj // 1_000
-    for before, after in zip(records, records[1:], strict=False):
+    for before, after in itertools.pairwise(records):
         assert before.end == after.start
     for record in records:
         assert record.active_ms >= 0

@@ -1,0 +1,207 @@
+"""Leases: all or none, order, scores, preemption, lapse, replacement."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_agent.core import facts as f
+from edge_agent.core.plan import CloseLease, EndLease, RefuseLease, ReplaceDevice, TakeLease
+from edge_agent.core.site import CODE_OF, FAULT
+from edge_agent.core.site_state import LeaseStatus, lease_by_id
+from protocol.event import ReleaseOutcome
+from protocol.lease import EndReason, LeaseState, OnPartition, workload_class
+from protocol.node import NodeDevice, NodeEvent, NodeEventKind
+from protocol.resource import Activity, DeviceKind
+from tests.edge_agent.core.plant import START, Plant, make_lease, make_site, tick
+
+
+def plant_with(gpus: int = 4) -> Plant:
+    plant = Plant(make_site(asics=0, gpus=gpus))
+    plant.settle(100.0, tick(10.0, 100.0), plant.readings())
+    return plant
+
+
+def test_all_of_count_or_none() -> None:
+    plant = plant_with(4)
+    made = plant.step(1.0, f.LeaseSeen(make_lease("w1.1", count=5)))
+    assert made.leases == (RefuseLease("w1.1", "no_capacity"),)
+    made = plant.step(1.0, f.LeaseSeen(make_lease("w2.1", count=4)))
+    assert isinstance(made.leases[0], TakeLease)
+    assert len(made.intents[0].indices) == 4
+    assert made.intents[0].to_activity is Activity.SERVE
+    assert made.intents[0].lease_id == "w2.1"
+
+
+def test_a_lease_stays_on_one_node_and_takes_the_cooler_devices() -> None:
+    plant = plant_with(6)
+    temp = [60.0, 80.0, 50.0, 50.0, 40.0, 90.0]
+    plant.step(1.0, plant.readings(temp_c=np.array(temp)))
+    made = plant.step(1.0, f.LeaseSeen(make_lease("w1.1", count=2)))
+    act = made.leases[0]
+    assert isinstance(act, TakeLease)
+    assert [score.device_id for score in act.scores] == ["g2", "g3"]
+    for score in act.scores:
+        assert score.total == pytest.approx(
+            score.temperature + score.utilisation + 2 * score.earnings + score.locality
+        )
+
+
+def test_the_higher_class_comes_first_and_equal_ones_in_order() -> None:
+    plant = plant_with(2)
+    made = plant.step(
+        1.0,
+        f.LeaseSeen(make_lease("late.1", priority=9)),
+        f.LeaseSeen(make_lease("mid.1", priority=5)),
+        f.LeaseSeen(make_lease("top.1", priority=1)),
+    )
+    taken = [act.lease_id for act in made.leases if isinstance(act, TakeLease)]
+    refused = [act.lease_id for act in made.leases if isinstance(act, RefuseLease)]
+    assert taken == ["top.1", "mid.1"]
+    assert refused == ["late.1"]
+
+
+def test_only_a_higher_class_preempts_and_the_lowest_goes_first() -> None:
+    plant = plant_with(2)
+    plant.settle(
+        1.0,
+        f.LeaseSeen(make_lease("p4.1", priority=10)),
+        f.LeaseSeen(make_lease("p3.1", priority=7)),
+    )
+    made = plant.step(1.0, f.LeaseSeen(make_lease("same.1", priority=6)))
+    # P3 against P4: the P4 one goes; against its own class it would have been refused.
+    ends = [act.lease_id for act in made.leases if isinstance(act, EndLease)]
+    assert ends == ["p4.1"]
+    made = plant.step(1.0, f.LeaseSeen(make_lease("none.1", priority=8)))
+    assert [act for act in made.leases if isinstance(act, RefuseLease)]
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 10), st.integers(1, 4), st.booleans()), min_size=1, max_size=14
+    )
+)
+def test_no_device_is_owned_twice_and_no_lower_class_displaces_a_higher(
+    wanted: list[tuple[int, int, bool]],
+) -> None:
+    plant = plant_with(6)
+    for number, (priority, count, settle) in enumerate(wanted):
+        before = {
+            entry.lease_id: entry
+            for entry in plant.state.leases
+            if entry.status in (LeaseStatus.RUNNING, LeaseStatus.STARTING)
+        }
+        lease = make_lease(f"w{number}.1", count=count, priority=priority)
+        made = plant.step(0.5, f.LeaseSeen(lease))
+        for act in made.leases:
+            if isinstance(act, EndLease) and act.lease_id in before:
+                assert before[act.lease_id].rank > workload_class(priority)
+        if settle:
+            plant.settle(0.5)
+        held: list[str] = []
+        for entry in plant.state.leases:
+            if entry.status in (LeaseStatus.ACCEPTED, LeaseStatus.STARTING, LeaseStatus.RUNNING):
+                assert entry.lease is not None
+                assert len(entry.slots) == entry.lease.count
+                held += [slot.device_id for slot in entry.slots]
+        assert len(held) == len(set(held))
+
+
+def test_an_end_releases_once_the_devices_have_left_and_the_meters_are_closed() -> None:
+    plant = plant_with(2)
+    plant.settle(1.0, f.LeaseSeen(make_lease("w1.1")))
+    entry = lease_by_id(plant.state, "w1.1")
+    assert entry is not None
+    assert entry.status is LeaseStatus.RUNNING
+    instance = entry.slots[0].instance_id
+    end = make_lease("w1.1", generation=2, state=LeaseState.END, end_reason=EndReason.COMPLETED)
+    made = plant.step(1.0, f.LeaseSeen(end))
+    assert made.intents[0].from_activity is Activity.SERVE
+    closed = plant.close(next(iter(plant.open)))
+    closed = f.SwitchClosed(closed.switch_id, closed.device_ids, closed.outcomes, 1, (instance,))
+    made = plant.step(1.0, closed)
+    assert not made.leases, "its meter is not closed yet"
+    made = plant.step(1.0, f.MetersPassed(closed=(instance,)))
+    assert made.leases == (CloseLease("w1.1"),)
+    entry = lease_by_id(plant.state, "w1.1")
+    assert entry is not None
+    assert entry.status is LeaseStatus.CLOSED
+    assert entry.outcome is ReleaseOutcome.COMPLETED
+
+
+def test_an_older_generation_changes_nothing() -> None:
+    plant = plant_with(2)
+    plant.settle(1.0, f.LeaseSeen(make_lease("w1.1", generation=5)))
+    plant.settle(1.0, f.LeaseSeen(make_lease("w1.1", generation=4, state=LeaseState.END)))
+    entry = lease_by_id(plant.state, "w1.1")
+    assert entry is not None
+    assert entry.status is LeaseStatus.RUNNING
+
+
+def test_only_a_lease_that_may_move_lapses() -> None:
+    plant = plant_with(2)
+    plant.hub_heard_s = plant.at_s
+    plant.settle(
+        1.0,
+        f.LeaseSeen(make_lease("stay.1", lapse_after_s=60)),
+        f.LeaseSeen(make_lease("move.1", lapse_after_s=60, on_partition=OnPartition.MOVE)),
+    )
+    made = plant.step(45.0)
+    assert not made.leases
+    made = plant.step(20.0)
+    assert made.leases == (EndLease("move.1", ReleaseOutcome.LAPSED, "hub not heard"),)
+
+
+def test_a_broken_device_is_replaced_or_ends_the_lease() -> None:
+    plant = plant_with(2)
+    plant.settle(1.0, f.LeaseSeen(make_lease("w1.1")))
+    entry = lease_by_id(plant.state, "w1.1")
+    assert entry is not None
+    device = entry.slots[0].device_id
+    other = "g1" if device == "g0" else "g0"
+    lost = NodeEvent(
+        kind=NodeEventKind.DEVICE_LOST,
+        device_id=device,
+        at=START,
+        lease_id="w1.1",
+        attempt=1,
+        instance_id=entry.slots[0].instance_id,
+    )
+    at = plant.site.index_of(device)
+    assert at is not None
+    plant.activity[at] = FAULT
+    made = plant.step(1.0, f.NodeSaid("n0", lost))
+    assert made.leases == (ReplaceDevice("w1.1", device, other),)
+    plant.settle(1.0)
+    entry = lease_by_id(plant.state, "w1.1")
+    assert entry is not None
+    assert [slot.device_id for slot in entry.slots] == [other]
+    assert entry.status is LeaseStatus.RUNNING
+
+
+def test_inventory_beats_belief() -> None:
+    plant = plant_with(2)
+    plant.settle(1.0, f.LeaseSeen(make_lease("w1.1", count=2)))
+    devices = tuple(
+        NodeDevice(
+            device_id=f"g{n}", device_class="H100", kind=DeviceKind.GPU, activity=Activity.IDLE
+        )
+        for n in range(2)
+    )
+    plant.activity[:] = CODE_OF[Activity.IDLE]
+    made = plant.step(1.0, f.NodeAdopted("n0", devices))
+    assert [row.to_activity for row in made.intents] == [Activity.SERVE]
+
+
+def test_a_suspect_clock_delays_a_new_gate_and_a_store_that_owns_nothing_refuses() -> None:
+    plant = plant_with(2)
+    made = plant.step(1.0, f.ClockSuspected(True), f.LeaseSeen(make_lease("w1.1")))  # noqa: FBT003
+    assert isinstance(made.leases[0], TakeLease)
+    assert not made.intents
+    made = plant.step(1.0, f.ClockSuspected(False))  # noqa: FBT003
+    assert made.intents
+    plant = plant_with(2)
+    made = plant.step(1.0, f.OwnerSeen(False), f.LeaseSeen(make_lease("w2.1")))  # noqa: FBT003
+    assert made.leases == (RefuseLease("w2.1", "not_owner"),)
+    assert not made.intents
