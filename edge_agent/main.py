@@ -9,6 +9,8 @@ import ssl
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
+
 from edge_agent.config import AgentConfig, asic_addresses, build_site
 from edge_agent.credentials import Credentials
 from edge_agent.devices.fleet import AsicUnit, FleetSettings, MinerFleet
@@ -22,13 +24,15 @@ from edge_agent.market.series import load_market
 from edge_agent.node.link import NodeAddress, NodeLinksClient
 from edge_agent.notify import sd_notify, watchdog_period_s
 from edge_agent.ports import Clock
-from edge_agent.services.agent import Agent, AgentPorts
+from edge_agent.services.agent import Agent, AgentPorts, Sample
 from edge_agent.services.hub_words import HubWords
 from edge_agent.services.node_sink import LateSink
 from edge_agent.services.snapshots import SnapshotWriter
+from edge_agent.services.telemetry import Telemetry, TelemetrySample
 from edge_agent.services.uplink import Uplink
 from edge_agent.storage.core_store import SqliteCoreStore
 from edge_agent.storage.files import Ballast, RealFiles
+from edge_agent.storage.hot import DuckHot
 from edge_agent.storage.schema import MIGRATIONS
 from edge_agent.storage.segments import SegmentLimits, SegmentStore
 from edge_agent.storage.worker import ThreadedWorker
@@ -40,6 +44,7 @@ from firmware_bridges.antminer.digest import Credentials as MinerLogin
 from firmware_bridges.base import MinerAddress
 from protocol.event import SiteLive, SwitchReport
 from protocol.ids import IdSource
+from protocol.telemetry import Metric
 from protocol.units import to_ms
 
 _log = logging.getLogger(__name__)
@@ -48,6 +53,14 @@ _FILES_PER_MINER = 2
 _FILES_BASE = 1_024
 _GIB = 1 << 30
 _EVENTS_READ_MAX = 20_000
+# Steps as fine as the sensors: a watt, a hundredth of a TH/s, a tenth of a degree, a percent.
+_METRICS = (
+    Metric(name="activity_code", scale=1.0),
+    Metric(name="power_w", scale=1.0),
+    Metric(name="hashrate_ths", scale=0.01),
+    Metric(name="temp_c", scale=0.1),
+    Metric(name="utilisation", scale=0.01),
+)
 
 
 class _Stop(Exception):  # noqa: N818 - a request, no error
@@ -85,6 +98,24 @@ class AgentProgram:
             clock,
             SegmentLimits(cap_bytes=int(config.telemetry_cap_gib * _GIB)),
         )
+        device_ids = [device.device_id for device in self._site.devices]
+        self._hot_worker = ThreadedWorker("hot")
+        self._hot = DuckHot(
+            self._data,
+            [metric.name for metric in _METRICS],
+            device_ids,
+            self._hot_worker,
+        )
+        self._telemetry = Telemetry(
+            site_id=config.site_id,
+            metrics=_METRICS,
+            device_ids=device_ids,
+            store=self._store,
+            segments=self._segments,
+            worker=self._files,
+            hot=self._hot,
+            clock=clock,
+        )
         self._fleet = self._make_fleet()
         self._uplink: Uplink | None = None
 
@@ -94,6 +125,7 @@ class AgentProgram:
         raise_file_limit(_FILES_BASE + _FILES_PER_MINER * miners)
         recovered = await self._store.recover()
         await self._segments.open()
+        await self._hot.open()
         sink = LateSink()
         links = NodeLinksClient(
             tuple(
@@ -112,6 +144,7 @@ class AgentProgram:
             fleet=self._fleet,
             new_id=self._ids.new,
             on_live=self._on_live,
+            on_sample=self._on_sample,
             backlog=self._backlog,
         )
         agent = Agent(self._site, ports, recovered, self._config.tick_s)
@@ -120,7 +153,9 @@ class AgentProgram:
         try:
             await self._run_tasks(agent, links, stop)
         finally:
+            await self._hot.close()
             await self._store.close()
+            await self._hot_worker.close()
             await self._files.close()
             await self._snapshots.close()
 
@@ -143,6 +178,7 @@ class AgentProgram:
                 group.create_task(server.run(self._ready), name="local-api")
                 group.create_task(snapshots.run(), name="snapshots")
                 group.create_task(self._watchdog(agent), name="watchdog")
+                group.create_task(self._telemetry.run(), name="telemetry")
                 if self._uplink is not None:
                     group.create_task(self._uplink.run(), name="uplink")
                 if self._config.asics:
@@ -253,6 +289,16 @@ class AgentProgram:
     def _on_live(self, live: SiteLive) -> None:
         if self._uplink is not None:
             self._uplink.publish_live(live)
+
+    def _on_sample(self, sample: Sample) -> None:
+        columns = (
+            sample.activity.astype(np.float64),
+            sample.power_w,
+            sample.hashrate_ths,
+            sample.temp_c,
+            sample.utilisation,
+        )
+        self._telemetry.offer(TelemetrySample(t_ms=to_ms(sample.at), columns=columns))
 
     def _backlog(self) -> int:
         return sum(head.next_seq - 1 - head.acked_wm for head in self._store.heads())
