@@ -12,11 +12,13 @@ import logging
 import os
 import stat
 from collections import deque
+from datetime import datetime
 from pathlib import Path
 
 from edge_agent.node.channel import Channel, StreamChannel, split_tcp
 from edge_agent.node.errors import LinkError
 from edge_agent.node.service import NodeService
+from edge_agent.node.store import READINGS_PER_FRAME
 from edge_agent.storage.errors import StorageError
 from edge_agent.workloads.side_by_side import first_error
 from protocol import codec
@@ -41,6 +43,8 @@ REFUSAL_LINGER_S = 1.0
 # The agent beats every 2 s.
 AGENT_SILENCE_S = 10.0
 OUTBOX_MAX = 1_024
+# Readings sent and not yet acked: a long backlog fills neither the agent's inbox nor the pipe.
+READINGS_WINDOW = 4 * READINGS_PER_FRAME
 CONNECTIONS_MAX = 16
 _SOCKET_MODE = stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IWGRP
 
@@ -56,7 +60,7 @@ class _Session:
         self._outbox: deque[PhaseDone | NodeEvent] = deque()
         self._facts: NodeFacts | None = None
         self._sent_seq = 0
-        self._sent_through: object = None
+        self._sent_through: datetime | None = None
 
     async def run(self) -> None:
         """Serve the agent; raises what ended the connection."""
@@ -106,15 +110,13 @@ class _Session:
         """Give what is to be sent now; readings go before the results that caused them."""
         memory = self._service.memory
         due: list[bytes] = []
-        readings = memory.readings_after(self._sent_seq)
+        open_window = self._sent_seq - memory.acked_seq < READINGS_WINDOW
+        readings = memory.readings_after(self._sent_seq) if open_window else ()
         last_seq = readings[-1].seq if readings else self._sent_seq
-        complete = last_seq == memory.metering.last_seq
-        through = memory.metering.through if complete else None
+        through = memory.metering.through if last_seq == memory.metering.last_seq else None
         if readings or (through is not None and through != self._sent_through):
             self._sent_seq, self._sent_through = last_seq, through
             due.append(_encode(Readings(readings=readings, through=through)))
-        if not complete:
-            return due
         while self._outbox:
             due.append(_encode(self._outbox.popleft()))
         if self._facts is not None:
@@ -131,6 +133,7 @@ class _Session:
                     self._service.begin_phase(message, self._queue)
                 case ReadingsAck(seq=seq):
                     self._service.ack(seq)
+                    self._wake.set()
                 case AgentBeat():
                     self._service.beat(message)
                 case Hello():

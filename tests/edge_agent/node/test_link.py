@@ -8,9 +8,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from edge_agent.node.channel import Channel, check_address, split_tcp
 from edge_agent.node.fake import make_pair
+from edge_agent.node.store import NodeChange
 from protocol import codec
 from protocol.node import (
     AgentBeat,
@@ -306,3 +308,31 @@ def test_bad_addresses_are_refused(address: str) -> None:
 
 def test_tcp_addresses_split() -> None:
     assert split_tcp("tcp:[::1]:7601") == ("::1", 7601)
+
+
+def test_a_long_backlog_arrives_whole_and_holds_up_no_phase(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with world.node() as node:
+            await asyncio.sleep(1.5)
+            await world.serve("d1")
+            first = world.stored_readings()[0]
+            count = 7_777
+            many = tuple(
+                structs.replace(first, seq=seq, kind=ReadingKind.MINUTE)
+                for seq in range(2, count + 1)
+            )
+            metering = structs.replace(node.memory.metering, last_seq=count)
+            await node.memory.commit(NodeChange(readings=many, metering=metering))
+            world.sink.stall_s = 1.0
+            async with world.agent() as links:
+                begun_s = asyncio.get_running_loop().time()
+                await links.do("n1", _request(Phase.ACTIVATE))
+                assert asyncio.get_running_loop().time() - begun_s < 0.1
+                await asyncio.sleep(30)
+                assert [one.seq for one in world.sink.readings] == list(range(1, count + 1))
+                assert links.stats("n1").connects == 1
+                assert all(
+                    one.through is None for one in world.sink.batches if len(one.readings) == 500
+                )
+
+    play(scenario)
