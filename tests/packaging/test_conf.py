@@ -1,0 +1,30 @@
+from pathlib import Path
+
+from edge_agent.config import build_site, read_config
+from edge_agent.node.config import load_node_config
+from hub.config import read_config as read_hub_config
+
+CONF = Path(__file__).parents[2] / "packaging" / "conf"
+
+
+def test_the_packaged_agent_config_is_valid_and_starts_with_no_devices() -> None:
+    site = build_site(read_config(CONF / "agent.toml"))
+    assert (site.site_id, len(site.devices)) == ("example", 0)
+
+
+def test_what_the_agent_config_shows_in_comments_is_valid_too(tmp_path: Path) -> None:
+    lines = (CONF / "agent.toml").read_text(encoding="utf-8").splitlines()
+    shown = [line.removeprefix("# ") for line in lines if "=" in line or "[" in line]
+    path = tmp_path / "agent.toml"
+    path.write_text("\n".join([*shown, '[[classes]]\nmodel = "H100"']), encoding="utf-8")
+    config = read_config(path)
+    assert len(build_site(config).devices) == 242
+    assert config.mqtt is not None
+
+
+def test_the_packaged_node_config_is_valid() -> None:
+    assert load_node_config(CONF / "node.toml").node_id == "g1"
+
+
+def test_the_packaged_hub_config_is_valid() -> None:
+    assert read_hub_config(CONF / "hub.toml").http.port == 8080
