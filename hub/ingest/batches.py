@@ -5,7 +5,7 @@ from datetime import datetime
 
 from msgspec import Struct
 
-from hub.core.leases import Fault, usage_fault
+from hub.core.leases import Fault, usage_doubt, usage_fault
 from hub.core.sync import NACK_OF, SeqSet, Verdict, build_ack, judge_ordered
 from hub.errors import HubError
 from hub.ingest.effects import Effects
@@ -95,7 +95,8 @@ def _take_records(
             sync_tables.add_to_ledger(connection, store_id, stream, record.seq, record.digest)
             wm = record.seq
         elif verdict is Verdict.CONFLICT:
-            _alarm_conflict(connection, record, source, effects)
+            detail = f"{stream.value} {store_id}/{record.seq}: another record"
+            _alarm(connection, source, "digest_conflict", detail, effects)
         elif verdict in NACK_OF:
             nack.append((record.seq, NACK_OF[verdict]))
             break
@@ -168,6 +169,9 @@ def _store_usage(
         now_ms=to_ms(source.now),
     )
     effects.counts[f"usage_{came_of.value}"] += 1
+    doubt = usage_doubt(item)
+    if came_of is usage.Insertion.ADDED and doubt is not None:
+        _alarm(connection, source, doubt.code, f"usage_id: {item.usage_id} {doubt.detail}", effects)
     if came_of is usage.Insertion.DIFFERENT:
         return Fault("usage_conflict", f"usage_id: {item.usage_id} is known with other content")
     return None
@@ -212,14 +216,14 @@ def _quarantine(
     effects.counts[f"{source.stream.value}_quarantined"] += 1
 
 
-def _alarm_conflict(
-    connection: sqlite3.Connection, record: Record, source: _Source, effects: Effects
+def _alarm(
+    connection: sqlite3.Connection, source: _Source, code: str, detail: str, effects: Effects
 ) -> None:
     row = AlarmRow(
         site_id=source.store.site_id,
         source="hub",
-        code="digest_conflict",
-        detail=f"{source.stream.value} {source.store.store_id}/{record.seq}: another record",
+        code=code,
+        detail=detail,
         at_ms=to_ms(source.now),
     )
     sync_tables.add_alarm(connection, row)

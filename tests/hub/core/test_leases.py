@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from hub.core.leases import after_release, end_of, is_lapsed, usage_fault
+from hub.core.leases import after_release, end_of, is_lapsed, usage_doubt, usage_fault
 from hub.core.workload_states import FINAL, WorkloadState, is_allowed
 from protocol.event import ReleaseOutcome
 from protocol.lease import EndReason, Lease, LeaseState, OnPartition, WorkloadSpec
@@ -97,8 +97,8 @@ class Case:
     "case",
     [
         Case({}, None),
-        Case({"end": NOW, "active_ms": 30_050}, None),
-        Case({"active_ms": 30_051}, "active_exceeds_interval"),
+        Case({"active_ms": 60_050}, None),
+        Case({"active_ms": 60_051}, "active_exceeds_minute"),
         Case({"site_id": "houston"}, "foreign_usage"),
         Case({"attempt": 2}, "wrong_attempt"),
         Case({"workload_id": "w-2"}, "wrong_attempt"),
@@ -120,6 +120,13 @@ def test_usage_is_checked(case: Case) -> None:
         now=NOW,
     )
     assert (None if fault is None else fault.code) == case.code
+
+
+def test_more_served_than_the_stamps_allow_is_a_doubt_not_a_fault() -> None:
+    assert usage_doubt(replace(USAGE, active_ms=30_050)) is None
+    doubt = usage_doubt(replace(USAGE, active_ms=30_051))
+    assert doubt is not None
+    assert doubt.code == "active_exceeds_interval"
 
 
 def test_usage_of_an_unknown_lease_is_a_fault() -> None:

@@ -133,7 +133,7 @@ def test_same_usage_id_is_a_double_or_a_contradiction(site: Hub, usage_body: Bod
     [
         ({"lease_id": "w-9.1", "workload_id": "w-9"}, "unknown_lease"),
         ({"site_id": "houston"}, "foreign_usage"),
-        ({"active_ms": 99_000}, "active_exceeds_interval"),
+        ({"active_ms": 99_000}, "active_exceeds_minute"),
     ],
 )
 def test_usage_that_cannot_be_accepted_is_kept_raw_and_acked(
