@@ -19,7 +19,14 @@ from simulators.demo_report import Report, summary_text
 from simulators.errors import SimulatorError
 from simulators.live_client import LiveClient
 from simulators.stack import CUSTOMER_ID, PRICES_USD_PER_H, Stack, parse_json
-from simulators.stack_config import DESIGN_SITES, MarketSpec, SiteSpec, Tuning, scaled
+from simulators.stack_config import (
+    DESIGN_SITES,
+    MarketSpec,
+    SeededMarket,
+    SiteSpec,
+    Tuning,
+    scaled,
+)
 from simulators.truth import Price, bill, read_truth, stays
 
 DEFAULT_SCALE = 0.01
@@ -95,7 +102,7 @@ async def _run(args: argparse.Namespace, root: Path, market: MarketSpec | None) 
     stack = Stack(
         root,
         tuple(scaled(site, args.scale) for site in DESIGN_SITES),
-        market=market,
+        market=market or SeededMarket(factor=FACTOR),
         tuning=Tuning(time_scale=FACTOR),
     )
     report = Report(scale=args.scale, market=market)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -84,6 +85,12 @@ class Program:
     async def kill(self) -> None:
         """Kill it with SIGKILL, as a crash would, and wait until it is gone."""
         await self._end(signal.SIGKILL)
+
+    def kill_now(self) -> None:
+        """Kill its process group without waiting: the last resort of a test that failed."""
+        if self.running:
+            with contextlib.suppress(ProcessLookupError):  # it ended just now
+                os.killpg(self.pid, signal.SIGKILL)
 
     async def stop(self) -> int:
         """Ask it to stop, kill it after 10 s; return its exit status."""

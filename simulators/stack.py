@@ -19,10 +19,13 @@ from simulators.process import Program, StartError, python_module
 from simulators.stack_config import (
     AsicGroup,
     GpuGroup,
+    HttpMarket,
     MarketSpec,
+    SeededMarket,
     SiteSpec,
     Tuning,
     agent_toml,
+    asic_control,
     node_home,
     node_toml,
 )
@@ -41,7 +44,8 @@ class Stack:
     """Programs, files and clients of one local HCP.
 
     Args:
-        root: empty folder for everything. sites: what to run. market: prices, or None.
+        root: empty folder for everything. sites: what to run.
+        market: where prices come from; None is a seeded market in real time.
         op_ms: milliseconds one act takes on a simulated GPU host.
     """
 
@@ -50,14 +54,14 @@ class Stack:
         root: Path,
         sites: tuple[SiteSpec, ...],
         *,
-        market: MarketSpec | None = None,
+        market: MarketSpec | SeededMarket | HttpMarket | None = None,
         tuning: Tuning | None = None,
         op_ms: float = 2.0,
     ) -> None:
         self.root = root
         self.sites = sites
         self.programs: dict[str, Program] = {}
-        self._market = market
+        self._market = market or SeededMarket()
         self._tuning = tuning or Tuning()
         self._op_ms = op_ms
         self.market_started = datetime.now(UTC)
@@ -88,22 +92,35 @@ class Stack:
             (self.root / folder).mkdir(parents=True)
         await self._start_broker()
         await self._start_hub()
+        feed = await self._start_market()
         self.market_started = datetime.now(UTC) + _MARKET_DELAY
         async with asyncio.TaskGroup() as group:
             for site in self.sites:
-                group.create_task(self._start_site(site), name=f"start-{site.site_id}")
+                group.create_task(self._start_site(site, feed), name=f"start-{site.site_id}")
         await self.wait_online()
 
     async def stop(self) -> dict[str, int]:
         """Stop everything, users before what they use; return the exit statuses."""
         statuses: dict[str, int] = {}
-        for kind in ("agent", "node", "gpu", "asic", "hub", "broker"):
+        for kind in ("agent", "node", "gpu", "asic", "hub", "market", "broker"):
             chosen = [one for name, one in self.programs.items() if name.startswith(kind)]
             ended = await asyncio.gather(*(program.stop() for program in chosen))
             statuses |= {one.name: code for one, code in zip(chosen, ended, strict=True)}
         await self.admin.close()
         await self.customer.close()
         return statuses
+
+    async def start_again(self, name: str) -> None:
+        """Start a program that was killed, and wait until it serves.
+
+        Raises:
+            StartError: it ended, or does not serve in time.
+        """
+        program = self.programs[name]
+        await program.start()
+        port = {"broker": self.broker_port, "hub": self.hub_port}.get(name)
+        if port is not None:
+            await wait_port(port, program)
 
     async def wait_online(self, limit_s: float = 60.0) -> None:
         """Wait until the hub has heard a report of every site.
@@ -210,6 +227,19 @@ class Stack:
         await self._log_in(self.admin, ADMIN)
         await self._log_in(self.customer, CUSTOMER)
 
+    async def _start_market(self) -> MarketSpec | HttpMarket:
+        market = self._market
+        if not isinstance(market, SeededMarket):
+            return market
+        port = free_port()
+        argv = python_module(
+            "simulators", "market", "--port", str(port),
+            "--seed", str(market.seed), "--factor", str(market.factor),
+        )  # fmt: skip
+        await self._start("market", argv)
+        await wait_port(port, self.programs["market"])
+        return HttpMarket(port=port)
+
     async def _add_user(self, user: tuple[str, str], *options: str) -> None:
         email, password = user
         await self.hub_command(
@@ -220,7 +250,7 @@ class Stack:
         answer = await client.post("/api/v1/auth/login", {"email": user[0], "password": user[1]})
         client.token = answer["access_token"]
 
-    async def _start_site(self, site: SiteSpec) -> None:
+    async def _start_site(self, site: SiteSpec, feed: MarketSpec | HttpMarket) -> None:
         home = self.home(site)
         (home / "run").mkdir(parents=True)
         (home / "data").mkdir()
@@ -232,7 +262,7 @@ class Stack:
             home=home,
             broker_port=self.broker_port,
             asic_ports=ports,
-            market=self._market,
+            market=feed,
             market_started_utc=self.market_started.isoformat().replace("+00:00", "Z"),
             tuning=self._tuning,
         )
@@ -252,6 +282,7 @@ class Stack:
             "--port", str(port), "--web-port", str(web_port),
             "--base", ".".join(str(part) for part in octets),
             "--time-scale", str(self._tuning.time_scale),
+            "--control", str(asic_control(self.home(site), group)),
         )  # fmt: skip
         name = f"asic-{site.site_id}-{group.model}"
         await self._start(name, argv)

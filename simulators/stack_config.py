@@ -56,6 +56,19 @@ class MarketSpec(Struct, frozen=True, kw_only=True):
     factor: float = 900.0
 
 
+class SeededMarket(Struct, frozen=True, kw_only=True):
+    """A market of `hcp-sim market`, started with the stack; it answers over HTTP."""
+
+    seed: int = 0
+    factor: float = 1.0
+
+
+class HttpMarket(Struct, frozen=True, kw_only=True):
+    """A source on loopback that somebody else serves."""
+
+    port: int
+
+
 class Tuning(Struct, frozen=True, kw_only=True):
     """What a demo changes of a site's economics, so that hours fit into seconds.
 
@@ -128,7 +141,7 @@ def agent_toml(
     home: Path,
     broker_port: int,
     asic_ports: dict[str, tuple[int, int]],
-    market: MarketSpec | None,
+    market: MarketSpec | HttpMarket | None,
     market_started_utc: str,
     tuning: Tuning,
 ) -> str:
@@ -183,12 +196,17 @@ def node_toml(site: SiteSpec, group: GpuGroup, *, home: Path) -> str:
     return "\n".join(parts) + "\n"
 
 
+def asic_control(home: Path, group: AsicGroup) -> Path:
+    """Give the control socket of a group's simulator: faults in, truth out."""
+    return home / f"asic-{group.model.lower()}.sock"
+
+
 def node_home(home: Path, group: GpuGroup) -> Path:
     """Give the folder of a node inside its site's."""
     return home / group.node_id
 
 
-def _market_toml(market: MarketSpec | None, started_utc: str) -> list[str]:
+def _market_toml(market: MarketSpec | HttpMarket | None, started_utc: str) -> list[str]:
     rates = "\n".join(
         f'[[market.gpu_rates]]\ndevice_class = "{name}"\n'
         f"serve_usd_per_h = {serve}\nmine_usd_per_h = {mine}"
@@ -196,6 +214,8 @@ def _market_toml(market: MarketSpec | None, started_utc: str) -> list[str]:
     )
     if market is None:
         return ['[market]\nkind = "none"', rates]
+    if isinstance(market, HttpMarket):
+        return [f'[market]\nkind = "http"\nport = {market.port}', rates]
     lines = [
         "[market]",
         'kind = "csv"',

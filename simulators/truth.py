@@ -8,7 +8,7 @@ and price, each line rounded half up to the cent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
@@ -30,14 +30,24 @@ class Price(Struct, frozen=True, kw_only=True):
 
 
 class Served(Struct, frozen=True, kw_only=True):
-    """One stay at an open gate; `closed` is False when the truth ends while the gate was open."""
+    """One stay at an open gate; `closed` is False when the truth ends while the gate was open.
+
+    Args:
+        opened_ns, ended_ns: CLOCK_BOOTTIME of the first and the last that is known of the stay.
+    """
 
     workload_id: str
     model: str
+    lease_id: str
+    attempt: int
+    gpu: str
     instance_id: str
+    opened_ns: int
+    ended_ns: int
     start_wall_ns: int
     served_before_ns: int
     served_after_ns: int
+    energy_after_mj: int
     closed: bool
 
 
@@ -80,16 +90,27 @@ def stays(lines: Sequence[TruthLine]) -> list[Served]:
     return sorted(found, key=lambda stay: (stay.start_wall_ns, stay.instance_id))
 
 
-def bill(served: Sequence[Served], prices: Sequence[Price], from_ms: int, to_ms: int) -> TruthBill:
+def bill(
+    served: Sequence[Served],
+    prices: Sequence[Price],
+    from_ms: int,
+    to_ms: int,
+    cancelled_ms: Mapping[str, int] | None = None,
+) -> TruthBill:
     """Rate the stays of a period.
 
     Args:
         served: of one customer. prices: every version of every class.
         from_ms, to_ms: minute-aligned period [from, to) in milliseconds since 1970.
+        cancelled_ms: when the cancel of a workload was accepted; minutes that start later are free.
     """
+    free_from = {
+        name: at_ms // _MINUTE_MS * _MINUTE_MS for name, at_ms in (cancelled_ms or {}).items()
+    }
     totals: dict[tuple[str, str, int], tuple[Decimal, int]] = {}
     for stay in served:
-        for price, start, end in _versions(prices, stay.model, from_ms, to_ms):
+        last_ms = min(to_ms, free_from.get(stay.workload_id, to_ms) + _MINUTE_MS)
+        for price, start, end in _versions(prices, stay.model, from_ms, last_ms):
             count = _counter_ms(stay, end) - _counter_ms(stay, start)
             key = (stay.workload_id, stay.model, price.from_ms)
             before = totals.get(key, (price.usd_per_h, 0))[1]
@@ -106,10 +127,16 @@ def _stay(opened: TruthLine, last: TruthLine, *, closed: bool) -> Served:
     return Served(
         workload_id=opened.lease_id.rpartition(".")[0],
         model=opened.model,
+        lease_id=opened.lease_id,
+        attempt=opened.attempt,
+        gpu=opened.gpu,
         instance_id=opened.instance_id,
+        opened_ns=opened.at_ns,
+        ended_ns=last.at_ns,
         start_wall_ns=opened.wall_ns,
         served_before_ns=opened.served_ns,
         served_after_ns=last.served_ns,
+        energy_after_mj=last.energy_mj,
         closed=closed,
     )
 

@@ -70,3 +70,13 @@ def test_a_truth_that_ends_open_counts_to_its_last_line(tmp_path: Path) -> None:
     path.write_bytes(text)
     found = stays(read_truth([path]))
     assert [(stay.served_after_ns, stay.closed) for stay in found] == [(MINUTE, False)]
+
+
+def test_minutes_that_start_after_the_cancel_are_free() -> None:
+    told = [line("open", 0, 0), line("close", 10 * MINUTE, 10 * MINUTE)]
+    period = (BASE_MS, BASE_MS + 60 * 60_000)
+    # Accepted within the third minute: that one is paid to its end.
+    found = bill(stays(told), [price("60")], *period, {"w-1": BASE_MS + 130_000})
+    assert [row[3] for row in found.lines] == [180_000]
+    other = bill(stays(told), [price("60")], *period, {"w-2": BASE_MS + 130_000})
+    assert [row[3] for row in other.lines] == [600_000]
