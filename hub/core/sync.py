@@ -95,10 +95,17 @@ class StoreView(Struct, frozen=True, kw_only=True):
 
 
 class SiteView(Struct, frozen=True, kw_only=True):
-    """Who owns the site: a store, or nobody yet; ``rebase_of`` was told to rebase."""
+    """Who owns the site: a store, or nobody yet.
+
+    Args:
+        rebase_of: store that was told to rebase.
+        boot_id, conn_no: of the owner's last birth.
+    """
 
     owner_store_id: str | None = None
     rebase_of: str | None = None
+    boot_id: str = ""
+    conn_no: int = 0
 
 
 class BirthKind(StrEnum):
@@ -188,7 +195,7 @@ def decide_birth(birth: Birth, site: SiteView, store: StoreView | None) -> Birth
     seen exactly that birth) or a restored copy (it has not): the copy must rebase.
     """
     if store is None:
-        return _first_birth(site)
+        return _first_birth(birth, site)
     owner = site.owner_store_id == birth.store_id
     newest = max((row.conn_no for row in store.births), default=0)
     seen = BirthRow(birth.conn_no, to_ms(birth.at)) in store.births
@@ -210,9 +217,12 @@ def decide_birth(birth: Birth, site: SiteView, store: StoreView | None) -> Birth
     )
 
 
-def _first_birth(site: SiteView) -> BirthDecision:
-    takes_over = site.rebase_of is not None and site.rebase_of == site.owner_store_id
-    if site.owner_store_id is None or takes_over:
+def _first_birth(birth: Birth, site: SiteView) -> BirthDecision:
+    told_to = site.rebase_of is not None and site.rebase_of == site.owner_store_id
+    # An edge may start over by itself (what the hub asks for is past its retention): the same boot
+    # of the same host then goes on counting its connections. A copy on another host does not.
+    by_itself = bool(birth.boot_id) and birth.boot_id == site.boot_id
+    if site.owner_store_id is None or told_to or (by_itself and birth.conn_no > site.conn_no):
         return BirthDecision(kind=BirthKind.WELCOME, owner=True, became_owner=True)
     return BirthDecision(kind=BirthKind.WELCOME, owner=False, alarm="second_store")
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from msgspec import Struct
 
 from hub.core import live
-from hub.core.leases import after_release
+from hub.core.leases import after_release, end_of
 from hub.core.sync import release_ready_at
 from hub.core.workload_states import WorkloadState
 from hub.errors import NotFoundError
@@ -317,7 +317,10 @@ def _adopt(
     connection: sqlite3.Connection, held: HeldLease, context: EventContext, effects: Effects
 ) -> None:
     """Take over a lease that the edge holds and a restored hub has forgotten."""
-    if leases.get(connection, held.lease_id) is not None:
+    known = leases.get(connection, held.lease_id)
+    if known is not None:
+        if known.released_at is not None and known.lease.site_id == context.site_id:
+            _end_again(connection, known, held, context, effects)
         return
     row = _adopt_unknown(connection, held.lease_id, held.attempt, context, effects)
     if row is not None:
@@ -341,6 +344,24 @@ def _adopt(
     )
     leases.insert(connection, lease, "")
     effects.lease_ids.append(lease.lease_id)
+
+
+def _end_again(
+    connection: sqlite3.Connection,
+    known: leases.LeaseRow,
+    held: HeldLease,
+    context: EventContext,
+    effects: Effects,
+) -> None:
+    """Ask for the end of an attempt that was released and is held: by a restored copy of the edge.
+
+    Until it is released again no further attempt may be issued.
+    """
+    detail = f"held after its release: {held.lease_id} ({held.state})"
+    _alarm(connection, context, effects, "released_lease_held", detail)
+    reason = known.lease.end_reason or EndReason.CANCELLED
+    leases.reopen(connection, end_of(known.lease, hub_epoch=context.hub_epoch, reason=reason))
+    effects.lease_ids.append(held.lease_id)
 
 
 def _adopt_unknown(

@@ -239,6 +239,16 @@ def set_released(connection: sqlite3.Connection, lease_id: str, outcome: str, at
     )
 
 
+def reopen(connection: sqlite3.Connection, ended: Lease) -> None:
+    """Take a release back: the site still holds the attempt, so its end must stand again."""
+    update(connection, ended)
+    connection.execute(
+        "UPDATE leases SET released_at_ms = NULL, outcome = NULL, release_body = NULL,"
+        " release_usage_seq = NULL, cleared = 0 WHERE lease_id = ?",
+        (ended.lease_id,),
+    )
+
+
 def hold_release(
     connection: sqlite3.Connection, event: LeaseReleased, store_id: str, usage_seq: int
 ) -> None:

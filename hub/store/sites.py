@@ -119,9 +119,12 @@ def add(
 def view(connection: sqlite3.Connection, site_id: str) -> SiteView | None:
     """Read who owns the site; None for an unknown site."""
     row = connection.execute(
-        "SELECT owner_store_id, rebase_of FROM sites WHERE site_id = ?", (site_id,)
+        "SELECT owner_store_id, rebase_of, boot_id, conn_no FROM sites WHERE site_id = ?",
+        (site_id,),
     ).fetchone()
-    return None if row is None else SiteView(owner_store_id=row[0], rebase_of=row[1])
+    if row is None:
+        return None
+    return SiteView(owner_store_id=row[0], rebase_of=row[1], boot_id=row[2], conn_no=row[3])
 
 
 def set_owner(connection: sqlite3.Connection, site_id: str, store_id: str) -> None:

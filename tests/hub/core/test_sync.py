@@ -113,6 +113,14 @@ def test_store_behind_the_hub_must_rebase_and_its_successor_owns() -> None:
     assert (heir.owner, heir.became_owner) == (True, True)
 
 
+def test_store_that_starts_over_by_itself_keeps_the_site() -> None:
+    site = SiteView(owner_store_id="s1", boot_id="boot-1", conn_no=7)
+    assert decide_birth(birth("s2", 8), site, None).became_owner
+    assert not decide_birth(birth("s2", 1), site, None).owner
+    elsewhere = SiteView(owner_store_id="s1", boot_id="boot-9", conn_no=7)
+    assert not decide_birth(birth("s2", 8), elsewhere, None).owner
+
+
 def test_another_record_at_the_head_must_rebase() -> None:
     told = birth(conn_no=2, next_seq=8, last_digest=b"a" * 16)
     assert decide_birth(told, OWNED, known(7, b"b" * 16)).kind is BirthKind.REBASE

@@ -80,11 +80,12 @@ class HubUnderTest:
         *,
         site_id: str = "lubbock",
         tele: TelemetryHead | None = None,
+        boot_id: str = "boot-1",
     ) -> Answered:
         told = Birth(
             site_id=site_id,
             store_id=store_id,
-            boot_id="boot-1",
+            boot_id=boot_id,
             conn_no=conn_no,
             at=self.now,
             agent_version="0.1.0",

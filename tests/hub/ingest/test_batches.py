@@ -289,6 +289,18 @@ def test_restored_hub_adopts_what_the_site_really_runs(site: Hub, usage_body: Bo
     assert site.rows("SELECT usage_id FROM usage") == [("u-1",)]
 
 
+def test_released_lease_that_a_restored_copy_holds_is_ended_again(site: Hub) -> None:
+    site.send(Stream.EVENT, 1, accepted(site), released(site, 0, ReleaseOutcome.PREEMPTED))
+    assert site.state() == "queued"
+    held = HeldLease(lease_id="w-1.1", attempt=1, generation=1, state="foreign", devices=("g",))
+    taken = site.send(Stream.EVENT, 3, report(site, held))
+    assert taken.effects.lease_ids == ["w-1.1"]
+    assert site.rows("SELECT state, generation, released_at_ms FROM leases") == [("end", 2, None)]
+    site.send(Stream.EVENT, 4, released(site, 0, ReleaseOutcome.CANCELLED))
+    assert site.state() == "queued"
+    assert site.rows("SELECT outcome FROM leases") == [("cancelled",)]
+
+
 def test_lease_that_nobody_ordered_is_asked_to_end(site: Hub) -> None:
     held = HeldLease(lease_id="ghost.1", attempt=1, generation=3, state="running", devices=("g",))
     taken = site.send(Stream.EVENT, 1, report(site, held))
