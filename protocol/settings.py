@@ -8,7 +8,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterator
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
@@ -69,7 +69,7 @@ def parse_settings(text: str, kind: type[T], source: str) -> T:
         raise SettingsError(source, (problem,)) from exc
 
 
-def _unknown_keys(raw: object, kind: Any, path: str, text: str) -> Iterator[Problem]:  # noqa: ANN401
+def _unknown_keys(raw: object, kind: Any, path: str, text: str) -> Iterator[Problem]:  # noqa: ANN401 - a type expression is no type
     if isinstance(raw, list):
         for place, item in enumerate(raw):
             yield from _unknown_keys(item, _item_kind(kind), f"{path}[{place}]", text)
@@ -77,8 +77,7 @@ def _unknown_keys(raw: object, kind: Any, path: str, text: str) -> Iterator[Prob
     kind = _struct_kind(kind)
     if not isinstance(raw, dict) or kind is None:
         return
-    hints = get_type_hints(kind)
-    known = set(kind.__struct_fields__)
+    known = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
     for key, value in raw.items():
         here = f"{path}.{key}" if path else key
         if key not in known:
@@ -86,7 +85,7 @@ def _unknown_keys(raw: object, kind: Any, path: str, text: str) -> Iterator[Prob
             hint = f"; did you mean {near[0]}?" if near else ""
             yield Problem(path=here, detail=f"unknown key{hint}", line=_line_of(text, key))
         else:
-            yield from _unknown_keys(value, hints[key], here, text)
+            yield from _unknown_keys(value, known[key], here, text)
 
 
 def _item_kind(kind: Any) -> Any:  # noqa: ANN401 - a type expression is no type

@@ -23,6 +23,7 @@ class LiveClient:
         self._url = url
         self._token = token
         self._connection: ClientConnection | None = None
+        self._group = asyncio.TaskGroup()
         self._task: asyncio.Task[None] | None = None
         self._heard = asyncio.Condition()
         self.messages: list[tuple[float, dict[str, Any]]] = []
@@ -31,7 +32,8 @@ class LiveClient:
         """Connect and listen."""
         self._connection = await connect(self._url, subprotocols=None, max_size=1 << 20)
         await self._connection.send(json.dumps({"token": self._token}))
-        self._task = asyncio.create_task(self._listen(), name="live-client")
+        await self._group.__aenter__()
+        self._task = self._group.create_task(self._listen(), name="live-client")
         return self
 
     async def __aexit__(
@@ -43,7 +45,7 @@ class LiveClient:
         """Close."""
         if self._task is not None:
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._group.__aexit__(kind, error, trace)
         if self._connection is not None:
             await self._connection.close()
 

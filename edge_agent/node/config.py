@@ -1,8 +1,6 @@
 """The node's config: one frozen Struct from TOML, unknown keys refused with their path."""
 
-import difflib
-import re
-import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +8,9 @@ import msgspec
 from msgspec import Meta, Struct
 
 from edge_agent.node.channel import check_address
-from edge_agent.node.errors import NodeConfigError
+from protocol.settings import Problem, SettingsError, parse_settings
 from protocol.units import Ident, Positive, SiteName
 
-_UNKNOWN = re.compile(r"unknown field `(?P<key>[^`]*)`(?: - at `\$(?P<path>[^`]*)`)?")
 Seconds = Annotated[float, Meta(gt=0, le=3_600)]
 
 
@@ -67,30 +64,16 @@ class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     limits: NodeLimits = NodeLimits()
 
 
-def node_config_from_toml(text: str) -> NodeConfig:
+def node_config_from_toml(text: str, source: str = "node.toml") -> NodeConfig:
     """Read and check a node's config.
 
     Raises:
-        NodeConfigError: naming the field by its path.
+        SettingsError: with every problem found.
     """
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
-        raise NodeConfigError("toml", str(exc)) from exc
-    return node_config_from_document(document)
-
-
-def node_config_from_document(document: dict[str, object]) -> NodeConfig:
-    """Check a parsed document, e.g. one table of a larger file.
-
-    Raises:
-        NodeConfigError: naming the field by its path.
-    """
-    try:
-        config = msgspec.convert(document, NodeConfig)
-    except msgspec.ValidationError as exc:
-        raise _config_error(str(exc)) from exc
-    _check(config)
+    config = parse_settings(text, NodeConfig, source)
+    problems = tuple(_check(config))
+    if problems:
+        raise SettingsError(source, problems)
     return config
 
 
@@ -98,48 +81,32 @@ def load_node_config(path: Path) -> NodeConfig:
     """Read a node's config file.
 
     Raises:
-        NodeConfigError: naming the field by its path, or the file.
+        SettingsError: with every problem found, or naming the file.
     """
     try:
-        return node_config_from_toml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
-        raise NodeConfigError(str(path), str(exc)) from exc
+        raise SettingsError(str(path), (Problem(path="file", detail=str(exc)),)) from exc
+    return node_config_from_toml(text, str(path))
 
 
-def _config_error(text: str) -> NodeConfigError:
-    found = _UNKNOWN.search(text)
-    if found is None:
-        reason, _, path = text.partition(" - at `$")
-        return NodeConfigError(path.rstrip("`").lstrip(".") or "config", reason)
-    key = found["key"]
-    path = ".".join(part for part in ((found["path"] or "").lstrip("."), key) if part)
-    near = difflib.get_close_matches(key, _known_keys(), n=1)
-    hint = f", did you mean {near[0]}?" if near else ""
-    return NodeConfigError(path, f"unknown key{hint}")
-
-
-def _known_keys() -> list[str]:
-    kinds = (NodeConfig, NodeDriverConfig, NodeDeviceConfig, NodeLimits)
-    return sorted({field.encode_name for kind in kinds for field in msgspec.structs.fields(kind)})
-
-
-def _check(config: NodeConfig) -> None:
+def _check(config: NodeConfig) -> Iterator[Problem]:
     try:
         check_address(config.listen)
     except ValueError as exc:
-        raise NodeConfigError("listen", str(exc)) from exc
+        yield Problem(path="listen", detail=str(exc))
     if not config.devices:
-        raise NodeConfigError("device", "a node has at least one device")
+        yield Problem(path="device", detail="a node has at least one device")
     for field in ("device_id", "gpu"):
         seen: set[str] = set()
         for index, device in enumerate(config.devices):
             value = str(getattr(device, field))
             if value in seen:
-                raise NodeConfigError(f"device[{index}].{field}", f"{value} is named twice")
+                yield Problem(path=f"device[{index}].{field}", detail=f"{value} is named twice")
             seen.add(value)
     if config.driver.kind != "simulated":
-        raise NodeConfigError("driver.kind", f"no driver named {config.driver.kind}")
+        yield Problem(path="driver.kind", detail=f"no driver named {config.driver.kind}")
     if not config.driver.socket:
-        raise NodeConfigError("driver.socket", "the simulated driver needs a socket")
+        yield Problem(path="driver.socket", detail="the simulated driver needs a socket")
     if config.limits.temp_c_back >= config.limits.temp_c_max:
-        raise NodeConfigError("limits.temp_c_back", "must be below temp_c_max")
+        yield Problem(path="limits.temp_c_back", detail="must be below temp_c_max")

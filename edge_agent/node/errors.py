@@ -3,7 +3,6 @@
 Tree::
 
     NodeError                    code
-    ├── NodeConfigError          the config cannot be used; names the field
     ├── NodeStoreError           node.sqlite belongs to another node or site
     ├── LinkError                the link broke a rule of the protocol (their fault)
     └── EvidenceError            an act was acknowledged, but its effect could not be seen
@@ -14,22 +13,6 @@ class NodeError(Exception):
     """Base of every error that this package raises itself."""
 
     code = "node"
-
-
-class NodeConfigError(NodeError):
-    """The config cannot be used.
-
-    Args:
-        field: path of the field, e.g. ``device[2].gpu``.
-        reason: one sentence for a person.
-    """
-
-    code = "node_config"
-
-    def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field}: {reason}")
-        self.field = field
-        self.reason = reason
 
 
 class NodeStoreError(NodeError):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.node.config import load_node_config, node_config_from_toml
-from edge_agent.node.errors import NodeConfigError
+from protocol.settings import SettingsError
 
 GOOD = """
 node_id = "lub-n1"
@@ -49,24 +49,24 @@ def test_good_config_is_read(tmp_path: Path) -> None:
         ('socket = "/run/hcp/gpu.sock"', "", "driver.socket", "socket"),
         ("temp_c_max = 88.0", "temp_c_max = 70.0", "limits.temp_c_back", "below"),
         ("[driver]", '[driver]\nkind = "vllm"', "driver.kind", "no driver"),
-        ("node_id", "= ", "toml", "line 2"),
+        ("node_id", "= ", "TOML", "line 2"),
     ],
 )
 def test_mistakes_are_named(old: str, new: str, field: str, reason: str) -> None:
-    with pytest.raises(NodeConfigError) as caught:
+    with pytest.raises(SettingsError) as caught:
         node_config_from_toml(GOOD.replace(old, new, 1))
-    assert caught.value.field == field
-    assert reason in caught.value.reason
+    assert caught.value.problems[0].path == field
+    assert reason in caught.value.problems[0].detail
 
 
 def test_doubled_gpu_and_missing_device_are_named() -> None:
     double = GOOD + '\n[[device]]\ndevice_id = "g1"\ngpu = "gpu0"\ndevice_class = "H100"\n'
-    with pytest.raises(NodeConfigError, match=r"device\[1\]\.gpu"):
+    with pytest.raises(SettingsError, match=r"device\[1\]\.gpu"):
         node_config_from_toml(double)
-    with pytest.raises(NodeConfigError, match="device"):
+    with pytest.raises(SettingsError, match="device"):
         node_config_from_toml(GOOD.partition("[[device]]")[0])
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(NodeConfigError, match=r"none\.toml"):
+    with pytest.raises(SettingsError, match=r"none\.toml"):
         load_node_config(tmp_path / "none.toml")
