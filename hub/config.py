@@ -20,10 +20,15 @@ _Size = Annotated[int, Meta(ge=1, le=10_000_000)]
 
 
 class Http(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the API listens; port 0 takes a free one. TLS ends at a proxy in front."""
+    """Where the API listens; port 0 takes a free one. TLS ends at a proxy in front.
+
+    Args:
+        trusted_proxies: addresses whose X-Forwarded-For is believed, comma separated; empty: none.
+    """
 
     host: str = "127.0.0.1"
     port: _Port = 8080
+    trusted_proxies: str = ""
 
 
 class Mqtt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -127,6 +127,8 @@ async def _run(config: HubConfig, deps: Deps, back: HubBack) -> None:
             access_log=False,
             log_config=None,
             server_header=False,
+            proxy_headers=bool(config.http.trusted_proxies),
+            forwarded_allow_ips=config.http.trusted_proxies or None,
             timeout_graceful_shutdown=SHUTDOWN_S,
         )
     )

@@ -8,8 +8,10 @@ from hub.api.problems import ApiProblem
 from hub.core.authz import Decision, decide
 
 
-def guard(connection: ASGIConnection, _: BaseRouteHandler) -> None:  # type: ignore[type-arg]
+async def guard(connection: ASGIConnection, _: BaseRouteHandler) -> None:  # type: ignore[type-arg]
     """Refuse what the role table does not allow.
+
+    A coroutine, because Litestar sends a plain function through a thread for each request.
 
     Raises:
         ApiProblem: 401 without a token, 403 with one.

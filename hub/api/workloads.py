@@ -189,8 +189,7 @@ def _check_key(key: str | None) -> None:
 
 def _new_row(deps: Deps, caller: Caller, data: WorkloadRequest, now: datetime) -> WorkloadRow:
     price = data.max_price_usd_per_h
-    cards = rate_cards.list_cards(deps.store)
-    if rate_cards.price_now(cards, data.device_class, now) is None:
+    if rate_cards.read_price(deps.store, data.device_class, now) is None:
         raise bad_field(
             "/device_class", f"{data.device_class} is not offered", status=422, code="no_such_class"
         )

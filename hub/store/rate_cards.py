@@ -93,6 +93,17 @@ def list_cards(store: Store) -> tuple[RateCard, ...]:
     return _cards(store.read(_SELECT))
 
 
+def read_price(store: Store, device_class: str, now: datetime) -> Decimal | None:
+    """Read the price of one class in force at ``now``, and no more; None when it has none."""
+    rows = store.read(
+        "SELECT price_usd_per_h FROM rate_card_prices WHERE device_class = ? AND version ="
+        " (SELECT version FROM rate_cards WHERE effective_from_ms <= ?"
+        " ORDER BY effective_from_ms DESC, version DESC LIMIT 1)",
+        (device_class, to_ms(now)),
+    )
+    return Decimal(rows[0][0]) if rows else None
+
+
 def price_now(cards: Sequence[RateCard], device_class: str, now: datetime) -> Decimal | None:
     """Give the price of a class in force at ``now``; None when it has none."""
     card = card_in_force(cards, now)

@@ -13,7 +13,7 @@ from hub.core.rating import ClassPrice
 from hub.core.workload_states import WorkloadState
 from hub.errors import IllegalTransitionError, InvoiceError
 from hub.store import invoices, rate_cards, sites, usage, workloads
-from hub.store.database import connect
+from hub.store.database import connect, open_store
 from hub.store.migrations import migrate
 from hub.store.schema import MIGRATIONS
 from hub.store.workloads import WorkloadRow
@@ -110,6 +110,18 @@ def test_invoiced_time_keeps_its_prices(db: sqlite3.Connection) -> None:
         rate_cards.add(db, T0 + HOUR, price, T0 + 10 * HOUR)
     assert rate_cards.add(db, T0 + 2 * HOUR, price, T0 + 10 * HOUR).version == 2
     assert [card.version for card in rate_cards.all_cards(db)] == [1, 2]
+
+
+def test_the_price_read_alone_is_that_of_the_card_in_force(db: sqlite3.Connection) -> None:
+    price = [ClassPrice(device_class="A100", price_usd_per_h=Decimal("1.25"))]
+    rate_cards.add(db, T0 + 2 * HOUR, price, T0)
+    path = db.execute("PRAGMA database_list").fetchone()[2]
+    store = open_store(Path(path), threaded=False)
+    for at in (T0 - HOUR, T0, T0 + HOUR, T0 + 2 * HOUR, T0 + 9 * HOUR):
+        for name in ("H100", "A100", "H200"):
+            expected = rate_cards.price_now(rate_cards.list_cards(store), name, at)
+            assert rate_cards.read_price(store, name, at) == expected
+    store.close()
 
 
 def test_a_site_that_holds_a_lease_must_have_reported(db: sqlite3.Connection) -> None:
