@@ -7,6 +7,7 @@ generations of a lease go out in order.
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 from hub.ingest.counters import Counters
 from hub.ports import Clock, MqttConnection, Store
@@ -93,9 +94,7 @@ class DesiredState:
                     tasks.create_task(
                         self._publish_lease(link, row, taken), name=f"lease-{row.lease_id}"
                     )
-            await self._store.write(
-                lambda connection, taken=tuple(taken): leases.set_published(connection, taken)  # type: ignore[misc]
-            )
+            await self._store.write(partial(leases.set_published, rows=tuple(taken)))
 
     async def _publish_lease(
         self, link: MqttConnection, row: Desired, taken: list[Desired]
@@ -110,9 +109,7 @@ class DesiredState:
         for site_id, body in policies:
             if await self._retain(link, topics.down_policy(site_id), body):
                 await self._store.write(
-                    lambda connection, site=site_id, said=body: sites.set_policy_published(  # type: ignore[misc]
-                        connection, site, said
-                    )
+                    partial(sites.set_policy_published, site_id=site_id, body=body)
                 )
 
     async def _retain(self, link: MqttConnection, topic: str, payload: bytes) -> bool:

@@ -6,6 +6,7 @@ import random
 import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 
 from msgspec import Struct
 
@@ -247,9 +248,7 @@ class SiteSync:
                 for site_id in changed
             ]
             self._flushed_ns |= {site_id: self._inbox.heard_ns[site_id] for site_id in changed}
-            await self._store.write(
-                lambda connection, heard=tuple(rows): _store_heard(connection, heard)  # type: ignore[misc]
-            )
+            await self._store.write(partial(_store_heard, heard=tuple(rows)))
 
     async def _say_goodbye(self, link: MqttConnection, session: _Session) -> None:
         with suppress(ConnectionError, TimeoutError, PermissionError):

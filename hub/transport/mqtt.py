@@ -201,16 +201,16 @@ class _Connection:
         else:
             future.set_result(None)
 
-    def _on_message(self, client: Any, userdata: Any, message: MQTTMessage) -> None:  # noqa: ANN401
-        queue = self._client._queue  # noqa: SLF001
+    def _on_message(self, client: Any, userdata: Any, message: MQTTMessage) -> None:  # noqa: ANN401 - paho's callback
+        queue = self._client._queue  # noqa: SLF001 - the library hides its bound
         if message.qos == 0 and queue.qsize() >= LOSSY_WAITING_MAX:
             self.lossy_dropped += 1
             return
-        self._client._on_message(client, userdata, message)  # noqa: SLF001
+        self._client._on_message(client, userdata, message)  # noqa: SLF001 - goes on as before
 
 
 def _connect_properties(session_expiry_s: int, receive_maximum: int) -> Properties:
-    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] - paho
     properties.SessionExpiryInterval = session_expiry_s
     properties.ReceiveMaximum = receive_maximum
     return properties
@@ -219,13 +219,13 @@ def _connect_properties(session_expiry_s: int, receive_maximum: int) -> Properti
 def _aiomqtt_will(will: Will | None) -> aiomqtt.Will | None:
     if will is None:
         return None
-    properties = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]
+    properties = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call] - paho
     properties.WillDelayInterval = will.delay_s
     return aiomqtt.Will(will.topic, will.payload, will.qos, will.retain, properties)
 
 
 def _retrieve(client: aiomqtt.Client) -> None:
     # Else asyncio reports the end of the link as an exception that nobody looked at.
-    ended = client._disconnected  # noqa: SLF001
+    ended = client._disconnected  # noqa: SLF001 - nobody else asks
     if ended.done() and not ended.cancelled():
         ended.exception()
