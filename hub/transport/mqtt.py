@@ -210,7 +210,7 @@ class _Connection:
 
 
 def _connect_properties(session_expiry_s: int, receive_maximum: int) -> Properties:
-    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] - paho
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho has no types here
     properties.SessionExpiryInterval = session_expiry_s
     properties.ReceiveMaximum = receive_maximum
     return properties
@@ -219,7 +219,7 @@ def _connect_properties(session_expiry_s: int, receive_maximum: int) -> Properti
 def _aiomqtt_will(will: Will | None) -> aiomqtt.Will | None:
     if will is None:
         return None
-    properties = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call] - paho
+    properties = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]  # paho has no types here
     properties.WillDelayInterval = will.delay_s
     return aiomqtt.Will(will.topic, will.payload, will.qos, will.retain, properties)
 
