@@ -13,6 +13,7 @@ from edge_agent.core.facts import SwitchClosed, SwitchOpened, TickRow, decode_ro
 from edge_agent.core.passes import replay_row
 from edge_agent.core.site_state import new_state
 from edge_agent.core.snapshot import decode_state, state_hash
+from edge_agent.core.switching import decode_switch
 from hub.core.invoicing import Period
 from hub.errors import HubError
 from hub.store import invoices
@@ -26,6 +27,8 @@ from tests.simulation.truth import Stay, Truth
 from tests.simulation.world import SiteWorld, World
 
 KILL_LOSS_MS = 1_000
+# The deadlines of every phase of the longest switch, rollback included, come to less.
+SWITCH_S_MAX = 240.0
 MONEY_REASONS = ("gain", "ski_rental")
 FINAL_STATES = ("completed", "failed", "cancelled", "expired")
 
@@ -233,13 +236,18 @@ def _billable(stay: Stay, metered: _Metered) -> Iterable[tuple[int, int]]:
 def _journal(world: World, site: SiteWorld, counts: dict[str, int]) -> None:
     connection = sqlite3.connect(site.core_path)
     rows = [decode_row(body) for (body,) in connection.execute("SELECT body FROM journal ORDER BY seq")]
-    open_switches = connection.execute("SELECT count(*) FROM switch WHERE closed = 0").fetchone()[0]
+    open_switches = [
+        decode_switch(body)
+        for (body,) in connection.execute("SELECT body FROM switch WHERE closed = 0")
+    ]
     snapshots = connection.execute("SELECT fact_seq, body FROM snapshot ORDER BY fact_seq").fetchall()
     reports = _switch_reports(connection)
     connection.close()
     counts["journal_rows"] += len(rows)
-    if open_switches:
-        world.problem(f"{site.site_id}: {open_switches} switches are open at the end")
+    for switch in open_switches:
+        age_s = (rows[-1].instant.now_ns - switch.opened_ns) / 1e9
+        if age_s > SWITCH_S_MAX:
+            world.problem(f"{site.site_id}: a switch is open for {age_s:.0f} s: {switch}")
     for report in reports:
         counts["switches"] += 1
         counts["switches_undone"] += report.rolled_back + report.quarantined

@@ -19,6 +19,7 @@ from protocol.lease import WorkloadSpec
 from protocol.units import from_ms, to_ms
 from simulators.faults import SiteFault, SiteFaultKind, apply_to_link
 from simulators.gpu_host import GpuHost, TruthLine
+from simulators.errors import VirtualTimeError
 from simulators.virtual_loop import run
 from tests.simulation import audit, watch
 from tests.simulation.scenario import (
@@ -58,7 +59,12 @@ def simulate(seed: int, folder: Path, scenario: Scenario | None = None) -> Outco
     Args:
         folder: empty, for the databases. scenario: instead of the seed's own, to cut one down.
     """
-    return run(_Run(scenario or draw(seed), folder).main())
+    made = _Run(scenario or draw(seed), folder)
+    try:
+        return run(made.main())
+    except VirtualTimeError as exc:
+        problems = (*made.world.problems, f"the run can not go on: {exc}")
+        return Outcome(seed=seed, digest="", problems=problems, faults=(), counts={})
 
 
 class _Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 
+from edge_agent.core import power
 from edge_agent.core.site_state import LeaseStatus
 from protocol.sync import Stream
 from simulators.faults import SiteFaultKind
@@ -45,9 +46,9 @@ class Watcher:
         if true_w > cap_w + EPSILON_W:
             self._once(f"cap {site.site_id}", f"{site.site_id}: {true_w:.0f} W > cap {cap_w:.0f} W")
         agent = site.agent
-        if agent is None or agent.state.instant is None:
+        if agent is None:
             return
-        counted_w = agent.status().power_counted_w
+        counted_w = power.total(power.counted_w(site.site, agent.state))
         if true_w > counted_w + EPSILON_W:
             self._once(
                 f"counted {site.site_id}",
@@ -60,7 +61,12 @@ class Watcher:
             return
         owner: dict[str, str] = {}
         for entry in agent.state.leases:
-            if entry.status in (LeaseStatus.CLOSED, LeaseStatus.FOREIGN):
+            # A device of a lease that ends may be promised to the next one.
+            if entry.status not in (
+                LeaseStatus.ACCEPTED,
+                LeaseStatus.STARTING,
+                LeaseStatus.RUNNING,
+            ):
                 continue
             for slot in entry.slots:
                 other = owner.setdefault(slot.device_id, entry.lease_id)

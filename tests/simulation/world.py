@@ -162,7 +162,7 @@ class SiteWorld:
         )
         self.fleet = FakeFleet(
             [
-                FakeAsic(device_id=d.device_id, nameplate=AsicNameplate(
+                FakeAsic(device_id=d.device_id, mining=False, nameplate=AsicNameplate(
                     hashrate_ths=200.0, power_w=3_500.0, sleep_power_w=20.0))
                 for d in site.devices if d.node_id is None
             ],
