@@ -10,7 +10,6 @@ from edge_agent.core.lease_facts import lease_after_switch, lease_ending, slot_c
 from edge_agent.core.site import (
     CODE_OF,
     FAULT,
-    IDLE,
     NS_PER_S,
     SERVE,
     SWITCHING,
@@ -207,8 +206,13 @@ def node_said(site: Site, state: SiteState, fact: f.NodeSaid) -> SiteState:
     kind = event.kind
     if kind is NodeEventKind.DEVICE_LOST and state.switch_no[at] < 0:
         state = replace(state, **set_activity(state, where, FAULT, FAULT, FAULT))
-    if kind is NodeEventKind.DEVICE_BACK and state.switch_no[at] < 0:
-        state = replace(state, **set_activity(state, where, IDLE, IDLE, IDLE))
+    if (
+        kind is NodeEventKind.DEVICE_BACK
+        and state.activity[at] == FAULT
+        and state.switch_no[at] < 0
+    ):
+        # What it does now the node says next; until then it counts with its highest nameplate.
+        state = replace(state, **set_activity(state, where, UNKNOWN, UNKNOWN, UNKNOWN))
     lease = lease_by_id(state, event.lease_id) if event.lease_id else None
     slot = (
         None

@@ -50,9 +50,15 @@ def meter(
     site_id: str, head: Head | None, reading: MeterReading, *, clock_suspect: bool = False
 ) -> Metered:
     """Take one reading of an instance whose head is ``head`` (None: first seen)."""
-    if head is None:
-        return _first(reading)
     name = reading.instance_id
+    if head is None:
+        if reading.kind is ReadingKind.OPEN:
+            return Metered(Head(reading, 0))
+        # The opening is lost (an older copy of the store was put back). The meter itself says how
+        # long was served, and one instance's gate is open without a break: so its opening is known,
+        # and cuts, numbers and usage ids come out as they did before. The hub drops the doubles.
+        given = meter(site_id, Head(_opening(reading), 0), reading, clock_suspect=clock_suspect)
+        return replace(given, alarm=("meter_without_open", name))
     if reading.kind is ReadingKind.OPEN:
         return _opened(head, reading)
     if head.closed:
@@ -94,13 +100,10 @@ def through_minute_ms(throughs: tuple[datetime | None, ...], last_ms: int) -> tu
     return tuple(range(first, newest + 1, 60_000))
 
 
-def _first(reading: MeterReading) -> Metered:
-    closed = reading.kind in (ReadingKind.CLOSE, ReadingKind.LOST)
-    head = Head(reading, 0, closed)
-    if reading.kind is ReadingKind.OPEN:
-        return Metered(head)
-    # Without its opening the start of the interval is unknown, and unknown is not billed.
-    return Metered(head, alarm=("meter_without_open", reading.instance_id))
+def _opening(reading: MeterReading) -> MeterReading:
+    """Give the opening that a later reading of an instance implies."""
+    at = reading.at - timedelta(microseconds=reading.served_ns // 1_000)
+    return replace(reading, kind=ReadingKind.OPEN, at=at, served_ns=0, energy_mj=0)
 
 
 def _opened(head: Head, reading: MeterReading) -> Metered:

@@ -136,14 +136,15 @@ def test_a_lost_instance_is_billed_to_its_last_durable_value() -> None:
     assert alarms == ["reading_after_close"]
 
 
-def test_a_meter_without_its_opening_is_not_billed_for_the_unknown() -> None:
+def test_a_meter_without_its_opening_is_billed_from_what_it_counted() -> None:
     rows = [
         reading(ReadingKind.MINUTE, 30_000_000, 20_000_000_000),
         reading(ReadingKind.CLOSE, 40_000_000, 30_000_000_000),
     ]
     records, alarms, _ = run(rows)
     assert alarms == ["meter_without_open"]
-    assert [record.active_ms for record in records] == [10_000]
+    assert [record.active_ms for record in records] == [20_000, 10_000]
+    assert records[0].start == START + timedelta(seconds=10)
 
 
 def test_a_gate_that_opens_again_goes_on_counting() -> None:
