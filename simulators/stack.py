@@ -99,6 +99,14 @@ class Stack:
                 group.create_task(self._start_site(site, feed), name=f"start-{site.site_id}")
         await self.wait_online()
 
+    async def start_without_hub(self) -> None:
+        """Start broker and sites only: an agent decides, switches and meters with no hub."""
+        (self.root / "log").mkdir(parents=True)
+        await self._start_broker()
+        feed = await self._start_market()
+        for site in self.sites:
+            await self._start_site(site, feed)
+
     async def stop(self) -> dict[str, int]:
         """Stop everything, users before what they use; return the exit statuses."""
         statuses: dict[str, int] = {}
