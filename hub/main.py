@@ -10,6 +10,7 @@ import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -161,8 +162,7 @@ async def _announce(server: _Server, listener: socket.socket) -> None:
 
 async def _housekeep(store: Store, clock: Clock) -> None:
     while True:
-        now_ms = to_ms(clock.wall())
-        await store.write(lambda conn, at=now_ms: users.forget_answers(conn, at))  # type: ignore[misc]
+        await store.write(partial(users.forget_answers, now_ms=to_ms(clock.wall())))
         await asyncio.sleep(HOUSEKEEPING_S)
 
 

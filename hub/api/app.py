@@ -71,4 +71,4 @@ def build_routes(deps: Deps) -> Litestar:
 
 def build_app(deps: Deps) -> Front:
     """Make the whole ASGI application; ``.app`` is the Litestar application inside."""
-    return Front(build_routes(deps), deps)  # type: ignore[arg-type]
+    return Front(build_routes(deps), deps)

@@ -21,7 +21,7 @@ async def login(request: Request[Any, Any, Any], deps: HubDeps) -> LoginAnswer:
     data = await read_body(request, LOGIN)
     email = data.email.lower()
     now_ns = deps.clock.boottime_ns()
-    address = address_of(request.scope)  # type: ignore[arg-type]
+    address = address_of(request.scope)
     for buckets, key in ((deps.login_addresses, address), (deps.logins, email)):
         allowance = buckets.take(key, now_ns)
         if not allowance.allowed:

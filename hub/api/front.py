@@ -19,7 +19,8 @@ from hub.security.rate_limit import Allowance, TokenBuckets
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+# Litestar, uvicorn and this module each type the same ASGI messages in their own way.
+App = Callable[[Any, Any, Any], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 _REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,64}$")
@@ -124,7 +125,7 @@ def caller_from(deps: Deps, token: str) -> Caller:
     )
 
 
-def address_of(scope: MutableMapping[str, Any]) -> str:
+def address_of(scope: Any) -> str:  # noqa: ANN401 - ASGI scopes are typed anew by each library
     """Give the peer's address, for its bucket."""
     client = scope.get("client")
     return str(client[0]) if client else "unknown"

@@ -1,5 +1,7 @@
 """The one guard of every route: the role table decides."""
 
+from typing import Any
+
 from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
 
@@ -8,7 +10,7 @@ from hub.api.problems import ApiProblem
 from hub.core.authz import Decision, decide
 
 
-async def guard(connection: ASGIConnection, _: BaseRouteHandler) -> None:  # type: ignore[type-arg]
+async def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
     """Refuse what the role table does not allow.
 
     A coroutine, because Litestar sends a plain function through a thread for each request.

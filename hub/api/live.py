@@ -75,7 +75,7 @@ async def live(socket: WebSocket[Any, Any, Any], deps: HubDeps) -> None:
 async def _authenticate(
     socket: WebSocket[Any, Any, Any], deps: Deps, protocols: list[str]
 ) -> tuple[Caller, frozenset[str]]:
-    allowance = deps.addresses.take(address_of(socket.scope), deps.clock.boottime_ns())  # type: ignore[arg-type]
+    allowance = deps.addresses.take(address_of(socket.scope), deps.clock.boottime_ns())
     if not allowance.allowed:
         raise _RefusedError(CLOSE_TOO_MANY, "too many connections")
     bearer = next((name for name in protocols if name.startswith(_BEARER)), None)

@@ -7,6 +7,7 @@ collide; ``hub/store/schema.py`` lists them in the order in which they are appli
 
 import sqlite3
 from collections.abc import Sequence
+from functools import partial
 from hashlib import blake2b
 
 from msgspec import Struct
@@ -60,7 +61,7 @@ def migrate(
     for migration in migrations:
         if (migration.module, migration.number) in done:
             continue
-        run_in_transaction(connection, lambda conn, step=migration: _apply(conn, step, now_ms))  # type: ignore[misc]
+        run_in_transaction(connection, partial(_apply, step=migration, now_ms=now_ms))
         applied.append(f"{migration.module}/{migration.number}")
     return tuple(applied)
 

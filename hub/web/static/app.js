@@ -131,12 +131,13 @@ function siteCard(site) {
   const kind = site.online ? "good" : "bad";
   title.append(element("span", site.online ? "online" : "offline", { class: "badge", "data-kind": kind }));
   const facts = element("dl");
-  const rows = [["Power", `${watts(site.power_w)} of ${watts(site.power_cap_w)}`]];
+  const name = site.online ? "Power" : "Power, last known";
+  const rows = [[name, `${watts(site.power_w)} of ${watts(site.power_cap_w)}`]];
   if (site.price_usd_per_mwh != null) rows.push(["Energy price", money(site.price_usd_per_mwh, "/MWh")]);
   if (site.earning_usd_per_h != null) rows.push(["Earning", money(site.earning_usd_per_h, "/h")]);
   if (site.hashrate_ths != null) rows.push(["Hash rate", `${(site.hashrate_ths / 1000).toFixed(2)} PH/s`]);
   if (site.backlog_records) rows.push(["Waiting to be sent", `${site.backlog_records} records`]);
-  for (const [name, value] of rows) facts.append(element("dt", name), element("dd", value));
+  for (const [term, value] of rows) facts.append(element("dt", term), element("dd", value));
   card.append(title, bar([["load", site.power_w ?? 0]], site.power_cap_w ?? 0), facts);
   for (const row of site.classes ?? []) card.append(classRow(row));
   return card;
@@ -148,7 +149,7 @@ function classRow(row) {
   const parts = ACTIVITIES.map((name) => [name, row.by_activity[name] ?? 0]);
   const rest = row.total - parts.reduce((total, [, count]) => total + count, 0);
   const said = [...parts, ["other", rest]].filter(([, count]) => count > 0);
-  head.append(element("strong", `${row.total} × ${row.device_class}`));
+  head.append(element("strong", `${row.total.toLocaleString("en-US")} × ${row.device_class}`));
   head.append(element("span", said.map(([name, count]) => `${count} ${name}`).join(", ")));
   box.append(head, bar(said, row.total));
   return box;
@@ -215,7 +216,8 @@ async function load() {
 async function heard(message) {
   if (message.topic === "site") {
     const before = state.sites.get(message.site_id) ?? {};
-    const known = Object.entries(message).filter(([, value]) => value !== null);
+    // What a message leaves open (null, no classes) stays as it was; power alone may become unknown.
+    const known = Object.entries(message).filter(([, value]) => value !== null && value.length !== 0);
     state.sites.set(message.site_id, { ...before, power_w: null, ...Object.fromEntries(known) });
   } else if (message.topic === "workload") {
     await heardWorkload(message);
