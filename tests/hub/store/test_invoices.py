@@ -153,3 +153,13 @@ def test_workloads_come_back_as_stored_and_move_by_the_table_only(db: sqlite3.Co
     row = workloads.get(db, "w1")
     assert (row.state, row.attempt, row.updated_at) == (WorkloadState.PLACING, 1, T0 + HOUR)
     assert [w.workload_id for w in workloads.list_by_state(db, WorkloadState.PLACING, 9)] == ["w1"]
+
+
+def test_reading_a_day_of_everybody_does_not_read_all_usage(db: sqlite3.Connection) -> None:
+    sql = invoices._USED + " GROUP BY workload_id, device_class, minute"
+    plan = db.execute(f"EXPLAIN QUERY PLAN {sql}", (0, 1)).fetchall()
+    assert any("usage_by_start" in row[3] for row in plan)
+    sql = invoices._BY_MINUTE
+    params = {"customer_id": "c", "end_ms": 1, "start_minute": 0}
+    plan = db.execute(f"EXPLAIN QUERY PLAN {sql}", params).fetchall()
+    assert any("usage_by_customer" in row[3] for row in plan)
