@@ -30,6 +30,8 @@ from protocol.sync import LeaseHead, Record, Stream, StreamHead, digest_of
 from protocol.units import to_ms
 
 _GIB = 1 << 30
+_TRIM_ROWS_MAX = 5_000
+_TRIM_ROWS_PER_ACK = 512
 _CLOSED_HEADS_KEPT_MS = 48 * 3_600_000
 
 
@@ -83,6 +85,10 @@ class SqliteCoreStore:
         self._clock = clock
         self._ids = ids
         self._limits = StoreLimits() if limits is None else limits
+        self._caps = {
+            Stream.USAGE: self._limits.usage_bytes_max,
+            Stream.EVENT: self._limits.event_bytes_max,
+        }
         self._store_no = 0
         self._store_id = ""
         self._heads: dict[Stream, StreamHead] = {}
@@ -394,13 +400,9 @@ class SqliteCoreStore:
         return kept, len(events) - len(kept)
 
     def _trim(self, connection: sqlite3.Connection, now_ms: int) -> None:
-        before_ms = now_ms - self._limits.retention // timedelta(milliseconds=1)
-        number, _ = outbox.found_store(connection, "", now_ms)
-        for stream, cap in (
-            (Stream.USAGE, self._limits.usage_bytes_max),
-            (Stream.EVENT, self._limits.event_bytes_max),
-        ):
-            outbox.trim_acked(connection, number, stream, before_ms=before_ms, bytes_max=cap)
+        before_ms = self._before_ms(now_ms)
+        for stream in self._caps:
+            self._trim_acked(connection, stream, now_ms, _TRIM_ROWS_MAX)
         connection.execute("DELETE FROM switch WHERE closed = 1 AND at_ms < ?", (before_ms,))
         connection.execute(
             "DELETE FROM meter_head WHERE closed = 1 AND at_ms < ?",
@@ -408,9 +410,31 @@ class SqliteCoreStore:
         )
         trim_journal(connection, before_ms, self._limits.journal_bytes_max)
 
+    def _trim_acked(
+        self, connection: sqlite3.Connection, stream: Stream, now_ms: int, rows_max: int
+    ) -> None:
+        number, _ = outbox.found_store(connection, "", now_ms)
+        outbox.trim_acked(
+            connection,
+            number,
+            stream,
+            before_ms=self._before_ms(now_ms),
+            bytes_max=self._caps[stream],
+            rows_max=rows_max,
+        )
+
+    def _before_ms(self, now_ms: int) -> int:
+        return now_ms - self._limits.retention // timedelta(milliseconds=1)
+
     async def _move_mark(self, stream: Stream, wm: int, *, lower: bool) -> None:
+        now_ms = self._now_ms()
+
         def job(connection: sqlite3.Connection) -> tuple[StreamHead, ...]:
-            return (outbox.set_acked(connection, stream, wm, lower=lower).head(),)
+            head = outbox.set_acked(connection, stream, wm, lower=lower).head()
+            if stream in self._caps and not lower:
+                # As many as an ack brings, and more: what is kept never outgrows its bounds.
+                self._trim_acked(connection, stream, now_ms, _TRIM_ROWS_PER_ACK)
+            return (head,)
 
         def done(heads: tuple[StreamHead, ...]) -> None:
             for head in heads:

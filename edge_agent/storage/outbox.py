@@ -7,7 +7,7 @@ stays under the old number until its retention ends.
 """
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from msgspec import Struct, structs
@@ -19,7 +19,7 @@ from protocol.sync import Stream, StreamHead, digest_of
 
 JOURNAL = "journal"
 ORDERED = (Stream.USAGE, Stream.EVENT, Stream.SCHEMA)
-_TRIM_ROWS_MAX = 5_000
+_ANY_SEQ = 1 << 62
 
 
 class LogRow(Struct, frozen=True, kw_only=True):
@@ -159,6 +159,7 @@ def trim_acked(
     *,
     before_ms: int,
     bytes_max: int,
+    rows_max: int,
 ) -> int:
     """Delete acked records past their time, or the oldest of them past the cap; unacked ones never.
 
@@ -166,14 +167,11 @@ def trim_acked(
         Count of deleted records, bounded per call.
     """
     log = read_log(connection, stream.value)
-    rows = connection.execute(
-        "SELECT store_no, seq, at_ms, length(body) FROM outbox WHERE stream = ? "
-        "AND (store_no < ? OR seq <= ?) ORDER BY store_no, seq LIMIT ?",
-        (stream.value, store_no, log.acked_wm, _TRIM_ROWS_MAX),
-    ).fetchall()
-    kept_bytes, doomed = log.kept_bytes, []
-    for number, seq, at_ms, size in rows:
-        if at_ms >= before_ms and kept_bytes <= bytes_max:
+    kept_bytes = log.kept_bytes
+    doomed: list[tuple[int, str, int]] = []
+    for number, seq, at_ms, size in _oldest_acked(connection, store_no, stream, log.acked_wm):
+        due = at_ms < before_ms or kept_bytes > bytes_max
+        if not due or len(doomed) >= rows_max:
             break
         doomed.append((number, stream.value, seq))
         kept_bytes -= size
@@ -183,6 +181,19 @@ def trim_acked(
     if doomed:
         write_log(connection, structs.replace(log, kept_bytes=kept_bytes))
     return len(doomed)
+
+
+def _oldest_acked(
+    connection: sqlite3.Connection, store_no: int, stream: Stream, acked_wm: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """Walk the acked records from the oldest on, store by store, along the primary key."""
+    for number in range(1, store_no + 1):
+        last = acked_wm if number == store_no else _ANY_SEQ
+        yield from connection.execute(
+            "SELECT store_no, seq, at_ms, length(body) FROM outbox "
+            "WHERE store_no = ? AND stream = ? AND seq <= ? ORDER BY seq",
+            (number, stream.value, last),
+        )
 
 
 def _rewrite_events(connection: sqlite3.Connection, store_no: int, usage: LogRow) -> None:
