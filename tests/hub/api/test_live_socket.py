@@ -117,7 +117,7 @@ async def test_a_stalled_reader_delays_nobody_and_is_told_to_resync(hub: Hub) ->
             worst_s = max(worst_s, loop.time() - before_s)
         slow_client = hub.deps.live._clients[1]
         assert slow_client.dropped > 0
-        assert worst_s < 0.5  # one message, on a shared machine; it does not wait for the other
+        assert worst_s < 2.0  # on a loaded machine; whoever waited for the other would not end
         heard: list[dict[str, Any]] = []
         while not heard or heard[-1].get("n") != total - 1:
             heard.append(await _heard(slow))
