@@ -191,6 +191,10 @@ class CoreStore(Protocol):
 class NodeSink(Protocol):
     """Where a node link delivers; called in order per node, one call at a time."""
 
+    def reading_mark(self, node_id: str) -> int:
+        """Give the last reading of the node whose usage is durable; 0 is none."""
+        ...
+
     async def on_inventory(self, inventory: Inventory) -> None:
         """The node answered Hello: adopt what it holds."""
         ...

@@ -2,7 +2,8 @@
 
 The agent connects, says ``Hello`` and reads the node's ``Inventory`` first: what the node holds is
 adopted, never overwritten. A phase is asked for by (switch_id, phase); asking again gives the
-stored result, so a lost answer costs nothing. The node keeps readings until ``ReadingsAck``.
+stored result, so a lost answer costs nothing. Readings are kept long after ``ReadingsAck``, so that
+an agent restored from an older copy meters again what it forgot, with equal results.
 """
 
 from enum import StrEnum
@@ -65,10 +66,17 @@ class DeviceOutcome(Struct, frozen=True, kw_only=True):
 
 
 class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
-    """First message; an ``agent_epoch`` below the highest one seen is refused."""
+    """First message; an ``agent_epoch`` below the highest one seen is refused.
+
+    Args:
+        readings_seq: the agent has the usage of readings up to here. It may lie below what was
+            acked once (an older copy of the agent's store was put back): then the node gives again
+            what it still keeps. None: go on after the last ack.
+    """
 
     site_id: SiteName
     agent_epoch: Count
+    readings_seq: Count | None = None
 
 
 class PhaseDo(Struct, frozen=True, kw_only=True, tag="phase_do"):
@@ -82,7 +90,7 @@ class PhaseDo(Struct, frozen=True, kw_only=True, tag="phase_do"):
 
 
 class ReadingsAck(Struct, frozen=True, kw_only=True, tag="readings_ack"):
-    """The usage of every reading up to ``seq`` is durable at the agent; the node may forget it."""
+    """The usage of every reading up to ``seq`` is durable at the agent."""
 
     seq: Count
 

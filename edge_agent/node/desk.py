@@ -90,7 +90,7 @@ class MeterDesk:
                 boot_id=self._clock.boot_id(),
                 first_seq=memory.metering.last_seq + 1,
                 through=memory.metering.through,
-                thin_minutes=memory.readings_kept >= self._readings_max,
+                thin_minutes=memory.unacked >= self._readings_max,
             )
             decision = decide(given)
             ended, events = self._ended(given, decision.assignments)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from edge_agent.node.channel import Channel, Dialer, dial
 from edge_agent.node.errors import LinkError
@@ -190,7 +191,8 @@ class _Link:
     async def _connection(self) -> None:
         channel = await self._dialer(self._node.address)
         try:
-            await channel.send([_encode(self._hello)])
+            mark = self._sink.reading_mark(self._node.node_id)
+            await channel.send([_encode(replace(self._hello, readings_seq=mark))])
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 answer = codec.NODE_TO_AGENT.decode(await channel.receive())
             if isinstance(answer, HelloRefused):

@@ -39,7 +39,6 @@ class NodeMemory:
         self.heard: HubHeard | None = None
         self.acked_seq = 0
         self.acked_durable_seq = 0
-        self.readings_kept = 0
 
     async def load(self, node_id: str, site_id: str) -> None:
         """Read the store; start-up is recovery."""
@@ -53,7 +52,6 @@ class NodeMemory:
         self.epoch = loaded.epoch
         self.heard = loaded.heard
         self.acked_seq = self.acked_durable_seq = loaded.acked_seq
-        self.readings_kept = self._store.readings_count()
 
     async def commit(self, change: NodeChange, *, sync: bool = True) -> None:
         """Store a change and then show it.
@@ -74,6 +72,21 @@ class NodeMemory:
             return False
         self.acked_seq = max(self.acked_seq, seq)
         return True
+
+    @property
+    def unacked(self) -> int:
+        """Give how many readings wait for an ack."""
+        return self.metering.last_seq - self.acked_durable_seq
+
+    def resume_from(self, mark: int | None) -> int:
+        """Give the seq after which a session sends, from the agent's mark.
+
+        A mark above what was given is of another store of this node: go on after the last ack. One
+        below the last ack is of an older copy of the agent: give again what is still kept.
+        """
+        if mark is None or mark > self.metering.last_seq:
+            return self.acked_seq
+        return max(mark, self._store.first_reading() - 1)
 
     def result(self, key: ResultKey) -> DeviceOutcome | None:
         """Give a stored phase result."""
@@ -103,7 +116,6 @@ class NodeMemory:
         for name in change.dropped_meters:
             self.meters.pop(name, None)
         self._tail.extend(change.readings)
-        self.readings_kept += len(change.readings)
         for key, outcome in change.results:
             self._results.pop(key, None)
             self._results[key] = outcome
@@ -116,5 +128,4 @@ class NodeMemory:
         if change.heard is not None:
             self.heard = change.heard
         if change.acked_seq is not None:
-            self.readings_kept -= max(change.acked_seq - self.acked_durable_seq, 0)
             self.acked_durable_seq = change.acked_seq

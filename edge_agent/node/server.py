@@ -56,15 +56,16 @@ class _Session:
         self._service = service
         self._channel = channel
         self._epoch = hello.agent_epoch
+        self._from_seq = hello.readings_seq
         self._wake = asyncio.Event()
         self._outbox: deque[PhaseDone | NodeEvent] = deque()
         self._facts: NodeFacts | None = None
-        self._sent_seq = 0
+        self._sent_seq = self._acked_seq = 0
         self._sent_through: datetime | None = None
 
     async def run(self) -> None:
         """Serve the agent; raises what ended the connection."""
-        self._sent_seq = self._service.memory.acked_seq
+        self._sent_seq = self._acked_seq = self._service.memory.resume_from(self._from_seq)
         first = [self._service.inventory(), *self._service.standing_events()]
         await self._channel.send([codec.encode(one, codec.FRAME_BYTES_MAX) for one in first])
         self._wake.set()
@@ -110,7 +111,7 @@ class _Session:
         """Give what is to be sent now; readings go before the results that caused them."""
         memory = self._service.memory
         due: list[bytes] = []
-        open_window = self._sent_seq - memory.acked_seq < READINGS_WINDOW
+        open_window = self._sent_seq - self._acked_seq < READINGS_WINDOW
         readings = memory.readings_after(self._sent_seq) if open_window else ()
         last_seq = readings[-1].seq if readings else self._sent_seq
         through = memory.metering.through if last_seq == memory.metering.last_seq else None
@@ -133,6 +134,7 @@ class _Session:
                     self._service.begin_phase(message, self._queue)
                 case ReadingsAck(seq=seq):
                     self._service.ack(seq)
+                    self._acked_seq = max(self._acked_seq, min(seq, self._sent_seq))
                     self._wake.set()
                 case AgentBeat():
                     self._service.beat(message)

@@ -187,9 +187,13 @@ class Agent:
 
     # --- NodeSink -------------------------------------------------------------------------
 
+    def reading_mark(self, node_id: str) -> int:
+        """Give the last reading of the node whose usage is durable; 0 is none."""
+        return self._metering.mark(node_id)
+
     async def on_inventory(self, inventory: Inventory) -> None:
         """Adopt what the node holds."""
-        alarm = self._metering.inventory(inventory.node_id, inventory.last_seq)
+        alarm = self._metering.inventory(inventory)
         alarms = () if alarm is None else (self._alarm(*alarm),)
         foreign = self._foreign(inventory.devices)
         fact = f.NodeAdopted(inventory.node_id, inventory.devices)

@@ -15,7 +15,7 @@ from edge_agent.core.site_state import LeaseStatus, SiteState, lease_by_id
 from edge_agent.ports import CommitBatch, MeterHead
 from edge_agent.services.journal import Journal
 from protocol.event import Alarm
-from protocol.node import MeterReading, NodeEvent, NodeEventKind, ReadingKind, Readings
+from protocol.node import Inventory, MeterReading, NodeEvent, NodeEventKind, ReadingKind, Readings
 from protocol.units import from_ms
 from protocol.usage import Through, UsageItem
 
@@ -62,6 +62,10 @@ class MeteringService:
         self._waiting: dict[str, datetime] = {}
         self.alarms = 0
 
+    def mark(self, node_id: str) -> int:
+        """Give the last reading of the node whose usage is durable; 0 is none."""
+        return self._marks.get(node_id, 0)
+
     def is_closed(self, instance_id: str) -> bool:
         """Tell whether the meter of an instance is closed and its usage durable."""
         head = self._heads.get(instance_id)
@@ -80,8 +84,18 @@ class MeteringService:
             if key not in self._heads:
                 self._waiting.setdefault(key, asked_at)
 
-    def inventory(self, node_id: str, last_seq: int) -> tuple[str, str] | None:
-        """Compare a node's last seq with its mark; a node that lost its store begins anew."""
+    def inventory(self, inventory: Inventory) -> tuple[str, str] | None:
+        """Compare what a node holds with what is metered; gives an alarm, or None.
+
+        A node that lost its store begins its seq anew. An instance that it no longer holds, and
+        that none of the readings kept until now closes, was closed to an agent store that is gone
+        (an older copy was put back): its last reading is with the hub, and never comes again.
+        """
+        node_id, last_seq = inventory.node_id, inventory.last_seq
+        held = {device.work.instance_id for device in inventory.devices if device.work is not None}
+        for key in self._open_on(node_id):
+            if key not in held:
+                self._waiting.setdefault(key, inventory.at)
         mark = self._marks.get(node_id, 0)
         if last_seq >= mark:
             return None
@@ -189,32 +203,43 @@ class MeteringService:
             self._through[node_id] = through
         for event in page.completed:
             self._offer(NodeSaid(node_id, event))
-        closed = (*page.closed, *self._never_opened(node_id, through))
         for key in page.heads:
             self._waiting.pop(key, None)
+        closed = (*page.closed, *self._never_opened(node_id, through))
         if closed:
             self._offer(MetersPassed(closed=closed))
         self._trim()
 
     def _never_opened(self, node_id: str, through: datetime | None) -> tuple[str, ...]:
-        """Give awaited instances of the node that no reading up to their time has named."""
+        """Give awaited instances of the node that no reading up to their time has closed."""
         if through is None or not self._waiting:
             return ()
-        own = {
-            slot.instance_id
-            for entry in self._state.leases
-            if entry.status is not LeaseStatus.CLOSED
-            for slot in entry.slots
-            if self._node_of(slot.device_id) == node_id
-        }
+        own = self._open_on(node_id)
         gone = tuple(
             key
             for key, asked_at in self._waiting.items()
-            if asked_at <= through and key not in self._heads and (key in own or self._orphan(key))
+            if asked_at <= through and not self.is_closed(key) and (key in own or self._orphan(key))
         )
         for key in gone:
             del self._waiting[key]
+            head = self._heads.get(key)
+            if head is not None:
+                self._heads[key] = Head(head.reading, head.next_interval_no, closed=True)
         return gone
+
+    def _open_on(self, node_id: str) -> dict[str, None]:
+        """Give the instances of a node whose meters are waited for or open, in a fixed order."""
+        own: dict[str, None] = {}
+        for entry in self._state.leases:
+            if entry.status is LeaseStatus.CLOSED:
+                continue
+            for slot in entry.slots:
+                if slot.instance_id and self._node_of(slot.device_id) == node_id:
+                    own[slot.instance_id] = None
+        for key, head in self._heads.items():
+            if not head.closed and self._node_of(head.reading.device_id) == node_id:
+                own[key] = None
+        return own
 
     def _orphan(self, instance_id: str) -> bool:
         """Tell whether no slot names the instance any more."""

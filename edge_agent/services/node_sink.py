@@ -13,6 +13,10 @@ class LateSink:
         """Ask the target how long ago the hub was heard."""
         return self.target.hub_heard_age_ms()
 
+    def reading_mark(self, node_id: str) -> int:
+        """Ask the target."""
+        return self.target.reading_mark(node_id)
+
     async def on_inventory(self, inventory: Inventory) -> None:
         """Hand on."""
         await self.target.on_inventory(inventory)

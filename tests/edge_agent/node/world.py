@@ -78,6 +78,13 @@ class Sink:
         self.lost = 0
         self.order: list[str] = []
         self.stall_s = 0.0
+        self.mark: int | None = None
+
+    def reading_mark(self, node_id: str) -> int:
+        return self.mark if self.mark is not None else self._had()
+
+    def _had(self) -> int:
+        return self.readings[-1].seq if self.readings else 0
 
     async def on_inventory(self, inventory: Inventory) -> None:
         self.inventories.append(inventory)
@@ -87,7 +94,7 @@ class Sink:
         if self.stall_s:
             await asyncio.sleep(self.stall_s)
         self.batches.append(readings)
-        mark = self.readings[-1].seq if self.readings else 0
+        mark = self._had()
         self.readings += [one for one in readings.readings if one.seq > mark]
         self.order.append("readings")
 
