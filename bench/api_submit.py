@@ -1,11 +1,10 @@
-"""How many workloads a second the hub takes durably: `python -m bench.api_submit [--json]`.
+"""`api-submit`: how many workloads a second the hub takes durably.
 
 The real `hcp-hub serve` process (no broker needed) on loopback, synchronous=FULL, keep-alive
 connections, the load generator on the same cores. Each submission is a full one: idempotency row,
 workload and transition in one synced commit. Every answer is checked, and the rows are counted.
 """
 
-import argparse
 import asyncio
 import json
 import os
@@ -15,6 +14,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from bench.figure import Figure, at_least, at_most, quantile
 
 TARGET_PER_S = 1_500
 TARGET_P99_MS = 50.0
@@ -84,8 +85,13 @@ def _serve(folder: Path) -> tuple[subprocess.Popen[str], int]:
     raise SystemExit("the hub did not start")
 
 
-def run(clients: int, seconds: float) -> list[dict[str, object]]:
-    """Measure once; gives one object per figure."""
+def _cpu_us(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) * 1e6 / os.sysconf("SC_CLK_TCK")
+
+
+def run(clients: int = 16, seconds: float = 5.0) -> list[Figure]:
+    """Measure once, and count what was stored."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "hub.toml").write_text(
@@ -98,7 +104,9 @@ def run(clients: int, seconds: float) -> list[dict[str, object]]:
         _hub(folder, "rate-card", "add", "--from", "2020-01-01T00:00:00Z", "--price", "H100=2.49")
         process, port = _serve(folder)
         try:
+            before_us = _cpu_us(process.pid)
             sent, elapsed_s, took_ms = asyncio.run(_measure(port, clients, seconds))
+            used_us = _cpu_us(process.pid) - before_us
         finally:
             process.terminate()
             process.wait(20)
@@ -106,33 +114,15 @@ def run(clients: int, seconds: float) -> list[dict[str, object]]:
         (rows,) = stored.fetchone()
     if rows != sent:
         raise SystemExit(f"{sent} answered, {rows} stored")
-    ordered = sorted(took_ms)
-    p50, p99 = (ordered[int(len(ordered) * share)] for share in (0.5, 0.99))
-    load = os.getloadavg()[0]
-    conditions = f"c={clients}, {seconds:g} s, FULL, generator beside it, load {load:.1f}"
-    per_s = sent / elapsed_s
+    conditions = {
+        "clients": clients,
+        "seconds": seconds,
+        "synchronous": "FULL",
+        "generator": "on the same cores",
+        "hub_cpu_us_per_request": round(used_us / sent),
+        "p50_ms": round(quantile(took_ms, 0.5), 2),
+    }
     return [
-        {"name": "api-submit-rate", "value": round(per_s, 1), "unit": "1/s",
-         "target": TARGET_PER_S, "ok": per_s >= TARGET_PER_S, "conditions": conditions},
-        {"name": "api-submit-p50", "value": round(p50, 2), "unit": "ms",
-         "target": None, "ok": True, "conditions": conditions},
-        {"name": "api-submit-p99", "value": round(p99, 2), "unit": "ms",
-         "target": TARGET_P99_MS, "ok": p99 <= TARGET_P99_MS, "conditions": conditions},
-    ]  # fmt: skip
-
-
-def main() -> int:
-    """Print one JSON object per figure."""
-    parser = argparse.ArgumentParser(description="durable submissions per second")
-    parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--json", action="store_true", help="the only form there is")
-    args = parser.parse_args()
-    figures = run(args.clients, args.seconds)
-    for figure in figures:
-        print(json.dumps(figure))
-    return 0 if all(figure["ok"] for figure in figures) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        at_least("api-submit-rate", sent / elapsed_s, "1/s", TARGET_PER_S, conditions),
+        at_most("api-submit-p99", quantile(took_ms, 0.99), "ms", TARGET_P99_MS, conditions),
+    ]
