@@ -155,8 +155,11 @@ def _adopt_work(state: SiteState, at: int, device: NodeDevice) -> SiteState:
     work = device.work
     if work is None:
         return state
-    slot = Slot(device.device_id, work.instance_id, device.gate_open, completed=False)
     lease = lease_by_id(state, work.lease_id)
+    done = lease is not None and any(
+        row.completed and row.instance_id == work.instance_id for row in lease.slots
+    )
+    slot = Slot(device.device_id, work.instance_id, device.gate_open, completed=done)
     if lease is None or lease.status is LeaseStatus.CLOSED:
         no = state.next_no if lease is None else lease.no
         foreign = LeaseEntry(
@@ -173,7 +176,9 @@ def _adopt_work(state: SiteState, at: int, device: NodeDevice) -> SiteState:
     others = tuple(row for row in lease.slots if row.device_id != device.device_id)
     slots = (*others, slot)
     status = lease.status
-    if status in (LeaseStatus.RECEIVED, LeaseStatus.ACCEPTED, LeaseStatus.STARTING):
+    if status is LeaseStatus.RUNNING and not slot.serving:
+        status = LeaseStatus.STARTING
+    elif status in (LeaseStatus.RECEIVED, LeaseStatus.ACCEPTED, LeaseStatus.STARTING):
         whole = lease.lease is not None and len(slots) >= lease.lease.count
         serving = whole and all(row.serving for row in slots)
         status = LeaseStatus.RUNNING if serving else LeaseStatus.STARTING

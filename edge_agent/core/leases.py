@@ -44,6 +44,7 @@ WEIGHT_UTILISATION = 1.0
 WEIGHT_EARNINGS = 2.0
 WEIGHT_LOCALITY = 1.0
 SWITCHING_PENALTY = 4.0
+FAULT_GRACE_S = 10
 
 
 class Start(Struct, frozen=True, eq=False):
@@ -324,7 +325,10 @@ def _broken(state: SiteState, at: int) -> bool:
     drained = held_code(state)[at] == HOLD_DRAIN
     settled = state.switch_no[at] < 0
     quarantined = bool(state.quarantine_ns[at] > state.now_ns)
-    return bool(settled and (state.activity[at] == FAULT or quarantined or drained))
+    # A device that its node has lost sight of may be back, with its work, in a moment.
+    lost_ns = state.now_ns - int(state.since_ns[at])
+    faulty = state.activity[at] == FAULT and lost_ns >= FAULT_GRACE_S * NS_PER_S
+    return bool(settled and (faulty or quarantined or drained))
 
 
 def _replace(

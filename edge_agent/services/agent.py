@@ -14,6 +14,7 @@ from edge_agent.core.device_time import device_time
 from edge_agent.core.economics import hashprice
 from edge_agent.core.errors import ActError
 from edge_agent.core.explain import Explanation, why
+from edge_agent.core.leases import lease_of
 from edge_agent.core.plan import Plan
 from edge_agent.core.site import NS_PER_S, CodeColumn, FloatColumn, Site
 from edge_agent.core.site_state import LeaseStatus, SiteState
@@ -366,12 +367,24 @@ class Agent:
             return False
         believed = ACTIVITY_CODES[int(self.state.activity[at])]
         said = "fault" if device.quarantined else device.activity.value
-        if said == believed.value:
+        if said == believed.value and not self._gate_differs(at, device):
             self._disagreed.pop(device.device_id, None)
             return False
         count = self._disagreed.get(device.device_id, 0) + 1
         self._disagreed[device.device_id] = count
         return count % DISAGREEMENTS == 0
+
+    def _gate_differs(self, at: int, device: NodeDevice) -> bool:
+        """Tell whether a node that serves means another instance or gate than believed."""
+        if device.work is None:
+            return False
+        entry = lease_of(self.state, at)
+        slots = () if entry is None else entry.slots
+        believed = (row for row in slots if row.device_id == device.device_id)
+        slot = next(believed, None)
+        if slot is None:
+            return True
+        return (slot.instance_id, slot.serving) != (device.work.instance_id, device.gate_open)
 
     def _after_pass(self, made: Plan) -> None:
         state = self.state

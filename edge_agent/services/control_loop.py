@@ -1,4 +1,8 @@
-"""The control loop: one pass every tick, and at once (50 ms apart) when something asks for it.
+"""The control loop: one pass every tick, and at once when something asks for it.
+
+Two kinds of asking. What a person, the hub or the grid waits for (a lease, a policy, an operator, a
+price out of its band, a lost device) gets its pass at once, 50 ms apart. What only tidies up (a
+switch that ended, a meter that closed) is gathered for 250 ms, so that it never stands in the way.
 
 Facts wait in a bounded inbox; a pass applies them, plans, commits facts, acts and intents as one
 row, and only then starts switches. Whoever offers a lease waits for that commit.
@@ -37,12 +41,24 @@ from protocol.market import MarketTick
 from protocol.sync import Stream
 
 GAP_S = 0.05
+TIDY_S = 0.25
 INBOX_MAX = 10_000
 SNAPSHOT_S = 3_600
 SWITCHES_KEPT = 1_000
 # A price that moved by less than this since the last pass waits for the tick.
 PRICE_BAND_SHARE = 0.02
 PRICE_BAND_USD = 1.0
+
+
+_URGENT = (
+    f.LeaseSeen,
+    f.MarketSeen,
+    f.NodeLost,
+    f.NodeSaid,
+    f.OperatorHeld,
+    f.OwnerSeen,
+    f.PolicySeen,
+)
 
 
 class LoopCounters(Struct):
@@ -81,7 +97,9 @@ class ControlLoop:
         self._tick_s = tick_s
         self._inbox: deque[f.Fact] = deque()
         self._waiting: list[asyncio.Future[None]] = []
-        self._wake = asyncio.Event()
+        self._asked = asyncio.Event()
+        self._urgent = self._tidy = False
+        self._passed_s = self._urgent_s = -TIDY_S
         self._snapshot_ns: int | None = None
         self._price: float | None = None
         self._alarmed: tuple[str, ...] = ()
@@ -100,7 +118,7 @@ class ControlLoop:
             self.counters.dropped_facts += 1
         self._inbox.append(fact)
         if wake:
-            self._wake.set()
+            self.wake(urgent=isinstance(fact, _URGENT))
 
     async def offer_durably(self, fact: f.Fact) -> None:
         """Put a fact into the next pass, and return when the pass that took it is durable."""
@@ -116,29 +134,45 @@ class ControlLoop:
         left = price is not None and (self._price is None or abs(price - self._price) > band)
         if price is not None and left:
             self._price = price
-        self.offer(f.MarketSeen(tick), wake=left)
+        self.offer(f.MarketSeen(tick), wake=left)  # a price out of its band is urgent
 
-    def wake(self) -> None:
-        """Ask for a pass."""
-        self._wake.set()
-
-    # --- the passes -----------------------------------------------------------------------
+    def wake(self, *, urgent: bool = False) -> None:
+        """Ask for a pass: at once, or with what else there is to tidy up."""
+        self._urgent = self._urgent or urgent
+        self._tidy = True
+        self._asked.set()
 
     async def run(self) -> None:
         """Run passes until cancelled."""
         while True:
             await self.one_pass()
-            await asyncio.sleep(GAP_S)
+            await self._due()
+
+    async def _due(self) -> None:
+        """Wait until the next pass is due: by the tick, or by what was asked for."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due_s = self._passed_s + self._tick_s
+            if self._tidy:
+                due_s = min(due_s, self._passed_s + TIDY_S)
+            if self._urgent:
+                due_s = min(due_s, self._urgent_s + GAP_S)
+            if due_s <= loop.time():
+                return
+            self._asked.clear()
             try:
-                async with asyncio.timeout(self._tick_s - GAP_S):
-                    await self._wake.wait()
+                async with asyncio.timeout_at(due_s):
+                    await self._asked.wait()
             except TimeoutError:
-                continue  # the period is a wake-up of its own
+                return
 
     async def one_pass(self) -> None:
         """Apply what waits, plan, make it durable, then start what was decided."""
         began_ns = self._clock.boottime_ns()
-        self._wake.clear()
+        self._passed_s = asyncio.get_running_loop().time()
+        if self._urgent:
+            self._urgent_s = self._passed_s
+        self._urgent = self._tidy = False
         facts = self._drain()
         waiting, self._waiting = self._waiting, []
         try:
@@ -163,7 +197,7 @@ class ControlLoop:
         self.counters.passes += 1
         self.counters.took_us = max(self._clock.boottime_ns() - began_ns, 0) // 1_000
         if acts and not opened:
-            self._wake.set()  # an ended or closed lease may make room for the next decision
+            self.wake(urgent=True)  # an ended or closed lease may make room for the next one
         await self._snapshot(state, committed.fact_seq)
         if self.on_pass is not None:
             self.on_pass(made)
@@ -190,7 +224,7 @@ class ControlLoop:
             running=Running(gate_opened_at(switch), told.took_us / 1_000),
         )
         self.recent.append(told)
-        self._wake.set()
+        self.wake()
 
     def dry_run(self) -> Plan:
         """Plan for the present state without acting."""
@@ -201,7 +235,14 @@ class ControlLoop:
     def _drain(self) -> tuple[f.Fact, ...]:
         facts = tuple(self._inbox)
         self._inbox.clear()
-        readings = self._buffer.collect(self._journal.state)
+        state = self._journal.state
+        # A node's late word may name an instance again whose meter is closed already.
+        closed = self._metering.closed_of(
+            tuple(key for entry in state.leases for key in entry.to_close)
+        )
+        if closed:
+            facts = (*facts, f.MetersPassed(closed=closed))
+        readings = self._buffer.collect(state)
         return facts if readings is None else (*facts, readings)
 
     def _decide(
