@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import shutil
 import sqlite3
 from collections.abc import Coroutine
@@ -60,11 +62,18 @@ def simulate(seed: int, folder: Path, scenario: Scenario | None = None) -> Outco
         folder: empty, for the databases. scenario: instead of the seed's own, to cut one down.
     """
     made = _Run(scenario or draw(seed), folder)
+    # Collecting cycles while the run makes millions of objects costs a fifth of its time.
+    gc.collect()
+    gc.disable()
+    logging.disable(logging.CRITICAL)
     try:
         return run(made.main())
     except VirtualTimeError as exc:
         problems = (*made.world.problems, f"the run can not go on: {exc}")
         return Outcome(seed=seed, digest="", problems=problems, faults=(), counts={})
+    finally:
+        logging.disable(logging.NOTSET)
+        gc.enable()
 
 
 class _Run:

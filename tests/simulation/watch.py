@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 
 from edge_agent.core import power
-from edge_agent.core.site_state import LeaseStatus
+from edge_agent.core.site_state import LeaseStatus, SiteState
 from protocol.sync import Stream
 from simulators.faults import SiteFaultKind
 from tests.simulation.truth import Truth
@@ -25,7 +25,7 @@ class Watcher:
         self._world = world
         self._truth = truth
         self._reported: set[str] = set()
-        self._ended_since: dict[str, float] = {}
+        self._counted: dict[str, tuple[SiteState, float]] = {}
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -48,7 +48,12 @@ class Watcher:
         agent = site.agent
         if agent is None:
             return
-        counted_w = power.total(power.counted_w(site.site, agent.state))
+        state = agent.state
+        kept = self._counted.get(site.site_id)
+        if kept is None or kept[0] is not state:
+            kept = (state, power.total(power.counted_w(site.site, state)))
+            self._counted[site.site_id] = kept
+        counted_w = kept[1]
         if true_w > counted_w + EPSILON_W:
             self._once(
                 f"counted {site.site_id}",

@@ -133,8 +133,11 @@ class _Brain:
 class SiteWorld:
     """One site: its GPU host and miners (the world), and its agent and node (processes)."""
 
-    def __init__(self, world: World, site: Site, steps: tuple[tuple[float, float], ...]) -> None:
+    def __init__(
+        self, world: World, number: int, site: Site, steps: tuple[tuple[float, float], ...]
+    ) -> None:
         self.world = world
+        self.number = number
         self.site = site
         self.site_id = site.site_id
         now_s = asyncio.get_running_loop().time
@@ -371,6 +374,7 @@ class World:
         self.sites = {
             site_id: SiteWorld(
                 self,
+                at,
                 build_site(site_id, scenario.caps_w[at], scenario.ramps_w_per_min[at]),
                 energy[site_id],
             )
