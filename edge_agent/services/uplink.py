@@ -453,6 +453,8 @@ class Uplink:
     async def _on_lease(self, lease_id: str, payload: bytes) -> None:
         if not payload:
             self._lease_versions.pop(lease_id, None)
+            # What the last welcome named is over since; asking for it would never end.
+            self._manifest = tuple(head for head in self._manifest if head.lease_id != lease_id)
             await self._brain.on_lease_cleared(lease_id)
             return
         lease = codec.LEASE.decode(payload)

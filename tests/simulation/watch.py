@@ -16,6 +16,8 @@ LOOK_S = 1.0
 # Floats are summed in another order here.
 EPSILON_W = 0.5
 UNACKED_MAX_S = 20.0
+# An agent restored from an old copy may believe in a lease that is over until the hub is heard.
+TORN_MAX_S = 5.0
 
 
 class Watcher:
@@ -25,6 +27,7 @@ class Watcher:
         self._world = world
         self._truth = truth
         self._reported: set[str] = set()
+        self._torn_since: dict[str, float] = {}
         self._counted: dict[str, tuple[SiteState, float]] = {}
 
     async def run(self) -> None:
@@ -61,10 +64,13 @@ class Watcher:
             )
 
     def _devices(self, site: SiteWorld) -> None:
+        """Check that the agent believes a device to be of one lease; a restored one soon does."""
         agent = site.agent
         if agent is None:
             return
+        now_s = asyncio.get_running_loop().time()
         owner: dict[str, str] = {}
+        torn: list[str] = []
         for entry in agent.state.leases:
             # A device of a lease that ends may be promised to the next one.
             if entry.status not in (
@@ -75,11 +81,18 @@ class Watcher:
                 continue
             for slot in entry.slots:
                 other = owner.setdefault(slot.device_id, entry.lease_id)
-                if other != entry.lease_id:
+                if other == entry.lease_id:
+                    continue
+                torn.append(slot.device_id)
+                since_s = self._torn_since.setdefault(slot.device_id, now_s)
+                if now_s - since_s >= TORN_MAX_S:
                     self._once(
                         f"owner {slot.device_id}",
                         f"{slot.device_id} belongs to {other} and {entry.lease_id}",
                     )
+        for device in site.site.devices:
+            if device.device_id not in torn:
+                self._torn_since.pop(device.device_id, None)
 
     def _acks(self, site: SiteWorld) -> None:
         store = site.store

@@ -552,6 +552,22 @@ def test_leases_that_did_not_come_are_asked_for(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
+def test_a_lease_cleared_since_the_welcome_is_not_asked_for(tmp_path: Path) -> None:
+    async def story(link: SimLink, hub: ModelHub, site: Site) -> None:  # noqa: ARG001
+        hub.leases = (LeaseHead("w-1.1", 1, 1), LeaseHead("w-2.1", 1, 1))
+        await asyncio.sleep(20)
+        asked = [e for e in site.store.recent_events(9) if isinstance(e, NeedLeases)]
+        assert [one.lease_ids for one in asked] == [("w-1.1", "w-2.1")]
+        connection = hub.connection
+        assert connection is not None
+        await connection.publish(topics.down_lease(SITE, "w-1.1"), b"", retain=True)
+        await site.store.commit(CommitBatch(leases=(lease(1, "w-2.1"),)))
+        await asyncio.sleep(120)
+        assert len([e for e in site.store.recent_events(9) if isinstance(e, NeedLeases)]) == 1
+
+    play(tmp_path, story)
+
+
 def test_stop_in_good_order_says_goodbye(tmp_path: Path) -> None:
     async def story(link: SimLink, hub: ModelHub, site: Site) -> None:  # noqa: ARG001
         await asyncio.sleep(5)
