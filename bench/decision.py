@@ -1,15 +1,14 @@
 """Figure: one decision pass over a full site, every price and reading changed since the last.
 
-Run: ``python -m bench.decision``; prints one JSON object per figure.
+Run: ``./dev bench decision``.
 """
 
-import json
-import statistics
 import time
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
+from bench.figure import Figure, at_most, quantile
 from edge_agent.core.facts import Instant, MarketSeen, ReadingColumns, ReadingsSeen, pack_readings
 from edge_agent.core.optimizer import plan
 from edge_agent.core.passes import enter
@@ -62,7 +61,7 @@ def readings_at(site: Site, rng: np.random.Generator) -> ReadingsSeen:
     )
 
 
-def run() -> list[dict[str, object]]:
+def run() -> list[Figure]:
     """Measure; prices cross the break-even, so that passes with a fleet's change are among them."""
     site = build_site()
     rng = np.random.default_rng(1)
@@ -93,23 +92,12 @@ def run() -> list[dict[str, object]]:
         took_ms.append((time.perf_counter() - began) * 1e3)
         assert len(made.records.reason) == len(site)
     took_ms = sorted(took_ms[5:])
-    conditions = (
-        f"{ASICS} ASICs + {GPUS} GPUs, {len(took_ms)} passes, every price and reading changed; "
-        f"p50 {statistics.median(took_ms):.2f} ms, max {took_ms[-1]:.2f} ms"
-    )
-    value = took_ms[int(len(took_ms) * 0.95)]
-    return [
-        {
-            "name": "decision_ms_p95",
-            "value": round(value, 3),
-            "unit": "ms",
-            "target": TARGET_MS,
-            "ok": value <= TARGET_MS,
-            "conditions": conditions,
-        }
-    ]
-
-
-if __name__ == "__main__":
-    for figure in run():
-        print(json.dumps(figure))
+    conditions = {
+        "asics": ASICS,
+        "gpus": GPUS,
+        "passes": len(took_ms),
+        "changed": "every price and reading",
+        "p50_ms": round(quantile(took_ms, 0.5), 2),
+        "max_ms": round(took_ms[-1], 2),
+    }
+    return [at_most("decision p95", quantile(took_ms, 0.95), "ms", TARGET_MS, conditions)]

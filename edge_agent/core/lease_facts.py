@@ -135,6 +135,13 @@ def _outcome_of(held: LeaseEntry, lease: Lease) -> ReleaseOutcome:
 
 def _manifest(state: SiteState, lease_ids: tuple[str, ...]) -> SiteState:
     known = set(lease_ids)
+    # A closed lease that the hub no longer names was cleared while this site was away.
+    kept = tuple(
+        entry
+        for entry in state.leases
+        if entry.lease_id in known or entry.status is not LeaseStatus.CLOSED
+    )
+    state = replace(state, leases=kept)
     for entry in state.leases:
         if entry.status is LeaseStatus.FOREIGN and entry.lease_id not in known:
             state = lease_ending(

@@ -144,8 +144,8 @@ class Agent:
         await self._loop.offer_durably(f.LeaseSeen(lease))
 
     async def offer_lease_cleared(self, lease_id: str) -> None:
-        """The hub cleared a released lease's topic; returns when that is durable."""
-        await self._loop.offer_durably(f.LeaseCleared(lease_id))
+        """The hub cleared a released lease's topic; lost in a crash, the manifest says it again."""
+        self._loop.offer(f.LeaseCleared(lease_id))
 
     async def offer_policy(self, policy: SitePolicy) -> None:
         """Take desired state of the site; returns when it is durable."""

@@ -124,7 +124,8 @@ class ControlLoop:
         """Put a fact into the next pass, and return when the pass that took it is durable."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(done)
-        self.offer(fact)
+        self.offer(fact, wake=False)
+        self.wake(urgent=True)
         await done
 
     def offer_market(self, tick: MarketTick) -> None:

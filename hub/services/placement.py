@@ -39,6 +39,9 @@ from protocol.units import to_ms
 _log = logging.getLogger("hub.placement")
 
 PERIOD_S = 1.0
+# After a pass that could place nothing, the next one waits: a stream of submissions to full sites
+# must not read the whole queue again for each of them.
+IDLE_GAP_S = 0.05
 # Workloads of one state looked at in a pass; the rest waits for the next one.
 PASS_MAX = 200
 # A lease ends this long before a price above its limit comes into force.
@@ -97,10 +100,13 @@ class Placement:
                 if loop.time() - swept_s >= PERIOD_S:
                     swept_s = loop.time()
                     await self.sweep()
-                await self.cancel_and_place()
+                idle = not await self.cancel_and_place()
             except HubError as exc:
+                idle = True
                 self._counters.add(f"placement_{exc.code}")
                 _log.error("placement=failed why=%s", exc)
+            if idle:
+                await asyncio.sleep(IDLE_GAP_S)
             try:
                 async with asyncio.timeout_at(swept_s + PERIOD_S):
                     await self._wake.wait()
@@ -127,24 +133,24 @@ class Placement:
             ]
         await self._do(jobs)
 
-    async def cancel_and_place(self) -> None:
-        """End what customers cancelled, then place what is queued."""
+    async def cancel_and_place(self) -> int:
+        """End what customers cancelled, then place what is queued; gives how many it moved."""
         now = self._clock.wall()
-        await self._do(
+        ended = await self._do(
             _end_or_close(row, WorkloadState.CANCELLED, EndReason.CANCELLED, now)
             for row in self._with_states((WorkloadState.CANCELLING,))
         )
         queued = self._with_states((WorkloadState.QUEUED,))
         self.waiting = {}
         if not queued:
-            return
+            return ended
         epoch = sync_tables.read_epoch(self._store)
         unsettled = sites.not_reported_since_restore(self._store, epoch)
         if unsettled:
             # Any of them may run what looks queued here.
             self.waiting = {row.workload_id: "sites_not_reported" for row in queued}
-            return
-        await self._do(self._choose(queued, now))
+            return ended
+        return ended + await self._do(self._choose(queued, now))
 
     def _choose(self, queued: Sequence[WorkloadRow], now: datetime) -> list[Job]:
         cards = rate_cards.list_cards(self._store)
@@ -185,11 +191,13 @@ class Placement:
         last_ns = self._heard_ns.get(site_id, self._started_ns)
         return (self._clock.boottime_ns() - last_ns) / 1e9
 
-    async def _do(self, jobs: Iterable[Job]) -> None:
+    async def _do(self, jobs: Iterable[Job]) -> int:
         """Run jobs together, so that they share a commit; one that fails harms no other."""
+        started = 0
         async with asyncio.TaskGroup() as tasks:
-            for number, job in enumerate(jobs):
-                tasks.create_task(self._do_one(job), name=f"placement-{number}")
+            for started, job in enumerate(jobs, start=1):
+                tasks.create_task(self._do_one(job), name=f"placement-{started}")
+        return started
 
     async def _do_one(self, job: Job) -> None:
         try:
