@@ -1,1 +1,1 @@
-"""The light hub: takes workloads, places them on sites, bills what was metered, and shows it live."""
+"""The light hub: takes workloads, places them on sites, bills what was metered, shows it live."""

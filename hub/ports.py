@@ -1,7 +1,7 @@
 """Ports of the hub: what its core and services need from the world.
 
 Each port ships with its fake beside the real one; the composition root (``main.py``) picks.
-Implementations raise the builtin bases ``ConnectionError``, ``PermissionError`` and ``TimeoutError``.
+Implementations raise the builtin bases ``ConnectionError``, ``PermissionError``, ``TimeoutError``.
 """
 
 import sqlite3
@@ -88,7 +88,7 @@ class MqttConnector(Protocol):
 
 
 class Store(Protocol):
-    """The operational store: group-committed writes by one writer, reads inline on a query-only connection."""
+    """The operational store: one writer that group-commits, reads inline on their own connection."""
 
     async def write(self, job: Callable[[sqlite3.Connection], T]) -> T:
         """Run ``job`` inside the next group commit and return its value after the sync.

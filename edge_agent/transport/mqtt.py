@@ -202,14 +202,14 @@ class _Inbound:
 
 
 def _connect_properties(session_expiry_s: int, receive_maximum: int) -> Properties:
-    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho has no types here
     properties.SessionExpiryInterval = session_expiry_s
     properties.ReceiveMaximum = receive_maximum
     return properties
 
 
 def _aiomqtt_will(will: Will) -> aiomqtt.Will:
-    properties = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]
+    properties = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]  # as above
     properties.WillDelayInterval = will.delay_s
     return aiomqtt.Will(will.topic, will.payload, will.qos, will.retain, properties)
 
