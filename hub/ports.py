@@ -88,7 +88,7 @@ class MqttConnector(Protocol):
 
 
 class Store(Protocol):
-    """The operational store: one writer that group-commits, reads inline on their own connection."""
+    """The operational store: one writer that group-commits, reads on a query-only connection."""
 
     async def write(self, job: Callable[[sqlite3.Connection], T]) -> T:
         """Run ``job`` inside the next group commit and return its value after the sync.
@@ -99,7 +99,7 @@ class Store(Protocol):
         ...
 
     def read(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """Run one SELECT on the query-only connection (short statements only: it runs on the loop)."""
+        """Run one short SELECT on the query-only connection: it runs on the loop."""
         ...
 
 

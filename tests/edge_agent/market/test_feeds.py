@@ -19,18 +19,22 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
 async def poll_once(answer: bytes) -> tuple[list[MarketTick], HttpFeed]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
+        if answered:
+            polled.set()  # a second poll proves that the first answer was dealt with
+        answered.append(True)
         writer.write(answer)
         writer.close()
 
     ticks: list[MarketTick] = []
+    polled = asyncio.Event()
+    answered: list[bool] = []
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
         feed = HttpFeed("127.0.0.1", port, offer=ticks.append, period_s=0.001)
         task = asyncio.create_task(feed.run())
         async with asyncio.timeout(5):
-            while not feed.status.ticks and not feed.status.refused:
-                await asyncio.sleep(0)  # noqa: ASYNC110 - the feed's own poll is the event
+            await polled.wait()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     return ticks, feed
