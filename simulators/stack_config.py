@@ -64,9 +64,10 @@ class SeededMarket(Struct, frozen=True, kw_only=True):
 
 
 class HttpMarket(Struct, frozen=True, kw_only=True):
-    """A source on loopback that somebody else serves."""
+    """A source on loopback that somebody else serves; it is asked every `period_s`."""
 
     port: int
+    period_s: float = 1.0
 
 
 class Tuning(Struct, frozen=True, kw_only=True):
@@ -75,10 +76,12 @@ class Tuning(Struct, frozen=True, kw_only=True):
     Args:
         time_scale: divides restart, dwell, stay and ramp times (and so the restart cost).
         tick_s: period of the decision.
+        quarantine_after: failed switches of a device in ten minutes that take it out of use.
     """
 
     time_scale: float = 900.0
     tick_s: float = 1.0
+    quarantine_after: int = 3
 
 
 DESIGN_SITES: tuple[SiteSpec, ...] = (
@@ -154,6 +157,7 @@ def agent_toml(
         f"[limits]\npower_cap_w = {site.power_cap_w}",
         # A tenth of the cap per minute, as a real site, in scaled time.
         f"ramp_w_per_min = {site.power_cap_w * 0.1 * tuning.time_scale}",
+        f"quarantine_after = {tuning.quarantine_after}",
         f'[mqtt]\nhost = "127.0.0.1"\nport = {broker_port}',
     ]
     parts += _market_toml(market, market_started_utc)
@@ -215,7 +219,8 @@ def _market_toml(market: MarketSpec | HttpMarket | None, started_utc: str) -> li
     if market is None:
         return ['[market]\nkind = "none"', rates]
     if isinstance(market, HttpMarket):
-        return [f'[market]\nkind = "http"\nport = {market.port}', rates]
+        period = f"period_s = {market.period_s}"
+        return [f'[market]\nkind = "http"\nport = {market.port}\n{period}', rates]
     lines = [
         "[market]",
         'kind = "csv"',

@@ -58,7 +58,9 @@ async def test_nothing_is_lost_or_billed_twice(root: Path, stacks: list[Stack]) 
     seed = int(os.environ.get("HCP_KILL_SEED") or secrets.randbelow(1_000_000))
     print(f"HCP_KILL_SEED={seed}", file=sys.stderr, flush=True)  # noqa: T201 - to repeat the run
     lanes = _lanes(seed)
-    stack = Stack(root, (ALDER, BIRCH), market=SeededMarket(seed=3), tuning=Tuning(tick_s=1.0))
+    # A device whose host dies ten times in three minutes would rightly be taken out of use.
+    tuning = Tuning(tick_s=1.0, quarantine_after=100)
+    stack = Stack(root, (ALDER, BIRCH), market=SeededMarket(seed=3), tuning=tuning)
     stacks.append(stack)
     async with asyncio.timeout(450.0):
         await stack.start()
@@ -191,8 +193,7 @@ async def _check_power(stack: Stack, watches: Sequence[PowerWatch]) -> None:
         assert status["power_counted_w"] <= status["power_cap_w"]
         await watch.look()
         assert not watch.broken, books.shown(watch.broken)
-        assert watch.samples > 50
-        assert watch.unsure < watch.samples / 2
+        assert watch.sure > 50, watch.summary()
     # The cap bound: what was counted came close to it, and miners made room.
     assert watches[0].highest_counted_w > ALDER_CAP_W - 3_850.0 * PUE
     reports = parse_json(await stack.agent_command(ALDER, "switches", "--json", "--limit", "10000"))

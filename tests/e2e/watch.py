@@ -27,9 +27,17 @@ class PowerWatch:
     def __init__(self, stack: Stack, site: SiteSpec) -> None:
         self._home = stack.home(site)
         self._site = site
-        self.samples = self.blind = self.unsure = 0
+        self.sure = self.blind = self.unsure = 0
         self.highest_w = self.highest_counted_w = 0.0
         self.broken: list[str] = []
+
+    def summary(self) -> str:
+        """Say what was seen, for the log."""
+        return (
+            f"{self._site.site_id}: {self.sure} samples, {self.unsure} with unknown devices,"
+            f" {self.blind} without an agent; drawn <= {self.highest_w:.0f} W,"
+            f" counted <= {self.highest_counted_w:.0f} W of {self._site.power_cap_w:.0f} W"
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sample until stopped."""
@@ -53,7 +61,6 @@ class PowerWatch:
         except (OSError, EOFError, ValueError):
             self.blind += 1  # it is killed just now
             return
-        self.samples += 1
         measured_w, counted_w = site["power_w"], site["power_counted_w"]
         if measured_w is not None and measured_w > cap_w + _ROUND_W:
             self.broken.append(f"{site['site_id']} measures {measured_w:.0f} W of {cap_w:.0f} W")
@@ -61,6 +68,7 @@ class PowerWatch:
         if not all(_is_known(row["device"]) for row in [*before["items"], *after["items"]]):
             self.unsure += 1
             return
+        self.sure += 1
         self.highest_counted_w = max(self.highest_counted_w, counted_w)
         if counted_w > cap_w + _ROUND_W:
             said = f"counts {counted_w:.0f} W of {cap_w:.0f} W"
