@@ -17,9 +17,9 @@ def main() -> int:
             outcome = simulate(seed, Path(folder))
             took_s = time.perf_counter() - began
         bad += bool(outcome.problems)
-        print(f"seed {seed} {outcome.digest} {took_s:.2f} s {outcome.counts}")
+        sys.stdout.write(f"seed {seed} {outcome.digest} {took_s:.2f} s {outcome.counts}\n")
         if outcome.problems:
-            print(outcome.text())
+            sys.stdout.write(f"{outcome.text()}\n")
     return bool(bad)
 
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
+from itertools import pairwise
 from typing import Any
 
 from edge_agent.core.facts import SwitchClosed, SwitchOpened, TickRow, decode_row
@@ -14,7 +15,7 @@ from edge_agent.core.passes import replay_row
 from edge_agent.core.site_state import new_state
 from edge_agent.core.snapshot import decode_state, state_hash
 from edge_agent.core.switching import decode_switch
-from hub.core.invoicing import Period
+from hub.core.invoicing import Invoice, Period
 from hub.errors import HubError
 from hub.store import invoices
 from hub.store.writer import run_in_transaction
@@ -41,6 +42,7 @@ def audit(world: World, truth: Truth) -> dict[str, int]:
     _workloads(world, truth, connection, counts)
     _bills(world, truth, metered, connection, counts)
     connection.close()
+    _telemetry(world, counts)
     for site in world.sites.values():
         _journal(world, site, counts)
     return dict(sorted(counts.items()))
@@ -79,7 +81,9 @@ def _usage(
         metered.accepted.append(row[5:9])
         metered.energy_j += row[9]
         counts["usage"] += 1
-    for code, body in connection.execute("SELECT code, body FROM quarantine ORDER BY quarantine_id"):
+    for code, body in connection.execute(
+        "SELECT code, body FROM quarantine ORDER BY quarantine_id"
+    ):
         counts[f"quarantine_{code}"] += 1
         try:
             item = codec.USAGE_ITEM.decode(body)
@@ -129,7 +133,7 @@ def _overlaps(world: World, found: dict[Key, _Metered]) -> None:
             by_device[(site_id, device_id)].append((start_ms, end_ms, instance_id))
     for (site_id, device_id), rows in sorted(by_device.items()):
         rows.sort()
-        for one, other in zip(rows, rows[1:], strict=False):
+        for one, other in pairwise(rows):
             if other[0] < one[1]:
                 world.problem(f"usage of {site_id} {device_id} overlaps: {one} {other}")
                 break
@@ -160,6 +164,20 @@ def _workloads(
         world.problem(f"{not_released} leases are not released at the end")
 
 
+def _telemetry(world: World, counts: dict[str, int]) -> None:
+    """Check that each batch stands once, and that no store has a hole which nobody declared."""
+    rows = [(row.store_id, row.record.seq) for row in world.metrics.rows]
+    counts["telemetry"] += len(rows)
+    if len(set(rows)) != len(rows):
+        world.problem("a telemetry batch stands twice")
+    for store_id in sorted({store_id for store_id, _ in rows}):
+        known = world.metrics.known(store_id)
+        last = max(seq for one, seq in rows if one == store_id)
+        holes = [seq for seq in range(1, last + 1) if not known.holds(seq)]
+        if holes:
+            world.problem(f"telemetry of {store_id} has holes {holes[:10]} below {last}")
+
+
 # --- invoices ---------------------------------------------------------------------------------
 
 
@@ -182,9 +200,7 @@ def _bills(
         if not owned & cancelled.keys():
             continue
         try:
-            invoice = run_in_transaction(
-                connection, lambda conn, who=customer_id: invoices.close_period(conn, who, period, now)
-            )
+            invoice = _close(connection, customer_id, period, now)
         except HubError as exc:
             world.problem(f"invoice of {customer_id}: {exc}")
             continue
@@ -192,6 +208,14 @@ def _bills(
         counts["invoice_cents"] += int(invoice.total_usd * 100)
         if invoice.total_usd != expected:
             world.problem(f"invoice of {customer_id}: {invoice.total_usd} USD, truth {expected}")
+
+
+def _close(
+    connection: sqlite3.Connection, customer_id: str, period: Period, now: datetime
+) -> Invoice:
+    return run_in_transaction(
+        connection, lambda conn: invoices.close_period(conn, customer_id, period, now)
+    )
 
 
 def _expected_usd(
@@ -241,12 +265,16 @@ def _billable(stay: Stay, metered: _Metered) -> Iterable[tuple[int, int]]:
 
 def _journal(world: World, site: SiteWorld, counts: dict[str, int]) -> None:
     connection = sqlite3.connect(site.core_path)
-    rows = [decode_row(body) for (body,) in connection.execute("SELECT body FROM journal ORDER BY seq")]
+    rows = [
+        decode_row(body) for (body,) in connection.execute("SELECT body FROM journal ORDER BY seq")
+    ]
     open_switches = [
         decode_switch(body)
         for (body,) in connection.execute("SELECT body FROM switch WHERE closed = 0")
     ]
-    snapshots = connection.execute("SELECT fact_seq, body FROM snapshot ORDER BY fact_seq").fetchall()
+    snapshots = connection.execute(
+        "SELECT fact_seq, body FROM snapshot ORDER BY fact_seq"
+    ).fetchall()
     reports = _switch_reports(connection)
     connection.close()
     counts["journal_rows"] += len(rows)
@@ -270,7 +298,9 @@ def _journal(world: World, site: SiteWorld, counts: dict[str, int]) -> None:
 
 
 def _switch_reports(connection: sqlite3.Connection) -> list[Any]:
-    rows = connection.execute("SELECT body FROM outbox WHERE stream = 'event' ORDER BY store_no, seq")
+    rows = connection.execute(
+        "SELECT body FROM outbox WHERE stream = 'event' ORDER BY store_no, seq"
+    )
     items = [codec.EVENT_ITEM.decode(body) for (body,) in rows]
     return [item for item in items if type(item).__name__ == "SwitchReport"]
 

@@ -14,19 +14,18 @@ from typing import Any
 
 from msgspec import Struct
 
-from hub.core.workload_states import CANCELLABLE, FINAL, WorkloadState
+from hub.core.workload_states import CANCELLABLE, WorkloadState
 from hub.store import workloads
 from hub.store.workloads import WorkloadRow
 from protocol.lease import WorkloadSpec
 from protocol.units import from_ms, to_ms
+from simulators.errors import VirtualTimeError
 from simulators.faults import SiteFault, SiteFaultKind, apply_to_link
 from simulators.gpu_host import GpuHost, TruthLine
-from simulators.errors import VirtualTimeError
 from simulators.virtual_loop import run
 from tests.simulation import audit, watch
 from tests.simulation.scenario import (
     END_ALL_S,
-    FAULTS_UNTIL_S,
     SPAN_S,
     Order,
     Scenario,
@@ -132,7 +131,9 @@ class _Run:
 
     def _on_truth(self, site: SiteWorld, line: TruthLine) -> None:
         if line.t != "mark":
-            self.world.log(f"{line.t} {site.site_id} {line.gpu} {line.instance_id} {line.served_ns}")
+            self.world.log(
+                f"{line.t} {site.site_id} {line.gpu} {line.instance_id} {line.served_ns}"
+            )
         wrong = self.truth.take(site.site_id, site.device_of[line.gpu], line)
         if wrong:
             self.world.problem(wrong)
@@ -269,9 +270,7 @@ class _Run:
         await _until(fault.at_s)
         self.world.log(f"fault {fault.kind} {fault.target} {fault.amount}")
         await site.agent_process.hold()
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{site.core_path}{suffix}").unlink(missing_ok=True)
-        shutil.move(copy, site.core_path)
+        _put_back(copy, site.core_path)
         await asyncio.sleep(fault.duration_s)
         site.agent_process.release()
 
@@ -289,6 +288,8 @@ class _Run:
             state.update(line.encode() + b"\n")
         for problem in self.world.problems:
             state.update(problem.encode())
+        for row in self.world.metrics.rows:
+            state.update(f"{row.store_id} {row.record.seq} {row.record.digest!r}".encode())
         for path, query in (
             (self.world.hub_path, "SELECT * FROM usage ORDER BY usage_id"),
             (self.world.hub_path, "SELECT * FROM transitions ORDER BY seq"),
@@ -304,8 +305,11 @@ class _Run:
         return state.hexdigest()
 
 
+def _put_back(copy: Path, path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    shutil.move(copy, path)
+
+
 async def _until(at_s: float) -> None:
     await asyncio.sleep(max(0.0, at_s - asyncio.get_running_loop().time()))
-
-
-__all__ = ["FAULTS_UNTIL_S", "FINAL", "Outcome", "simulate"]

@@ -33,7 +33,7 @@ FAULT_KINDS = (
 
 def scratch() -> str | None:
     """Name a folder in memory, where there is one: the databases need no disk."""
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - made by mkdtemp in it
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 def run_seeds(first: int, last: int) -> list[Outcome]:
@@ -104,7 +104,7 @@ def test_each_kind_of_fault_comes_in_a_tenth_of_the_seeds_and_five_in_each() -> 
 def test_a_seed_repeats_whatever_the_hash_seed(seed: int) -> None:
     digests = []
     for hash_seed in ("0", "4711"):
-        done = subprocess.run(  # noqa: S603 - our own program
+        done = subprocess.run(
             [sys.executable, "-m", "tests.simulation", str(seed)],
             cwd=ROOT,
             env={**os.environ, "PYTHONHASHSEED": hash_seed},

@@ -141,7 +141,8 @@ class Watcher:
         connection.close()
         for workload_id, count, state in rows:
             open_gates = sum(
-                gate.lease_id.rpartition(".")[0] == workload_id for gate in self._truth.open.values()
+                gate.lease_id.rpartition(".")[0] == workload_id
+                for gate in self._truth.open.values()
             )
             if state == "running" and open_gates != count:
                 self._world.problem(f"{workload_id} is running with {open_gates} of {count} gates")

@@ -1,15 +1,15 @@
-"""Two sites, a hub and a broker in virtual time; every process of them real, the world around fake."""
+"""Two sites, a hub and a broker in virtual time: every process real, the world around fake."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import sqlite3
-from collections.abc import Callable, Coroutine
-from datetime import datetime
+import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from msgspec.structs import replace
 
 from edge_agent.core.site import Site
@@ -22,8 +22,10 @@ from edge_agent.node.server import NodeServer
 from edge_agent.node.service import NodeService
 from edge_agent.node.store import MIGRATIONS as NODE_MIGRATIONS
 from edge_agent.node.store import NodeStore
-from edge_agent.ports import CommitBatch
-from edge_agent.services.agent import Agent, AgentPorts
+from edge_agent.services.agent import Agent, AgentPorts, Sample
+from edge_agent.services.hub_words import HubWords
+from edge_agent.services.node_sink import LateSink
+from edge_agent.services.telemetry import Telemetry, TelemetrySample
 from edge_agent.services.uplink import Uplink
 from edge_agent.storage.core_store import SqliteCoreStore
 from edge_agent.storage.files import MemoryFiles
@@ -38,13 +40,11 @@ from hub.services.back import HubBack
 from hub.store import migrations, rate_cards, schema, sites
 from hub.store.database import Database, connect, connect_query_only
 from hub.store.writer import InlineWriter as HubWriter
-from protocol.event import CommandResult
+from protocol.event import SiteLive
 from protocol.ids import IdSource
-from protocol.lease import Command, Lease, SitePolicy
 from protocol.market import MarketTick
-from protocol.node import PhaseDo, PhaseDone
-from protocol.sync import LeaseHead
-from protocol.units import EPOCH
+from protocol.telemetry import Metric
+from protocol.units import EPOCH, to_ms
 from simulators.gpu_host import GpuError, GpuHost, TruthLine
 from simulators.link import SimLink
 from simulators.market import MarketSimulator
@@ -53,6 +53,11 @@ from tests.simulation.processes import Fuse, FusedStore, Process, SimWriter
 from tests.simulation.scenario import PRICES, SITES, START, Scenario, build_site, edge_client
 
 TICK_S = 5.0
+METRICS = (
+    Metric(name="activity_code", scale=1.0),
+    Metric(name="power_w", scale=1.0),
+    Metric(name="temp_c", scale=0.1),
+)
 
 
 class HostClock:
@@ -80,54 +85,6 @@ class _Nameplate(random.Random):
 
     def uniform(self, a: float, b: float) -> float:
         return super().uniform(a, min(b, 0.0) if a < 0 else b)
-
-
-class _LateLinks:
-    """The node links, known only after the agent that they deliver to."""
-
-    def __init__(self) -> None:
-        self.client: NodeLinksClient | None = None
-
-    async def do(self, node_id: str, request: PhaseDo) -> PhaseDone:
-        if self.client is None:
-            raise ConnectionError("not yet")
-        return await self.client.do(node_id, request)
-
-    def connected(self, node_id: str) -> bool:
-        return self.client is not None and self.client.connected(node_id)
-
-
-class _Brain:
-    """Hands the hub's words to the agent."""
-
-    def __init__(self, agent: Agent, store: SqliteCoreStore, clock: SimClock) -> None:
-        self._agent = agent
-        self._store = store
-        self._clock = clock
-
-    async def on_lease(self, lease: Lease) -> None:
-        await self._agent.offer_lease(lease)
-
-    async def on_lease_cleared(self, lease_id: str) -> None:
-        await self._agent.offer_lease_cleared(lease_id)
-
-    async def on_policy(self, policy: SitePolicy) -> None:
-        await self._agent.offer_policy(policy)
-
-    async def on_command(self, command: Command) -> None:
-        result = CommandResult(
-            command_id=command.command_id, at=self._clock.wall(), outcome="refused"
-        )
-        await self._store.commit(CommitBatch(events=(result,)))
-
-    async def on_hub_heard(self, hub_time: datetime) -> None:
-        self._agent.hub_heard(hub_time)
-
-    async def on_owner(self, owner: bool) -> None:  # noqa: FBT001 - the port's shape
-        self._agent.offer_owner(owner)
-
-    async def on_manifest(self, leases: tuple[LeaseHead, ...]) -> None:
-        self._agent.offer_manifest(leases)
 
 
 class SiteWorld:
@@ -278,27 +235,38 @@ class SiteWorld:
             recovered = await store.recover()
             segments = SegmentStore(store, self.files, self.dead_files, InlineWorker(), clock)
             await segments.open()
-            late = _LateLinks()
-            held: list[Uplink] = []
-            ports = AgentPorts(
+            telemetry = Telemetry(
+                site_id=self.site_id,
+                metrics=METRICS,
+                device_ids=[device.device_id for device in self.site.devices],
                 store=store,
+                segments=segments,
+                worker=InlineWorker(),
+                hot=None,
                 clock=clock,
-                links=late,
-                fleet=self.fleet,
-                new_id=ids.new,
-                on_live=lambda live: held[0].publish_live(live),
-                backlog=lambda: sum(row.unacked for row in held[0].backlog()),
             )
-            agent = Agent(self.site, ports, recovered, tick_s=TICK_S)
-            late.client = NodeLinksClient(
+            sink = LateSink()
+            links = NodeLinksClient(
                 (NodeAddress(node_id=f"n-{self.site_id}", address=f"unix:/{self.site_id}"),),
                 site_id=self.site_id,
                 agent_epoch=recovered.agent_epoch,
-                sink=agent,
-                hub_heard_age_ms=agent.hub_heard_age_ms,
+                sink=sink,
+                hub_heard_age_ms=sink.hub_heard_age_ms,
                 uniform=self.rng.uniform,
                 dialer=self.world.network.dial,
             )
+            ports = AgentPorts(
+                store=store,
+                clock=clock,
+                links=links,
+                fleet=self.fleet,
+                new_id=ids.new,
+                on_live=self._on_live,
+                on_sample=lambda sample: _offer(telemetry, sample),
+                backlog=lambda: sum(head.next_seq - 1 - head.acked_wm for head in store.heads()),
+            )
+            agent = Agent(self.site, ports, recovered, tick_s=TICK_S)
+            sink.target = agent
             uplink = Uplink(
                 connector=self.world.link,
                 store=store,
@@ -307,13 +275,13 @@ class SiteWorld:
                 random=self.rng.random,
                 site_id=self.site_id,
                 agent_version="0.1.0",
-                brain=_Brain(agent, store, clock),
+                brain=HubWords(agent, store, clock),
             )
-            held.append(uplink)
             self.agent, self.store, self.uplink = agent, store, uplink
             async with asyncio.TaskGroup() as group:
                 group.create_task(agent.run(), name="agent")
-                group.create_task(late.client.run(), name="node-links")
+                group.create_task(links.run(), name="node-links")
+                group.create_task(telemetry.run(), name="telemetry")
                 group.create_task(uplink.run(), name="uplink")
                 group.create_task(self._feed(agent), name="feeds")
         finally:
@@ -321,6 +289,10 @@ class SiteWorld:
                 self.last_hash = None if fuse.blown_at_commit else self.agent.state_hash()
             self.agent = self.store = self.uplink = None
             await writer.close()
+
+    def _on_live(self, live: SiteLive) -> None:
+        if self.uplink is not None:
+            self.uplink.publish_live(live)
 
     async def _feed(self, agent: Agent) -> None:
         while True:
@@ -405,11 +377,6 @@ class World:
             *(site.agent_process for site in self.sites.values()),
         )
 
-    async def spawn(self, work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
-        """Run something beside; its failure is a problem."""
-        task = self._loop.create_task(work)
-        tasks.add(task)
-
     # --- the hub ----------------------------------------------------------------------------
 
     def _found_hub(self) -> None:
@@ -452,13 +419,11 @@ class World:
             database.close()
 
 
+def _offer(telemetry: Telemetry, sample: Sample) -> None:
+    columns = (sample.activity.astype(np.float64), sample.power_w, sample.temp_c)
+    telemetry.offer(TelemetrySample(t_ms=to_ms(sample.at), columns=columns))
+
+
 def _where(exc: BaseException | None) -> str:
-    if exc is None or exc.__traceback__ is None:
-        return ""
-    frames = []
-    trace = exc.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        frames.append(f"{Path(code.co_filename).name}:{trace.tb_lineno}:{code.co_name}")
-        trace = trace.tb_next  # type: ignore[assignment]
-    return " < ".join(reversed(frames[-6:]))
+    frames = [] if exc is None else traceback.extract_tb(exc.__traceback__)[-6:]
+    return " < ".join(f"{Path(f.filename).name}:{f.lineno}:{f.name}" for f in reversed(frames))
