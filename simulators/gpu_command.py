@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
+import signal
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -68,7 +71,7 @@ def parse_gpus(text: str) -> list[tuple[str, str]]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until stopped; print one JSON line when ready."""
+    """Serve until SIGINT or SIGTERM; print one JSON line when ready."""
     args.socket.unlink(missing_ok=True)  # left by a run that was killed
     truth = _ignore if args.truth is None else TruthFile(args.truth)
     rng = Random(args.seed)
@@ -86,8 +89,17 @@ def run(args: argparse.Namespace) -> int:
         line = {"socket": str(args.socket), "host_id": args.host_id, "gpus": len(host.gpus())}
         print(json.dumps(line), flush=True)
 
-    asyncio.run(server.run(args.socket, ready))
+    asyncio.run(_serve(server, args.socket, ready))
     return 0
+
+
+async def _serve(server: GpuServer, socket: Path, ready: Callable[[], None]) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):  # asked to stop
+        await server.run(socket, ready)
 
 
 def _ignore(line: TruthLine) -> None:
