@@ -124,13 +124,23 @@ async def test_reconnects_to_a_new_process(tmp_path: Path) -> None:
 
 @asynccontextmanager
 async def _hostile(path: Path, serve: Serve) -> AsyncIterator[None]:
+    ended: list[asyncio.Event] = []
+
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        done = asyncio.Event()
+        ended.append(done)
         with suppress(ConnectionError):
             await serve(reader, writer)
         writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+        done.set()
 
     async with await asyncio.start_unix_server(handle, str(path)):
         yield
+        async with asyncio.timeout(5):  # the client has gone, so every handler comes to its end
+            for done in ended:
+                await done.wait()
 
 
 HELLO = b'{"id":1,"host_id":"h","process_id":"p","boot_id":"b","gpus":[]}\n'
