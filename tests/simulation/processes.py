@@ -117,6 +117,8 @@ class Process:
         self._kills: set[asyncio.Task[None]] = set()
         self.fuse: Fuse | None = None
         self.starts = 0
+        self._stopped_s: float | None = None
+        self._started_s = 0.0
 
     @property
     def up(self) -> bool:
@@ -128,6 +130,7 @@ class Process:
         if self._task is not None or self._held:
             return
         self.starts += 1
+        self._started_s = asyncio.get_running_loop().time()
         self._log(f"start {self.name}")
         fuse = Fuse(lambda: self._spawn_kill(fuse))
         self.fuse = fuse
@@ -140,11 +143,19 @@ class Process:
         if task is None:
             return
         self._log(f"kill {self.name}")
+        self._stopped_s = asyncio.get_running_loop().time()
         if self.fuse is not None:
             self.fuse.blown = True
         self._cut()
         task.cancel()
         await asyncio.wait({task})
+
+    def deaf_s(self, period_s: float) -> float:
+        """Give how long ago it may last have looked, if it looks every ``period_s``."""
+        now_s = asyncio.get_running_loop().time()
+        if self._stopped_s is None or (self.up and now_s - self._started_s > 2 * period_s):
+            return period_s
+        return period_s + now_s - self._stopped_s
 
     async def hold(self) -> None:
         """Kill it and keep it down until ``release``."""

@@ -37,6 +37,8 @@ from tests.simulation.world import SiteWorld, World
 
 # A wrong clock is put right by the time server after this long.
 CLOCK_WRONG_S = 90.0
+# The node keeps every open meter's value this often: what a killed workload may cost.
+NODE_READS_S = 1.0
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
@@ -99,7 +101,9 @@ class _Run:
         await asyncio.sleep(1.0)
         for site in world.sites.values():
             if site.host is not None:
-                self._harvest(site, site.host, killed=False)
+                for view in site.host.meters(None):
+                    device_id = site.device_of[view.gpu]
+                    self.truth.harvest(site.site_id, device_id, view, loss_ms_max=0)
         found = audit.audit(world, self.truth)
         return Outcome(
             seed=world.seed,
@@ -121,6 +125,8 @@ class _Run:
         ]
 
     async def _script(self, watcher: watch.Watcher) -> None:
+        await _until(END_ALL_S - 6.0)
+        watcher.about_to_settle()
         await _until(END_ALL_S - 1.0)
         watcher.settled()
         await self._cancel_all()
@@ -139,11 +145,17 @@ class _Run:
             self.world.problem(wrong)
 
     def _on_host_killed(self, site: SiteWorld, host: GpuHost) -> None:
-        self._harvest(site, host, killed=True)
-
-    def _harvest(self, site: SiteWorld, host: GpuHost, *, killed: bool) -> None:
+        """Keep the truth of a host that dies; what its node had not yet read is lost with it."""
+        unread_ms = round(site.node_process.deaf_s(NODE_READS_S) * 1_000)
+        since_ns = host.now_ns() - unread_ms * 1_000_000
         for view in host.meters(None):
-            self.truth.harvest(site.site_id, site.device_of[view.gpu], view, killed=killed)
+            read = view.closed_ns is not None and view.closed_ns < since_ns
+            self.truth.harvest(
+                site.site_id,
+                site.device_of[view.gpu],
+                view,
+                loss_ms_max=0 if read else unread_ms,
+            )
 
     # --- customers --------------------------------------------------------------------------
 

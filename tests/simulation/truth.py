@@ -22,7 +22,7 @@ class Stay(Struct, frozen=True, kw_only=True):
     """Everything that one instance served.
 
     Args:
-        killed: the workload host died while the gate was open, so the meter died with it.
+        loss_ms_max: how much may be missing at the hub, because the meter died unread.
         minutes: (epoch minute by the host's wall, whole milliseconds served in it).
     """
 
@@ -34,7 +34,7 @@ class Stay(Struct, frozen=True, kw_only=True):
     served_ms: int
     energy_j: int
     completed: bool
-    killed: bool
+    loss_ms_max: int
     minutes: tuple[tuple[int, int], ...]
 
     @property
@@ -73,10 +73,13 @@ class Truth:
                 return f"{other.lease_id} and {line.lease_id} serve at once"
         return None
 
-    def harvest(self, site_id: str, device_id: str, view: MeterView, *, killed: bool) -> None:
-        """Keep what a meter came to, at the end of its host or of the run."""
+    def harvest(self, site_id: str, device_id: str, view: MeterView, *, loss_ms_max: int) -> None:
+        """Keep what a meter came to, at the end of its host or of the run.
+
+        Args:
+            loss_ms_max: of this meter, if its host was killed.
+        """
         key = (site_id, view.instance_id)
-        was_open = killed and view.open
         if view.opened_ns is not None:
             self.stays[key] = Stay(
                 site_id=site_id,
@@ -87,10 +90,10 @@ class Truth:
                 served_ms=view.served_ns // 1_000_000,
                 energy_j=view.energy_mj // 1_000,
                 completed=view.completed,
-                killed=was_open,
+                loss_ms_max=loss_ms_max,
                 minutes=self._minutes(key, view),
             )
-        if killed:
+        if loss_ms_max:
             self.open.pop(key, None)
 
     def _minutes(self, key: tuple[str, str], view: MeterView) -> tuple[tuple[int, int], ...]:

@@ -27,6 +27,7 @@ class Watcher:
         self._world = world
         self._truth = truth
         self._reported: set[str] = set()
+        self._torn: set[str] = set()
         self._torn_since: dict[str, float] = {}
         self._counted: dict[str, tuple[SiteState, float]] = {}
 
@@ -114,7 +115,13 @@ class Watcher:
             world.problem("not settled: the hub is not connected")
         for site in world.sites.values():
             self._site_settled(site)
-        self._running_is_served()
+        # What comes to its end in this very second is not told yet: it must stand a while.
+        for wrong in sorted(self._torn & self._running_is_not_served()):
+            world.problem(wrong)
+
+    def about_to_settle(self) -> None:
+        """Note what the hub and the gates disagree on, some seconds before ``settled``."""
+        self._torn = self._running_is_not_served()
 
     def _site_settled(self, site: SiteWorld) -> None:
         world, name = self._world, site.site_id
@@ -132,22 +139,24 @@ class Watcher:
             if row.unacked and old_ms is not None and now_ms - old_ms > UNACKED_MAX_S * 1_000:
                 world.problem(f"not settled: {name}: {row}")
 
-    def _running_is_served(self) -> None:
+    def _running_is_not_served(self) -> set[str]:
         """Compare what the hub says is running with the gates that are open."""
         with sqlite3.connect(self._world.hub_path) as connection:
             rows = connection.execute(
                 "SELECT workload_id, count, state FROM workloads ORDER BY workload_id"
             ).fetchall()
         connection.close()
+        wrong = set()
         for workload_id, count, state in rows:
             open_gates = sum(
                 gate.lease_id.rpartition(".")[0] == workload_id
                 for gate in self._truth.open.values()
             )
             if state == "running" and open_gates != count:
-                self._world.problem(f"{workload_id} is running with {open_gates} of {count} gates")
+                wrong.add(f"{workload_id} is running with {open_gates} of {count} gates")
             if state in ("queued", "completed", "failed", "cancelled", "expired") and open_gates:
-                self._world.problem(f"{workload_id} is {state} with {open_gates} open gates")
+                wrong.add(f"{workload_id} is {state} with {open_gates} open gates")
+        return wrong
 
     def ended(self) -> None:
         """Check what must hold at the very end, when every workload was asked to end."""
