@@ -142,6 +142,7 @@ def _adopt_device(state: SiteState, at: int, device: NodeDevice) -> SiteState:
     if device.quarantined:
         code = FAULT
     state = replace(state, **set_activity(state, where, code, code, code))
+    state = _forget_others(state, at, device)
     if serving and device.work is not None:
         return _adopt_work(state, at, device)
     no = int(state.lease_no[at])
@@ -149,6 +150,33 @@ def _adopt_device(state: SiteState, at: int, device: NodeDevice) -> SiteState:
     if lease is None:
         return state
     return slot_changed(state, lease, device.device_id, serving=False)
+
+
+def _forget_others(state: SiteState, at: int, device: NodeDevice) -> SiteState:
+    """Take a device out of the leases whose work is not what stands on it.
+
+    An agent restored from an older copy believes in leases that are long over: ending one must not
+    stop the work of another. Their meters stay awaited.
+    """
+    work = device.work
+    own = int(state.lease_no[at])
+    for entry in state.leases:
+        here = entry.lease_id == work.lease_id if work is not None else entry.no == own
+        stale = not here and any(
+            slot.device_id == device.device_id and slot.instance_id for slot in entry.slots
+        )
+        if not stale:
+            continue
+        slots = tuple(
+            replace(slot, serving=False, instance_id="")
+            if slot.device_id == device.device_id
+            else slot
+            for slot in entry.slots
+        )
+        running = entry.status is LeaseStatus.RUNNING
+        status = LeaseStatus.STARTING if running else entry.status
+        state = replace(state, leases=put_lease(state, replace(entry, slots=slots, status=status)))
+    return state
 
 
 def _adopt_work(state: SiteState, at: int, device: NodeDevice) -> SiteState:
@@ -184,11 +212,10 @@ def _adopt_work(state: SiteState, at: int, device: NodeDevice) -> SiteState:
         status = LeaseStatus.RUNNING if serving else LeaseStatus.STARTING
     to_close = tuple(dict.fromkeys((*lease.to_close, work.instance_id)))
     lease = replace(lease, slots=slots, status=status, to_close=to_close)
-    return replace(
-        state,
-        leases=put_lease(state, lease),
-        lease_no=put(state.lease_no, at, lease.no),
-    )
+    state = replace(state, leases=put_lease(state, lease))
+    if status is LeaseStatus.ENDING and state.lease_no[at] >= 0:
+        return state  # the device may be promised to the next lease already
+    return replace(state, lease_no=put(state.lease_no, at, lease.no))
 
 
 def node_lost(site: Site, state: SiteState, fact: f.NodeLost) -> SiteState:

@@ -206,7 +206,8 @@ def _lease_replaced(site: Site, state: SiteState, fact: f.LeaseReplaced) -> Site
         Slot(fact.new_device_id) if slot.device_id == fact.old_device_id else slot
         for slot in entry.slots
     )
-    lease_no = put(state.lease_no, old, -1)
+    mine = int(state.lease_no[old]) == entry.no
+    lease_no = put(state.lease_no, old, -1) if mine else state.lease_no.copy()
     lease_no[new] = entry.no
     entry = replace(entry, slots=slots, restarts_ns=(*entry.restarts_ns, state.now_ns)[-16:])
     return replace(state, leases=put_lease(state, entry), lease_no=lease_no)

@@ -138,6 +138,7 @@ def starts(site: Site, state: SiteState) -> tuple[Start, ...]:
         ready = all(
             state.switch_no[at] < 0
             and state.reachable[at]
+            and state.lease_no[at] == entry.no
             and state.activity[at] in (MINE, IDLE, CURTAILED, SERVE)
             and at not in occupied
             for at in indices
@@ -316,7 +317,7 @@ def _care(site: Site, state: SiteState, entry: LeaseEntry) -> list[p.LeaseAct]:
         return [p.EndLease(entry.lease_id, ReleaseOutcome.FAILED, "lost too often")]
     for slot in entry.slots:
         at = site.index_of(slot.device_id)
-        if at is None or _broken(state, at):
+        if at is None or _broken(state, at) or state.lease_no[at] != entry.no:
             return [_replace(site, state, entry, slot.device_id, lease)]
     return []
 

@@ -11,7 +11,7 @@ from edge_agent.core.site import CODE_OF, FAULT
 from edge_agent.core.site_state import LeaseStatus, lease_by_id
 from protocol.event import ReleaseOutcome
 from protocol.lease import EndReason, LeaseState, OnPartition, workload_class
-from protocol.node import NodeDevice, NodeEvent, NodeEventKind
+from protocol.node import LeaseWork, NodeDevice, NodeEvent, NodeEventKind
 from protocol.resource import Activity, DeviceKind
 from tests.edge_agent.core.plant import START, Plant, make_lease, make_site, tick
 
@@ -194,6 +194,65 @@ def test_inventory_beats_belief() -> None:
     plant.activity[:] = CODE_OF[Activity.IDLE]
     made = plant.step(1.0, f.NodeAdopted("n0", devices))
     assert [row.to_activity for row in made.intents] == [Activity.SERVE]
+
+
+def serving(device_id: str, lease_id: str, instance_id: str) -> NodeDevice:
+    lease = make_lease(lease_id)
+    return NodeDevice(
+        device_id=device_id,
+        device_class="H100",
+        kind=DeviceKind.GPU,
+        activity=Activity.SERVE,
+        gate_open=True,
+        work=LeaseWork(
+            lease_id=lease_id,
+            workload_id=lease.workload_id,
+            attempt=1,
+            instance_id=instance_id,
+            device_class="H100",
+            spec=lease.spec,
+        ),
+    )
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_ending_a_lease_of_the_past_leaves_the_work_of_another_alone(told: bool) -> None:  # noqa: FBT001
+    """A restored copy believes in old.1 on g0, where new.1 has long been serving."""
+    plant = plant_with(1)
+    plant.settle(1.0, f.LeaseSeen(make_lease("old.1")))
+    held = (serving("g0", "new.1", "i-new"),)
+    plant.step(1.0, f.NodeAdopted("n0", held), f.LeaseSeen(make_lease("new.1")))
+    ended = f.LeaseSeen(make_lease("old.1", generation=2, state=LeaseState.END))
+    for passes in range(4):
+        made = plant.step(1.0, *((ended,) if told and not passes else ()))
+        assert not made.intents
+    new = lease_by_id(plant.state, "new.1")
+    assert new is not None
+    assert new.status is LeaseStatus.RUNNING
+    assert [(slot.device_id, slot.instance_id) for slot in new.slots] == [("g0", "i-new")]
+    old = lease_by_id(plant.state, "old.1")
+    assert old is not None
+    assert old.status in (LeaseStatus.ENDING, LeaseStatus.CLOSED)
+    assert plant.state.lease_no[0] == new.no
+
+
+def test_a_device_promised_to_the_next_lease_stays_so_when_the_node_names_the_last() -> None:
+    plant = plant_with(1)
+    plant.settle(1.0, f.LeaseSeen(make_lease("p4.1", priority=10)))
+    plant.step(1.0, f.LeaseSeen(make_lease("p1.1", priority=1)))
+    following = lease_by_id(plant.state, "p1.1")
+    assert following is not None
+    assert plant.state.lease_no[0] == following.no
+    (stop,) = plant.open
+    plant.step(1.0, plant.close(stop, "rolled_back"))
+    last = lease_by_id(plant.state, "p4.1")
+    assert last is not None
+    held = (serving("g0", "p4.1", last.slots[0].instance_id),)
+    plant.settle(1.0, f.NodeAdopted("n0", held))
+    following = lease_by_id(plant.state, "p1.1")
+    assert following is not None
+    assert plant.state.lease_no[0] == following.no
+    assert following.status in (LeaseStatus.ACCEPTED, LeaseStatus.STARTING, LeaseStatus.RUNNING)
 
 
 def test_a_suspect_clock_delays_a_new_gate_and_a_store_that_owns_nothing_refuses() -> None:
