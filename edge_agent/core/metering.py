@@ -47,17 +47,28 @@ class Cut(Struct, frozen=True):
 
 
 def meter(
-    site_id: str, head: Head | None, reading: MeterReading, *, clock_suspect: bool = False
+    site_id: str,
+    head: Head | None,
+    reading: MeterReading,
+    *,
+    clock_suspect: bool = False,
+    not_before: datetime | None = None,
 ) -> Metered:
-    """Take one reading of an instance whose head is ``head`` (None: first seen)."""
+    """Take one reading of an instance whose head is ``head`` (None: first seen).
+
+    Args:
+        not_before: end of the last interval of the device; after a step of the wall a new instance
+            may seem to open before it, and intervals never overlap.
+    """
     name = reading.instance_id
     if head is None:
         if reading.kind is ReadingKind.OPEN:
-            return Metered(Head(reading, 0))
+            return Metered(Head(_later(reading, not_before), 0))
         # The opening is lost (an older copy of the store was put back). The meter itself says how
         # long was served, and one instance's gate is open without a break: so its opening is known,
         # and cuts, numbers and usage ids come out as they did before. The hub drops the doubles.
-        given = meter(site_id, Head(_opening(reading), 0), reading, clock_suspect=clock_suspect)
+        opening = _later(_opening(reading), not_before)
+        given = meter(site_id, Head(opening, 0), reading, clock_suspect=clock_suspect)
         return replace(given, alarm=("meter_without_open", name))
     if reading.kind is ReadingKind.OPEN:
         return _opened(head, reading)
@@ -104,6 +115,12 @@ def _opening(reading: MeterReading) -> MeterReading:
     """Give the opening that a later reading of an instance implies."""
     at = reading.at - timedelta(microseconds=reading.served_ns // 1_000)
     return replace(reading, kind=ReadingKind.OPEN, at=at, served_ns=0, energy_mj=0)
+
+
+def _later(reading: MeterReading, not_before: datetime | None) -> MeterReading:
+    if not_before is None or reading.at >= not_before:
+        return reading
+    return replace(reading, at=not_before)
 
 
 def _opened(head: Head, reading: MeterReading) -> Metered:

@@ -57,6 +57,9 @@ class MeteringService:
             row.reading.instance_id: Head(row.reading, row.next_interval_no, row.closed)
             for row in heads
         }
+        self._device_ends: dict[str, datetime] = {}
+        for row in heads:
+            self._note_end(row.reading)
         self._marks = dict(marks)
         self._through: dict[str, datetime | None] = dict.fromkeys(journal.site.nodes)
         self._waiting: dict[str, datetime] = {}
@@ -145,10 +148,25 @@ class MeteringService:
             key = reading.instance_id
             head = page.heads.get(key) or self._heads.get(key)
             given = meter(
-                self._journal.site.site_id, head, reading, clock_suspect=self._state.suspect
+                self._journal.site.site_id,
+                head,
+                reading,
+                clock_suspect=self._state.suspect,
+                not_before=self._end_of(page, reading.device_id) if head is None else None,
             )
             self._keep(page, reading, given)
         return page
+
+    def _end_of(self, page: _Page, device_id: str) -> datetime | None:
+        """Give the latest stamp of a device, those of a page that is not yet durable included."""
+        ends = [row.reading.at for row in page.heads.values() if row.reading.device_id == device_id]
+        known = self._device_ends.get(device_id)
+        return max(ends if known is None else [*ends, known], default=None)
+
+    def _note_end(self, reading: MeterReading) -> None:
+        known = self._device_ends.get(reading.device_id)
+        if known is None or reading.at > known:
+            self._device_ends[reading.device_id] = reading.at
 
     def _keep(self, page: _Page, reading: MeterReading, given: Metered) -> None:
         if given.alarm is not None:
@@ -198,6 +216,8 @@ class MeteringService:
 
     def _install(self, node_id: str, page: _Page, through: datetime | None) -> None:
         self._heads.update(page.heads)
+        for row in page.heads.values():
+            self._note_end(row.reading)
         self._marks[node_id] = page.mark
         if node_id in self._through:
             self._through[node_id] = through

@@ -23,6 +23,7 @@ from protocol import codec
 from protocol.errors import DecodeError
 from protocol.units import EPOCH
 from protocol.usage import UsageRecord
+from simulators.faults import SiteFaultKind
 from tests.simulation.scenario import CUSTOMERS, PRICES, START
 from tests.simulation.truth import Stay, Truth
 from tests.simulation.world import SiteWorld, World
@@ -206,7 +207,7 @@ def _bills(
         except HubError as exc:
             world.problem(f"invoice of {customer_id}: {exc}")
             continue
-        expected = _expected_usd(truth, metered, owned, cancelled, orders)
+        expected = _expected_usd(world, truth, metered, owned, cancelled, orders)
         counts["invoice_cents"] += int(invoice.total_usd * 100)
         if invoice.total_usd != expected:
             world.problem(f"invoice of {customer_id}: {invoice.total_usd} USD, truth {expected}")
@@ -221,6 +222,7 @@ def _close(
 
 
 def _expected_usd(
+    world: World,
     truth: Truth,
     metered: dict[Key, _Metered],
     owned: set[str],
@@ -233,7 +235,11 @@ def _expected_usd(
         if stay.workload_id not in owned:
             continue
         key = (stay.site_id, stay.lease_id, stay.attempt, stay.device_id, stay.instance_id)
-        for minute, active_ms in _billable(stay, metered[key]):
+        stepped = any(
+            fault.kind is SiteFaultKind.CLOCK_STEP and fault.target == f"node-{stay.site_id}"
+            for fault in world.scenario.faults
+        )
+        for minute, active_ms in _billable(stay, metered[key], stepped=stepped):
             accepted_ms = cancelled.get(stay.workload_id)
             if accepted_ms is not None and minute * 60_000 > accepted_ms:
                 continue
@@ -252,9 +258,13 @@ def _expected_usd(
     )
 
 
-def _billable(stay: Stay, metered: _Metered) -> Iterable[tuple[int, int]]:
-    """Give (minute, ms): the truth, less what stands in quarantine; one that may lack some, as metered."""
-    if stay.loss_ms_max:
+def _billable(stay: Stay, metered: _Metered, *, stepped: bool) -> Iterable[tuple[int, int]]:
+    """Give (minute, ms) to be billed: the truth, less what stands in quarantine.
+
+    As metered, where the books may put it otherwise: a stay that may lack some; and the minutes of
+    a host whose wall was stepped, as stamps never go back. Their sums were compared.
+    """
+    if stay.loss_ms_max or stepped:
         return [(row[1] // 60_000, row[3]) for row in metered.accepted]
     held = defaultdict[int, int](int)
     for _, start_ms, _, active_ms, _ in metered.held():

@@ -120,16 +120,7 @@ class SiteWorld:
         self.driver = FakeDriver(
             self.host, refusal=GpuError, latency_s=lambda: self.rng.expovariate(1 / 0.03)
         )
-        self.fleet = FakeFleet(
-            [
-                FakeAsic(device_id=d.device_id, mining=False, nameplate=AsicNameplate(
-                    hashrate_ths=200.0, power_w=3_500.0, sleep_power_w=20.0))
-                for d in site.devices if d.node_id is None
-            ],
-            clock=self.agent_clock,
-            seed=self.rng.randrange(1 << 30),
-            physics=FakePhysics(warm_up_s=40.0),
-        )  # fmt: skip
+        self.fleet = self._new_fleet()
         self.market = MarketSimulator(
             self.rng.randrange(1 << 30), started_at=START, market_start=START, factor=15.0
         )
@@ -183,6 +174,19 @@ class SiteWorld:
         """Give the price of energy in force."""
         return [price for at_s, price in self.steps if at_s <= now_s][-1]
 
+    def _new_fleet(self) -> FakeFleet:
+        plate = AsicNameplate(hashrate_ths=200.0, power_w=3_500.0, sleep_power_w=20.0)
+        return FakeFleet(
+            [
+                FakeAsic(device_id=device.device_id, mining=False, nameplate=plate)
+                for device in self.site.devices
+                if device.node_id is None
+            ],
+            clock=self.agent_clock,
+            seed=self.rng.randrange(1 << 30),
+            physics=FakePhysics(warm_up_s=40.0),
+        )
+
     def _new_host(self) -> GpuHost:
         host = GpuHost(
             f"host-{self.site_id}",
@@ -235,16 +239,7 @@ class SiteWorld:
             recovered = await store.recover()
             segments = SegmentStore(store, self.files, self.dead_files, InlineWorker(), clock)
             await segments.open()
-            telemetry = Telemetry(
-                site_id=self.site_id,
-                metrics=METRICS,
-                device_ids=[device.device_id for device in self.site.devices],
-                store=store,
-                segments=segments,
-                worker=InlineWorker(),
-                hot=None,
-                clock=clock,
-            )
+            telemetry = self._telemetry(store, segments)
             sink = LateSink()
             links = NodeLinksClient(
                 (NodeAddress(node_id=f"n-{self.site_id}", address=f"unix:/{self.site_id}"),),
@@ -289,6 +284,18 @@ class SiteWorld:
                 self.last_hash = None if fuse.blown_at_commit else self.agent.state_hash()
             self.agent = self.store = self.uplink = None
             await writer.close()
+
+    def _telemetry(self, store: SqliteCoreStore, segments: SegmentStore) -> Telemetry:
+        return Telemetry(
+            site_id=self.site_id,
+            metrics=METRICS,
+            device_ids=[device.device_id for device in self.site.devices],
+            store=store,
+            segments=segments,
+            worker=InlineWorker(),
+            hot=None,
+            clock=self.agent_clock,
+        )
 
     def _on_live(self, live: SiteLive) -> None:
         if self.uplink is not None:

@@ -125,6 +125,17 @@ def test_a_wall_that_steps_back_keeps_intervals_in_order() -> None:
     assert records[0].end == records[0].start == records[1].start
 
 
+def test_an_instance_never_begins_before_the_last_one_of_its_device_ended() -> None:
+    end = START + timedelta(seconds=40)
+    for kind in (ReadingKind.OPEN, ReadingKind.MINUTE):
+        first = meter("s", None, reading(kind, 30_000_000, 0), not_before=end)
+        assert first.head is not None
+        closed = meter("s", first.head, reading(ReadingKind.CLOSE, 45_000_000, 15_000_000_000))
+        (record,) = closed.records
+        assert (record.start, record.end) == (end, START + timedelta(seconds=45))
+        assert record.active_ms == 15_000
+
+
 def test_a_lost_instance_is_billed_to_its_last_durable_value() -> None:
     rows = [
         reading(ReadingKind.OPEN, 0, 0),
