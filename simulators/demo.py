@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import csv
 import json
 import signal
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 from simulators.demo_report import Report, summary_text
 from simulators.errors import SimulatorError
 from simulators.live_client import LiveClient
+from simulators.market_replay import dearest_hour
 from simulators.stack import CUSTOMER_ID, PRICES_USD_PER_H, Stack, parse_json
 from simulators.stack_config import (
     DESIGN_SITES,
@@ -76,26 +76,6 @@ def _market(args: argparse.Namespace) -> MarketSpec | None:
         from_utc=start.replace("+00:00", "Z"),
         factor=FACTOR,
     )
-
-
-def dearest_hour(folder: Path) -> datetime:
-    """Return the hour with the highest mean price of the directory's main real-time series.
-
-    Raises:
-        SimulatorError: the directory has none.
-    """
-    names = sorted(folder.glob("*_15min.csv"), key=lambda path: ("hubavg" not in path.name, path))
-    for path in names:
-        sums: dict[datetime, list[float]] = {}
-        with path.open(newline="", encoding="utf-8") as stream:
-            for row in csv.DictReader(stream):
-                text = row.get("rt_spp_usd_per_mwh")
-                if text:
-                    at = datetime.fromisoformat(row["interval_start_utc"])
-                    sums.setdefault(at.replace(minute=0), []).append(float(text))
-        if sums:
-            return max(sums, key=lambda hour: sum(sums[hour]) / len(sums[hour]))
-    raise SimulatorError(f"{folder} holds no real-time price series (*_15min.csv)")
 
 
 async def _run(args: argparse.Namespace, root: Path, market: MarketSpec | None) -> Report:

@@ -1,4 +1,4 @@
-"""`hcp-sim market`: the seeded market as a small HTTP server on loopback."""
+"""`hcp-sim market`: a seeded market, or real prices replayed, as a small server on loopback."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import asyncio
 import signal
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 
@@ -14,6 +15,7 @@ from protocol.market import MarketTick
 from simulators.errors import SettingError
 from simulators.http_wire import HttpRefused, response, take_request
 from simulators.market import MarketSimulator
+from simulators.market_replay import MarketReplay
 
 CONNECTIONS_MAX = 256
 IDLE_S = 30.0
@@ -40,6 +42,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="market seconds per real second (900: 15 min = 1 s)",
     )
     add("--from", dest="start", default="2024-01-01T00:00:00Z", help="the market's time at start")
+    add("--csv", type=Path, help="replay the price files of this directory instead")
     parser.set_defaults(run=run)
 
 
@@ -49,17 +52,18 @@ def run(options: argparse.Namespace) -> int:
         start = datetime.fromisoformat(options.start).astimezone(UTC)
     except ValueError as error:
         raise SettingError("from", f"{options.start!r} is not an ISO 8601 time") from error
-    market = MarketSimulator(
-        options.seed,
-        started_at=datetime.now(UTC),
-        market_start=start,
-        factor=options.factor,
-    )
-    asyncio.run(_serve(market, options))
+    asyncio.run(_serve(_market(options, start), options))
     return 0
 
 
-async def _serve(market: MarketSimulator, options: argparse.Namespace) -> None:
+def _market(options: argparse.Namespace, start: datetime) -> MarketSimulator | MarketReplay:
+    now = datetime.now(UTC)
+    if options.csv is not None:
+        return MarketReplay(options.csv, started_at=now, market_start=start, factor=options.factor)
+    return MarketSimulator(options.seed, started_at=now, market_start=start, factor=options.factor)
+
+
+async def _serve(market: MarketSimulator | MarketReplay, options: argparse.Namespace) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

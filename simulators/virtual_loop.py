@@ -44,8 +44,8 @@ _T = TypeVar("_T")
 STALL_S = 1.0
 # Turns at one instant before the run counts as a livelock: a whole site's takes some thousands.
 TURNS_PER_INSTANT_MAX = 1_000_000
-# A timer may fire up to 1 ns early, and whoever then sleeps for the rest never gets there: as in the
-# world, turns take time, but so little that only those who spin come to see it.
+# A timer may fire up to 1 ns early, and whoever then sleeps for the rest never gets there: as in
+# the world, turns take time, but so little that only those who spin come to see it.
 TURNS_PER_NS = 256
 # asyncio fires timers to within 1 ns, which a float no longer tells above 2**22 s (48 days).
 CLOCK_S_MAX = 2.0**22
