@@ -16,7 +16,7 @@ from edge_agent.credentials import Credentials
 from edge_agent.devices.fleet import AsicUnit, FleetSettings, MinerFleet
 from edge_agent.devices.poller import PollSettings
 from edge_agent.devices.ports import AsicNameplate
-from edge_agent.local_api.api import BufferView, HubLink, LocalApi, StreamLine
+from edge_agent.local_api.api import BufferView, HubLink, InputLine, LocalApi, StreamLine
 from edge_agent.local_api.http import LocalServer
 from edge_agent.market.feeds import HttpFeed, ReplayFeed
 from edge_agent.market.replay import ReplayMap
@@ -53,6 +53,7 @@ _FILES_PER_MINER = 2
 _FILES_BASE = 1_024
 _GIB = 1 << 30
 _EVENTS_READ_MAX = 20_000
+_ERROR_SHOWN_MAX = 300
 # Steps as fine as the sensors: a watt, a hundredth of a TH/s, a tenth of a degree, a percent.
 _METRICS = (
     Metric(name="activity_code", scale=1.0),
@@ -161,16 +162,17 @@ class AgentProgram:
 
     async def _run_tasks(self, agent: Agent, links: NodeLinksClient, stop: asyncio.Event) -> None:
         run_dir = Path(self._config.run_dir)
+        feed = self._make_feed(agent)
         api = LocalApi(
             agent,
             self._clock,
             hub=self._hub_link,
             buffer=self._buffer,
             switches=lambda limit: self._switches(agent, limit),
+            inputs=lambda: self._inputs(feed),
         )
         server = LocalServer(run_dir / "view.sock", run_dir / "ctl.sock", api.handle)
         snapshots = SnapshotWriter(run_dir / "snapshot.json", api.snapshot, self._snapshots)
-        feed = self._make_feed(agent)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(agent.run(), name="brain")
@@ -315,6 +317,32 @@ class AgentProgram:
             backlog=self._backlog(),
             last_error=status.last_error,
         )
+
+    def _inputs(self, feed: ReplayFeed | HttpFeed | None) -> tuple[InputLine, ...]:
+        lines: list[InputLine] = []
+        if feed is not None:
+            said = feed.status
+            lines.append(
+                InputLine(
+                    name="market",
+                    taken=said.ticks,
+                    refused=said.refused,
+                    last_error=said.last_error[:_ERROR_SHOWN_MAX],
+                )
+            )
+        if self._uplink is not None:
+            hub = self._uplink.status()
+            lines.append(
+                InputLine(name="hub", taken=None, refused=hub.malformed, last_error=hub.last_error)
+            )
+        if self._config.asics:
+            polled = self._fleet.counts()
+            failed = ", ".join(f"{code} {count}" for code, count in polled.failed)
+            refused = sum(count for _, count in polled.failed)
+            lines.append(
+                InputLine(name="asics", taken=polled.read, refused=refused, last_error=failed)
+            )
+        return tuple(lines)
 
     def _buffer(self) -> BufferView:
         now_ms = to_ms(self._clock.wall())

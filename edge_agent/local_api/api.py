@@ -86,6 +86,15 @@ class BufferView(Struct, frozen=True, kw_only=True):
     dropped_segments: int
 
 
+class InputLine(Struct, frozen=True, kw_only=True):
+    """What one source has said since the start: taken, refused, and why the last was refused."""
+
+    name: str
+    taken: int | None
+    refused: int
+    last_error: str
+
+
 class SiteStatus(Struct, frozen=True, kw_only=True):
     """The answer to ``status``: the brain's view, and what the process knows beside it."""
 
@@ -94,6 +103,7 @@ class SiteStatus(Struct, frozen=True, kw_only=True):
     up_s: float
     hub: HubLink
     site: Status
+    inputs: tuple[InputLine, ...] = ()
 
 
 class SwitchLines(Struct, frozen=True, kw_only=True):
@@ -156,6 +166,7 @@ class LocalApi:
 
     Args:
         hub: gives the state of the hub link. buffer: of the outbox. switches: newest first.
+        inputs: counts of what the sources said.
     """
 
     def __init__(
@@ -166,6 +177,7 @@ class LocalApi:
         hub: Callable[[], HubLink],
         buffer: Callable[[], BufferView],
         switches: Callable[[int], tuple[SwitchReport, ...]],
+        inputs: Callable[[], tuple[InputLine, ...]] = tuple,
     ) -> None:
         """Keep the sources; the start of the process is now."""
         self._brain = brain
@@ -173,6 +185,7 @@ class LocalApi:
         self._hub = hub
         self._buffer = buffer
         self._switches = switches
+        self._inputs = inputs
         self._started_ns = clock.boottime_ns()
         self._reads: dict[str, Callable[[LocalRequest], object]] = {
             "/v1/status": lambda _: self.status(),
@@ -213,6 +226,7 @@ class LocalApi:
             up_s=(self._clock.boottime_ns() - self._started_ns) / 1e9,
             hub=self._hub(),
             site=self._brain.status(),
+            inputs=self._inputs(),
         )
 
     def snapshot(self) -> Snapshot:

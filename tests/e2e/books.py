@@ -16,17 +16,25 @@ from msgspec import Struct
 from simulators.stack import CUSTOMER_ID, Stack, parse_json
 from simulators.stack_config import SiteSpec, node_home
 from simulators.truth import Served, read_truth, stays
+from tests.e2e.kills import Death
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 KILL_SHORT_MS = 1_000
+# A node reads the meters each second.
+_READ_NS = 1_500_000_000
 
 
 class Stay(Struct, frozen=True, kw_only=True):
-    """One stay at an open gate on one device of one site."""
+    """One stay at an open gate on one device of one site.
+
+    Args:
+        cut: its host was killed before the gate shut, or before a node had surely read that.
+    """
 
     site_id: str
     device_id: str
     served: Served
+    cut: bool = False
 
     @property
     def key(self) -> tuple[str, int, str, str]:
@@ -47,13 +55,19 @@ class Metered(Struct, kw_only=True):
     energy_j: int = 0
 
 
-def truth_of(stack: Stack) -> list[Stay]:
+def truth_of(stack: Stack, deaths: Sequence[Death] = ()) -> list[Stay]:
     """Read the truth of all hosts."""
     return [
         Stay(
             site_id=site.site_id,
             device_id=f"{group.node_id}-{served.gpu}",
             served=served,
+            cut=not served.closed
+            or any(
+                death.program == f"gpu-{group.node_id}"
+                and 0 <= death.at_ns - served.ended_ns <= _READ_NS
+                for death in deaths
+            ),
         )
         for site in stack.sites
         for group in site.gpus
@@ -95,14 +109,14 @@ def usage_problems(
         if one.intervals != list(range(len(one.intervals))):
             problems.append(f"{stay.key}: intervals {one.intervals}")
         short_ms = stay.served_ms - one.active_ms
-        if stay.served.closed:
-            right = short_ms == 0 and one.energy_j == stay.served.energy_after_mj // 1_000
-        else:
+        if stay.cut:
             right = 0 <= short_ms <= KILL_SHORT_MS
+        else:
+            right = short_ms == 0 and one.energy_j == stay.served.energy_after_mj // 1_000
         if not right:
             problems.append(
                 f"{stay.key}: {one.active_ms} ms, {one.energy_j} J of {stay.served_ms} ms,"
-                f" {stay.served.energy_after_mj} mJ ({'' if stay.served.closed else 'killed'})"
+                f" {stay.served.energy_after_mj} mJ ({'cut' if stay.cut else 'whole'})"
             )
     return problems
 

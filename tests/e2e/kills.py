@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import time
 from collections.abc import Sequence
 from random import Random
 
@@ -47,9 +47,16 @@ def schedule(seed: int, lane: str, targets: Sequence[str], count: int) -> list[K
     return kills
 
 
-async def carry_out(stack: Stack, kills: Sequence[Kill], moments: Moments) -> Counter[str]:
-    """Kill and start again, one after the other; return how often each was killed."""
-    done: Counter[str] = Counter()
+class Death(Struct, frozen=True):
+    """A program was killed at an instant of CLOCK_BOOTTIME."""
+
+    program: str
+    at_ns: int
+
+
+async def carry_out(stack: Stack, kills: Sequence[Kill], moments: Moments) -> list[Death]:
+    """Kill and start again, one after the other; return what was done."""
+    done: list[Death] = []
     for kill in kills:
         if kill.program.startswith("gpu-"):
             await asyncio.sleep(SETTLED_S)
@@ -57,7 +64,7 @@ async def carry_out(stack: Stack, kills: Sequence[Kill], moments: Moments) -> Co
             await moments.wait(kill.moment, 3.0)
         await asyncio.sleep(kill.after_s)
         await stack.programs[kill.program].kill()
-        done[kill.program] += 1
+        done.append(Death(kill.program, time.clock_gettime_ns(time.CLOCK_BOOTTIME)))
         await asyncio.sleep(kill.down_s)
         await stack.start_again(kill.program)
     return done

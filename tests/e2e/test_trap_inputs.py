@@ -117,6 +117,9 @@ async def _hostile_market(stack: Stack, market: FakeMarket) -> None:
     for field in ("price_usd_per_mwh", "btc_price_usd", "difficulty", "fees_btc", "measured_at"):
         named = [line for line in refusals if field in line]
         assert len(named) >= 2, f"{field}: {named}"
+    line = await _input(stack, "market")
+    assert line["refused"] >= len(refusals)
+    assert line["taken"] > 0
     # A negative price is a price.
     await market.say(good_tick(price_usd_per_mwh=-180.5))
     await _until(lambda: _is_price(stack, -180.5))
@@ -220,6 +223,12 @@ async def _hostile_downlink(stack: Stack) -> None:
         return any("hcp/v1/cedar/down/ack" in row[0] for row in books.rows(hub, sql))
 
     await _until(told)
+
+    async def counted() -> bool:
+        # Four kinds of garbage on six topics it listens to, and a lease and a policy of others.
+        return bool((await _input(stack, "hub"))["refused"] >= 4 * 6 + 2)
+
+    await _until(counted)
     status = await _status(stack)
     assert status["power_cap_w"] == CEDAR.power_cap_w
     assert status["leases"] == []
@@ -378,6 +387,7 @@ async def _hostile_miner(stack: Stack) -> None:
     assert answer["ok"]
     await _until(lambda: _is_reachable(stack, "cedar-s21-0002", wanted=False), 20.0)
     assert (await _device(stack, "cedar-s21-0001"))["power_w"] is None
+    assert (await _input(stack, "asics"))["refused"] >= 1
     assert await _is_reachable(stack, "cedar-s21-0003", wanted=True)
     await ask_line(control, {"do": "clear", "miners": [0, 1]})
     # The breaker lets a silent miner rest for some seconds.
@@ -399,6 +409,12 @@ async def _is_reachable(stack: Stack, device_id: str, *, wanted: bool) -> bool:
 async def _status(stack: Stack) -> dict[str, Any]:
     status: dict[str, Any] = (await ask_agent(_view(stack), "/v1/status"))["site"]
     return status
+
+
+async def _input(stack: Stack, name: str) -> dict[str, Any]:
+    rows = (await ask_agent(_view(stack), "/v1/status"))["inputs"]
+    found: dict[str, Any] = next(row for row in rows if row["name"] == name)
+    return found
 
 
 async def _has_passed(stack: Stack, passes: int) -> bool:

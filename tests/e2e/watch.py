@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from simulators.process import StartError
 from simulators.stack import Stack
 from simulators.stack_config import SiteSpec, asic_control, node_home
 
@@ -87,6 +88,18 @@ class PowerWatch:
         except (OSError, EOFError, ValueError):
             return None
         return total_w * PUE
+
+
+async def give_back(stack: Stack, site: SiteSpec, stop: asyncio.Event) -> None:
+    """Be the technician who gives devices back that failed with their host."""
+    while not stop.is_set():
+        await asyncio.sleep(2.0)
+        try:
+            lines = await ask_agent(stack.home(site) / "run" / "view.sock", "/v1/devices")
+            if any(row["device"]["quarantined"] for row in lines["items"]):
+                await stack.agent_command(site, "undrain", "*")
+        except (OSError, EOFError, ValueError, StartError):
+            continue  # the agent is killed just now
 
 
 def _is_known(device: dict[str, Any]) -> bool:
