@@ -10,7 +10,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from itertools import pairwise
 from typing import Any
 
-from edge_agent.core.facts import SwitchClosed, SwitchOpened, TickRow, decode_row
+from edge_agent.core.facts import Instant, SwitchClosed, SwitchOpened, TickRow, decode_row
 from edge_agent.core.passes import replay_row
 from edge_agent.core.site_state import new_state
 from edge_agent.core.snapshot import decode_state, state_hash
@@ -43,6 +43,7 @@ def audit(world: World, truth: Truth) -> dict[str, int]:
     _bills(world, truth, metered, connection, counts)
     connection.close()
     _telemetry(world, counts)
+    _watermarks(world)
     for site in world.sites.values():
         _journal(world, site, counts)
     return dict(sorted(counts.items()))
@@ -179,6 +180,22 @@ def _telemetry(world: World, counts: dict[str, int]) -> None:
         holes = [seq for seq in range(1, last + 1) if not known.holds(seq)]
         if holes:
             world.problem(f"telemetry of {store_id} has holes {holes[:10]} below {last}")
+
+
+def _watermarks(world: World) -> None:
+    """Check that the hub knows no more of a store than the store itself, and all of its usage."""
+    hub = sqlite3.connect(world.hub_path)
+    for site in world.sites.values():
+        core = sqlite3.connect(site.core_path)
+        (store_id,) = core.execute("SELECT store_id FROM store ORDER BY no DESC LIMIT 1").fetchone()
+        heads = dict(core.execute("SELECT name, next_seq FROM log"))
+        core.close()
+        for stream, wm in hub.execute(
+            "SELECT stream, wm FROM streams WHERE store_id = ?", (store_id,)
+        ):
+            if wm >= heads[stream] or (stream == "usage" and wm < heads[stream] - 2):
+                world.problem(f"{site.site_id}: hub has {stream} up to {wm} of {heads[stream] - 1}")
+    hub.close()
 
 
 # --- invoices ---------------------------------------------------------------------------------
@@ -322,15 +339,25 @@ def _dwell(world: World, site: SiteWorld, rows: list[TickRow]) -> None:
     dwell_s = {row.class_name: row.dwell_s for row in site.site.classes}
     class_of = {device.device_id: device.device_class for device in site.site.devices}
     since_ns: dict[str, int] = {}
+    now_ns, last = 0, rows[0].instant
     for row in rows:
+        now_ns += _passed_ns(last, row.instant)
+        last = row.instant
         for fact in (*row.facts, *row.acts):
             if isinstance(fact, SwitchClosed):
-                since_ns.update(dict.fromkeys(fact.device_ids, row.instant.now_ns))
+                since_ns.update(dict.fromkeys(fact.device_ids, now_ns))
             elif isinstance(fact, SwitchOpened) and fact.reason in MONEY_REASONS:
                 for device_id in fact.device_ids:
-                    stayed_s = (row.instant.now_ns - since_ns.get(device_id, -(10**18))) / 1e9
+                    stayed_s = (now_ns - since_ns.get(device_id, -(10**18))) / 1e9
                     if stayed_s < dwell_s[class_of[device_id]]:
                         world.problem(f"{device_id} changed for money after {stayed_s:.1f} s")
+
+
+def _passed_ns(before: Instant, after: Instant) -> int:
+    """Give the time between two rows; between two boots only the wall knows it."""
+    if before.boot_id == after.boot_id:
+        return after.now_ns - before.now_ns
+    return (after.wall - before.wall) // timedelta(microseconds=1) * 1_000
 
 
 def _replay(

@@ -26,6 +26,7 @@ SETTLE_S = 60.0
 END_ALL_S = 1_560.0
 PRICES = ((datetime(2026, 3, 1, 0, 0, tzinfo=UTC), Decimal("2.00")),
           (datetime(2026, 3, 1, 13, 0, tzinfo=UTC), Decimal("2.75")))  # fmt: skip
+HOST_FAULTS = ("workload_crash", "workload_crash", "link_cut", "reboot_agent", "reboot_node")
 ENERGY_USD_PER_MWH = (-30.0, 8.0, 20.0, 28.0, 35.0, 60.0, 140.0, 900.0, 4_000.0)
 
 
@@ -45,13 +46,26 @@ class Order(Struct, frozen=True, kw_only=True):
     cancel_at_s: float | None
 
 
+class HostFault(Struct, frozen=True, kw_only=True):
+    """A fault of a site's own machines.
+
+    Args:
+        kind: ``workload_crash``, ``link_cut`` (agent and node), ``reboot_agent``, ``reboot_node``.
+    """
+
+    at_s: float
+    kind: str
+    site_id: str
+    duration_s: float
+
+
 class Scenario(Struct, frozen=True, kw_only=True):
     """One seed, drawn."""
 
     seed: int
     orders: tuple[Order, ...]
     faults: tuple[SiteFault, ...]
-    workload_crashes: tuple[tuple[float, str, float], ...]
+    host_faults: tuple[HostFault, ...]
     energy: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
     caps_w: tuple[float, ...]
     ramps_w_per_min: tuple[float | None, ...]
@@ -67,15 +81,11 @@ def draw(seed: int) -> Scenario:
         from_s=FAULTS_FROM_S,
         until_s=FAULTS_UNTIL_S,
     )
-    crashes = tuple(
-        (rng.uniform(FAULTS_FROM_S, FAULTS_UNTIL_S - 40), rng.choice(SITES), rng.uniform(1.0, 30.0))
-        for _ in range(rng.choice((0, 1, 1, 2)))
-    )
     return Scenario(
         seed=seed,
         orders=tuple(_order(rng, number) for number in range(rng.randint(9, 14))),
         faults=faults,
-        workload_crashes=crashes,
+        host_faults=_host_faults(rng),
         energy=tuple((site, _energy(rng)) for site in SITES),
         caps_w=tuple(rng.choice((9_500.0, 12_500.0, 16_500.0)) for _ in SITES),
         ramps_w_per_min=tuple(rng.choice((None, 12_000.0)) for _ in SITES),
@@ -123,9 +133,20 @@ def fault_kinds(scenario: Scenario) -> frozenset[str]:
         for fault in scenario.faults
     ):
         kinds.add("one_way_partition")
-    if scenario.workload_crashes:
-        kinds.add("workload_crash")
+    kinds |= {fault.kind for fault in scenario.host_faults}
     return frozenset(kinds)
+
+
+def _host_faults(rng: random.Random) -> tuple[HostFault, ...]:
+    return tuple(
+        HostFault(
+            at_s=round(rng.uniform(FAULTS_FROM_S, FAULTS_UNTIL_S - 40.0), 3),
+            kind=rng.choice(HOST_FAULTS),
+            site_id=rng.choice(SITES),
+            duration_s=round(rng.uniform(0.5, 40.0), 3),
+        )
+        for _ in range(rng.randint(1, 3))
+    )
 
 
 def _order(rng: random.Random, number: int) -> Order:

@@ -27,6 +27,7 @@ from tests.simulation import audit, watch
 from tests.simulation.scenario import (
     END_ALL_S,
     SPAN_S,
+    HostFault,
     Order,
     Scenario,
     draw,
@@ -39,6 +40,8 @@ from tests.simulation.world import SiteWorld, World
 CLOCK_WRONG_S = 90.0
 # The node keeps every open meter's value this often: what a killed workload may cost.
 NODE_READS_S = 1.0
+# A lease that the hub wants to end is not served longer than this, when nothing is broken.
+END_MAX_S = 60.0
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
@@ -118,10 +121,7 @@ class _Run:
             watcher.run(),
             *(self._customer(order) for order in self.scenario.orders),
             *(self._fault(fault) for fault in self.scenario.faults),
-            *(
-                self._workload_crash(self.world.sites[site_id], at_s, down_s)
-                for at_s, site_id, down_s in self.scenario.workload_crashes
-            ),
+            *(self._host_fault(fault) for fault in self.scenario.host_faults),
         ]
 
     async def _script(self, watcher: watch.Watcher) -> None:
@@ -130,6 +130,8 @@ class _Run:
         await _until(END_ALL_S - 1.0)
         watcher.settled()
         await self._cancel_all()
+        await _until(END_ALL_S + END_MAX_S)
+        watcher.all_shut()
         await _until(SPAN_S)
         watcher.ended()
 
@@ -286,11 +288,30 @@ class _Run:
         await asyncio.sleep(fault.duration_s)
         site.agent_process.release()
 
-    async def _workload_crash(self, site: SiteWorld, at_s: float, down_s: float) -> None:
-        await _until(at_s)
-        site.kill_host()
-        await asyncio.sleep(down_s)
-        site.restart_host()
+    async def _host_fault(self, fault: HostFault) -> None:
+        await _until(fault.at_s)
+        site = self.world.sites[fault.site_id]
+        self.world.log(f"fault {fault.kind} {fault.site_id} {fault.duration_s}")
+        if fault.kind == "workload_crash":
+            site.kill_host()
+            await asyncio.sleep(fault.duration_s)
+            site.restart_host()
+        elif fault.kind == "link_cut":
+            self.world.network.cut(site.address, down=True)
+            await asyncio.sleep(fault.duration_s)
+            self.world.network.restore(site.address)
+        elif fault.kind == "reboot_agent":
+            await site.agent_process.hold()
+            await asyncio.sleep(fault.duration_s)
+            site.agent_clock.reboot()
+            site.agent_process.release()
+        else:
+            await site.node_process.hold()
+            site.kill_host()
+            await asyncio.sleep(fault.duration_s)
+            site.node_clock.reboot()
+            site.restart_host()
+            site.node_process.release()
 
     # --- the digest -------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ TASK_TIMEOUT_S = 240
 FAULT_KINDS = (
     "loss", "duplication", "reorder", "disconnect", "partition", "one_way_partition", "crash",
     "broker_crash", "wiped_broker", "clock_step", "restored_snapshot", "workload_crash",
+    "link_cut", "reboot_agent", "reboot_node",
 )  # fmt: skip
 
 

@@ -6,15 +6,15 @@ import asyncio
 import random
 import sqlite3
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from msgspec.structs import replace
+from msgspec import structs
 
 from edge_agent.core.site import Site
 from edge_agent.devices.fake import FakeAsic, FakeFleet, FakePhysics
-from edge_agent.devices.ports import AsicNameplate
+from edge_agent.devices.ports import AsicAction, AsicNameplate, AsicReadings, DeviceOutcome
 from edge_agent.node.config import NodeConfig, NodeDeviceConfig
 from edge_agent.node.fake import NodeNetwork
 from edge_agent.node.link import NodeAddress, NodeLinksClient
@@ -87,6 +87,33 @@ class _Nameplate(random.Random):
         return super().uniform(a, min(b, 0.0) if a < 0 else b)
 
 
+class RebootedFleet:
+    """Miners that live on while the agent's host boots: their times in boottime of this boot."""
+
+    def __init__(self, fleet: FakeFleet, world_ns: Callable[[], int], clock: SimClock) -> None:
+        self._fleet = fleet
+        self._world_ns = world_ns
+        self._clock = clock
+
+    async def apply(
+        self,
+        switch_id: str,
+        phase: str,
+        action: AsicAction,
+        device_ids: Sequence[str],
+        deadline_s: float,
+    ) -> tuple[DeviceOutcome, ...]:
+        """Hand on; nothing in the agent reads the times of outcomes."""
+        return await self._fleet.apply(switch_id, phase, action, device_ids, deadline_s)
+
+    async def read(self) -> AsicReadings:
+        """Read, in boottime of this boot."""
+        taken = await self._fleet.read()
+        shift_ns = self._world_ns() - self._clock.boottime_ns()
+        measured_ns = np.where(taken.measured_ns < 0, -1, taken.measured_ns - shift_ns)
+        return structs.replace(taken, at_ns=taken.at_ns - shift_ns, measured_ns=measured_ns)
+
+
 class SiteWorld:
     """One site: its GPU host and miners (the world), and its agent and node (processes)."""
 
@@ -120,7 +147,9 @@ class SiteWorld:
         self.driver = FakeDriver(
             self.host, refusal=GpuError, latency_s=lambda: self.rng.expovariate(1 / 0.03)
         )
-        self.fleet = self._new_fleet()
+        world_clock = SimClock(now_s, START, host=f"world-{self.site_id}")
+        self.fleet = self._new_fleet(world_clock)
+        self.seen_fleet = RebootedFleet(self.fleet, world_clock.boottime_ns, self.agent_clock)
         self.market = MarketSimulator(
             self.rng.randrange(1 << 30), started_at=START, market_start=START, factor=15.0
         )
@@ -129,7 +158,7 @@ class SiteWorld:
         self.uplink: Uplink | None = None
         self.service: NodeService | None = None
         self.last_hash: bytes | None = None
-        address = f"unix:/{self.site_id}"
+        self.address = f"unix:/{self.site_id}"
         self.agent_process = Process(
             f"agent-{self.site_id}",
             self._run_agent,
@@ -140,7 +169,7 @@ class SiteWorld:
         self.node_process = Process(
             f"node-{self.site_id}",
             self._run_node,
-            cut=lambda: world.network.cut(address),
+            cut=lambda: world.network.cut(self.address),
             log=world.log,
             died=world.on_died,
         )
@@ -174,7 +203,7 @@ class SiteWorld:
         """Give the price of energy in force."""
         return [price for at_s, price in self.steps if at_s <= now_s][-1]
 
-    def _new_fleet(self) -> FakeFleet:
+    def _new_fleet(self, clock: SimClock) -> FakeFleet:
         plate = AsicNameplate(hashrate_ths=200.0, power_w=3_500.0, sleep_power_w=20.0)
         return FakeFleet(
             [
@@ -182,7 +211,7 @@ class SiteWorld:
                 for device in self.site.devices
                 if device.node_id is None
             ],
-            clock=self.agent_clock,
+            clock=clock,
             seed=self.rng.randrange(1 << 30),
             physics=FakePhysics(warm_up_s=40.0),
         )
@@ -202,11 +231,10 @@ class SiteWorld:
     # --- the node ---------------------------------------------------------------------------
 
     async def _run_node(self, fuse: Fuse) -> None:
-        address = f"unix:/{self.site_id}"
         config = NodeConfig(
             node_id=f"n-{self.site_id}",
             site_id=self.site_id,
-            listen=address,
+            listen=self.address,
             data_dir="/nowhere",
             devices=tuple(
                 NodeDeviceConfig(device_id=self.device_of[gpu], gpu=gpu, device_class=model)
@@ -218,8 +246,8 @@ class SiteWorld:
             service = NodeService(config, self.driver, NodeStore(writer), self.node_clock)
             await service.start()
             self.service = service
-            server = NodeServer(service, address)
-            await self.world.network.host(address, server, service.run())
+            server = NodeServer(service, self.address)
+            await self.world.network.host(self.address, server, service.run())
         finally:
             self.service = None
             await writer.close()
@@ -228,7 +256,7 @@ class SiteWorld:
 
     def _cut_agent(self) -> None:
         self.world.link.cut(edge_client(self.site_id))
-        self.world.network.cut(f"unix:/{self.site_id}")
+        self.world.network.cut(self.address)
 
     async def _run_agent(self, fuse: Fuse) -> None:
         ids = IdSource(self.rng.randbytes)
@@ -242,7 +270,7 @@ class SiteWorld:
             telemetry = self._telemetry(store, segments)
             sink = LateSink()
             links = NodeLinksClient(
-                (NodeAddress(node_id=f"n-{self.site_id}", address=f"unix:/{self.site_id}"),),
+                (NodeAddress(node_id=f"n-{self.site_id}", address=self.address),),
                 site_id=self.site_id,
                 agent_epoch=recovered.agent_epoch,
                 sink=sink,
@@ -254,7 +282,7 @@ class SiteWorld:
                 store=store,
                 clock=clock,
                 links=links,
-                fleet=self.fleet,
+                fleet=self.seen_fleet,
                 new_id=ids.new,
                 on_live=self._on_live,
                 on_sample=lambda sample: _offer(telemetry, sample),
@@ -305,13 +333,13 @@ class SiteWorld:
         while True:
             now_s = asyncio.get_running_loop().time()
             agent.offer_market(self._tick(now_s))
-            agent.offer_asic(await self.fleet.read())
+            agent.offer_asic(await self.seen_fleet.read())
             await asyncio.sleep(TICK_S)
 
     def _tick(self, now_s: float) -> MarketTick:
         made = self.market.tick_of(int(now_s / 60))
         wall = self.agent_clock.wall()
-        return replace(
+        return structs.replace(
             made, measured_at=wall, source_at=wall, price_usd_per_mwh=self.energy_price(now_s)
         )
 
