@@ -401,6 +401,8 @@ class SyncMachine:
             return self._nack_tele(seq, code, now_ns)
         line = self._lines[ack.stream]
         if code is not NackCode.OUT_OF_ORDER:
+            if seq <= line.acked:
+                return []  # late, or of a batch that was not ours: it was taken before
             line.hold_ns = now_ns + self._resend_ns(line.tries)
             line.tries += 1
             self._rewind(ack.stream, line.acked)

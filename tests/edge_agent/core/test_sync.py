@@ -432,6 +432,16 @@ def test_usage_refused_for_its_content_is_held_never_dropped() -> None:
     assert want.after_seq == 0
 
 
+def test_a_late_refusal_of_what_was_taken_holds_nothing_up() -> None:
+    machine = _machine({Stream.USAGE: (4, 0)})
+    machine.on_welcome(_welcome({Stream.USAGE: 2}), 0)
+    late = _ack(Stream.USAGE, 2, nack=((1, NackCode.FORBIDDEN),))
+    assert machine.on_ack(late, 0) == ()
+    want = machine.want(Lane.USAGE, 0)
+    assert want is not None
+    assert want.after_seq == 2
+
+
 def test_offline_hub_is_sent_nothing() -> None:
     machine = _machine({Stream.USAGE: (4, 0)})
     machine.on_welcome(_welcome({}), 0)
