@@ -59,6 +59,15 @@ class HostFault(Struct, frozen=True, kw_only=True):
     duration_s: float
 
 
+class Wish(Struct, frozen=True, kw_only=True):
+    """What an operator wants of a site from then on: a policy of the hub."""
+
+    at_s: float
+    site_id: str
+    power_cap_w: float | None
+    curtail: bool
+
+
 class Scenario(Struct, frozen=True, kw_only=True):
     """One seed, drawn."""
 
@@ -66,6 +75,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
     orders: tuple[Order, ...]
     faults: tuple[SiteFault, ...]
     host_faults: tuple[HostFault, ...]
+    wishes: tuple[Wish, ...]
     energy: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
     caps_w: tuple[float, ...]
     ramps_w_per_min: tuple[float | None, ...]
@@ -86,6 +96,7 @@ def draw(seed: int) -> Scenario:
         orders=tuple(_order(rng, number) for number in range(rng.randint(9, 14))),
         faults=faults,
         host_faults=_host_faults(rng),
+        wishes=_wishes(rng),
         energy=tuple((site, _energy(rng)) for site in SITES),
         caps_w=tuple(rng.choice((9_500.0, 12_500.0, 16_500.0)) for _ in SITES),
         ramps_w_per_min=tuple(rng.choice((None, 12_000.0)) for _ in SITES),
@@ -147,6 +158,29 @@ def _host_faults(rng: random.Random) -> tuple[HostFault, ...]:
         )
         for _ in range(rng.randint(1, 3))
     )
+
+
+def _wishes(rng: random.Random) -> tuple[Wish, ...]:
+    """Draw tighter policies, each lifted again before the end."""
+    found: list[Wish] = []
+    for site_id in SITES:
+        at_s = rng.uniform(60.0, 600.0)
+        while at_s < FAULTS_UNTIL_S - 300.0 and rng.random() < 0.6:
+            curtail = rng.random() < 0.3
+            cap_w = rng.choice((5_000.0, 8_000.0, 11_000.0))
+            found.append(
+                Wish(
+                    at_s=round(at_s, 3),
+                    site_id=site_id,
+                    power_cap_w=None if curtail else cap_w,
+                    curtail=curtail,
+                )
+            )
+            at_s += rng.uniform(90.0, 300.0)
+            lifted = Wish(at_s=round(at_s, 3), site_id=site_id, power_cap_w=None, curtail=False)
+            found.append(lifted)
+            at_s += rng.uniform(60.0, 300.0)
+    return tuple(found)
 
 
 def _order(rng: random.Random, number: int) -> Order:

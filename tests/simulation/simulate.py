@@ -15,9 +15,9 @@ from typing import Any
 from msgspec import Struct
 
 from hub.core.workload_states import CANCELLABLE, WorkloadState
-from hub.store import workloads
+from hub.store import sites, workloads
 from hub.store.workloads import WorkloadRow
-from protocol.lease import WorkloadSpec
+from protocol.lease import SitePolicy, WorkloadSpec
 from protocol.units import from_ms, to_ms
 from simulators.errors import VirtualTimeError
 from simulators.faults import SiteFault, SiteFaultKind, apply_to_link
@@ -120,6 +120,7 @@ class _Run:
         return [
             watcher.run(),
             *(self._customer(order) for order in self.scenario.orders),
+            self._operator(),
             *(self._fault(fault) for fault in self.scenario.faults),
             *(self._host_fault(fault) for fault in self.scenario.host_faults),
         ]
@@ -214,6 +215,23 @@ class _Run:
                 )
 
         await self._ask_hub(job, f"cancel {workload_id}")
+
+    async def _operator(self) -> None:
+        """Set each policy at its time, one after another."""
+        wishes = sorted(self.scenario.wishes, key=lambda wish: wish.at_s)
+        for generation, wish in enumerate(wishes, start=1):
+            await _until(wish.at_s)
+            policy = SitePolicy(
+                hub_epoch=1,
+                generation=generation,
+                site_id=wish.site_id,
+                power_cap_w=wish.power_cap_w,
+                curtail=wish.curtail,
+            )
+            await self._ask_hub(
+                lambda connection, policy=policy: sites.set_policy(connection, policy),
+                f"policy {wish.site_id} {wish.power_cap_w} {wish.curtail}",
+            )
 
     async def _cancel_all(self) -> None:
         for order in self.scenario.orders:

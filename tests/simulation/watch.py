@@ -18,6 +18,10 @@ EPSILON_W = 0.5
 UNACKED_MAX_S = 20.0
 # An agent restored from an old copy may believe in a lease that is over until the hub is heard.
 TORN_MAX_S = 5.0
+# Load is shed within this; a miner takes up to 40 s of warm-up before it can be told to sleep.
+OBEY_S = 90.0
+# Three GPUs idle and three miners asleep.
+CURTAILED_W = 3 * 350.0 * 1.2 + 3 * 20.0 * 1.05
 # What the wall may be wrong by when it measures the gap between two boots.
 GAP_ERROR_S = 0.001
 CLOCK_STEP_MAX_S = 30.0
@@ -30,6 +34,7 @@ class Watcher:
         self._world = world
         self._truth = truth
         self._reported: set[str] = set()
+        self._policy_since: dict[str, tuple[tuple[int, int] | None, float]] = {}
         self._torn: set[str] = set()
         self._torn_since: dict[str, float] = {}
         self._counted: dict[str, tuple[SiteState, float]] = {}
@@ -40,6 +45,7 @@ class Watcher:
             await asyncio.sleep(LOOK_S)
             for site in self._world.sites.values():
                 self._power(site)
+                self._obedience(site)
                 self._devices(site)
                 self._acks(site)
 
@@ -65,6 +71,28 @@ class Watcher:
             self._once(
                 f"counted {site.site_id}",
                 f"{site.site_id}: counted {counted_w:.0f} W < true {true_w:.0f} W",
+            )
+
+    def _obedience(self, site: SiteWorld) -> None:
+        """Check that a policy, once known, is kept soon, where all devices can be reached."""
+        agent, now_s = site.agent, asyncio.get_running_loop().time()
+        policy = None if agent is None else agent.state.policy
+        able = agent is not None and bool(agent.state.reachable.all())
+        key = None if policy is None or not able else (policy.generation, id(agent))
+        if key is None or self._policy_since.get(site.site_id, (None, 0.0))[0] != key:
+            self._policy_since[site.site_id] = (key, now_s)
+            return
+        assert policy is not None
+        if now_s - self._policy_since[site.site_id][1] < OBEY_S:
+            return
+        true_w = site.true_power_w()
+        cap_w = CURTAILED_W if policy.curtail else policy.power_cap_w
+        if policy.curtail and self._truth.open:
+            return  # leases go on being served under a grid order that names no cap
+        if cap_w is not None and true_w > cap_w + EPSILON_W:
+            self._once(
+                f"policy {site.site_id}",
+                f"{site.site_id}: {true_w:.0f} W {OBEY_S:.0f} s after {policy}",
             )
 
     def _devices(self, site: SiteWorld) -> None:
