@@ -123,6 +123,17 @@ async def test_work_is_metered_between_the_gates_and_told_as_truth(tmp_path: Pat
     assert truth[-1].served_ns == 90_000_000_000
 
 
+async def test_nobody_is_told_more_than_the_truth_holds(tmp_path: Path) -> None:
+    clock, truth = ManualClock(), list[TruthLine]()
+    async with serving(tmp_path, clock, truth) as client:
+        await start_work(client)
+        await client.ask("gate", gpu="gpu0", instance_id="i-1", open=True)
+        clock.ns += 300_000_000
+        told = (await client.ask("meters", since_minute=None))["meters"][0]["served_ns"]
+        # A kill right after the answer must find it in the truth.
+        assert truth[-1].served_ns == told == 300_000_000
+
+
 @pytest.mark.parametrize(
     ("op", "fields", "code"),
     [

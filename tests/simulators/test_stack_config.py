@@ -6,6 +6,7 @@ from edge_agent.config import asic_addresses, build_site, read_config
 from edge_agent.node.config import load_node_config
 from simulators.stack_config import (
     DESIGN_SITES,
+    HttpMarket,
     MarketSpec,
     SiteSpec,
     Tuning,
@@ -70,3 +71,20 @@ def test_the_restart_cost_shrinks_with_the_time_scale(tmp_path: Path) -> None:
     rows = {row.class_name: row for row in build_site(read_config(path)).classes}
     assert rows["S21"].wear_usd == pytest.approx(0.1 / 900)
     assert rows["S21"].stay_off_s == pytest.approx(6.0)
+
+
+def test_a_market_over_http_is_asked_where_it_listens(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    text = agent_toml(
+        scaled(DESIGN_SITES[2], 0.01),
+        home=tmp_path,
+        broker_port=1_883,
+        asic_ports={"S21": (4_028, 80)},
+        market=HttpMarket(port=4_080, period_s=0.1),
+        market_started_utc=STARTED,
+        tuning=Tuning(quarantine_after=100),
+    )
+    path.write_text(text)
+    config = read_config(path)
+    assert (config.market.kind, config.market.port, config.market.period_s) == ("http", 4_080, 0.1)
+    assert config.limits.quarantine_after == 100
