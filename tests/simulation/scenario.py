@@ -23,6 +23,10 @@ FAULTS_FROM_S = 30.0
 FAULTS_UNTIL_S = 1_380.0
 # Links and leases converge within this after the last fault has ended.
 SETTLE_S = 60.0
+# A wrong clock is put right by the time server after this long.
+CLOCK_WRONG_S = 90.0
+# A process that is to die at its next commits does so, and is back, within this.
+CRASH_MAX_S = 30.0
 END_ALL_S = 1_560.0
 PRICES = ((datetime(2026, 3, 1, 0, 0, tzinfo=UTC), Decimal("2.00")),
           (datetime(2026, 3, 1, 13, 0, tzinfo=UTC), Decimal("2.75")))  # fmt: skip
@@ -134,6 +138,17 @@ def build_site(site_id: str, cap_w: float, ramp_w_per_min: float | None) -> Site
     )
     limits = Limits(power_cap_w=cap_w, ramp_w_per_min=ramp_w_per_min)
     return Site(site_id, classes, gpus + asics, limits)
+
+
+def faults_end_s(scenario: Scenario) -> float:
+    """Give when the last fault is over."""
+    ends = [fault.at_s + fault.duration_s for fault in scenario.host_faults]
+    for fault in scenario.faults:
+        clock = fault.kind is SiteFaultKind.CLOCK_STEP
+        crash = fault.kind is SiteFaultKind.CRASH
+        length_s = CLOCK_WRONG_S if clock else max(fault.duration_s, CRASH_MAX_S * crash)
+        ends.append(fault.at_s + length_s)
+    return max(ends)
 
 
 def fault_kinds(scenario: Scenario) -> frozenset[str]:

@@ -25,19 +25,20 @@ from simulators.gpu_host import GpuHost, TruthLine
 from simulators.virtual_loop import run
 from tests.simulation import audit, watch
 from tests.simulation.scenario import (
+    CLOCK_WRONG_S,
     END_ALL_S,
+    SETTLE_S,
     SPAN_S,
     HostFault,
     Order,
     Scenario,
     draw,
     fault_kinds,
+    faults_end_s,
 )
 from tests.simulation.truth import Truth
 from tests.simulation.world import SiteWorld, World
 
-# A wrong clock is put right by the time server after this long.
-CLOCK_WRONG_S = 90.0
 # The node keeps every open meter's value this often: what a killed workload may cost.
 NODE_READS_S = 1.0
 # A lease that the hub wants to end is not served longer than this, when nothing is broken.
@@ -92,6 +93,7 @@ class _Run:
         world.on_truth = self._on_truth
         world.truth_ended = self._on_host_killed
         watcher = watch.Watcher(world, self.truth)
+        world.on_act = watcher.power
         async with asyncio.TaskGroup() as group:
             for process in world.processes():
                 process.start()
@@ -126,10 +128,12 @@ class _Run:
         ]
 
     async def _script(self, watcher: watch.Watcher) -> None:
-        await _until(END_ALL_S - 6.0)
-        watcher.about_to_settle()
-        await _until(END_ALL_S - 1.0)
+        await _until(faults_end_s(self.scenario) + SETTLE_S)
         watcher.settled()
+        await _until(END_ALL_S - 6.0)
+        watcher.about_to_compare()
+        await _until(END_ALL_S - 1.0)
+        watcher.compared()
         await self._cancel_all()
         await _until(END_ALL_S + END_MAX_S)
         watcher.all_shut()

@@ -44,8 +44,7 @@ class Watcher:
         while True:
             await asyncio.sleep(LOOK_S)
             for site in self._world.sites.values():
-                self._power(site)
-                self._obedience(site)
+                self._obedience(site, self.power(site))
                 self._devices(site)
                 self._acks(site)
 
@@ -54,13 +53,14 @@ class Watcher:
             self._reported.add(key)
             self._world.problem(text)
 
-    def _power(self, site: SiteWorld) -> None:
+    def power(self, site: SiteWorld) -> float:
+        """Check the power rule now; gives the true power."""
         true_w, cap_w = site.true_power_w(), site.site.limits.power_cap_w
         if true_w > cap_w + EPSILON_W:
             self._once(f"cap {site.site_id}", f"{site.site_id}: {true_w:.0f} W > cap {cap_w:.0f} W")
         agent = site.agent
         if agent is None:
-            return
+            return true_w
         state = agent.state
         kept = self._counted.get(site.site_id)
         if kept is None or kept[0] is not state:
@@ -72,8 +72,9 @@ class Watcher:
                 f"counted {site.site_id}",
                 f"{site.site_id}: counted {counted_w:.0f} W < true {true_w:.0f} W",
             )
+        return true_w
 
-    def _obedience(self, site: SiteWorld) -> None:
+    def _obedience(self, site: SiteWorld, true_w: float) -> None:
         """Check that a policy, once known, is kept soon, where all devices can be reached."""
         agent, now_s = site.agent, asyncio.get_running_loop().time()
         policy = None if agent is None else agent.state.policy
@@ -85,7 +86,6 @@ class Watcher:
         assert policy is not None
         if now_s - self._policy_since[site.site_id][1] < OBEY_S:
             return
-        true_w = site.true_power_w()
         cap_w = CURTAILED_W if policy.curtail else policy.power_cap_w
         if policy.curtail and self._truth.open:
             return  # leases go on being served under a grid order that names no cap
@@ -146,13 +146,18 @@ class Watcher:
             world.problem("not settled: the hub is not connected")
         for site in world.sites.values():
             self._site_settled(site)
-        # What comes to its end in this very second is not told yet: it must stand a while.
-        for wrong in sorted(self._torn & self._running_is_not_served()):
-            world.problem(wrong)
 
-    def about_to_settle(self) -> None:
-        """Note what the hub and the gates disagree on, some seconds before ``settled``."""
+    def about_to_compare(self) -> None:
+        """Note what the hub and the gates disagree on, some seconds before ``compared``."""
         self._torn = self._running_is_not_served()
+
+    def compared(self) -> None:
+        """Check that what the hub says is running is served, and nothing else.
+
+        What comes to its end in this very second is not told yet, so it must have stood a while.
+        """
+        for wrong in sorted(self._torn & self._running_is_not_served()):
+            self._world.problem(wrong)
 
     def _site_settled(self, site: SiteWorld) -> None:
         world, name = self._world, site.site_id

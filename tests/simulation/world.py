@@ -45,7 +45,7 @@ from protocol.ids import IdSource
 from protocol.market import MarketTick
 from protocol.telemetry import Metric
 from protocol.units import EPOCH, to_ms
-from simulators.gpu_host import GpuError, GpuHost, TruthLine
+from simulators.gpu_host import GpuError, GpuHost, MeterView, TruthLine
 from simulators.link import SimLink
 from simulators.market import MarketSimulator
 from simulators.virtual_loop import SimClock
@@ -78,6 +78,24 @@ class HostClock:
     def boot_id(self) -> str:
         """Give the boot's id."""
         return self._clock.boot_id()
+
+
+class WatchedHost(GpuHost):
+    """A GPU host that tells at once when it draws more, however short that is."""
+
+    acted: Callable[[], object] = staticmethod(lambda: None)
+
+    def mine(self, gpu_name: str, *, on: bool) -> int:
+        """Start or stop the miner."""
+        hashes = super().mine(gpu_name, on=on)
+        self.acted()
+        return hashes
+
+    def gate(self, gpu_name: str, instance_id: str, *, is_open: bool) -> MeterView:
+        """Open or shut the gate."""
+        view = super().gate(gpu_name, instance_id, is_open=is_open)
+        self.acted()
+        return view
 
 
 class _Nameplate(random.Random):
@@ -142,7 +160,6 @@ class SiteWorld:
             for n, device in enumerate(d for d in site.devices if d.node_id is not None)
         }
         self.hosts: list[GpuHost] = []
-        self.kills: list[tuple[int, int]] = []
         self.host: GpuHost | None = self._new_host()
         self.driver = FakeDriver(
             self.host, refusal=GpuError, latency_s=lambda: self.rng.expovariate(1 / 0.03)
@@ -217,7 +234,7 @@ class SiteWorld:
         )
 
     def _new_host(self) -> GpuHost:
-        host = GpuHost(
+        host = WatchedHost(
             f"host-{self.site_id}",
             self.models,
             clock=HostClock(self.node_clock),
@@ -225,6 +242,7 @@ class SiteWorld:
             truth=lambda line: self.world.on_truth(self, line),
             process_id=f"process-{len(self.hosts)}",
         )
+        host.acted = lambda: self.world.on_act(self)
         self.hosts.append(host)
         return host
 
@@ -369,6 +387,7 @@ class World:
         self.store: Database | None = None
         self.back: HubBack | None = None
         self.on_truth: Callable[[SiteWorld, TruthLine], None] = lambda _site, _line: None
+        self.on_act: Callable[[SiteWorld], object] = lambda _site: None
         self.truth_ended: Callable[[SiteWorld, GpuHost], None] = lambda _site, _host: None
         self.hub_process = Process(
             "hub",
