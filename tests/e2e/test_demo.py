@@ -44,12 +44,13 @@ async def _demo(*args: str) -> dict[str, Any]:
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(200.0):
+        async with asyncio.timeout(170.0):
             out, err = await process.communicate()
-    except TimeoutError:
-        # SIGTERM lets it stop its programs; each has a process group of its own.
-        process.terminate()
-        out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            # It then stops its programs, each of which has a process group of its own.
+            process.terminate()
+            await process.wait()
     assert process.returncode == 0, f"{out.decode()}\n{err.decode()[-4_000:]}"
     report: dict[str, Any] = json.loads(out)
     return report
