@@ -147,6 +147,7 @@ def _workloads(
     world: World, truth: Truth, connection: sqlite3.Connection, counts: dict[str, int]
 ) -> None:
     run_s = {order.workload_id: order.run_s for order in world.scenario.orders}
+    expires = {order.workload_id: order.expires_at_s for order in world.scenario.orders}
     for workload_id, state, count, attempt, cancelled_ms, reason in connection.execute(
         "SELECT workload_id, state, count, attempt, cancel_accepted_at_ms, reason FROM workloads"
     ):
@@ -159,6 +160,8 @@ def _workloads(
             world.problem(f"{workload_id} completed with {len(done)} of {count} instances")
         if state == "cancelled" and cancelled_ms is None:
             world.problem(f"{workload_id} is cancelled and nobody asked for it")
+        if state == "expired" and not expires[workload_id]:
+            world.problem(f"{workload_id} is expired and has no end")
         if any(stay.served_ms > (run_s[workload_id] or 10**9) * 1_000 for stay in stays):
             world.problem(f"{workload_id} served longer than it asked for")
     (not_released,) = connection.execute(

@@ -48,6 +48,7 @@ class Order(Struct, frozen=True, kw_only=True):
     site_id: str | None
     max_price_usd_per_h: Decimal | None
     cancel_at_s: float | None
+    expires_at_s: float | None
 
 
 class HostFault(Struct, frozen=True, kw_only=True):
@@ -125,8 +126,23 @@ def edge_client(site_id: str) -> str:
 def build_site(site_id: str, cap_w: float, ramp_w_per_min: float | None) -> Site:
     """Make a site of three GPUs on one node and three miners."""
     classes = (
-        DeviceClass(model=MODELS["H100"], pue=1.2, dwell_s=60.0, serve_start_s=5.0),
-        DeviceClass(model=MODELS["S21"], dwell_s=90.0, warmup_s=60.0, wear_usd=0.02),
+        DeviceClass(
+            model=MODELS["H100"],
+            pue=1.2,
+            dwell_s=60.0,
+            serve_start_s=5.0,
+            stay_off_s=900.0,
+            stay_on_s=900.0,
+        ),
+        # Stays are short and a wake-up dear enough that gain and cost are often close.
+        DeviceClass(
+            model=MODELS["S21"],
+            dwell_s=90.0,
+            warmup_s=60.0,
+            wear_usd=0.05,
+            stay_off_s=600.0,
+            stay_on_s=900.0,
+        ),
     )
     gpus = tuple(
         Device(device_id=f"{site_id}-g{n}", device_class="H100", node_id=f"n-{site_id}")
@@ -202,7 +218,8 @@ def _order(rng: random.Random, number: int) -> Order:
     at_s = round(rng.uniform(8.0, FAULTS_UNTIL_S), 3)
     run_s = rng.choice((None, rng.randint(20, 500), rng.randint(20, 500)))
     stay = rng.random() < 0.6
-    cancels = run_s is None or rng.random() < 0.15
+    expires = rng.random() < 0.12
+    cancels = (run_s is None and not expires) or rng.random() < 0.15
     return Order(
         at_s=at_s,
         workload_id=f"w-{number:02d}",
@@ -215,6 +232,7 @@ def _order(rng: random.Random, number: int) -> Order:
         site_id=rng.choice((None, None, *SITES)),
         max_price_usd_per_h=rng.choice((None, None, None, Decimal("2.50"))),
         cancel_at_s=round(at_s + rng.uniform(0.0, 600.0), 3) if cancels else None,
+        expires_at_s=round(at_s + rng.uniform(20.0, 500.0), 3) if expires else None,
     )
 
 

@@ -8,6 +8,7 @@ import logging
 import shutil
 import sqlite3
 from collections.abc import Coroutine
+from datetime import timedelta
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from tests.simulation.scenario import (
     END_ALL_S,
     SETTLE_S,
     SPAN_S,
+    START,
     HostFault,
     Order,
     Scenario,
@@ -191,6 +193,9 @@ class _Run:
             on_partition=order.on_partition,
             lapse_after_s=order.lapse_after_s,
             max_price_usd_per_h=order.max_price_usd_per_h,
+            expires_at=None
+            if order.expires_at_s is None
+            else START + timedelta(seconds=order.expires_at_s),
         )
 
         def job(connection: sqlite3.Connection) -> None:
