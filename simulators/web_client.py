@@ -83,7 +83,6 @@ class WebClient:
         try:
             return await self._once(request)
         except (OSError, EOFError):
-            await self.close()
             if not kept:
                 raise
             return await self._once(request)
@@ -93,7 +92,16 @@ class WebClient:
             self._streams = await asyncio.open_connection(
                 self._host, self._port, limit=ANSWER_BYTES_MAX
             )
-        reader, writer = self._streams
+        try:
+            return await self._talk(request, *self._streams)
+        except BaseException:
+            # Given up halfway, the rest of this answer would be taken for the next one's.
+            await self.close()
+            raise
+
+    async def _talk(
+        self, request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> tuple[int, bytes]:
         writer.write(request)
         await writer.drain()
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")

@@ -52,6 +52,15 @@ async def test_a_connection_that_died_is_opened_anew() -> None:
         assert (await client.get("/"), await client.get("/")) == (1, 2)
 
 
+async def test_an_answer_given_up_halfway_is_not_the_next_ones() -> None:
+    half = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n1"
+    async with serving(half, ok(b"2")) as (client, _):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await client.get("/")
+        assert await client.get("/") == 2
+
+
 async def test_chunks_are_put_together() -> None:
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n[1\r\n1\r\n]\r\n0\r\n\r\n"
     async with serving(chunked) as (client, _):
