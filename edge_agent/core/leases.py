@@ -45,6 +45,8 @@ WEIGHT_EARNINGS = 2.0
 WEIGHT_LOCALITY = 1.0
 SWITCHING_PENALTY = 4.0
 FAULT_GRACE_S = 10
+# A start that has just failed is tried again when the device's node had time to say why.
+RETRY_S = 2
 
 
 class Start(Struct, frozen=True, eq=False):
@@ -141,6 +143,7 @@ def starts(site: Site, state: SiteState) -> tuple[Start, ...]:
             and state.lease_no[at] == entry.no
             and state.activity[at] in (MINE, IDLE, CURTAILED, SERVE)
             and at not in occupied
+            and not _failed_now(state, at)
             for at in indices
         ) and not any(
             slot.instance_id in entry.to_close for slot in entry.slots if not slot.serving
@@ -320,6 +323,11 @@ def _care(site: Site, state: SiteState, entry: LeaseEntry) -> list[p.LeaseAct]:
         if at is None or _broken(state, at) or state.lease_no[at] != entry.no:
             return [_replace(site, state, entry, slot.device_id, lease)]
     return []
+
+
+def _failed_now(state: SiteState, at: int) -> bool:
+    failed_ns = state.now_ns - int(state.failed_ns[at])
+    return bool(state.failures[at]) and failed_ns < RETRY_S * NS_PER_S
 
 
 def _broken(state: SiteState, at: int) -> bool:

@@ -51,8 +51,8 @@ class Verdict(StrEnum):
 
 
 # (stage, last forward phase?, verdict) -> next stage. FORWARD from a phase that is not the last
-# means its successor. DEAD in the very first phase has changed nothing, but undoing nothing is
-# harmless.
+# means its successor. A switch that dies in VALIDATE has touched nothing, and there is nothing to
+# undo: see ``_advance``.
 TABLE: dict[tuple[Stage, bool, Verdict], Stage] = {
     (Stage.FORWARD, False, Verdict.CLEAN): Stage.FORWARD,
     (Stage.FORWARD, False, Verdict.MIXED): Stage.FORWARD,
@@ -121,7 +121,10 @@ class PhaseSpan(Struct, frozen=True, array_like=True):
 
 
 class Switch(Struct, frozen=True, array_like=True):
-    """One switch; the stored form is the intent and its undo."""
+    """One switch; the stored form is the intent and its undo.
+
+    ``resumed``: carried on after a restart, so that later phases than the stored one may have run.
+    """
 
     switch_id: str
     kind: DeviceKind
@@ -140,6 +143,7 @@ class Switch(Struct, frozen=True, array_like=True):
     phase_ns: int
     spans: tuple[PhaseSpan, ...] = ()
     commit_asked: bool = False
+    resumed: bool = False
 
 
 class Begun(Struct, frozen=True):
@@ -290,6 +294,9 @@ def _advance(switch: Switch, now_ns: int) -> tuple[Switch, tuple[Effect, ...]]:
     if last:
         switch = _commit_live(switch)
     stage = TABLE[switch.stage, last, verdict]
+    if switch.phase is Phase.VALIDATE and not switch.resumed:
+        switch = _untouched(switch)
+        stage = Stage.CLOSED if verdict is Verdict.DEAD else stage
     if stage is Stage.CLOSED:
         return replace(switch, stage=stage), (Closed(),)
     phase = _UNDO.get(stage) or path[path.index(switch.phase) + 1]
@@ -312,6 +319,15 @@ def _verdict(switch: Switch) -> Verdict:
 def _commit_live(switch: Switch) -> Switch:
     devices = tuple(
         replace(device, status=Status.COMMITTED) if device.status is Status.LIVE else device
+        for device in switch.devices
+    )
+    return replace(switch, devices=devices)
+
+
+def _untouched(switch: Switch) -> Switch:
+    """Count what VALIDATE refused as undone: a device that cannot be undone is quarantined."""
+    devices = tuple(
+        replace(device, status=Status.ROLLED_BACK) if device.status is Status.FAILED else device
         for device in switch.devices
     )
     return replace(switch, devices=devices)

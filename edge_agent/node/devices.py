@@ -74,6 +74,7 @@ class DeviceBook:
         boot_id: str,
         heard: HubHeard | None,
         work: LeaseWork | None = None,
+        host_up: bool = True,
     ) -> DeviceView:
         """Give what is known of a device; ``work`` is what it would enter."""
         sample = slot.fresh(now_ns)
@@ -84,6 +85,7 @@ class DeviceBook:
             healthy=None if sample is None else sample.healthy,
             temp_c=None if sample is None else sample.temp_c,
             lapsed=work is not None and lapsed(work, heard, boot_id=boot_id, now_ns=now_ns),
+            host_up=host_up,
         )
 
     def reports(self) -> tuple[NodeDevice, ...]:

@@ -8,6 +8,7 @@ from edge_agent.node.errors import EvidenceError
 from edge_agent.workloads.errors import DriverRefusedError
 from edge_agent.workloads.ports import InstanceSpec, WorkloadDriver
 
+HOST_LOOK_S = 0.1
 _HASH_LOOK_S_MIN = 0.002
 _HASH_LOOK_S_MAX = 0.1
 
@@ -22,6 +23,15 @@ class ActExecutor:
     def __init__(self, driver: WorkloadDriver) -> None:
         self._driver = driver
         self._hashes: dict[str, int] = {}
+
+    def host_up(self) -> bool:
+        """Tell whether the workload host is there to be asked."""
+        return self._driver.info() is not None
+
+    async def wait_for_host(self) -> None:
+        """Wait until the workload host is there; the caller bounds the wait."""
+        while not self.host_up():  # noqa: ASYNC110 - a driver has no event to wait for
+            await asyncio.sleep(HOST_LOOK_S)
 
     async def run(self, gpu: str, act: phases.Act) -> None:
         """Carry out one act.
@@ -73,7 +83,8 @@ class ActExecutor:
         if before is None:
             before = await self._driver.mine(gpu, on=True)
         look_s = _HASH_LOOK_S_MIN
-        while await self._driver.mine(gpu, on=True) <= before:
+        while (now := await self._driver.mine(gpu, on=True)) <= before:
+            before = min(before, now)  # a new host process counts anew
             await asyncio.sleep(look_s)
             look_s = min(look_s * 2, _HASH_LOOK_S_MAX)
 

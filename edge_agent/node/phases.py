@@ -81,7 +81,7 @@ class DeviceView(Struct, frozen=True, kw_only=True):
 
     Args:
         meters: of every instance not known to be gone. mining: by the last sample; None unknown.
-        process_id: of the workload host; None: away.
+        host_up: the workload host answers.
     """
 
     assignment: Assignment
@@ -90,6 +90,7 @@ class DeviceView(Struct, frozen=True, kw_only=True):
     healthy: bool | None
     temp_c: float | None
     lapsed: bool = False
+    host_up: bool = True
 
 
 class Refusal(Struct, frozen=True):
@@ -110,11 +111,15 @@ def refusal(phase: Phase, step: DeviceStep, view: DeviceView, temp_c_max: float)
         return Refusal("fault", view.assignment.ended_detail or "the device is out of use")
     if phase in {Phase.VALIDATE, Phase.COMMIT} and entered is Activity.SERVE and view.lapsed:
         return Refusal("lapsed", "the hub was not heard for longer than the work allows")
-    if phase is not Phase.VALIDATE:
-        return None
+    return _unready(step, view, temp_c_max) if phase is Phase.VALIDATE else None
+
+
+def _unready(step: DeviceStep, view: DeviceView, temp_c_max: float) -> Refusal | None:
+    if not view.host_up:
+        return Refusal("host_away", "the workload host does not answer")
     if step.from_activity is not Activity.SERVE and any(one.serving for one in view.meters):
         return Refusal("serving", f"{step.device_id} serves {_served(view)}")
-    if entered in {Activity.SERVE, Activity.MINE}:
+    if step.to_activity in {Activity.SERVE, Activity.MINE} or step.from_activity is Activity.FAULT:
         return _unfit(view, temp_c_max)
     return None
 

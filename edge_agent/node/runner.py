@@ -1,8 +1,11 @@
 """Runs the phases of switches: stored result, or acts, evidence, and a result made durable."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
+from typing import TypeVar
 
 from msgspec import Struct, structs
 
@@ -10,7 +13,7 @@ from edge_agent.node import phases
 from edge_agent.node.desk import Decision, MeterDesk, event_of
 from edge_agent.node.devices import DeviceBook, Slot
 from edge_agent.node.errors import EvidenceError
-from edge_agent.node.executor import ActExecutor
+from edge_agent.node.executor import HOST_LOOK_S, ActExecutor
 from edge_agent.node.memory import NodeMemory
 from edge_agent.node.readings import Harvest
 from edge_agent.node.state import Assignment, MeterState
@@ -29,6 +32,8 @@ from protocol.node import (
     ReadingKind,
 )
 from protocol.resource import Activity
+
+T = TypeVar("T")
 
 _FORWARD_PHASES = frozenset(Phase) - phases.RETRIED_PHASES
 _HOLDING_PHASES = _FORWARD_PHASES - {Phase.VALIDATE, Phase.COMMIT}
@@ -110,6 +115,11 @@ class PhaseRunner:
     ) -> dict[str, DeviceOutcome]:
         outcomes: dict[str, DeviceOutcome] = {}
         jobs: list[_Job] = []
+        if request.phase is Phase.VALIDATE:
+            # Its host is back within a second or two: nothing was touched yet, so wait for it.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline_s):
+                    await self._executor.wait_for_host()
         for device_id, step in steps.items():
             stored = self._memory.result(ResultKey(request.switch_id, request.phase, device_id))
             if stored is not None:
@@ -140,6 +150,7 @@ class PhaseRunner:
             boot_id=self._clock.boot_id(),
             heard=self._desk.heard,
             work=step.work,
+            host_up=self._executor.host_up(),
         )
         return _Job(slot, step, view)
 
@@ -169,7 +180,7 @@ class PhaseRunner:
             ]
         outcomes = {task.result().device_id: task.result() for task in tasks}
         if phase in phases.SYNCED_PHASES and self._needs_page(phase, jobs):
-            await self._store_with_page(request, jobs, outcomes, stopped)
+            await self._store_with_page(request, jobs, outcomes, stopped, deadline_s)
         else:
             await self._store(request, jobs, outcomes, stopped)
         return outcomes
@@ -196,7 +207,8 @@ class PhaseRunner:
             async with asyncio.timeout_at(deadline_s):
                 for act in phases.acts(phase, job.step, job.view):
                     try:
-                        await self._one(job.slot, act, stopped)
+                        deed = partial(self._one, job.slot, act, stopped)
+                        await _with_host(phase, deed, deadline_s)
                     except (DriverRefusedError, EvidenceError, DriverUnavailableError) as exc:
                         outcome = _failure(job.step, exc)
                         if phase is not Phase.QUARANTINE:
@@ -228,6 +240,7 @@ class PhaseRunner:
         jobs: Sequence[_Job],
         outcomes: dict[str, DeviceOutcome],
         stopped: dict[str, None],
+        deadline_s: float,
     ) -> None:
         before = dict(outcomes)
 
@@ -236,7 +249,8 @@ class PhaseRunner:
             return self._decide(request, jobs, outcomes, page)
 
         try:
-            harvested = await self._desk.harvest(decide, stopped=stopped)
+            deed = partial(self._desk.harvest, decide, stopped=stopped)
+            harvested = await _with_host(request.phase, deed, deadline_s)
         except (DriverRefusedError, DriverUnavailableError):
             if request.phase is not Phase.QUARANTINE:
                 raise
@@ -359,6 +373,22 @@ class PhaseRunner:
             job.slot.touched_ns = now_ns
             if phase not in _HOLDING_PHASES:
                 job.slot.held_until_ns = 0
+
+
+async def _with_host(phase: Phase, deed: Callable[[], Awaitable[T]], deadline_s: float) -> T:
+    """Do a deed; undoing waits for a host that is away, until the deadline.
+
+    A switch that cannot be undone puts its device out of use for long: not for the second that a
+    host takes to start anew. Every act may be asked for again, and a page is never cut short.
+    """
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            return await deed()
+        except DriverUnavailableError:
+            if phase is not Phase.ROLLBACK or loop.time() + HOST_LOOK_S >= deadline_s:
+                raise
+        await asyncio.sleep(HOST_LOOK_S)
 
 
 def _outcome(step: DeviceStep, status: str, code: str = "", detail: str = "") -> DeviceOutcome:

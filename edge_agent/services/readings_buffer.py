@@ -77,7 +77,8 @@ class ReadingsBuffer:
             self.utilisation[at] = _number(sample.utilisation)
             self.hashrate_ths[at] = _number(sample.hashrate_mhs) * THS_PER_MHS
             self._measured_ns[at] = now_ns
-            self._reachable[at] = True
+            # Not healthy: lost, or its host does not answer. Nothing is begun on it.
+            self._reachable[at] = sample.healthy
 
     def lose_node(self, node_id: str) -> None:
         """Mark the devices of a node as not heard."""

@@ -3,6 +3,7 @@
 import logging
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from edge_agent.core import facts as f
 from edge_agent.core.errors import JournalError
@@ -68,7 +69,7 @@ def _open_switches(recovered: Recovered) -> tuple[tuple[Switch, ...], int]:
     bad = 0
     for row in recovered.open_switches:
         try:
-            out.append(decode_switch(row.body))
+            out.append(replace(decode_switch(row.body), resumed=True))
         except JournalError as exc:
             bad += 1
             logger.exception("switch unreadable", extra={"switch": row.switch_id, "code": exc.code})

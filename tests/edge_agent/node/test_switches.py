@@ -236,6 +236,91 @@ def test_quarantine_marks_even_with_the_host_away(play: Play) -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("away_s", [1.0, 2.5])
+@pytest.mark.parametrize("phases", [1, 4, 5, 7])
+def test_rollback_waits_for_a_host_that_starts_anew(play: Play, phases: int, away_s: float) -> None:
+    async def scenario(world: World) -> None:
+        async with world.node() as node:
+            await asyncio.sleep(1.5)
+            await world.switch(step("d0", IDLE, MINE))
+            one = step("d0", MINE, SERVE, lease_work())
+            for phase in FORWARD[:phases]:
+                await world.phase("s", phase, one)
+            world.kill_host()
+            async with asyncio.TaskGroup() as group:
+                undo = group.create_task(
+                    world.phase("s", Phase.ROLLBACK, one, deadline_ms=30_000), name="undo"
+                )
+                await asyncio.sleep(away_s)
+                world.restart_host()
+            assert undo.result().outcomes[0].status == "done"
+            assert world.host.sample()[0].mining
+            assert not node.inventory().devices[0].quarantined
+
+    play(scenario)
+
+
+def test_rollback_of_a_drained_serve_reads_the_page_of_the_new_host(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with world.node() as node:
+            await asyncio.sleep(1.5)
+            await world.serve("d0")
+            await asyncio.sleep(2)
+            world.kill_host()
+            one = step("d0", SERVE, MINE)
+            async with asyncio.TaskGroup() as group:
+                undo = group.create_task(
+                    world.phase("s", Phase.ROLLBACK, one, deadline_ms=30_000), name="undo"
+                )
+                await asyncio.sleep(1.2)
+                world.restart_host()
+            assert undo.result().outcomes[0].status == "done"
+            assert world.stored_readings()[-1].kind is ReadingKind.LOST
+            assert not node.inventory().devices[0].quarantined
+
+    play(scenario)
+
+
+def test_rollback_gives_up_at_its_deadline(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with world.node():
+            await asyncio.sleep(1.5)
+            await world.switch(step("d0", IDLE, MINE))
+            one = step("d0", MINE, IDLE)
+            await world.phase("s", Phase.PAUSE, one)
+            world.kill_host()
+            began_s = asyncio.get_running_loop().time()
+            done = await world.phase("s", Phase.ROLLBACK, one, deadline_ms=5_000)
+            assert done.outcomes[0].status == "unknown"
+            assert done.outcomes[0].code in {"driver_unavailable", "deadline"}
+            assert asyncio.get_running_loop().time() - began_s <= 5.0
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("away_s", "status", "code"), [(1.2, "done", ""), (9.0, "refused", "host_away")]
+)
+def test_validate_waits_for_a_host_that_starts_anew(
+    play: Play, away_s: float, status: str, code: str
+) -> None:
+    async def scenario(world: World) -> None:
+        async with world.node():
+            await asyncio.sleep(1.5)
+            world.kill_host()
+            async with asyncio.TaskGroup() as group:
+                asked = group.create_task(
+                    world.phase("s", Phase.VALIDATE, step("d0", IDLE, MINE), deadline_ms=3_000),
+                    name="validate",
+                )
+                await asyncio.sleep(away_s)
+                world.restart_host()
+            outcome = asked.result().outcomes[0]
+            assert (outcome.status, outcome.code) == (status, code)
+
+    play(scenario)
+
+
 @pytest.mark.parametrize(
     ("temp_c_max", "code"), [(90.0, "serving"), (10.0, "too_hot")], ids=["serving", "hot"]
 )
