@@ -200,7 +200,8 @@ async def _check_power(stack: Stack, watches: Sequence[PowerWatch]) -> None:
         assert status["power_counted_w"] <= status["power_cap_w"]
         await watch.look()
         assert not watch.broken, books.shown(watch.broken)
-        assert watch.sure > 20, watch.summary()
+        assert watch.sure > 5, watch.summary()
+    assert watches[0].sure > 50, watches[0].summary()
     # The cap bound: what was counted came close to it, and miners made room.
     assert watches[0].highest_counted_w > ALDER_CAP_W - 3_850.0 * PUE
     reports = parse_json(await stack.agent_command(ALDER, "switches", "--json", "--limit", "10000"))
