@@ -208,7 +208,12 @@ class SyncMachine:
             return self._ignore()
         if ack.hub_epoch < self._epoch:
             return self._older_epoch(ack.hub_epoch)
-        restored = self._welcomed and ack.hub_epoch > self._epoch
+        if not self._welcomed:
+            # Kept by the broker's session since an earlier connection. If this store is an older
+            # copy, it speaks of records that the copy has never had, under numbers given again
+            # since. What is true of it the welcome says.
+            return self._ignore()
+        restored = ack.hub_epoch > self._epoch
         self._epoch = ack.hub_epoch
         self._hub_online = True
         next_seq = self._next_seq(ack.stream)

@@ -63,12 +63,13 @@ class UplinkLimits(Struct, frozen=True, kw_only=True):
     """How the link behaves.
 
     Args:
-        backoff_max_s: of the wait before the next attempt (full jitter, doubled from 1 s).
+        backoff_max_s: of the wait before the next attempt (full jitter, doubled from 1 s); with the
+            attempt itself it stays below the minute in which a site is back after an outage.
         stable_s: a session that lasted so long starts the backoff anew.
         manifest_after_s: how long retained leases may take before the missing ones are asked for.
     """
 
-    backoff_max_s: float = 120.0
+    backoff_max_s: float = 40.0
     stable_s: float = 60.0
     session_expiry_s: int = 3_600
     receive_maximum: int = 16

@@ -390,6 +390,18 @@ def test_words_that_are_never_obeyed() -> None:
     assert SendBirth() in machine.on_ack(_ack(Stream.USAGE, 2, hub_epoch=6), 0)
 
 
+def test_an_ack_from_before_the_welcome_is_not_obeyed() -> None:
+    """The broker's session kept it; an older copy has given its numbers to other records since."""
+    machine = _machine({Stream.USAGE: (50, 25)})
+    assert machine.on_ack(_ack(Stream.USAGE, 42), 0) == ()
+    rebase = Rebase(hub_epoch=1, store_id="st", conn_no=1, reason="event: hub has 34")
+    assert machine.on_rebase(rebase) == (StartOver("event: hub has 34"),)
+    machine = _machine({Stream.USAGE: (50, 25)})
+    machine.on_ack(_ack(Stream.USAGE, 42), 0)
+    machine.on_welcome(_welcome({Stream.USAGE: 25}), 0)
+    assert MarkAcked(Stream.USAGE, 30) in machine.on_ack(_ack(Stream.USAGE, 30), 0)
+
+
 def test_missing_schema_goes_before_the_segment_that_needs_it() -> None:
     machine = _machine({Stream.SCHEMA: (3, 2), Stream.TELE: (2, 0)}, segments=((1, 10),))
     machine.on_welcome(_welcome({Stream.SCHEMA: 2}), 0)
