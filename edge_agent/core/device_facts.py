@@ -113,10 +113,12 @@ def _failure_columns(
     failures = np.where(good, 0, np.minimum(before + 1, 250)).astype(np.uint8)
     until = state.now_ns + int(limits.quarantine_s * NS_PER_S)
     out = (~good & ~back) | (failures >= limits.quarantine_after)
+    over = good & (state.quarantine_ns[at] <= state.now_ns)
+    quarantine_ns = put(state.quarantine_ns, at[over], 0)
     return {
         "failures": put(state.failures, at, failures),
         "failed_ns": put(state.failed_ns, at[~good], state.now_ns),
-        "quarantine_ns": put(state.quarantine_ns, at[out], until),
+        "quarantine_ns": put(quarantine_ns, at[out], until),
         "regret_usd": put(state.regret_usd, at, 0.0),
     }
 
@@ -128,11 +130,11 @@ def node_adopted(site: Site, state: SiteState, fact: f.NodeAdopted) -> SiteState
     for device in fact.devices:
         at = site.index_of(device.device_id)
         if at is not None and site.devices[at].node_id == fact.node_id:
-            state = _adopt_device(state, at, device)
+            state = _adopt_device(site, state, at, device)
     return state
 
 
-def _adopt_device(state: SiteState, at: int, device: NodeDevice) -> SiteState:
+def _adopt_device(site: Site, state: SiteState, at: int, device: NodeDevice) -> SiteState:
     where = np.array([at])
     state = replace(state, reachable=put(state.reachable, at, value=True))
     if state.switch_no[at] >= 0:
@@ -141,6 +143,10 @@ def _adopt_device(state: SiteState, at: int, device: NodeDevice) -> SiteState:
     code = CODE_OF[device.activity]
     if device.quarantined:
         code = FAULT
+        if not state.quarantine_ns[at]:
+            # Put there by a life of this agent of which this store knows nothing.
+            until = state.now_ns + int(site.limits.quarantine_s * NS_PER_S)
+            state = replace(state, quarantine_ns=put(state.quarantine_ns, at, until))
     state = replace(state, **set_activity(state, where, code, code, code))
     state = _forget_others(state, at, device)
     if serving and device.work is not None:

@@ -83,6 +83,7 @@ _SENTENCE: dict[Reason, str] = {
     Reason.SWITCHING: "a switch is under way",
     Reason.NO_OPTION: "its activity offers no choice",
     Reason.SHED: "load must go to keep the power cap",
+    Reason.QUARANTINE_OVER: "its quarantine is over: it is tried again",
     Reason.NOT_OWNER: "this store does not own the site",
 }
 

@@ -18,6 +18,7 @@ from edge_agent.core import power as pw
 from edge_agent.core.economics import SECONDS_PER_H, Quality, Values, value
 from edge_agent.core.site import (
     CURTAILED,
+    FAULT,
     IDLE,
     MINE,
     NS_PER_S,
@@ -67,6 +68,7 @@ def plan(site: Site, state: SiteState) -> p.Plan:
     state = _after(site, state, acts)
     draft = _money(site, state, values)
     _orders(site, state, draft)
+    _recover(site, state, draft)
     starts = _admit_starts(site, state, power)
     lease_acts, lease_intents = _cap(site, state, values, power, counted, draft, starts)
     intents = (
@@ -150,6 +152,28 @@ def _orders(site: Site, state: SiteState, draft: _Draft) -> None:
     if state.policy is not None and state.policy.curtail:
         draft.target = np.where(draft.free, off_target, draft.target).astype(np.uint8)
         draft.reason = np.where(draft.free, R.CURTAIL_ORDER, draft.reason).astype(np.uint8)
+
+
+def _recover(site: Site, state: SiteState, draft: _Draft) -> None:
+    """Take devices whose quarantine is over back into use: their node wants to be asked.
+
+    A device that is out of use for another reason (lost, too hot) its node takes back by itself; a
+    drained one is in somebody's hands.
+    """
+    over = (state.quarantine_ns > 0) & (state.quarantine_ns <= state.now_ns)
+    where = (
+        (state.activity == FAULT)
+        & over
+        & state.reachable
+        & (site.node_of >= 0)
+        & (state.switch_no < 0)
+        & (state.lease_no < 0)
+        & (state.now_ns - state.failed_ns >= ls.RETRY_S * NS_PER_S)
+        & (ls.held_code(state) != HOLD_DRAIN)
+    )
+    draft.free |= where
+    draft.target = np.where(where, IDLE, draft.target).astype(np.uint8)
+    draft.reason = np.where(where, R.QUARANTINE_OVER, draft.reason).astype(np.uint8)
 
 
 def _admit_starts(

@@ -33,6 +33,7 @@ class Reason(IntEnum):
     NO_OPTION = 18
     SHED = 19
     NOT_OWNER = 20
+    QUARANTINE_OVER = 21
 
 
 class Gates(IntFlag):

@@ -120,8 +120,8 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     Columns: ``activity`` (code; SWITCHING while a switch is open), ``origin`` and ``target`` (the
     two sides of the open switch, else both the activity), ``since_ns`` (activity began),
     ``read_ns`` (last reading), ``mine_ths`` and ``mine_w`` (last confirmed while mining),
-    ``regret_usd`` (of staying, since the last change), ``spent_ns`` (closed intervals by
-    activity, (D, 8)).
+    ``regret_usd`` (of staying, since the last change), ``quarantine_ns`` (ends, or ended, then; 0
+    is none), ``spent_ns`` (closed intervals by activity, (D, 8)).
     """
 
     rows: int

@@ -125,6 +125,6 @@ def _held(site: Site, state: SiteState, fact: f.OperatorHeld) -> SiteState:
         hold=put(state.hold, at, HOLD_CODES.index(fact.mode)),
         hold_until_ns=put(state.hold_until_ns, at, until),
         # An operator who touches a device has looked at it: its quarantine ends.
-        quarantine_ns=put(state.quarantine_ns, at, 0),
+        quarantine_ns=put(state.quarantine_ns, at, min(int(state.quarantine_ns[at]), state.now_ns)),
         failures=put(state.failures, at, 0),
     )

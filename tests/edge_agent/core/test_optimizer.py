@@ -12,9 +12,10 @@ from edge_agent.core.economics import (
     value,
 )
 from edge_agent.core.explain import why
-from edge_agent.core.plan import Reason
-from edge_agent.core.site import CURTAILED, MINE
-from protocol.resource import Activity
+from edge_agent.core.plan import Plan, Reason
+from edge_agent.core.site import CODE_OF, CURTAILED, MINE
+from protocol.node import NodeDevice
+from protocol.resource import Activity, DeviceKind
 from tests.edge_agent.core.plant import Plant, make_site, tick
 
 
@@ -240,4 +241,77 @@ def test_why_names_numbers_and_what_would_change_it() -> None:
 def test_codes_are_stable() -> None:
     # Journals and recorded telemetry carry them.
     assert (MINE, CURTAILED) == (1, 4)
-    assert [reason.value for reason in Reason] == list(range(21))
+    assert [reason.value for reason in Reason] == list(range(22))
+
+
+def quarantined_plant(*, by_node: bool = False) -> tuple[Plant, int]:
+    """Give a plant whose g0 was just quarantined, or found so on its node after a restore."""
+    plant = Plant(make_site(asics=0, gpus=2, quarantine_s=100.0))
+    plant.step(100.0, tick(30.0, 100.0), plant.readings())
+    at = plant.site.index_of("g0")
+    assert at is not None
+    plant.activity[at] = CODE_OF[Activity.FAULT]
+    if by_node:
+        held = NodeDevice(
+            device_id="g0",
+            device_class="H100",
+            kind=DeviceKind.GPU,
+            activity=Activity.FAULT,
+            quarantined=True,
+        )
+        plant.step(1.0, f.NodeAdopted("n0", (held,)))
+    else:
+        opened = f.SwitchOpened("q1", ("g0",), Activity.IDLE, "test")
+        plant.step(0.5, opened)
+        plant.step(0.5, f.SwitchClosed("q1", ("g0",), ("quarantined",), 1_000))
+    assert plant.of("g0") is Activity.FAULT
+    return plant, at
+
+
+def recovers(made: Plan) -> bool:
+    """Tell whether g0 is asked to leave its fault."""
+    return any(
+        (row.from_activity, row.to_activity, row.reason)
+        == (Activity.FAULT, Activity.IDLE, Reason.QUARANTINE_OVER)
+        and [int(at) for at in row.indices] == [0]
+        for row in made.intents
+    )
+
+
+@pytest.mark.parametrize("by_node", [False, True])
+@pytest.mark.parametrize("ends", ["by time", "by undrain"])
+def test_a_gpu_comes_back_when_its_quarantine_is_over(ends: str, *, by_node: bool) -> None:
+    plant, at = quarantined_plant(by_node=by_node)
+    assert not recovers(plant.step(90.0, plant.readings()))
+    if ends == "by time":
+        made = plant.step(12.0, plant.readings())
+    else:
+        made = plant.step(1.0, f.OperatorHeld("g0", f.HoldMode.NONE, None, "looked at"))
+    assert recovers(made)
+    (switch_id,) = plant.open
+    plant.step(1.0, plant.close(switch_id))
+    assert plant.of("g0") is Activity.IDLE
+    assert plant.state.quarantine_ns[at] == 0
+
+
+def test_a_gpu_that_is_lost_or_drained_is_not_asked_back() -> None:
+    plant, at = quarantined_plant()
+    drained = f.OperatorHeld("g0", f.HoldMode.DRAIN, None, "repair")
+    assert not recovers(plant.step(200.0, drained, plant.readings()))
+    plant = Plant(make_site(asics=0, gpus=2))
+    plant.step(100.0, tick(30.0, 100.0), plant.readings())
+    plant.activity[at] = CODE_OF[Activity.FAULT]
+    assert not recovers(plant.step(200.0, plant.readings()))
+
+
+def test_a_gpu_that_refuses_to_come_back_is_not_asked_without_a_pause() -> None:
+    plant, _ = quarantined_plant()
+    asked = 0
+    plant.step(150.0, plant.readings())
+    for _ in range(100):
+        for switch_id in list(plant.open):
+            asked += 1
+            plant.step(0.05, plant.close(switch_id, "rolled_back"))
+        plant.step(0.05)
+    assert 2 <= asked <= 3
+    assert plant.of("g0") is Activity.FAULT
