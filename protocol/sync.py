@@ -126,6 +126,8 @@ class Welcome(Struct, frozen=True, kw_only=True, tag="welcome"):
         owner: False makes the store a reader: it writes to no device.
         wms: (stream, watermark) pairs of this store_id.
         manifest_digest: blake2b-16 over the sorted lease heads.
+        wm_digests: (stream, digest of the record at its watermark), where the hub still knows it: a
+            store with another record there is an older copy that has given its numbers again.
     """
 
     hub_epoch: Count
@@ -137,6 +139,7 @@ class Welcome(Struct, frozen=True, kw_only=True, tag="welcome"):
     manifest_digest: Digest
     hub_time: UtcDatetime
     credit: Positive
+    wm_digests: tuple[tuple[Stream, bytes], ...] = ()
 
 
 class Rebase(Struct, frozen=True, kw_only=True, tag="rebase"):

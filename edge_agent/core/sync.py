@@ -184,12 +184,21 @@ class SyncMachine:
         """The hub said that it is there, or its Will that it is not: then everything is held."""
         self._hub_online = online
 
-    def on_welcome(self, welcome: Welcome, now_ns: int) -> tuple[Effect, ...]:
-        """The hub answered the birth of this connection: start from its watermarks."""
+    def on_welcome(
+        self, welcome: Welcome, now_ns: int, own: Mapping[Stream, bytes] | None = None
+    ) -> tuple[Effect, ...]:
+        """The hub answered the birth of this connection: start from its watermarks.
+
+        Args:
+            own: digests of the store's own records at the hub's watermarks, where still kept.
+        """
         if welcome.conn_no != self._conn_no or not self._is_ours(welcome.store_id):
             return self._ignore()
         if welcome.hub_epoch < self._epoch:
             return self._older_epoch(welcome.hub_epoch)
+        for stream, digest in welcome.wm_digests:
+            if (own or {}).get(stream, digest) != digest:
+                return (StartOver(f"{stream.value}: the hub has another record at its mark"),)
         self._epoch = welcome.hub_epoch
         self._credit = welcome.credit
         self._welcomed = self._hub_online = True

@@ -428,7 +428,9 @@ class Uplink:
         elif isinstance(word, Welcome):
             if manifest_digest_of(word.leases) != word.manifest_digest:
                 raise DecodeError("malformed", "digest differs", "manifest_digest")
-            effects = self._machine.on_welcome(word, now_ns)
+            own = {stream: self._store.digest_at(stream, wm) for stream, wm in word.wms}
+            known = {stream: digest for stream, digest in own.items() if digest is not None}
+            effects = self._machine.on_welcome(word, now_ns, known)
             await self._heard(word.hub_time)
         else:
             assert isinstance(word, Rebase)

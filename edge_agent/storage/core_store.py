@@ -250,6 +250,14 @@ class SqliteCoreStore:
         await self._writer.run(job, on_done=self._advance)
         return digest
 
+    def digest_at(self, stream: Stream, seq: int) -> bytes | None:
+        """Give the digest of a record of this store; None when there is none, or no more."""
+        rows = self._writer.read(
+            "SELECT digest FROM outbox WHERE store_no = ? AND stream = ? AND seq = ?",
+            (self._store_no, stream.value, seq),
+        )
+        return bytes(rows[0][0]) if rows else None
+
     def known_leases(self) -> tuple[LeaseHead, ...]:
         """Give the lease versions held, in order of their ids."""
         return tuple(self._leases[lease_id] for lease_id in sorted(self._leases))

@@ -254,6 +254,7 @@ def build_welcome(
     leases: Sequence[LeaseHead],
     hub_time: datetime,
     credit: int,
+    wm_digests: Sequence[tuple[Stream, bytes]] = (),
 ) -> Welcome:
     """Build the answer to a birth that the hub accepts."""
     heads = tuple(sorted(leases, key=lambda row: row.lease_id))
@@ -267,6 +268,7 @@ def build_welcome(
         manifest_digest=manifest_digest_of(heads),
         hub_time=hub_time,
         credit=max(1, credit),
+        wm_digests=tuple(wm_digests),
     )
 
 

@@ -1,6 +1,7 @@
 """Answer a birth and note a death, each in one write job."""
 
 import sqlite3
+from collections.abc import Sequence
 from datetime import datetime
 
 from msgspec import Struct
@@ -83,8 +84,16 @@ def take_birth(
         leases=leases.heads_of_site(connection, birth.site_id),
         hub_time=now,
         credit=credit,
+        wm_digests=_digests_at(connection, birth.store_id, wms),
     )
     return Answered(welcome, effects)
+
+
+def _digests_at(
+    connection: sqlite3.Connection, store_id: str, wms: Sequence[tuple[Stream, int]]
+) -> tuple[tuple[Stream, bytes], ...]:
+    found = ((s, sync_tables.digest_at(connection, store_id, s, wm)) for s, wm in wms if wm)
+    return tuple((stream, digest) for stream, digest in found if digest is not None)
 
 
 def take_death(connection: sqlite3.Connection, death: Death, now: datetime) -> Effects:

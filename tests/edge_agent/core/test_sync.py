@@ -402,6 +402,17 @@ def test_an_ack_from_before_the_welcome_is_not_obeyed() -> None:
     assert MarkAcked(Stream.USAGE, 30) in machine.on_ack(_ack(Stream.USAGE, 30), 0)
 
 
+def test_a_store_with_another_record_at_the_hubs_mark_starts_over() -> None:
+    welcome = _welcome({Stream.USAGE: 42}, wm_digests=((Stream.USAGE, b"h" * 16),))
+    machine = _machine({Stream.USAGE: (50, 25)})
+    effects = machine.on_welcome(welcome, 0, {Stream.USAGE: b"e" * 16})
+    assert [type(one) for one in effects] == [StartOver]
+    assert machine.want(Lane.USAGE, 0) is None
+    for own in ({Stream.USAGE: b"h" * 16}, {}):
+        machine = _machine({Stream.USAGE: (50, 25)})
+        assert MarkAcked(Stream.USAGE, 42) in machine.on_welcome(welcome, 0, own)
+
+
 def test_missing_schema_goes_before_the_segment_that_needs_it() -> None:
     machine = _machine({Stream.SCHEMA: (3, 2), Stream.TELE: (2, 0)}, segments=((1, 10),))
     machine.on_welcome(_welcome({Stream.SCHEMA: 2}), 0)

@@ -160,6 +160,37 @@ def test_usage_of_the_hubs_future_and_of_a_superseded_attempt_is_quarantined(
     assert site.rows("SELECT usage_id FROM usage") == [("u-3",)]
 
 
+def test_usage_of_the_hubs_future_is_accepted_once_it_is_the_past(
+    site: Hub, usage_body: Body
+) -> None:
+    # The hub's clock was set back by 50 s: what it takes for the future is true.
+    early = site.now + timedelta(seconds=10)
+    body = usage_body(1, start=early)
+    site.send(Stream.USAGE, 1, body, usage_body(2, start=early, active_ms=1))
+    site.now += timedelta(seconds=34.9)
+    site.send(Stream.USAGE, 3, encode(Through(at=site.now)))
+    assert site.rows("SELECT usage_id FROM usage") == []
+    site.now += timedelta(seconds=0.2)
+    site.send(Stream.EVENT, 1, accepted(site))
+    assert site.rows("SELECT usage_id, active_ms FROM usage ORDER BY usage_id") == [
+        ("u-1", 29_999),
+        ("u-2", 1),
+    ]
+    assert site.rows("SELECT code FROM quarantine") == []
+    assert site.send(Stream.USAGE, 1, body).ack.wm == 3
+
+
+def test_usage_of_the_future_that_is_known_otherwise_by_then_stays_in_quarantine(
+    site: Hub, usage_body: Body
+) -> None:
+    ahead = site.now + timedelta(minutes=1)
+    site.send(Stream.USAGE, 1, usage_body(1, start=ahead), usage_body(1))
+    site.now += timedelta(minutes=2)
+    site.send(Stream.USAGE, 3, encode(Through(at=site.now)))
+    assert site.rows("SELECT seq, code FROM quarantine") == [(1, "usage_conflict")]
+    assert site.rows("SELECT usage_id FROM usage") == [("u-1",)]
+
+
 @pytest.mark.parametrize("stream", [Stream.USAGE, Stream.EVENT, Stream.SCHEMA])
 def test_malformed_body_is_kept_raw_acked_and_blocks_nothing(site: Hub, stream: Stream) -> None:
     assert site.send(stream, 1, b"\xc1junk").ack.wm == 1
@@ -308,3 +339,12 @@ def test_lease_that_nobody_ordered_is_asked_to_end(site: Hub) -> None:
     assert site.rows("SELECT state, generation FROM leases WHERE lease_id = 'ghost.1'") == [
         ("end", 4)
     ]
+
+
+def test_a_welcome_names_the_record_at_each_watermark(site: Hub, usage_body: Body) -> None:
+    bodies = [usage_body(number) for number in range(1, 4)]
+    site.send(Stream.USAGE, 1, *bodies)
+    reply = site.birth("s1", 2, {Stream.USAGE: (5, b"")}).reply
+    assert isinstance(reply, Welcome)
+    assert dict(reply.wms)[Stream.USAGE] == 3
+    assert reply.wm_digests == ((Stream.USAGE, digest_of(bodies[2])),)
