@@ -7,6 +7,7 @@ usage: never negative, never twice.
 """
 
 from datetime import datetime, timedelta
+from itertools import pairwise
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -17,6 +18,9 @@ from protocol.units import minute_floor, to_ms
 from protocol.usage import UsageRecord
 
 MINUTE = timedelta(minutes=1)
+MINUTE_NS = 60_000_000_000
+# What a clock that is slewed may make of a minute; the hub allows as much.
+SLEW_NS = 50_000_000
 # A node that was away longer than its marks reach: more cuts than this in one pair is a wrong
 # clock.
 CUTS_MAX = 20_000
@@ -158,6 +162,27 @@ def _cuts(last: MeterReading, reading: MeterReading) -> tuple[Cut, ...]:
     return tuple(cuts)
 
 
+def _whole_minutes(start: Cut, end: Cut) -> tuple[Cut, ...]:
+    """Split an interval that served more than a minute: where the wall stepped back within it.
+
+    What exceeds the last minute stands at the interval's start and takes no time on the wall; the
+    sums are the meter's.
+    """
+    served_ns, energy_mj = end.served_ns - start.served_ns, end.energy_mj - start.energy_mj
+    if served_ns <= MINUTE_NS + SLEW_NS:
+        return (end,)
+    extra = min((served_ns - 1) // MINUTE_NS, CUTS_MAX)
+    before = tuple(
+        Cut(
+            start.at,
+            start.served_ns + number * MINUTE_NS,
+            start.energy_mj + energy_mj * number * MINUTE_NS // served_ns,
+        )
+        for number in range(1, extra + 1)
+    )
+    return (*before, end)
+
+
 def _records(
     site_id: str,
     last: MeterReading,
@@ -167,7 +192,8 @@ def _records(
 ) -> tuple[tuple[UsageRecord, ...], int]:
     records: list[UsageRecord] = []
     start = Cut(last.at, last.served_ns, last.energy_mj)
-    for end in cuts:
+    pieces = [piece for pair in pairwise((start, *cuts)) for piece in _whole_minutes(*pair)]
+    for end in pieces:
         active_ms = end.served_ns // 1_000_000 - start.served_ns // 1_000_000
         energy_j = end.energy_mj // 1_000 - start.energy_mj // 1_000
         if end.at > start.at or active_ms or energy_j:

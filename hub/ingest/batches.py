@@ -4,8 +4,9 @@ import sqlite3
 from datetime import datetime
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from hub.core.leases import Fault, usage_doubt, usage_fault
+from hub.core.leases import FUTURE_MAX, Fault, usage_doubt, usage_fault
 from hub.core.sync import NACK_OF, SeqSet, Verdict, build_ack, judge_ordered
 from hub.errors import HubError
 from hub.ingest.effects import Effects
@@ -20,6 +21,8 @@ from protocol.units import to_ms
 from protocol.usage import Through, UsageRecord
 
 BATCH_VERSION = 1
+# Records of the hub's future that are judged again with one batch.
+DUE_MAX = 200
 
 
 class Taken(Struct, frozen=True):
@@ -58,6 +61,7 @@ def take_batch(
         now=now,
     )
     sites.heard(connection, store.site_id, to_ms(now))
+    _take_what_is_due(connection, source, effects)
     wm, nack = _take_records(connection, batch, source, effects)
     if batch.stream is Stream.USAGE:
         apply_due_releases(connection, store, wm, now, effects)
@@ -71,6 +75,18 @@ def take_batch(
         nack=nack,
     )
     return Taken(ack, effects)
+
+
+def _take_what_is_due(connection: sqlite3.Connection, source: _Source, effects: Effects) -> None:
+    """Judge again what lay in the hub's future: a clock was wrong, not the meter."""
+    for row in sync_tables.take_due(connection, to_ms(source.now), DUE_MAX):
+        store = sync_tables.find_store(connection, row.store_id)
+        if store is None:  # a quarantined record names a store that gave birth
+            continue
+        record = Record(row.seq, digest_of(row.body), row.body)
+        of_row = replace(source, store=store, stream=row.stream, owner=False)
+        _take(connection, record, of_row, effects)
+        effects.counts["usage_taken_late"] += 1
 
 
 def _take_records(
@@ -150,7 +166,8 @@ def _take_usage(
         assert row is not None
         fault = _store_usage(connection, record, item, row.customer_id, source, effects)
     if fault is not None:
-        _quarantine(connection, record, source, fault, effects)
+        due = item.end - FUTURE_MAX if fault.code == "in_the_future" else None
+        _quarantine(connection, record, source, fault, effects, due)
 
 
 def _store_usage(
@@ -202,6 +219,7 @@ def _quarantine(
     source: _Source,
     fault: Fault,
     effects: Effects,
+    due: datetime | None = None,
 ) -> None:
     row = Quarantined(
         site_id=source.store.site_id,
@@ -211,6 +229,7 @@ def _quarantine(
         code=fault.code,
         detail=fault.detail,
         body=record.body,
+        due_ms=None if due is None else to_ms(due) + 1,
     )
     effects.alarm(sync_tables.quarantine(connection, row, to_ms(source.now)))
     effects.counts[f"{source.stream.value}_quarantined"] += 1

@@ -143,6 +143,14 @@ MIGRATIONS = (
             """,
         ),
     ),
+    Migration(
+        module="sync",
+        number=2,
+        sql=(
+            "ALTER TABLE quarantine ADD COLUMN due_ms INTEGER",
+            "CREATE INDEX quarantine_due ON quarantine (due_ms) WHERE due_ms IS NOT NULL",
+        ),
+    ),
 )
 
 
@@ -192,7 +200,11 @@ class SwitchRow(Struct, frozen=True, kw_only=True):
 
 
 class Quarantined(Struct, frozen=True, kw_only=True):
-    """A record that the hub took into custody without accepting it."""
+    """A record that the hub took into custody without accepting it.
+
+    Args:
+        due_ms: when time alone may have made it acceptable; None: it never will.
+    """
 
     site_id: str
     store_id: str
@@ -201,6 +213,7 @@ class Quarantined(Struct, frozen=True, kw_only=True):
     code: str
     detail: str
     body: bytes
+    due_ms: int | None = None
 
 
 def meta(connection: sqlite3.Connection, name: str) -> int:
@@ -322,8 +335,9 @@ def add_to_ledger(
 def quarantine(connection: sqlite3.Connection, row: Quarantined, now_ms: int) -> AlarmRow:
     """Keep a record raw and raise the alarm that names why."""
     connection.execute(
-        "INSERT INTO quarantine (site_id, store_id, stream, seq, code, detail, body, at_ms)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO quarantine"
+        " (site_id, store_id, stream, seq, code, detail, body, at_ms, due_ms)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             row.site_id,
             row.store_id,
@@ -333,12 +347,37 @@ def quarantine(connection: sqlite3.Connection, row: Quarantined, now_ms: int) ->
             row.detail,
             row.body,
             now_ms,
+            row.due_ms,
         ),
     )
     detail = f"{row.stream.value} {row.store_id}/{row.seq}: {row.detail}"
     alarm = AlarmRow(site_id=row.site_id, source="hub", code=row.code, detail=detail, at_ms=now_ms)
     add_alarm(connection, alarm)
     return alarm
+
+
+def take_due(connection: sqlite3.Connection, now_ms: int, limit: int) -> tuple[Quarantined, ...]:
+    """Take out of quarantine what is due to be judged again, oldest first."""
+    rows = connection.execute(
+        "SELECT quarantine_id, site_id, store_id, stream, seq, code, detail, body, due_ms"
+        " FROM quarantine WHERE due_ms <= ? ORDER BY due_ms, quarantine_id LIMIT ?",
+        (now_ms, limit),
+    ).fetchall()
+    for row in rows:
+        connection.execute("DELETE FROM quarantine WHERE quarantine_id = ?", (row[0],))
+    return tuple(
+        Quarantined(
+            site_id=row[1],
+            store_id=row[2],
+            stream=Stream(row[3]),
+            seq=row[4],
+            code=row[5],
+            detail=row[6],
+            body=bytes(row[7]),
+            due_ms=row[8],
+        )
+        for row in rows
+    )
 
 
 def add_alarm(connection: sqlite3.Connection, alarm: AlarmRow) -> None:

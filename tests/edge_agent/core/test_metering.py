@@ -125,6 +125,48 @@ def test_a_wall_that_steps_back_keeps_intervals_in_order() -> None:
     assert records[0].end == records[0].start == records[1].start
 
 
+@given(
+    st.lists(st.tuples(st.integers(1, 400_000), st.integers(-4_000_000, 400_000)), max_size=8),
+    st.integers(0, 2_000),
+)
+def test_no_step_of_the_wall_makes_a_record_that_the_hub_would_refuse(
+    steps: list[tuple[int, int]], watts: int
+) -> None:
+    """The gate stays open; per reading (ms served since the last, ms by which the wall moved)."""
+    rows = [reading(ReadingKind.OPEN, 0, 0)]
+    at_ms, served_ms = 0, 0
+    for served, moved in steps:
+        at_ms, served_ms = at_ms + moved, served_ms + served
+        rows.append(
+            reading(
+                ReadingKind.MINUTE, at_ms * 1_000, served_ms * 1_000_000, served_ms * watts // 1_000
+            )
+        )
+    records, _, _ = run(rows)
+    assert sum(record.active_ms for record in records) == served_ms
+    assert sum(record.energy_j for record in records) == rows[-1].energy_mj // 1_000
+    assert all(record.active_ms <= 60_050 for record in records)
+    assert all(
+        record.end - minute_floor(record.start) <= timedelta(minutes=1) for record in records
+    )
+    for before, after in itertools.pairwise(records):
+        assert before.end <= after.start
+
+
+def test_a_minute_that_a_step_made_longer_is_two_records() -> None:
+    rows = [
+        reading(ReadingKind.OPEN, 30_000_000, 0),
+        reading(ReadingKind.MINUTE, 90_000_000, 70_000_000_000, 140_000),
+    ]
+    records, _, _ = run(rows)
+    assert [(record.active_ms, record.energy_j) for record in records] == [
+        (60_000, 120),
+        (10_000, 20),
+    ]
+    assert records[0].start == records[0].end == records[1].start
+    assert records[1].end == rows[1].at
+
+
 def test_an_instance_never_begins_before_the_last_one_of_its_device_ended() -> None:
     end = START + timedelta(seconds=40)
     for kind in (ReadingKind.OPEN, ReadingKind.MINUTE):
