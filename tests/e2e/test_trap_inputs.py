@@ -386,7 +386,11 @@ async def _hostile_miner(stack: Stack) -> None:
     answer = await ask_line(control, {"do": "fault", "kind": "garbage", "miners": [0, 1]})
     assert answer["ok"]
     await _until(lambda: _is_reachable(stack, "cedar-s21-0002", wanted=False), 20.0)
-    assert (await _device(stack, "cedar-s21-0001"))["power_w"] is None
+
+    async def has_no_power() -> bool:
+        return (await _device(stack, "cedar-s21-0001"))["power_w"] is None
+
+    await _until(has_no_power)
     assert (await _input(stack, "asics"))["refused"] >= 1
     assert await _is_reachable(stack, "cedar-s21-0003", wanted=True)
     await ask_line(control, {"do": "clear", "miners": [0, 1]})
