@@ -97,6 +97,7 @@ def usage_fault(
     site_id: str,
     lease: Lease | None,
     next_issued_at: datetime | None,
+    received_at: datetime,
     now: datetime,
 ) -> Fault | None:
     """Find why a usage record cannot be accepted; None when it can.
@@ -105,12 +106,13 @@ def usage_fault(
         record: the interval. site_id: site that sent it.
         lease: the attempt it names, as the hub issued it.
         next_issued_at: when the attempt after it was issued, if it was.
+        received_at: when the record first came: a clock may be ahead, a message is not.
         now: the hub's UTC time.
     """
     faults = (
         _lease_fault(record, site_id, lease),
         _time_fault(record, now),
-        _attempt_fault(record, next_issued_at),
+        _attempt_fault(record, min(record.start, received_at), next_issued_at),
     )
     return next((fault for fault in faults if fault is not None), None)
 
@@ -152,7 +154,9 @@ def _time_fault(record: UsageRecord, now: datetime) -> Fault | None:
     return None
 
 
-def _attempt_fault(record: UsageRecord, next_issued_at: datetime | None) -> Fault | None:
-    if next_issued_at is not None and record.start >= next_issued_at:
+def _attempt_fault(
+    record: UsageRecord, start: datetime, next_issued_at: datetime | None
+) -> Fault | None:
+    if next_issued_at is not None and start >= next_issued_at:
         return Fault("attempt_superseded", f"start: attempt {record.attempt + 1} was issued before")
     return None

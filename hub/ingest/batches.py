@@ -17,7 +17,7 @@ from protocol.codec import EVENT_ITEM, USAGE_ITEM
 from protocol.errors import DecodeError
 from protocol.sync import Ack, NackCode, Record, Stream, UpBatch, digest_of
 from protocol.telemetry import decode_schema_item
-from protocol.units import to_ms
+from protocol.units import from_ms, to_ms
 from protocol.usage import Through, UsageRecord
 
 BATCH_VERSION = 1
@@ -39,6 +39,7 @@ class _Source(Struct, frozen=True, kw_only=True):
     stream: Stream
     owner: bool
     hub_epoch: int
+    received_at: datetime
     now: datetime
 
 
@@ -58,6 +59,7 @@ def take_batch(
         stream=batch.stream,
         owner=view is not None and view.owner_store_id == store.store_id,
         hub_epoch=sync_tables.meta(connection, "hub_epoch"),
+        received_at=now,
         now=now,
     )
     sites.heard(connection, store.site_id, to_ms(now))
@@ -84,7 +86,9 @@ def _take_what_is_due(connection: sqlite3.Connection, source: _Source, effects: 
         if store is None:  # a quarantined record names a store that gave birth
             continue
         record = Record(row.seq, digest_of(row.body), row.body)
-        of_row = replace(source, store=store, stream=row.stream, owner=False)
+        of_row = replace(
+            source, store=store, stream=row.stream, owner=False, received_at=from_ms(row.at_ms)
+        )
         _take(connection, record, of_row, effects)
         effects.counts["usage_taken_late"] += 1
 
@@ -160,6 +164,7 @@ def _take_usage(
         site_id=source.store.site_id,
         lease=None if row is None else row.lease,
         next_issued_at=leases.issued_at(connection, item.workload_id, item.attempt + 1),
+        received_at=source.received_at,
         now=source.now,
     )
     if fault is None:
@@ -229,6 +234,7 @@ def _quarantine(
         code=fault.code,
         detail=fault.detail,
         body=record.body,
+        at_ms=to_ms(source.received_at),
         due_ms=None if due is None else to_ms(due) + 1,
     )
     effects.alarm(sync_tables.quarantine(connection, row, to_ms(source.now)))

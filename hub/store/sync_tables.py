@@ -203,6 +203,7 @@ class Quarantined(Struct, frozen=True, kw_only=True):
     """A record that the hub took into custody without accepting it.
 
     Args:
+        at_ms: when it first came.
         due_ms: when time alone may have made it acceptable; None: it never will.
     """
 
@@ -213,6 +214,7 @@ class Quarantined(Struct, frozen=True, kw_only=True):
     code: str
     detail: str
     body: bytes
+    at_ms: int
     due_ms: int | None = None
 
 
@@ -346,7 +348,7 @@ def quarantine(connection: sqlite3.Connection, row: Quarantined, now_ms: int) ->
             row.code,
             row.detail,
             row.body,
-            now_ms,
+            row.at_ms,
             row.due_ms,
         ),
     )
@@ -359,7 +361,7 @@ def quarantine(connection: sqlite3.Connection, row: Quarantined, now_ms: int) ->
 def take_due(connection: sqlite3.Connection, now_ms: int, limit: int) -> tuple[Quarantined, ...]:
     """Take out of quarantine what is due to be judged again, oldest first."""
     rows = connection.execute(
-        "SELECT quarantine_id, site_id, store_id, stream, seq, code, detail, body, due_ms"
+        "SELECT quarantine_id, site_id, store_id, stream, seq, code, detail, body, at_ms, due_ms"
         " FROM quarantine WHERE due_ms <= ? ORDER BY due_ms, quarantine_id LIMIT ?",
         (now_ms, limit),
     ).fetchall()
@@ -374,7 +376,8 @@ def take_due(connection: sqlite3.Connection, now_ms: int, limit: int) -> tuple[Q
             code=row[5],
             detail=row[6],
             body=bytes(row[7]),
-            due_ms=row[8],
+            at_ms=row[8],
+            due_ms=row[9],
         )
         for row in rows
     )

@@ -117,6 +117,7 @@ def test_usage_is_checked(case: Case) -> None:
         site_id="lubbock",
         lease=LEASE,
         next_issued_at=case.next_issued_at,
+        received_at=NOW,
         now=NOW,
     )
     assert (None if fault is None else fault.code) == case.code
@@ -130,6 +131,8 @@ def test_more_served_than_the_stamps_allow_is_a_doubt_not_a_fault() -> None:
 
 
 def test_usage_of_an_unknown_lease_is_a_fault() -> None:
-    fault = usage_fault(USAGE, site_id="lubbock", lease=None, next_issued_at=None, now=NOW)
+    fault = usage_fault(
+        USAGE, site_id="lubbock", lease=None, next_issued_at=None, received_at=NOW, now=NOW
+    )
     assert fault is not None
     assert fault.code == "unknown_lease"

@@ -180,6 +180,20 @@ def test_usage_of_the_hubs_future_is_accepted_once_it_is_the_past(
     assert site.send(Stream.USAGE, 1, body).ack.wm == 3
 
 
+def test_usage_that_came_before_the_next_attempt_is_of_the_one_before_whatever_its_clock(
+    site: Hub, usage_body: Body
+) -> None:
+    ahead = site.now + timedelta(seconds=20)
+    site.send(Stream.USAGE, 1, usage_body(1, start=ahead))
+    site.send(Stream.EVENT, 1, accepted(site), released(site, 1, ReleaseOutcome.PREEMPTED))
+    site.now += timedelta(seconds=1)
+    site.issue(attempt=2)
+    site.now += timedelta(minutes=2)
+    site.send(Stream.USAGE, 2, encode(Through(at=site.now)))
+    assert site.rows("SELECT usage_id FROM usage") == [("u-1",)]
+    assert site.rows("SELECT code FROM quarantine") == []
+
+
 def test_usage_of_the_future_that_is_known_otherwise_by_then_stays_in_quarantine(
     site: Hub, usage_body: Body
 ) -> None:
