@@ -18,7 +18,7 @@ from tests.simulation.scenario import SPAN_S, draw, fault_kinds
 from tests.simulation.simulate import Outcome, simulate
 
 ROOT = Path(__file__).parents[2]
-SEEDS = int(os.environ.get("HCP_SEEDS", "8"))
+SEEDS = int(os.environ.get("HCP_SEEDS", "200"))
 SEEDS_PER_TASK = 4
 SEEDS_FOR_COVERAGE = 200
 KIND_MIN_SHARE = 0.1
