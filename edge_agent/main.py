@@ -137,6 +137,7 @@ class AgentProgram:
             sink=sink,
             hub_heard_age_ms=sink.hub_heard_age_ms,
             uniform=self._jitter.uniform,
+            raise_epoch=self._store.raise_epoch,
         )
         ports = AgentPorts(
             store=self._store,

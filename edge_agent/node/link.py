@@ -8,7 +8,7 @@ waits. Readings are acked after the sink returned from them.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -67,11 +67,35 @@ class LinkStats(Struct, kw_only=True):
     last_error: str = ""
 
 
+class AgentEpoch:
+    """The epoch under which this agent speaks; it may rise once a node has seen a higher one.
+
+    Args:
+        value: as stored at this start. raise_above: stores and gives one above that of a node; None
+            keeps the epoch as it is.
+    """
+
+    def __init__(
+        self, value: int, raise_above: Callable[[int], Awaitable[int]] | None = None
+    ) -> None:
+        self.value = value
+        self._raise_above = raise_above
+
+    async def pass_by(self, highest: int) -> None:
+        """Go above what a node has seen: this store was restored from an older copy."""
+        if self._raise_above is not None and highest > self.value:
+            before, self.value = self.value, await self._raise_above(highest)
+            logger.warning("agent epoch raised from %d to %d", before, self.value)
+
+
 class NodeLinksClient:
     """Implements ``NodeLinks`` and delivers to a ``NodeSink``.
 
     Args:
         nodes: every node of the site. agent_epoch: as stored at this start of the agent.
+        raise_epoch: stores and gives an epoch above the one given; used when a node that has not
+            accepted this agent yet knows a higher one. An agent that another has replaced was
+            accepted before, so that two agents never outbid each other.
         sink: of the agent. hub_heard_age_ms: milliseconds since the last hub message, None: never.
         uniform: injected randomness, ``uniform(low, high)``, for the reconnect jitter.
         dialer: connects to an address; the default uses sockets.
@@ -87,11 +111,14 @@ class NodeLinksClient:
         hub_heard_age_ms: Callable[[], int | None],
         uniform: Callable[[float, float], float],
         dialer: Dialer = dial,
+        raise_epoch: Callable[[int], Awaitable[int]] | None = None,
     ) -> None:
+        epoch = AgentEpoch(agent_epoch, raise_epoch)
         self._links = {
             node.node_id: _Link(
                 node,
                 Hello(site_id=site_id, agent_epoch=agent_epoch),
+                epoch,
                 sink,
                 hub_heard_age_ms,
                 uniform,
@@ -134,6 +161,7 @@ class _Link:
         self,
         node: NodeAddress,
         hello: Hello,
+        epoch: AgentEpoch,
         sink: NodeSink,
         hub_heard_age_ms: Callable[[], int | None],
         uniform: Callable[[float, float], float],
@@ -141,6 +169,8 @@ class _Link:
     ) -> None:
         self._node = node
         self._hello = hello
+        self._epoch = epoch
+        self._accepted = False
         self._sink = sink
         self._hub_heard_age_ms = hub_heard_age_ms
         self._uniform = uniform
@@ -171,6 +201,7 @@ class _Link:
             raise LinkError(f"node {self._node.node_id} is not connected")
         if sum(len(futures) for futures in self._waiting.values()) >= IN_FLIGHT_MAX:
             raise LinkError(f"node {self._node.node_id} has {IN_FLIGHT_MAX} phases unanswered")
+        request = replace(request, agent_epoch=max(request.agent_epoch, self._epoch.value))
         key = (request.switch_id, request.phase)
         future: asyncio.Future[PhaseDone] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(key, []).append(future)
@@ -192,11 +223,14 @@ class _Link:
         channel = await self._dialer(self._node.address)
         try:
             mark = self._sink.reading_mark(self._node.node_id)
-            await channel.send([_encode(replace(self._hello, readings_seq=mark))])
+            hello = replace(self._hello, agent_epoch=self._epoch.value, readings_seq=mark)
+            await channel.send([_encode(hello)])
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 answer = codec.NODE_TO_AGENT.decode(await channel.receive())
             if isinstance(answer, HelloRefused):
                 self.stats.refused += 1
+                if answer.code == "stale_epoch" and not self._accepted:
+                    await self._epoch.pass_by(answer.highest_epoch)
                 raise LinkError(f"refused: {answer.code}, highest epoch {answer.highest_epoch}")
             if not isinstance(answer, Inventory) or answer.node_id != self._node.node_id:
                 raise LinkError(f"{self._node.address} is not node {self._node.node_id}")
@@ -205,7 +239,7 @@ class _Link:
             channel.close()
 
     async def _serve(self, channel: Channel, inventory: Inventory) -> None:
-        self._told = True
+        self._told = self._accepted = True
         await self._sink.on_inventory(inventory)
         self._channel, self.up = channel, True
         self._failures = 0
@@ -262,9 +296,7 @@ class _Link:
             await asyncio.sleep(BEAT_PERIOD_S)
 
     def _beat(self) -> AgentBeat:
-        return AgentBeat(
-            agent_epoch=self._hello.agent_epoch, hub_heard_age_ms=self._hub_heard_age_ms()
-        )
+        return AgentBeat(agent_epoch=self._epoch.value, hub_heard_age_ms=self._hub_heard_age_ms())
 
     def _lose(self) -> None:
         self._channel, self.up = None, False

@@ -295,6 +295,7 @@ class SiteWorld:
                 hub_heard_age_ms=sink.hub_heard_age_ms,
                 uniform=self.rng.uniform,
                 dialer=self.world.network.dial,
+                raise_epoch=store.raise_epoch,
             )
             ports = AgentPorts(
                 store=store,

@@ -202,6 +202,36 @@ def test_lower_epoch_and_foreign_site_are_refused(play: Play) -> None:
     play(scenario)
 
 
+def test_an_agent_restored_from_an_older_copy_goes_above_the_epoch_of_its_later_self(
+    play: Play,
+) -> None:
+    async def scenario(world: World) -> None:
+        raised: list[int] = []
+
+        async def raise_epoch(above: int) -> int:
+            raised.append(above)
+            return above + 1
+
+        async with world.node() as node:
+            await asyncio.sleep(1.5)
+            async with world.agent(epoch=7) as links:
+                assert links.connected("n1")
+            async with world.agent(epoch=3, raise_epoch=raise_epoch) as links:
+                await asyncio.sleep(3)
+                assert links.connected("n1")
+                assert (raised, node.memory.epoch) == ([7], 8)
+                done = await links.do("n1", _request(Phase.VALIDATE))
+                assert done.outcomes[0].code != "stale_epoch"
+                # Another agent takes over: this one was accepted before, and does not outbid it.
+                async with world.agent(epoch=9) as newer:
+                    await asyncio.sleep(10)
+                    assert newer.connected("n1")
+                    assert not links.connected("n1")
+                    assert raised == [7]
+
+    play(scenario)
+
+
 async def _hello(world: World, epoch: int) -> tuple[Channel, object]:
     channel = await world.network.dial(world.address)
     await channel.send([codec.encode(Hello(site_id="lubbock", agent_epoch=epoch))])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -182,7 +182,10 @@ class World:
 
     @asynccontextmanager
     async def agent(
-        self, epoch: int = 1, site_id: str = "lubbock"
+        self,
+        epoch: int = 1,
+        site_id: str = "lubbock",
+        raise_epoch: Callable[[int], Awaitable[int]] | None = None,
     ) -> AsyncIterator[NodeLinksClient]:
         """Run the agent's end of the link."""
         links = NodeLinksClient(
@@ -193,6 +196,7 @@ class World:
             hub_heard_age_ms=lambda: self.hub_heard_age_ms,
             uniform=random.Random(3).uniform,
             dialer=self.network.dial,
+            raise_epoch=raise_epoch,
         )
         self.links = links
         async with background(links.run()):
