@@ -22,7 +22,7 @@ from edge_agent.market.feeds import HttpFeed, ReplayFeed
 from edge_agent.market.replay import ReplayMap
 from edge_agent.market.series import load_market
 from edge_agent.node.link import NodeAddress, NodeLinksClient
-from edge_agent.notify import sd_notify, watchdog_period_s
+from edge_agent.notify import Pulse, sd_notify, watchdog_period_s
 from edge_agent.ports import Clock
 from edge_agent.services.agent import Agent, AgentPorts, Sample
 from edge_agent.services.hub_words import HubWords
@@ -206,13 +206,11 @@ class AgentProgram:
     async def _watchdog(self, agent: Agent) -> None:
         """Feed systemd's watchdog only while decisions are being made."""
         period_s = watchdog_period_s()
-        seen = -1
+        pulse = Pulse(self._clock.boottime_ns(), self._config.tick_s)
         while period_s is not None:
-            await asyncio.sleep(max(period_s, 2 * self._config.tick_s) / 2)
-            passes = agent.status().passes
-            if passes != seen:
+            if pulse.alive(agent.passes, self._clock.boottime_ns()):
                 sd_notify("WATCHDOG=1")
-            seen = passes
+            await asyncio.sleep(period_s)
 
     # --- parts ----------------------------------------------------------------------------
 

@@ -26,3 +26,23 @@ def watchdog_period_s() -> float | None:
     if not limit_us or (pid and int(pid) != os.getpid()):
         return None
     return int(limit_us) / 2e6
+
+
+class Pulse:
+    """Tells whether decisions are still being made: a stuck one must not be hidden by a free timer.
+
+    Args:
+        now_ns: boottime of the start. tick_s: period of the decision.
+    """
+
+    def __init__(self, now_ns: int, tick_s: float) -> None:
+        """Count from the start, so that the first pass has its time."""
+        self._limit_ns = int(2 * tick_s * 1e9)
+        self._passes = 0
+        self._moved_ns = now_ns
+
+    def alive(self, passes: int, now_ns: int) -> bool:
+        """Give False when no pass was made for two ticks."""
+        if passes != self._passes:
+            self._passes, self._moved_ns = passes, now_ns
+        return now_ns - self._moved_ns <= self._limit_ns

@@ -289,6 +289,11 @@ class Agent:
             device_id=device_id, times=device_time(self.state, at, self.state.now_ns)
         )
 
+    @property
+    def passes(self) -> int:
+        """Give how many passes were made in this run."""
+        return self._loop.counters.passes
+
     def ledger_ns(self) -> int:
         """Give the boottime up to which the ledgers count: that of the last pass."""
         return self.state.now_ns
