@@ -117,11 +117,29 @@ async def _play(stack: Stack, report: Report, seconds: float | None, stop: async
     end = None if seconds is None else loop.time() + seconds
     report.started_at = datetime.now(UTC)
     url = stack.hub_url.replace("http", "ws", 1) + "/api/v1/live"
+    # Sizes that fit one site at any scale: 6 and 4 of the 12 that Lubbock has at the default one.
+    largest = max(
+        group.count for site in stack.sites for group in site.gpus if group.model == "H100"
+    )
     async with LiveClient(url, stack.customer.token) as live:
         await _pause(stop, 2.0)
         served = [
-            await _submit(stack, report, live, "chat", {"device_class": "H100", "count": 6}, None),
-            await _submit(stack, report, live, "batch", {"device_class": "H100", "count": 4}, 12),
+            await _submit(
+                stack,
+                report,
+                live,
+                "chat",
+                {"device_class": "H100", "count": max(1, largest // 2)},
+                None,
+            ),
+            await _submit(
+                stack,
+                report,
+                live,
+                "batch",
+                {"device_class": "H100", "count": max(1, largest // 3)},
+                12,
+            ),
         ]
         await _pause(stop, 8.0)
         await stack.customer.delete(f"/api/v1/workloads/{served[0]}")
