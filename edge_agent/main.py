@@ -39,9 +39,9 @@ from edge_agent.storage.worker import ThreadedWorker
 from edge_agent.storage.writer import ThreadedWriter
 from edge_agent.transport.mqtt import AiomqttConnector, Endpoint
 from edge_agent.version import VERSION
-from firmware_bridges.antminer.digest import FACTORY_CREDENTIALS
-from firmware_bridges.antminer.digest import Credentials as MinerLogin
 from firmware_bridges.base import MinerAddress
+from firmware_bridges.http.digest import FACTORY_CREDENTIALS
+from firmware_bridges.http.digest import Credentials as MinerLogin
 from protocol.event import SiteLive, SwitchReport
 from protocol.ids import IdSource
 from protocol.telemetry import Metric

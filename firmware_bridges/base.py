@@ -8,6 +8,7 @@ placeholder such as -273 C, or 0 W on a hashing unit, never becomes a value.
 import ipaddress
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
@@ -27,8 +28,23 @@ class MinerState(StrEnum):
     """What the miner does, by the evidence of its own answers."""
 
     MINING = "mining"
+    TUNING = "auto-tuning"
+    """Hashes while it looks for its frequencies."""
+    STARTING = "starting"
+    """Runs up, or restarts: no rate yet."""
     IDLE = "idle"
+    """Awake and without a rate: no pool, or nothing said."""
     ASLEEP = "asleep"
+    """Told to sleep or to pause, and does."""
+    STOPPED = "stopped"
+    """Its mining program is stopped."""
+    OVERHEATED = "overheated"
+    """Stopped itself for heat."""
+    FAULT = "fault"
+    """Stopped itself for another reason."""
+
+
+STATES_MINING: Final = frozenset({MinerState.MINING, MinerState.TUNING})
 
 
 class ReadDetail(StrEnum):
@@ -86,13 +102,6 @@ class MinerAddress(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(msg)
 
 
-class Fault(msgspec.Struct, frozen=True):
-    """One alarm that the firmware itself raised."""
-
-    field: str
-    code: str
-
-
 class Pool(msgspec.Struct, frozen=True, kw_only=True):
     """One mining pool as the miner sees it."""
 
@@ -109,19 +118,27 @@ class ReadingFields(msgspec.Struct, frozen=True, kw_only=True):
     """What a miner may say of itself; `None` = it did not say.
 
     Args:
+        make: Maker of the machine (Bitmain, MicroBT ...), whoever wrote its firmware.
+        firmware: Who wrote it: `stock`, `luxos`, `braiins`, `vnish` ...
         hashrate_ths: Rate over the shortest window that it gives, TH/s.
         hashrate_avg_ths: Rate since start, TH/s.
-        expected_hashrate_ths: What it should reach, TH/s.
+        expected_hashrate_ths: Nameplate, or what it should reach with its settings, TH/s.
         power_w: Input power; an estimate on most firmwares.
         power_limit_w: The set limit.
         uptime_s: Seconds since the mining process started.
-        temp_chip_c_max: Hottest chip.
-        temp_board_c_max: Hottest board sensor.
-        temp_inlet_c: Air at the inlet.
-        fan_rpm: One entry for each fan.
-        configured_mode: The mode in its configuration.
+        chip_temp_c_max: Hottest chip.
+        board_temp_c_max: Hottest board sensor.
+        inlet_temp_c: Air at the inlet.
+        fans_rpm: One entry for each fan of the chassis.
+        fan_count: Fans of the chassis; that of `fans_rpm` where the answer gives no other.
+        configured_mode: The mode in its configuration: what it was told to do.
         state: What it does, by evidence.
-        faults: Alarms that it raises; an empty tuple = it says that there are none.
+        board_count: Hash boards that the machine has or should have, as the firmware counts.
+        chips_total: Chips on all boards.
+        pools: Without the empty slots.
+        error_codes: What it raises: numbers of the firmware as numbers, else its own text; an empty
+            tuple = it says that there is nothing.
+        fault_light: Whether its locate light is on.
     """
 
     make: str | None = None
@@ -140,26 +157,30 @@ class ReadingFields(msgspec.Struct, frozen=True, kw_only=True):
     uptime_s: int | None = None
     configured_mode: WorkMode | None = None
     state: MinerState | None = None
-    temp_chip_c_max: float | None = None
-    temp_board_c_max: float | None = None
-    temp_inlet_c: float | None = None
-    fan_rpm: tuple[int, ...] | None = None
+    chip_temp_c_max: float | None = None
+    board_temp_c_max: float | None = None
+    inlet_temp_c: float | None = None
+    fans_rpm: tuple[int, ...] | None = None
+    fan_count: int | None = None
     board_count: int | None = None
-    chip_count: int | None = None
+    chips_total: int | None = None
     pools: tuple[Pool, ...] | None = None
-    faults: tuple[Fault, ...] | None = None
+    error_codes: tuple[int | str, ...] | None = None
+    fault_light: bool | None = None
 
 
 class Partial(ReadingFields, frozen=True, kw_only=True):
     """What one answer says.
 
     Args:
-        source: The command or page that was asked.
+        source: Key of the query that was asked.
         rejected: Fields of that answer whose values are implausible and were not taken.
+        repairs: Repairs that were needed to read the answer.
     """
 
     source: str
     rejected: tuple[str, ...] = ()
+    repairs: tuple[str, ...] = ()
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -179,6 +200,7 @@ class Reading(ReadingFields, frozen=True, kw_only=True):
         answered: Sources that were decoded.
         failed: Sources that were not.
         rejected: `source.field` of every implausible value.
+        repairs: `source:repair` of every repair that was needed.
     """
 
     address: str
@@ -186,6 +208,7 @@ class Reading(ReadingFields, frozen=True, kw_only=True):
     answered: tuple[str, ...] = ()
     failed: tuple[Failure, ...] = ()
     rejected: tuple[str, ...] = ()
+    repairs: tuple[str, ...] = ()
 
 
 def merge(address: str, partials: Sequence[Partial], failed: Sequence[Failure] = ()) -> Reading:
@@ -203,24 +226,41 @@ def merge(address: str, partials: Sequence[Partial], failed: Sequence[Failure] =
                 values[name] = value
     state = _state(partials)
     values["state"] = state
+    fans = values.get("fans_rpm")
+    if "fan_count" not in values and isinstance(fans, tuple):
+        values["fan_count"] = len(fans)
     reading = Reading(
         address=address,
-        is_mining=None if state is None else state is MinerState.MINING,
+        is_mining=None if state is None else state in STATES_MINING,
         answered=tuple(part.source for part in partials),
         failed=tuple(failed),
         rejected=tuple(f"{part.source}.{name}" for part in partials for name in part.rejected),
+        repairs=tuple(f"{part.source}:{name}" for part in partials for name in part.repairs),
     )
     return msgspec.structs.replace(reading, **values)
 
 
 def _state(partials: Sequence[Partial]) -> MinerState | None:
-    """Judge by the strongest evidence: a measured rate outweighs an empty answer."""
+    """Judge by the strongest evidence: a measured rate outweighs every word about the state."""
     rates = [part.hashrate_ths for part in partials if part.hashrate_ths is not None]
     states = [part.state for part in partials if part.state is not None]
     if any(rate > 0 for rate in rates):
-        return MinerState.MINING
-    if MinerState.ASLEEP in states:
-        return MinerState.ASLEEP
-    if rates:
-        return MinerState.IDLE
-    return states[0] if states else None
+        return MinerState.TUNING if MinerState.TUNING in states else MinerState.MINING
+    # Without a rate nobody mines: the words of a firmware that still says so are its plan.
+    told = [state for state in states if not rates or state not in STATES_MINING]
+    if told:
+        return min(told, key=_CERTAINTY.__getitem__)
+    return MinerState.IDLE if rates else None
+
+
+# Of several words about one moment, the more telling one first.
+_CERTAINTY: Final = {
+    MinerState.OVERHEATED: 0,
+    MinerState.FAULT: 1,
+    MinerState.ASLEEP: 2,
+    MinerState.STOPPED: 3,
+    MinerState.STARTING: 4,
+    MinerState.TUNING: 5,
+    MinerState.MINING: 6,
+    MinerState.IDLE: 7,
+}

@@ -10,9 +10,9 @@ from edge_agent.devices.poller import AsicPoller, PollCounts, PolledAsic, PollSe
 from edge_agent.devices.ports import AsicAction, AsicNameplate, AsicReadings, DeviceOutcome
 from edge_agent.ports import Clock
 from firmware_bridges.antminer.bridge import AntminerBridge
-from firmware_bridges.antminer.digest import FACTORY_CREDENTIALS, Credentials
 from firmware_bridges.antminer.facts import STOCK, StockFacts
 from firmware_bridges.base import MinerAddress, WorkMode
+from firmware_bridges.http.digest import FACTORY_CREDENTIALS, Credentials
 
 
 class AsicUnit(msgspec.Struct, frozen=True, kw_only=True):

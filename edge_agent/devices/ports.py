@@ -38,13 +38,20 @@ class StateCode(IntEnum):
     MINING = 0
     IDLE = 1
     ASLEEP = 2
+    STARTING = 3
+    FAULT = 4
 
 
 STATE_CODES = {
     None: StateCode.UNKNOWN,
     MinerState.MINING: StateCode.MINING,
+    MinerState.TUNING: StateCode.MINING,
+    MinerState.STARTING: StateCode.STARTING,
     MinerState.IDLE: StateCode.IDLE,
     MinerState.ASLEEP: StateCode.ASLEEP,
+    MinerState.STOPPED: StateCode.ASLEEP,
+    MinerState.OVERHEATED: StateCode.FAULT,
+    MinerState.FAULT: StateCode.FAULT,
 }
 
 

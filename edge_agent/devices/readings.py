@@ -31,9 +31,9 @@ class ReadingColumns:
 
     def put(self, index: int, reading: Reading, now_ns: int) -> None:
         """Take one reading."""
-        temp_c = reading.temp_chip_c_max
+        temp_c = reading.chip_temp_c_max
         if temp_c is None:
-            temp_c = reading.temp_board_c_max
+            temp_c = reading.board_temp_c_max
         self.put_values(
             index,
             hashrate_ths=reading.hashrate_ths,

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 
 from firmware_bridges.antminer.decode import decode_stats, decode_web_summary
-from firmware_bridges.antminer.digest import FACTORY_CREDENTIALS, Credentials
 from firmware_bridges.antminer.facts import STOCK, StockFacts
 from firmware_bridges.antminer.web import AntminerWeb
 from firmware_bridges.base import (
@@ -25,6 +24,7 @@ from firmware_bridges.errors import (
     BridgeTimeoutError,
     BridgeUnreachableError,
 )
+from firmware_bridges.http.digest import FACTORY_CREDENTIALS, Credentials
 
 
 class AntminerBridge:

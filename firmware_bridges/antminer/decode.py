@@ -3,7 +3,7 @@
 Old style (cgminer API): STATS[0] names the machine, STATS[1] holds flat numbered fields, rates in
 GH/s and sometimes as texts. New style (web pages, and the cgminer API asked with `new_api`):
 STATS[0] with lists, its unit in `rate_unit`. Stock firmware gives no air temperature: its inlet
-sensors sit on the boards, so `temp_inlet_c` stays unknown.
+sensors sit on the boards, so `inlet_temp_c` stays unknown.
 """
 
 import re
@@ -13,15 +13,16 @@ from typing import Final
 import msgspec
 
 from firmware_bridges.base import MinerState, Partial, WorkMode
-from firmware_bridges.cgminer.codec import Answer, decode_answers
+from firmware_bridges.cgminer.codec import Answer, answer_of, decode_answers
 from firmware_bridges.cgminer.decode import (
+    alarms_of,
     decode_summary,
-    faults_of,
     mac_address,
     power_w,
     rate_ths,
     succeeded,
 )
+from firmware_bridges.document import Document, object_of
 from firmware_bridges.errors import BridgeGarbledError
 from firmware_bridges.rows import (
     FAN_RPM_MAX,
@@ -89,7 +90,7 @@ def decode_web_summary(answer: Answer) -> Partial:
         hashrate_avg_ths=rate_ths(reader, "rate_avg", unit),
         expected_hashrate_ths=rate_ths(reader, "rate_ideal", unit),
         uptime_s=reader.whole("elapsed", low=0, high=UPTIME_S_MAX),
-        faults=faults_of(rows_of(reader.row.get("status"))),
+        error_codes=alarms_of(rows_of(reader.row.get("status"))),
         rejected=reader.rejected,
     )
 
@@ -114,6 +115,27 @@ def decode_page(body: bytes, source: str, address: str) -> Partial:
     if source == "get_miner_conf.cgi":
         return Partial(source=source, configured_mode=mode_of(row))
     raise BridgeGarbledError(address, f"{source}: no decoder")
+
+
+def decode_stats_page(document: Document) -> Partial:
+    """Decode stats.cgi."""
+    return decode_stats(answer_of(document))
+
+
+def decode_summary_page(document: Document) -> Partial:
+    """Decode summary.cgi."""
+    return decode_web_summary(answer_of(document))
+
+
+def decode_system_info(document: Document) -> Partial:
+    """Decode get_system_info.cgi."""
+    return _system_info(object_of(document), document.source)
+
+
+def decode_configuration(document: Document) -> Partial:
+    """Decode get_miner_conf.cgi."""
+    mode = mode_of(object_of(document))
+    return Partial(source=document.source, configured_mode=mode)
 
 
 def mode_of(configuration: Row) -> WorkMode | None:
@@ -176,11 +198,11 @@ def _old_style(answer: Answer, row: Row) -> Partial:
         ),
         power_w=power_w(reader, "watt", "power", "chain_power", "total_power"),
         uptime_s=reader.whole("Elapsed", low=0, high=UPTIME_S_MAX),
-        temp_chip_c_max=_hottest(row, _CHIP_KEY),
-        temp_board_c_max=_hottest(row, _BOARD_KEY),
-        fan_rpm=_old_fans(reader),
+        chip_temp_c_max=_hottest(row, _CHIP_KEY),
+        board_temp_c_max=_hottest(row, _BOARD_KEY),
+        fans_rpm=_old_fans(reader),
         board_count=len(chips) or None,
-        chip_count=sum(chips) or None,
+        chips_total=sum(chips) or None,
         rejected=reader.rejected,
     )
 
@@ -198,11 +220,11 @@ def _new_style(answer: Answer, row: Row) -> Partial:
         expected_hashrate_ths=rate_ths(reader, "rate_ideal", unit),
         power_w=power_w(reader, "watt", "power"),
         uptime_s=reader.whole("elapsed", low=0, high=UPTIME_S_MAX),
-        temp_chip_c_max=_hottest_listed(chains, "temp_chip"),
-        temp_board_c_max=_hottest_listed(chains, "temp_pcb"),
-        fan_rpm=_listed_fans(row.get("fan")),
+        chip_temp_c_max=_hottest_listed(chains, "temp_chip"),
+        board_temp_c_max=_hottest_listed(chains, "temp_pcb"),
+        fans_rpm=_listed_fans(row.get("fan")),
         board_count=len(chips) or None,
-        chip_count=sum(chips) or None,
+        chips_total=sum(chips) or None,
         rejected=reader.rejected,
     )
 

@@ -8,20 +8,7 @@ from typing import Final
 import msgspec
 
 from firmware_bridges.antminer.decode import decode_page, mode_of, with_mode
-from firmware_bridges.antminer.digest import (
-    Challenge,
-    Credentials,
-    authorization,
-    decode_challenge,
-)
 from firmware_bridges.antminer.facts import StockFacts
-from firmware_bridges.antminer.http import (
-    HttpFormatError,
-    HttpResponse,
-    decode_response,
-    encode_request,
-    is_complete,
-)
 from firmware_bridges.base import Partial, WorkMode, WriteResult, WriteState
 from firmware_bridges.errors import (
     BridgeAuthError,
@@ -29,6 +16,19 @@ from firmware_bridges.errors import (
     BridgeGarbledError,
     BridgeRefusedError,
     BridgeUnsupportedError,
+)
+from firmware_bridges.http.digest import (
+    Challenge,
+    Credentials,
+    authorization,
+    decode_challenge,
+)
+from firmware_bridges.http.wire import (
+    HttpFormatError,
+    HttpResponse,
+    decode_response,
+    encode_request,
+    is_complete,
 )
 from firmware_bridges.transport import Deadlines, exchange
 

@@ -13,11 +13,13 @@ from typing import Final
 
 import msgspec
 
-from firmware_bridges.cgminer.tolerant import (
-    DEPTH_MAX,
-    GarbledTextError,
-    Json,
-    read_tolerantly,
+from firmware_bridges.document import (
+    ANSWER_BYTES_MAX,
+    REPAIR_BYTES_MAX,
+    Document,
+    characters,
+    object_of,
+    read_json,
 )
 from firmware_bridges.errors import (
     BridgeAuthError,
@@ -30,14 +32,8 @@ from firmware_bridges.rows import Row, as_float, as_text, rows_of
 
 # The real server does one recv of TMPBUFSIZ / 2 - 1 bytes: what is longer is cut without a word.
 REQUEST_BYTES_MAX: Final = 4_095
-ANSWER_BYTES_MAX: Final = 1 << 20
-# Repairing and splitting run in Python, on the loop: what costs more than a few 10 ms is refused.
-# The longest answer recorded has 21 kB.
-REPAIR_BYTES_MAX: Final = 128 << 10
 
 _COMMAND: Final = re.compile(r"[A-Za-z0-9_.]{1,64}\Z")
-# The closing quote is optional, so that an open text is passed over once and not once per quote.
-_BRACKETS: Final = re.compile(r'"(?:[^"\\]|\\.)*"?|[][{}]', re.DOTALL)
 # A text section is named after its first item, which in lists counts the row.
 _TEXT_SECTIONS: Final = {"POOL": "POOLS", "ASC": "DEVS", "PGA": "DEVS", "GPU": "DEVS"}
 _TEXT_SPLIT: Final = {mark: re.compile(rf"(?<!\\)(?:\\\\)*\{mark}") for mark in "|,="}
@@ -159,12 +155,20 @@ def decode_answers(data: bytes, commands: Sequence[str], address: str) -> tuple[
         raise BridgeGarbledError(address, "empty answer")
     if not body.lstrip().startswith((b"{", b"[", b'"', b",")):
         return _text_answers(body, commands, address)
-    value, repairs, truncated = _read_json(body, address)
+    document = read_json(body, address)
+    value, repairs, truncated = document.value, document.repairs, document.truncated
     if not isinstance(value, dict):
         raise BridgeGarbledError(address, f"expected an object, found {type(value).__name__}")
     if len(commands) > 1 and not _is_plain(value):
         return tuple(_joined_part(value, name, repairs, truncated=truncated) for name in commands)
     return tuple(_answer(value, name, repairs, truncated=truncated) for name in commands)
+
+
+def answer_of(document: Document) -> Answer:
+    """Give a web page of the cgminer shape (STATUS and sections) as an answer."""
+    return _answer(
+        object_of(document), document.source, document.repairs, truncated=document.truncated
+    )
 
 
 def raise_for_status(answer: Answer, address: str) -> None:
@@ -190,41 +194,6 @@ def _status_error(status: Status, address: str) -> BridgeError:
     if status.code in _CODES_BAD_REQUEST:
         return BridgeGarbledError(address, detail, sent=True)
     return BridgeRefusedError(address, detail, sent=True)
-
-
-def _read_json(body: bytes, address: str) -> tuple[Json, tuple[str, ...], bool]:
-    # Counting brackets is a fast bound on the depth; only odd answers need the exact walk.
-    if body.count(b"{") + body.count(b"[") > DEPTH_MAX and _depth(body) > DEPTH_MAX:
-        raise BridgeGarbledError(address, f"nested deeper than {DEPTH_MAX}")
-    try:
-        return msgspec.json.decode(body), (), False
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        text, encoding = _characters(body)
-    if len(body) > REPAIR_BYTES_MAX:
-        raise BridgeGarbledError(address, f"broken and over {REPAIR_BYTES_MAX} bytes")
-    try:
-        repaired = read_tolerantly(text)
-    except GarbledTextError as exc:
-        raise BridgeGarbledError(address, str(exc)) from exc
-    return repaired.value, tuple(sorted({*repaired.repairs, *encoding})), repaired.truncated
-
-
-def _characters(body: bytes) -> tuple[str, tuple[str, ...]]:
-    try:
-        return body.decode(), ()
-    except UnicodeDecodeError:
-        return body.decode("latin-1"), ("latin_1",)
-
-
-def _depth(body: bytes) -> int:
-    depth = deepest = 0
-    for match in _BRACKETS.finditer(body.decode("latin-1")):
-        if match.group() in ("{", "["):
-            depth += 1
-            deepest = max(deepest, depth)
-        elif match.group() in ("}", "]"):
-            depth -= 1
-    return deepest
 
 
 def _is_plain(value: Row) -> bool:
@@ -276,7 +245,7 @@ def _status(row: Row) -> Status:
 def _text_answers(body: bytes, commands: Sequence[str], address: str) -> tuple[Answer, ...]:
     if len(body) > REPAIR_BYTES_MAX:
         raise BridgeGarbledError(address, f"text answer over {REPAIR_BYTES_MAX} bytes")
-    text, repairs = _characters(body)
+    text, repairs = characters(body)
     statuses: list[Status] = []
     names: dict[str, list[Row]] = {}
     chunks = _split(text, "|")

@@ -8,7 +8,7 @@ really GH/s.
 import re
 from typing import Final
 
-from firmware_bridges.base import Fault, MinerState, Partial, Pool
+from firmware_bridges.base import MinerState, Partial, Pool
 from firmware_bridges.cgminer.codec import Answer, Severity
 from firmware_bridges.rows import (
     FAN_RPM_MAX,
@@ -135,10 +135,10 @@ def decode_summary(answer: Answer) -> Partial:
         power_w=power_w(reader, "Power"),
         power_limit_w=power_w(reader, "Power Limit"),
         uptime_s=reader.whole("Elapsed", low=0, high=UPTIME_S_MAX),
-        temp_chip_c_max=temp_c(reader, "Chip Temp Max"),
-        temp_board_c_max=temp_c(reader, "Temperature"),
-        temp_inlet_c=temp_c(reader, "Env Temp"),
-        fan_rpm=_named_fans(reader),
+        chip_temp_c_max=temp_c(reader, "Chip Temp Max"),
+        board_temp_c_max=temp_c(reader, "Temperature"),
+        inlet_temp_c=temp_c(reader, "Env Temp"),
+        fans_rpm=_named_fans(reader),
         rejected=reader.rejected,
     )
 
@@ -165,16 +165,16 @@ def succeeded(answer: Answer) -> bool:
     return not any(s.severity in (Severity.ERROR, Severity.FATAL) for s in answer.status)
 
 
-def faults_of(rows: tuple[Row, ...]) -> tuple[Fault, ...]:
-    """Read alarms of the Bitmain web shape: entries whose status is not `s`."""
-    faults = []
+def alarms_of(rows: tuple[Row, ...]) -> tuple[int | str, ...]:
+    """Read alarms of the Bitmain web shape: `type:status`, with a code where there is one."""
+    alarms: list[int | str] = []
     for row in rows:
         reader = RowReader(row)
         status = reader.text("status")
         if status is not None and status.lower() != "s":
             code = reader.whole("code", low=-_COUNT_MAX, high=_COUNT_MAX)
-            faults.append(Fault(reader.text("type") or "unknown", f"{status}{code or ''}"))
-    return tuple(faults)
+            alarms.append(f"{reader.text('type') or 'unknown'}:{status}{code or ''}")
+    return tuple(alarms)
 
 
 def _only(answer: Answer, section: str) -> RowReader:

@@ -21,7 +21,8 @@ class Capture:
         path = FOLDER / f"{name}.json"
         if not path.exists():
             pytest.skip("recorded answers are not on this machine (HCP_SHARED)")
-        self._file = json.loads(path.read_text())
+        self.raw = path.read_bytes()
+        self._file = json.loads(self.raw)
 
     @property
     def expected(self) -> Mapping[str, object]:
@@ -42,3 +43,8 @@ class Capture:
             if exchange["transport"] == "http" and exchange["path"] == f"/cgi-bin/{name}":
                 return json.dumps(exchange["response"]).encode()
         raise KeyError(name)
+
+
+def recorded(name: str) -> Capture:
+    """Give one recording; skips the test where it is not on this machine."""
+    return Capture(name)

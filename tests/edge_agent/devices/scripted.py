@@ -82,7 +82,7 @@ class ScriptedMiner:
             power_w=(S21.power_w if hashing else S21.sleep_power_w) if self.gives_power else None,
             state=MinerState.MINING if hashing else MinerState.ASLEEP,
             is_mining=hashing,
-            temp_board_c_max=60.0,
+            board_temp_c_max=60.0,
         )
 
     async def mode(self) -> WorkMode | None:

@@ -114,7 +114,7 @@ async def test_a_full_reading_knows_the_machine() -> None:
             assert reading.mac is not None
             assert reading.uptime_s is not None
             assert reading.pools is not None
-            assert len(reading.fan_rpm or ()) == 4
+            assert len(reading.fans_rpm or ()) == 4
             assert await bridge.mode() is WorkMode.NORMAL
 
 

@@ -15,7 +15,7 @@ from firmware_bridges.antminer.decode import (
     mode_of,
     with_mode,
 )
-from firmware_bridges.base import Fault, MinerState, Partial, WorkMode, merge
+from firmware_bridges.base import MinerState, Partial, WorkMode, merge
 from firmware_bridges.cgminer.codec import decode_answers
 from firmware_bridges.cgminer.decode import decode_pools, decode_summary, decode_version
 from firmware_bridges.errors import BridgeGarbledError
@@ -56,11 +56,11 @@ def test_the_recorded_s19_pro() -> None:
     assert reading.fw_version == expected["fw_version"]
     assert reading.api_version == expected["api_version"]
     assert reading.board_count == expected["board_count"]
-    assert len(reading.fan_rpm or ()) == expected["fan_count"]
+    assert len(reading.fans_rpm or ()) == expected["fan_count"]
     assert reading.model == "Antminer S19 Pro"
     assert (reading.make, reading.firmware) == ("Bitmain", "stock")
-    assert reading.temp_chip_c_max == 78.0
-    assert reading.temp_board_c_max == 73.0
+    assert reading.chip_temp_c_max == 78.0
+    assert reading.board_temp_c_max == 73.0
     assert reading.power_w is None, "this firmware gives no power"
     assert reading.is_mining is True
     assert len(reading.pools or ()) == 3
@@ -83,9 +83,9 @@ def test_the_recorded_s21() -> None:
     )
     assert reading.hashrate_ths == expected["hashrate_ths"]
     assert reading.power_w == expected["power_w"]
-    assert list(reading.fan_rpm or ()) == expected["fans_rpm"]
+    assert list(reading.fans_rpm or ()) == expected["fans_rpm"]
     assert (reading.mac, reading.serial) == (expected["mac"], expected["serial"])
-    assert reading.faults == ()
+    assert reading.error_codes == ()
     assert reading.configured_mode is WorkMode.NORMAL
     assert reading.pools is not None
     assert [(pool.user, pool.is_alive) for pool in reading.pools] == [
@@ -106,9 +106,9 @@ def test_the_recorded_s21_pro_plus_in_the_new_style(asked: str) -> None:
     assert part.expected_hashrate_ths == expected["expected_hashrate_ths"]
     assert part.power_w == expected["power_w"]
     assert part.uptime_s == expected["uptime_s"]
-    assert list(part.fan_rpm or ()) == expected["fans_rpm"]
-    assert (part.board_count, part.chip_count) == (3, expected["chips_total"])
-    assert part.temp_chip_c_max == 73.0
+    assert list(part.fans_rpm or ()) == expected["fans_rpm"]
+    assert (part.board_count, part.chips_total) == (3, expected["chips_total"])
+    assert part.chip_temp_c_max == 73.0
     assert part.model == "Antminer S21 Pro+"
 
 
@@ -116,7 +116,7 @@ def test_the_contract_data_of_the_s19() -> None:
     capture = Capture("antminer-stock-s19-contract")
     part = decode_page(capture.page("stats.cgi"), "stats.cgi", AT)
     assert part.hashrate_ths == capture.expected["hashrate_ths"]
-    assert list(part.fan_rpm or ()) == capture.expected["fans_rpm"]
+    assert list(part.fans_rpm or ()) == capture.expected["fans_rpm"]
     assert part.uptime_s == capture.expected["uptime_s"]
 
 
@@ -191,17 +191,17 @@ def test_missing_comma_between_the_elements_of_stats() -> None:
 
 def test_the_fans_of_an_s9_are_those_that_exist() -> None:
     fans = {f"fan{number}": 0 for number in range(1, 9)} | {"fan3": 4000, "fan6": 4100}
-    assert old_stats(fan_num=2, **fans).fan_rpm == (4000, 4100)
+    assert old_stats(fan_num=2, **fans).fans_rpm == (4000, 4100)
 
 
 def test_a_stopped_fan_is_shown() -> None:
-    assert old_stats(fan_num=2, fan1=0, fan2=4100).fan_rpm == (0, 4100)
+    assert old_stats(fan_num=2, fan1=0, fan2=4100).fans_rpm == (0, 4100)
 
 
 @pytest.mark.parametrize("text", ["0-0-0-0", "m-m-m-m", ""])
 def test_an_absent_board_has_no_temperature(text: str) -> None:
     part = old_stats(temp_chip1=text, temp_pcb1=text)
-    assert (part.temp_chip_c_max, part.temp_board_c_max) == (None, None)
+    assert (part.chip_temp_c_max, part.board_temp_c_max) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_alarms_of_the_web_summary() -> None:
     status = [{"type": "rate", "status": "s", "code": 0}, {"type": "fans", "status": "e"}]
     row = {"rate_5s": 1000.0, "rate_unit": "GH/s", "status": status}
     part = decode_page(json.dumps({"SUMMARY": [row]}).encode(), "summary.cgi", AT)
-    assert part.faults == (Fault("fans", "e"),)
+    assert part.error_codes == ("fans:e",)
     assert part.hashrate_ths == 1.0
 
 
@@ -273,7 +273,7 @@ def test_any_row_decodes_to_plausible_values(rows: list[dict[str, object]], name
     reading = merge("10.0.0.1", parts)
     assert reading.hashrate_ths is None or 0 <= reading.hashrate_ths <= 10_000
     assert reading.power_w is None or 0 < reading.power_w <= 100_000
-    assert reading.temp_chip_c_max is None or 0 < reading.temp_chip_c_max <= TEMP_C_MAX
+    assert reading.chip_temp_c_max is None or 0 < reading.chip_temp_c_max <= TEMP_C_MAX
     assert (reading.is_mining is True) == any((part.hashrate_ths or 0) > 0 for part in parts)
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firmware_bridges.antminer.digest import (
+from firmware_bridges.http.digest import (
     Challenge,
     Credentials,
     authorization,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firmware_bridges.antminer.http import (
+from firmware_bridges.http.wire import (
     HttpFormatError,
     decode_response,
     encode_request,

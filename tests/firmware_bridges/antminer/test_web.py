@@ -11,7 +11,6 @@ import msgspec
 import pytest
 
 from firmware_bridges.antminer.bridge import AntminerBridge
-from firmware_bridges.antminer.digest import Credentials
 from firmware_bridges.antminer.facts import STOCK
 from firmware_bridges.antminer.web import AntminerWeb, judge_write
 from firmware_bridges.base import MinerAddress, ReadDetail, WorkMode, WriteState
@@ -22,6 +21,7 @@ from firmware_bridges.errors import (
     BridgeTimeoutError,
     BridgeUnsupportedError,
 )
+from firmware_bridges.http.digest import Credentials
 from firmware_bridges.transport import Deadlines
 from tests.firmware_bridges.wire import Handler, serving
 

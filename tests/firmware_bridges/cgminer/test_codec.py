@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firmware_bridges.cgminer.codec import (
-    ANSWER_BYTES_MAX,
     REQUEST_BYTES_MAX,
     Severity,
     decode_answers,
@@ -17,6 +16,7 @@ from firmware_bridges.cgminer.codec import (
     encode_text_request,
     raise_for_status,
 )
+from firmware_bridges.document import ANSWER_BYTES_MAX
 from firmware_bridges.errors import (
     BridgeAuthError,
     BridgeError,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firmware_bridges.cgminer.tolerant import GarbledTextError, Json, read_tolerantly
+from firmware_bridges.tolerant import GarbledTextError, Json, read_tolerantly
 
 SCALARS = (
     st.none()

@@ -1,0 +1,96 @@
+"""Bitmain stock firmware as a family."""
+
+from typing import Final
+
+from firmware_bridges.antminer.decode import (
+    decode_configuration,
+    decode_stats,
+    decode_stats_page,
+    decode_summary_page,
+    decode_system_info,
+    decode_web_summary,
+)
+from firmware_bridges.cgminer.decode import decode_pools, decode_version
+from firmware_bridges.family import (
+    WEIGHT_HINT,
+    WEIGHT_LIKELY,
+    AuthKind,
+    Family,
+    Mark,
+    Reads,
+    WebAuth,
+)
+from firmware_bridges.http.digest import FACTORY_CREDENTIALS
+from firmware_bridges.query import Wire, cgminer, page
+from firmware_bridges.sheet import Ability, Capability, Evidence, Sheet
+
+_CGI: Final = "/cgi-bin/"
+
+ANTMINER_STOCK: Final = Family(
+    name="antminer-stock",
+    firmware="stock",
+    make="Bitmain",
+    marks=(
+        Mark(text=b"bmminer", weight=WEIGHT_LIKELY),
+        Mark(text=b"antminer", weight=WEIGHT_HINT),
+        Mark(text=b"uart_trans", weight=WEIGHT_LIKELY),
+        Mark(text=b"bitmain-", weight=WEIGHT_HINT),
+    ),
+    answers={
+        "stats": decode_stats,
+        "summary": decode_web_summary,
+        "version": decode_version,
+        "pools": decode_pools,
+    },
+    documents={
+        (Wire.HTTP, _CGI + "stats.cgi"): decode_stats_page,
+        (Wire.HTTP, _CGI + "summary.cgi"): decode_summary_page,
+        (Wire.HTTP, _CGI + "get_system_info.cgi"): decode_system_info,
+        (Wire.HTTP, _CGI + "get_miner_conf.cgi"): decode_configuration,
+    },
+    order=(
+        "stats",
+        "summary",
+        _CGI + "stats.cgi",
+        _CGI + "summary.cgi",
+        _CGI + "get_system_info.cgi",
+        "version",
+        "pools",
+        _CGI + "get_miner_conf.cgi",
+    ),
+    reads=Reads(
+        fast=(cgminer("stats"),),
+        slow=(
+            cgminer("summary"),
+            page(_CGI + "get_system_info.cgi"),
+            cgminer("version"),
+            cgminer("pools"),
+            page(_CGI + "summary.cgi"),
+        ),
+    ),
+    ports={Wire.CGMINER: 4028, Wire.HTTP: 80},
+    auth=WebAuth(kind=AuthKind.DIGEST, factory=FACTORY_CREDENTIALS),
+    sheet=Sheet(
+        title="Bitmain stock (bmminer)",
+        versions=("2022-12 .. 2026-04 (S19, S19 Pro, S21, S21 Pro+)",),
+        wires="cgminer API on TCP 4028, web pages with digest on TCP 80",
+        abilities=(
+            Ability(
+                capability=Capability.READ,
+                how="stats; slowly summary, version, pools, get_system_info.cgi, summary.cgi",
+                answer_s=3.0,
+                effect_s=None,
+                evidence=Evidence.CAPTURE,
+            ),
+        ),
+        captures=(
+            "antminer-stock-s19-contract",
+            "antminer-stock-s19pro-49013",
+            "antminer-stock-s21-2024",
+            "antminer-stock-s21proplus-2026",
+        ),
+        cases=("tests/firmware_bridges/antminer",),
+        limits=("power is unknown on builds that give no watt field",),
+        source="recorded answers; notes on the web pages of S9 to S23",
+    ),
+)

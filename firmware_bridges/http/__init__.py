@@ -1,0 +1,1 @@
+"""HTTP as miners speak it: the wire, and the ways they authenticate."""

@@ -1,0 +1,38 @@
+"""Who made a machine: what the answers leave out follows from its model or its family. Pure."""
+
+from typing import Final
+
+import msgspec
+
+from firmware_bridges.base import Reading
+from firmware_bridges.family import Family
+
+# First match wins; looked for in the model's name, in lower case.
+_MAKES: Final = (
+    ("antminer", "Bitmain"),
+    ("whatsminer", "MicroBT"),
+    ("avalon", "Canaan"),
+    ("teraflux", "Auradine"),
+    ("hammer", "PlatON"),
+    ("bitaxe", "Bitaxe"),
+    ("proto rig", "Block"),
+    ("sealminer", "Bitdeer"),
+    ("elphapex", "Elphapex"),
+)
+
+
+def make_of(model: str | None) -> str | None:
+    """Give the maker that a model's name tells; `None` = it tells none."""
+    if model is None:
+        return None
+    lowered = model.lower()
+    return next((make for mark, make in _MAKES if mark in lowered), None)
+
+
+def named(reading: Reading, family: Family) -> Reading:
+    """Fill in the maker and the firmware where no answer names them."""
+    make = reading.make or make_of(reading.model) or family.make
+    firmware = family.firmware if family.firmware != "unknown" else reading.firmware
+    if make == reading.make and firmware == reading.firmware:
+        return reading
+    return msgspec.structs.replace(reading, make=make, firmware=firmware)
