@@ -26,6 +26,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
 
     port: int
     web_port: int
+    v3_port: int
     count: int
     first: str
     last: str
@@ -48,6 +49,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--model", default="mix", help=f"models, dealt in turn: comma list of {names}")
     add("--port", type=int, default=4028, help="port of the cgminer API; 0 takes a free one")
     add("--web-port", type=int, default=80, help="port of the web pages; 0 takes a free one")
+    add("--v3-port", type=int, default=0, help="port of WhatsMiner v3; 0 takes a free one")
     add("--base", default="127.64.0.0", help="the address before that of the first miner")
     add("--seed", type=int, default=0, help="seed of spread, noise and faults")
     add("--time-scale", type=float, default=1.0, help="divide the times of mode changes by this")
@@ -81,12 +83,15 @@ async def _serve(spec: FleetSpec, options: argparse.Namespace) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     async with (
-        serve(fleet, port=options.port, web_port=options.web_port) as ports,
+        serve(
+            fleet, port=options.port, web_port=options.web_port, v3_port=options.v3_port
+        ) as ports,
         serve_control(fleet, options.control),
     ):
         ready = Ready(
             port=ports.port,
             web_port=ports.web_port,
+            v3_port=ports.v3_port,
             count=spec.count,
             first=fleet.address(0),
             last=fleet.address(spec.count - 1),

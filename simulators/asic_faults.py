@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import Enum, StrEnum
 
 import msgspec
 
 from simulators.errors import SettingError
+
+
+class Action(Enum):
+    """What the server does with a connection."""
+
+    ANSWER = "answer"
+    HANG = "hang"
+    RESET = "reset"
+    FLOOD = "flood"
+    """Send the payload again and again, as fast as it is taken."""
+    DRIP = "drip"
+    """Send the payload one byte a second."""
 
 
 class FaultKind(StrEnum):
@@ -22,6 +34,14 @@ class FaultKind(StrEnum):
     """Answers late."""
     GARBAGE = "garbage"
     """Answers with damaged bytes."""
+    FLOOD = "flood"
+    """Answers with one line that does not end."""
+    DRIP = "drip"
+    """Answers one byte a second."""
+    DEEP = "deep"
+    """Answers with a megabyte of opening brackets."""
+    CHUNKS = "chunks"
+    """Answers with an HTTP head and chunks without end."""
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +55,18 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     kind: FaultKind
     until_ns: int | None = None
     delay_s: float = 5.0
+
+
+# Hostile whatever is asked: what is sent, and how.
+HOSTILE: dict[FaultKind | None, tuple[bytes, Action]] = {
+    FaultKind.FLOOD: (b'{"STATUS":[{"STATUS":"S"' + b" " * 65_536, Action.FLOOD),
+    FaultKind.DRIP: (b'{"STATUS":[{"STATUS":"S","When":1800000000,"Code":11,"Msg":"', Action.DRIP),
+    FaultKind.DEEP: (b'{"STATUS":' + b"[" * (1 << 20), Action.ANSWER),
+    FaultKind.CHUNKS: (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"400\r\n" + b"x" * 1024,
+        Action.FLOOD,
+    ),
+}
 
 
 def parse_shares(text: str) -> tuple[tuple[FaultKind, float], ...]:

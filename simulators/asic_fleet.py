@@ -7,20 +7,19 @@ for the server to wait.
 
 from __future__ import annotations
 
-import hashlib
 import socket
 from collections.abc import Callable, Sequence
-from enum import Enum
 
 import msgspec
 
-from simulators import asic_cgminer, asic_physics, asic_web
-from simulators.asic_cgminer import Pool, Refusal, View
-from simulators.asic_faults import Fault, FaultKind, damaged
+from simulators import asic_physics
+from simulators.asic_dialect import RESET, Dialect, Outcome, Unit
+from simulators.asic_dialects import dialects
+from simulators.asic_faults import HOSTILE, Action, Fault, FaultKind, damaged
 from simulators.asic_models import MinerModel, Timing, WorkMode
-from simulators.asic_web import Configuration, ConfigurationWrite, Login
+from simulators.asic_web import Login
 from simulators.errors import SettingError
-from simulators.http_wire import HttpRequest, response
+from simulators.http_wire import HttpRequest
 
 COUNT_MAX = 1_000_000
 AGE_S_MAX = 500_000
@@ -46,22 +45,6 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     cold: bool = False
 
 
-class Action(Enum):
-    """What the server does with a connection."""
-
-    ANSWER = "answer"
-    HANG = "hang"
-    RESET = "reset"
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """The fleet's reaction to a request: after `delay_s`, do `action` with `payload`."""
-
-    action: Action
-    payload: bytes = b""
-    delay_s: float = 0.0
-
-
 class Truth(msgspec.Struct, frozen=True, kw_only=True):
     """What a miner has really done, beside what its API says."""
 
@@ -72,27 +55,6 @@ class Truth(msgspec.Struct, frozen=True, kw_only=True):
     hashrate_ths: float
     energy_j: float
     fault: FaultKind | None
-
-
-class _Miner:
-    """One miner's changing parts; the fleet alone touches them."""
-
-    __slots__ = ("blinking", "conf", "fault", "state", "who")
-
-    def __init__(
-        self, who: asic_physics.MinerTraits, state: asic_physics.MinerState, conf: Configuration
-    ) -> None:
-        self.who = who
-        self.state = state
-        self.conf = conf
-        self.fault: Fault | None = None
-        self.blinking = False
-
-
-_NO_ANSWER = {
-    FaultKind.HUNG: Outcome(Action.HANG),
-    FaultKind.DEAD: Outcome(Action.RESET),
-}
 
 
 class Fleet:
@@ -121,7 +83,8 @@ class Fleet:
         self._first = base + 1
         self._now_ns = now_ns
         self._wall_s = wall_s
-        self._secret = hashlib.sha256(f"nonce {spec.seed}".encode()).hexdigest()
+        self._dialects = dialects(spec.login, spec.seed)
+        self._check_dialects()
         started_ns = now_ns()
         self._miners = [self._make(index, started_ns) for index in range(spec.count)]
         self._deal_faults()
@@ -141,41 +104,34 @@ class Fleet:
             return None
         return number - self._first
 
+    def speaks_http_on_api(self, index: int) -> bool:
+        """Tell whether the cgminer port of a miner carries HTTP."""
+        return self._dialect(self._miners[index]).speaks_http_on_api
+
     def cgminer(self, index: int, data: bytes) -> Outcome:
         """React to the first bytes received on port 4028 of a miner."""
-        self.exchanges += 1
-        miner = self._settle(index)
-        if miner.fault is not None and miner.fault.kind in _NO_ANSWER:
-            return _NO_ANSWER[miner.fault.kind]
-        if self._now_ns() < miner.state.api_back_ns:
-            return Outcome(Action.RESET)
-        request = asic_cgminer.parse(data)
-        if isinstance(request, Refusal):
-            payload = asic_cgminer.refuse(request, int(self._wall_s()))
-        else:
-            payload = asic_cgminer.answer(request, self._view(miner))
-        return self._spoiled(miner, payload, 0.0)
+        return self._react(index, lambda dialect, unit: dialect.api(unit, data))
 
     def web(self, index: int, request: HttpRequest) -> Outcome:
-        """React to a request on port 80 of a miner."""
+        """React to a web request to a miner."""
+        return self._react(index, lambda dialect, unit: _web(dialect, unit, request))
+
+    def frame(self, index: int, data: bytes) -> Outcome:
+        """React to one length-prefixed message to a miner."""
+        return self._react(index, lambda dialect, unit: dialect.frame(unit, data))
+
+    def _react(self, index: int, ask: Callable[[Dialect, Unit], Outcome]) -> Outcome:
         self.exchanges += 1
-        miner = self._settle(index)
-        if miner.fault is not None and miner.fault.kind in _NO_ANSWER:
-            return _NO_ANSWER[miner.fault.kind]
-        if self._now_ns() < miner.state.web_back_ns:
-            return Outcome(Action.RESET)
-        wall_s = int(self._wall_s())
-        keep_alive = request.keep_alive
-        if not asic_web.authorized(request, self.spec.login, self._secret, wall_s):
-            header = asic_web.challenge(self._secret, wall_s)
-            refusal = response(401, b"", keep_alive=keep_alive, header=header)
-            return self._spoiled(miner, refusal, 0.0)
-        if request.path == "/cgi-bin/reboot.cgi":
-            self._change(miner, WorkMode(int(miner.conf.work_mode)), reboot=True)
-            return Outcome(Action.RESET)
-        body, delay_s = self._page(index, miner, request)
-        status = 404 if body is None else 200
-        return self._spoiled(miner, response(status, body or b"", keep_alive=keep_alive), delay_s)
+        unit = self._settle(index)
+        kind = None if unit.fault is None else unit.fault.kind
+        if kind is FaultKind.HUNG:
+            return Outcome(Action.HANG)
+        if kind is FaultKind.DEAD:
+            return RESET
+        if kind in HOSTILE:
+            payload, forever = HOSTILE[kind]
+            return Outcome(forever, payload)
+        return self._spoiled(unit, ask(self._dialect(unit), unit))
 
     def inject(
         self, kind: FaultKind, indices: Sequence[int], *, for_s: float | None = None
@@ -191,17 +147,17 @@ class Fleet:
             if not 0 <= index < len(self._miners):
                 raise SettingError("miners", f"there is no miner {index}")
             self.clear([index])
-            miner = self._miners[index]
-            miner.fault = Fault(kind=kind, until_ns=until_ns)
+            unit = self._miners[index]
+            unit.fault = Fault(kind=kind, until_ns=until_ns)
             if kind is FaultKind.DEAD:
-                miner.state = asic_physics.cut_power(miner.who, miner.state, now_ns)
+                unit.state = asic_physics.cut_power(unit.who, unit.state, now_ns)
 
     def clear(self, indices: Sequence[int]) -> None:
         """End the faults of some miners; one without power starts up again."""
         for index in indices:
             if not 0 <= index < len(self._miners):
                 raise SettingError("miners", f"there is no miner {index}")
-            self._heal(self._miners[index], self._now_ns())
+            self._heal(self._miners[index])
 
     def truth(self) -> list[Truth]:
         """Return what every miner has really done, in order."""
@@ -222,7 +178,7 @@ class Fleet:
             )
         return rows
 
-    def _make(self, index: int, now_ns: int) -> _Miner:
+    def _make(self, index: int, now_ns: int) -> Unit:
         spec = self.spec
         who = asic_physics.traits(
             spec.models[index % len(spec.models)], spec.timing, spec.seed, index
@@ -230,9 +186,18 @@ class Fleet:
         mode = WorkMode.SLEEP if spec.cold else WorkMode.NORMAL
         spread = asic_physics.noise(spec.seed, index, "age", 0) / 7 + 0.5
         state = asic_physics.steady(who, mode, now_ns, AGE_S_MAX * (0.1 + 0.9 * spread))
-        pool = Pool("stratum+tcp://pool.example.com:3333", f"site.{index:05d}", "x")
-        conf = Configuration(pools=(pool, Pool(), Pool()), work_mode=str(int(mode)))
-        return _Miner(who, state, conf)
+        address = self.address(index)
+        unit = Unit(who, state, address, now_ns=self._now_ns, wall_s=self._wall_s)
+        unit.memory = self._dialect(unit).begin(unit)
+        return unit
+
+    def _dialect(self, unit: Unit) -> Dialect:
+        return self._dialects[unit.who.model.dialect]
+
+    def _check_dialects(self) -> None:
+        for model in self.spec.models:
+            if model.dialect not in self._dialects:
+                raise SettingError("model", f"{model.dialect!r} is no firmware of the simulator")
 
     def _deal_faults(self) -> None:
         """Give the shares of the specification to miners chosen by the seed."""
@@ -243,100 +208,34 @@ class Fleet:
             self.inject(kind, order[:ill])
             del order[:ill]
 
-    def _settle(self, index: int) -> _Miner:
-        miner = self._miners[index]
-        fault = miner.fault
+    def _settle(self, index: int) -> Unit:
+        unit = self._miners[index]
+        fault = unit.fault
         if fault is not None and fault.until_ns is not None and self._now_ns() >= fault.until_ns:
-            self._heal(miner, fault.until_ns)
-        return miner
+            self._heal(unit)
+        return unit
 
-    def _heal(self, miner: _Miner, at_ns: int) -> None:
-        was, miner.fault = miner.fault, None
+    def _heal(self, unit: Unit) -> None:
+        was, unit.fault = unit.fault, None
         if was is not None and was.kind is FaultKind.DEAD:
-            mode = WorkMode(int(miner.conf.work_mode))
-            miner.state = asic_physics.change_mode(miner.who, miner.state, mode, at_ns, reboot=True)
+            self._dialect(unit).restart(unit)
 
-    def _view(self, miner: _Miner) -> View:
-        return View(
-            who=miner.who,
-            seen=asic_physics.snapshot(miner.who, miner.state, self._now_ns()),
-            pools=miner.conf.pools,
-            reported_mode=WorkMode(int(miner.conf.work_mode)),
-            wall_s=int(self._wall_s()),
-        )
+    def _spoiled(self, unit: Unit, outcome: Outcome) -> Outcome:
+        if unit.fault is None or outcome.action is not Action.ANSWER:
+            return outcome
+        if unit.fault.kind is FaultKind.GARBAGE:
+            return msgspec.structs.replace(
+                outcome, payload=damaged(outcome.payload, unit.who.index)
+            )
+        if unit.fault.kind is FaultKind.SLOW:
+            return msgspec.structs.replace(outcome, delay_s=outcome.delay_s + unit.fault.delay_s)
+        return outcome
 
-    def _spoiled(self, miner: _Miner, payload: bytes, delay_s: float) -> Outcome:
-        if miner.fault is not None and miner.fault.kind is FaultKind.GARBAGE:
-            payload = damaged(payload, miner.who.index)
-        if miner.fault is not None and miner.fault.kind is FaultKind.SLOW:
-            delay_s += miner.fault.delay_s
-        return Outcome(Action.ANSWER, payload, delay_s)
 
-    def _page(self, index: int, miner: _Miner, request: HttpRequest) -> tuple[bytes | None, float]:
-        """Return (body, seconds to its answer); None = no such page."""
-        page = request.path.removeprefix("/cgi-bin/").removesuffix(".cgi")
-        if page in {"stats", "summary"}:
-            if self._now_ns() < miner.state.api_back_ns:
-                return b"", 0.0  # the page asks the mining program, which is away
-            return msgspec.json.encode(asic_cgminer.web_answer(page, self._view(miner))), 0.0
-        if page == "get_system_info":
-            return msgspec.json.encode(self._identity(index, miner)), 0.0
-        if page == "get_miner_conf":
-            return msgspec.json.encode(miner.conf), 0.0
-        if page == "set_miner_conf" and request.method == "POST":
-            return self._configure(miner, request.body)
-        if page == "blink" and request.method == "POST":
-            miner.blinking = b'"true"' in request.body or b": true" in request.body
-            return (b'{"code":"B000"}' if miner.blinking else b'{"code":"B100"}'), 0.0
-        if page == "get_blink_status":
-            return msgspec.json.encode({"blink": miner.blinking}), 0.0
-        return None, 0.0
-
-    def _configure(self, miner: _Miner, body: bytes) -> tuple[bytes, float]:
-        try:
-            write = msgspec.json.decode(body, type=ConfigurationWrite)
-            number = int(miner.conf.work_mode) if write.miner_mode is None else write.miner_mode
-            mode = WorkMode(number)
-        except (msgspec.DecodeError, ValueError):
-            return b'{"stats":"error","code":"M001","msg":"Illegal request!"}', 0.0
-        miner.conf = msgspec.structs.replace(
-            miner.conf,
-            pools=write.pools,
-            work_mode=str(int(mode)),
-            fan_control=write.fan_control,
-            fan_pwm=str(write.fan_pwm),
-            frequency_level=str(write.frequency_level),
-        )
-        if miner.fault is None or miner.fault.kind is not FaultKind.LYING:
-            self._change(miner, mode)
-        answer = b'{"stats":"success","code":"M000","msg":"OK!"}'
-        return answer, self.spec.timing.conf_answer_s
-
-    def _change(self, miner: _Miner, mode: WorkMode, *, reboot: bool = False) -> None:
-        hashing = any(pool.url for pool in miner.conf.pools)
-        miner.state = asic_physics.change_mode(
-            miner.who, miner.state, mode, self._now_ns(), reboot=reboot, hashing=hashing
-        )
-
-    def _identity(self, index: int, miner: _Miner) -> dict[str, object]:
-        firmware = miner.who.model.firmware
-        mac = (0x02 << 40 | (self.spec.seed & 0xFFFF) << 24 | index).to_bytes(6, "big")
-        return {
-            "minertype": miner.who.model.device_type,
-            "nettype": "Static",
-            "netdevice": "eth0",
-            "macaddr": ":".join(f"{byte:02X}" for byte in mac),
-            "hostname": "Antminer",
-            "ipaddress": self.address(index),
-            "netmask": "255.0.0.0",
-            "gateway": "",
-            "dnsservers": "",
-            "system_mode": "GNU/Linux",
-            "system_kernel_version": "Linux 4.9.113",
-            "system_filesystem_version": firmware.compile_time,
-            "firmware_type": "Release",
-            "serinum": asic_cgminer.serial(miner.who),
-        }
+def _web(dialect: Dialect, unit: Unit, request: HttpRequest) -> Outcome:
+    if unit.now_ns < unit.state.web_back_ns:
+        return RESET
+    return dialect.web(unit, request)
 
 
 def _address_number(address: str) -> int | None:

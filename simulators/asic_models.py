@@ -36,57 +36,6 @@ class Firmware(msgspec.Struct, frozen=True, kw_only=True):
     comma_lost: bool = False
 
 
-class MinerModel(msgspec.Struct, frozen=True, kw_only=True):
-    """Nameplate of one model, in normal mode at 25 C inlet air.
-
-    Args:
-        device_type: The firmware's own name of the model.
-        hashrate_ths: Rated hash rate.
-        power_w: Rated power at the wall.
-        chips: Chips of one hash board.
-    """
-
-    device_type: str
-    hashrate_ths: float
-    power_w: float
-    power_w_asleep: float
-    boards: int
-    chips: int
-    frequency_mhz: int
-    firmware: Firmware
-
-
-class Timing(msgspec.Struct, frozen=True, kw_only=True):
-    """How long the steps of a mode change take, in seconds.
-
-    Args:
-        conf_answer_s: From a POST of the configuration to its answer.
-        reload_s: For which the API on 4028 is away after such a POST.
-        stop_s: For which the miner hashes on after it was told to stop.
-        fall_s: From full power to sleep power.
-        boot_s: From the start to the first hash.
-        rise_s: From sleep power to full power, after the boot.
-        warm_up_s: Seconds of full-rate hashing that a start costs; the rate rises in a line after
-            the boot, and reaches its full value when just so much is lost.
-        cooling_s: Time constant of the chip temperature.
-    """
-
-    conf_answer_s: float = 21.0
-    reload_s: float = 25.0
-    stop_s: float = 12.0
-    fall_s: float = 4.0
-    boot_s: float = 45.0
-    rise_s: float = 15.0
-    warm_up_s: float = 300.0
-    cooling_s: float = 120.0
-
-    def scaled(self, factor: float) -> Timing:
-        """Return the same times divided by `factor`; energy and hash rate stay in true time."""
-        if not 0 < factor < float("inf"):
-            raise SettingError("time_scale", f"{factor} is not a positive number")
-        return Timing(**{name: getattr(self, name) / factor for name in self.__struct_fields__})
-
-
 # Source: recorded answers of an S21 of 2024-07 (power as text "3250 W" in STATS, joins refused).
 STOCK_2024 = Firmware(
     miner_version="uart_trans.1.3",
@@ -112,6 +61,65 @@ STOCK_OLD = Firmware(
     tells_power=False,
     comma_lost=True,
 )
+
+
+class MinerModel(msgspec.Struct, frozen=True, kw_only=True):
+    """Nameplate of one model, in normal mode at 25 C inlet air.
+
+    Args:
+        device_type: The firmware's own name of the model.
+        hashrate_ths: Rated hash rate.
+        power_w: Rated power at the wall.
+        chips: Chips of one hash board.
+        firmware: Habits of its build, where it is Bitmain's.
+        dialect: Firmware that it speaks, by the name of its dialect.
+    """
+
+    device_type: str
+    hashrate_ths: float
+    power_w: float
+    power_w_asleep: float
+    boards: int
+    chips: int
+    frequency_mhz: int
+    firmware: Firmware = STOCK_2024
+    dialect: str = "antminer"
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """How long the steps of a mode change take, in seconds.
+
+    Args:
+        conf_answer_s: From a POST of the configuration to its answer.
+        reload_s: For which the API on 4028 is away after such a POST.
+        stop_s: For which the miner hashes on after it was told to stop.
+        fall_s: From full power to sleep power.
+        boot_s: From the start to the first hash.
+        rise_s: From sleep power to full power, after the boot.
+        warm_up_s: Seconds of full-rate hashing that a start costs; the rate rises in a line after
+            the boot, and reaches its full value when just so much is lost.
+        cooling_s: Time constant of the chip temperature.
+        factor: How much shorter than in truth these times are.
+    """
+
+    conf_answer_s: float = 21.0
+    reload_s: float = 25.0
+    stop_s: float = 12.0
+    fall_s: float = 4.0
+    boot_s: float = 45.0
+    rise_s: float = 15.0
+    warm_up_s: float = 300.0
+    cooling_s: float = 120.0
+    factor: float = 1.0
+
+    def scaled(self, factor: float) -> Timing:
+        """Return the same times divided by `factor`; energy and hash rate stay in true time."""
+        if not 0 < factor < float("inf"):
+            raise SettingError("time_scale", f"{factor} is not a positive number")
+        times = (name for name in self.__struct_fields__ if name != "factor")
+        shorter = {name: getattr(self, name) / factor for name in times}
+        return Timing(**shorter, factor=self.factor * factor)
+
 
 S21 = MinerModel(
     device_type="Antminer S21",

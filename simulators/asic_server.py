@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from simulators import asic_cgminer, http_wire
-from simulators.asic_fleet import Action, Fleet, Outcome
+from simulators.asic_dialect import Outcome
+from simulators.asic_faults import Action
+from simulators.asic_fleet import Fleet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,13 +25,20 @@ if TYPE_CHECKING:
 CONNECTIONS_MAX = 16_384
 BACKLOG = 4096
 IDLE_S = 60.0
+FLOOD_BYTES_MAX = 1 << 30
+FLOOD_BUFFER_MAX = 1 << 20
+FLOOD_PAUSE_S = 0.001
+DRIP_S = 1.0
+DRIP_REPEATS = 64
+FRAME_BYTES_MAX = 1 << 20
 
 
 class Ports(msgspec.Struct, frozen=True):
-    """The ports that the two listeners got."""
+    """The ports that the listeners got; `v3_port` is that of length-prefixed messages."""
 
     port: int
     web_port: int
+    v3_port: int
 
 
 class Counts:
@@ -46,6 +55,7 @@ async def serve(
     *,
     port: int = 4028,
     web_port: int = 80,
+    v3_port: int = 0,
     host: str = "0.0.0.0",  # noqa: S104 - only the wildcard covers all of 127/8
 ) -> AsyncIterator[Ports]:
     """Serve a fleet until the block ends; port 0 takes a free one.
@@ -61,11 +71,14 @@ async def serve(
     def listener(kind: type[_Connection]) -> Callable[[], _Connection]:
         return lambda: kind(fleet, counts)
 
-    api = await loop.create_server(listener(_Api), host, port, backlog=BACKLOG)
-    async with api:
-        web = await loop.create_server(listener(_Web), host, web_port, backlog=BACKLOG)
-        async with web:
-            yield Ports(api.sockets[0].getsockname()[1], web.sockets[0].getsockname()[1])
+    wanted = ((_Api, port), (_Web, web_port), (_Framed, v3_port))
+    async with contextlib.AsyncExitStack() as stack:
+        got = []
+        for kind, number in wanted:
+            server = await loop.create_server(listener(kind), host, number, backlog=BACKLOG)
+            await stack.enter_async_context(server)
+            got.append(server.sockets[0].getsockname()[1])
+        yield Ports(*got)
 
 
 class _Connection(asyncio.Protocol):
@@ -87,6 +100,7 @@ class _Connection(asyncio.Protocol):
         foreign = not peer[0].startswith("127.")
         if self._index is None or foreign or self._counts.open > CONNECTIONS_MAX:
             self._counts.refused += 1
+            self._index = None
             transport.abort()
             return
         self._wait(IDLE_S, self._reset)
@@ -105,6 +119,27 @@ class _Connection(asyncio.Protocol):
         elif outcome.action is Action.ANSWER:
             self._cancel()
             self.send(outcome.payload)
+        elif outcome.action is Action.FLOOD:
+            self._flood(outcome.payload, FLOOD_BYTES_MAX)
+        elif outcome.action is Action.DRIP:
+            self._drip(outcome.payload * DRIP_REPEATS)
+
+    def _flood(self, payload: bytes, left: int) -> None:
+        """Send as fast as the peer takes it, at most a gigabyte."""
+        if self._transport is None or left <= 0:
+            self._reset()
+            return
+        if self._transport.get_write_buffer_size() < FLOOD_BUFFER_MAX:
+            self._transport.write(payload)
+            left -= len(payload)
+        self._wait(FLOOD_PAUSE_S, lambda: self._flood(payload, left))
+
+    def _drip(self, payload: bytes) -> None:
+        if self._transport is None or not payload:
+            self._reset()
+            return
+        self._transport.write(payload[:1])
+        self._wait(DRIP_S, lambda: self._drip(payload[1:]))
 
     def send(self, payload: bytes) -> None:
         """Write an answer and close."""
@@ -130,6 +165,18 @@ class _Api(_Connection):
     """Port 4028: the first bytes received are the request, and the answer ends the connection."""
 
     _asked = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if self._transport is None or self._index is None:
+            return
+        if self._fleet.speaks_http_on_api(self._index):
+            # This firmware has its web server here: the connection goes on as one of the web.
+            web = _Web(self._fleet, self._counts)
+            self._cancel()
+            self._counts.open -= 1
+            self._transport.set_protocol(web)
+            web.connection_made(self._transport)
 
     def data_received(self, data: bytes) -> None:
         if self._asked or self._index is None:
@@ -180,3 +227,30 @@ class _Web(_Connection):
             return
         self._keep_alive = request.keep_alive
         self.react(self._fleet.web(self._index, request))
+
+
+class _Framed(_Connection):
+    """Port 4433: a length of four bytes, little-endian, before each message, both ways."""
+
+    def __init__(self, fleet: Fleet, counts: Counts) -> None:
+        super().__init__(fleet, counts)
+        self._buffer = bytearray()
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        while self._index is not None and len(self._buffer) >= 4:
+            length = int.from_bytes(self._buffer[:4], "little")
+            if length > FRAME_BYTES_MAX:
+                self._reset()
+                return
+            if len(self._buffer) < 4 + length:
+                return
+            message = bytes(self._buffer[4 : 4 + length])
+            del self._buffer[: 4 + length]
+            self.react(self._fleet.frame(self._index, message))
+
+    def send(self, payload: bytes) -> None:
+        """Write one message; the connection stays open."""
+        if self._transport is not None:
+            self._transport.write(len(payload).to_bytes(4, "little") + payload)
+            self._wait(IDLE_S, self._reset)

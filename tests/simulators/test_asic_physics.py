@@ -11,12 +11,20 @@ from hypothesis import strategies as st
 
 from simulators import asic_physics
 from simulators.asic_models import S19_XP, S21, MinerModel, Timing, WorkMode, models_by_name
+from simulators.asic_physics import MinerState, MinerTraits
 from simulators.errors import SettingError
 
 SECOND = 10**9
 TIMING = Timing()
 WHO = asic_physics.traits(S21, TIMING, seed=1, index=0)
 MODES = st.sampled_from(list(WorkMode))
+
+
+def reloaded(
+    who: MinerTraits, state: MinerState, mode: WorkMode, now_ns: int, *, reboot: bool = False
+) -> MinerState:
+    step = asic_physics.reload_step(who.timing, reboot=reboot)
+    return asic_physics.change(who, state, mode, now_ns, step)
 
 
 def test_a_steady_miner_draws_its_rated_power() -> None:
@@ -28,7 +36,7 @@ def test_a_steady_miner_draws_its_rated_power() -> None:
 
 def test_sleep_falls_to_twenty_watts_after_the_stop_and_not_before() -> None:
     state = asic_physics.steady(WHO, WorkMode.NORMAL, 0, age_s=1000)
-    asleep = asic_physics.change_mode(WHO, state, WorkMode.SLEEP, 100 * SECOND)
+    asleep = reloaded(WHO, state, WorkMode.SLEEP, 100 * SECOND)
     assert asleep.power_w.at(111 * SECOND) == pytest.approx(3500, rel=0.06)
     assert asleep.hashrate_ths.at(111 * SECOND) == pytest.approx(200, rel=0.04)
     assert asleep.power_w.at(116 * SECOND) == 20.0
@@ -39,7 +47,7 @@ def test_sleep_falls_to_twenty_watts_after_the_stop_and_not_before() -> None:
 def test_a_start_costs_just_the_stated_seconds_of_hashing(model: MinerModel) -> None:
     who = asic_physics.traits(model, TIMING, seed=3, index=5)
     asleep = asic_physics.steady(who, WorkMode.SLEEP, 0, age_s=0)
-    awake = asic_physics.change_mode(who, asleep, WorkMode.NORMAL, 0)
+    awake = reloaded(who, asleep, WorkMode.NORMAL, 0)
     full_ths, _ = who.target(WorkMode.NORMAL)
     begun_ns = round((TIMING.stop_s + TIMING.fall_s) * SECOND)
     end_ns = begun_ns + 3600 * SECOND
@@ -65,7 +73,7 @@ def test_energy_is_the_integral_of_power_however_often_it_is_read(
             measured_j += part_j
             now_ns = after_ns
         assert asic_physics.energy_j(state, now_ns) == pytest.approx(measured_j, abs=1.0)
-        state = asic_physics.change_mode(WHO, state, mode, now_ns, reboot=reboot)
+        state = reloaded(WHO, state, mode, now_ns, reboot=reboot)
 
 
 @given(
@@ -94,7 +102,7 @@ def test_chips_warm_up_and_cool_down() -> None:
     assert hot.chip_c_inlet == pytest.approx(59, abs=3)
     assert hot.chip_c_outlet == pytest.approx(73, abs=4)
     assert 3000 < hot.fan_rpm < 7001
-    asleep = asic_physics.change_mode(WHO, state, WorkMode.SLEEP, SECOND)
+    asleep = reloaded(WHO, state, WorkMode.SLEEP, SECOND)
     cold = asic_physics.snapshot(WHO, asleep, 3600 * SECOND)
     assert cold.chip_c_outlet < 30
     assert cold.fan_rpm == 0
@@ -125,3 +133,18 @@ def test_time_scale_must_be_a_positive_number(factor: float) -> None:
 def test_unknown_model_is_named() -> None:
     with pytest.raises(SettingError, match="'s22' is not one of"):
         models_by_name("s21,s22")
+
+
+@given(MODES, st.floats(0.2, 1.0), st.floats(0.0, 600.0))
+def test_a_trimmed_miner_goes_to_its_share_without_a_stop(
+    mode: WorkMode, share: float, over_s: float
+) -> None:
+    state = asic_physics.steady(WHO, mode, 0, age_s=1000)
+    trimmed = asic_physics.trim(WHO, state, share, 10 * SECOND, over_s)
+    there_ns = 10 * SECOND + round(over_s * SECOND) + 1
+    rate_ths, power_w = WHO.target(mode, share)
+    assert trimmed.power_w.at(there_ns) == pytest.approx(power_w)
+    assert trimmed.hashrate_ths.at(there_ns) == pytest.approx(rate_ths)
+    assert trimmed.started_ns == state.started_ns
+    before_j = asic_physics.energy_j(state, 10 * SECOND)
+    assert asic_physics.energy_j(trimmed, 10 * SECOND) == pytest.approx(before_j)

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from simulators import http_wire
 from simulators.asic_control import obey
-from simulators.asic_faults import FaultKind, parse_shares
-from simulators.asic_fleet import Action, Fleet, FleetSpec
+from simulators.asic_faults import Action, FaultKind, parse_shares
+from simulators.asic_fleet import Fleet, FleetSpec
 from simulators.asic_models import S19_XP, S21, Timing, WorkMode, models_by_name
 from simulators.asic_server import Counts, _Api, serve
 from simulators.errors import SettingError

@@ -1,0 +1,22 @@
+"""The firmwares that a simulated fleet can speak, by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from simulators.asic_antminer import AntminerDialect
+
+if TYPE_CHECKING:
+    from simulators.asic_dialect import Dialect
+    from simulators.asic_web import Login
+
+
+def dialects(login: Login, seed: int) -> dict[str, Dialect]:
+    """Make one dialect of each firmware for a fleet.
+
+    Args:
+        login: Of the web pages of firmwares whose login is a user and a password.
+        seed: Of the secrets that a firmware makes (nonces, salts).
+    """
+    every: tuple[Dialect, ...] = (AntminerDialect(login, seed),)
+    return {dialect.name: dialect for dialect in every}
