@@ -5,9 +5,14 @@ import sys
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; only the programs import what is heavy."""
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["bridge"]:
+        from firmware_bridges.tool import main as bridge
+
+        return bridge(words[1:], prog="hcp-agent bridge")
     from edge_agent.cli.parser import build_parser
 
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_args(words)
     if args.command == "version":
         return _version(as_json=args.json)
     if args.command in {"run", "node", "config"}:

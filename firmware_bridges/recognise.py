@@ -147,8 +147,10 @@ def _as_read(partial: Partial, repairs: tuple[str, ...], *, truncated: bool) -> 
     """Note the repairs; of an answer that was cut, take out what is made of a whole list."""
     if not repairs and not truncated:
         return partial
-    lost = dict.fromkeys(_OF_A_WHOLE_LIST) if truncated else {}
-    return msgspec.structs.replace(partial, repairs=repairs, **lost)
+    if not truncated:
+        return msgspec.structs.replace(partial, repairs=repairs)
+    lost = dict.fromkeys(_OF_A_WHOLE_LIST)
+    return msgspec.structs.replace(partial, repairs=(*repairs, "truncated"), **lost)
 
 
 def _missing(family: Family, reading: Reading) -> tuple[str, ...]:

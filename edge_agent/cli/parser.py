@@ -49,6 +49,8 @@ def _add_programs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     check.add_argument(
         "--json", action="store_true", help="machine-readable, with schema version v"
     )
+    # Its own parser reads what follows (firmware_bridges.tool); here it stands for the help alone.
+    commands.add_parser("bridge", help="look at miners: list, test, record, decode")
     version = commands.add_parser("version", help="print the version")
     version.add_argument("--json", action="store_true", help="machine-readable")
 
