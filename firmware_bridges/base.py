@@ -6,7 +6,7 @@ placeholder such as -273 C, or 0 W on a hashing unit, never becomes a value.
 """
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -139,6 +139,8 @@ class ReadingFields(msgspec.Struct, frozen=True, kw_only=True):
         error_codes: What it raises: numbers of the firmware as numbers, else its own text; an empty
             tuple = it says that there is nothing.
         fault_light: Whether its locate light is on.
+        power_profile: Name of the profile or preset in force, where the firmware has such.
+        power_profiles: (name, watts) of those that it has; the limit follows from the one in force.
     """
 
     make: str | None = None
@@ -167,6 +169,8 @@ class ReadingFields(msgspec.Struct, frozen=True, kw_only=True):
     pools: tuple[Pool, ...] | None = None
     error_codes: tuple[int | str, ...] | None = None
     fault_light: bool | None = None
+    power_profile: str | None = None
+    power_profiles: tuple[tuple[str, float], ...] | None = None
 
 
 class Partial(ReadingFields, frozen=True, kw_only=True):
@@ -226,6 +230,8 @@ def merge(address: str, partials: Sequence[Partial], failed: Sequence[Failure] =
                 values[name] = value
     state = _state(partials)
     values["state"] = state
+    if "power_limit_w" not in values:
+        values["power_limit_w"] = _profile_w(values)
     fans = values.get("fans_rpm")
     if "fan_count" not in values and isinstance(fans, tuple):
         values["fan_count"] = len(fans)
@@ -238,6 +244,14 @@ def merge(address: str, partials: Sequence[Partial], failed: Sequence[Failure] =
         repairs=tuple(f"{part.source}:{name}" for part in partials for name in part.repairs),
     )
     return msgspec.structs.replace(reading, **values)
+
+
+def _profile_w(values: Mapping[str, object]) -> float | None:
+    """Give the watts of the profile in force, when one answer names it and another lists them."""
+    profiles = values.get("power_profiles")
+    if not isinstance(profiles, tuple):
+        return None
+    return next((watts for name, watts in profiles if name == values.get("power_profile")), None)
 
 
 def _state(partials: Sequence[Partial]) -> MinerState | None:

@@ -4,11 +4,17 @@ from collections.abc import Mapping
 from typing import Final
 
 from firmware_bridges.antminer.family import ANTMINER_STOCK
+from firmware_bridges.braiins.family import BRAIINS_API, BRAIINS_GRAPHQL, BRAIINS_REST
 from firmware_bridges.cgminer.family import CGMINER
 from firmware_bridges.family import Family
+from firmware_bridges.luxos.family import LUXOS
 
 # Where two are equally likely, the earlier one is taken; the plain cgminer API is the last resort.
 FAMILIES: Final[tuple[Family, ...]] = (
+    LUXOS,
+    BRAIINS_REST,
+    BRAIINS_GRAPHQL,
+    BRAIINS_API,
     ANTMINER_STOCK,
     CGMINER,
 )

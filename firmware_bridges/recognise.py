@@ -24,12 +24,14 @@ from firmware_bridges.query import Exchange, Query, Wire, keys_of
 _OF_A_WHOLE_LIST: Final = (
     "chip_temp_c_max",
     "board_temp_c_max",
+    "inlet_temp_c",
     "fans_rpm",
     "fan_count",
     "board_count",
     "chips_total",
     "pools",
     "error_codes",
+    "power_profiles",
 )
 _LAST_RESORT: Final = FAMILY_OF["cgminer"]
 

@@ -31,6 +31,8 @@ _NOW_KEYS: Final = tuple(
     for window in _SHORTEST_FIRST
     for prefix, unit in (("GHS", "GH"), ("MHS", "MH"), ("KHS", "KH"), ("THS", "TH"))
 )
+# `HS RT`, and `5s` in every unit: nothing shorter is given by anyone.
+_SHORTEST_KEYS: Final = 5
 _MAC: Final = re.compile(r"(?:[0-9A-Fa-f]{2}[:-]?){5}[0-9A-Fa-f]{2}\Z")
 _COUNT_MAX: Final = 1 << 53
 
@@ -129,7 +131,7 @@ def decode_summary(answer: Answer) -> Partial:
     reader = RowReader(rows[0])
     return Partial(
         source=answer.command,
-        hashrate_ths=_rate_now(reader),
+        hashrate_ths=_rate_now(reader, truncated=answer.truncated),
         hashrate_avg_ths=_rate_average(reader),
         expected_hashrate_ths=rate_ths(reader, "Factory GHS", "GH"),
         power_w=power_w(reader, "Power"),
@@ -182,8 +184,10 @@ def _only(answer: Answer, section: str) -> RowReader:
     return RowReader(rows[0] if rows else {})
 
 
-def _rate_now(reader: RowReader) -> float | None:
-    for key, unit in (("HS RT", "MH"), *_NOW_KEYS):
+def _rate_now(reader: RowReader, *, truncated: bool) -> float | None:
+    """Read the shortest window; of a cut answer only one that is shorter than all others."""
+    keys = (("HS RT", "MH"), *_NOW_KEYS)
+    for key, unit in keys[:_SHORTEST_KEYS] if truncated else keys:
         rate = rate_ths(reader, key, unit) if key in reader.row else None
         if rate is not None:
             return rate

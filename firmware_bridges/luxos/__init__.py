@@ -1,0 +1,1 @@
+"""LuxOS: cgminer JSON with sections of its own; writes need a session."""
