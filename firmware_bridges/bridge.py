@@ -30,8 +30,8 @@ from firmware_bridges.recognise import decode_query, read_partials
 class MinerBridge:
     """Reads and controls one miner.
 
-    What a full reading found out is kept: identity, pools and limits stand in the fast readings that
-    follow, also while the miner sleeps and tells them no more.
+    What a full reading found out is kept: identity, pools and limits stand in the fast readings
+    that follow, also while the miner sleeps and tells them no more.
 
     Args:
         family: Of its firmware.
