@@ -13,13 +13,7 @@ from firmware_bridges.base import (
     WriteResult,
 )
 from firmware_bridges.commands import Command, MinerControl, Sleep, Wake
-from firmware_bridges.errors import (
-    BridgeError,
-    BridgeRefusedError,
-    BridgeTimeoutError,
-    BridgeUnreachableError,
-    BridgeUnsupportedError,
-)
+from firmware_bridges.errors import BridgeError, BridgeUnsupportedError
 from firmware_bridges.family import ControlContext, Family
 from firmware_bridges.http.digest import Credentials
 from firmware_bridges.link import MinerLink
@@ -127,7 +121,7 @@ class MinerBridge:
                 failed.append(Failure(query.key, exc.code))
                 if isinstance(exc, BridgeUnsupportedError):
                     self._unknown.add(query.key)
-                if _is_silence(exc):
+                if exc.is_silence:
                     silent[query.wire] = exc
                 continue
             for source, outcome in decode_query(self.family, query, body, self._host):
@@ -176,13 +170,6 @@ def bridge_of(
     )
     control = None if family.control is None else family.control(context)
     return MinerBridge(family, link, address.host, control=control)
-
-
-def _is_silence(error: BridgeError) -> bool:
-    """Tell a wire that does not answer from one that answers badly."""
-    if isinstance(error, BridgeTimeoutError | BridgeUnreachableError):
-        return True
-    return isinstance(error, BridgeRefusedError) and not error.sent
 
 
 def _newest(old: list[Partial], new: list[Partial]) -> list[Partial]:

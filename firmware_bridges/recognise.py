@@ -52,17 +52,30 @@ class Decoded(msgspec.Struct, frozen=True, kw_only=True):
 
 def recognise(exchanges: Sequence[Exchange]) -> Family:
     """Name the family that the answers speak for; the plain cgminer API when none does."""
-    lowered = [(exchange.query.key, exchange.body.lower()) for exchange in exchanges]
+    lowered = _lowered(exchanges)
     best, best_score = _LAST_RESORT, 0
     for family in FAMILIES:
-        score = sum(
-            mark.weight
-            for mark in family.marks
-            if any(mark.key in (None, key) and mark.text in body for key, body in lowered)
-        )
-        if score > best_score:
-            best, best_score = family, score
+        found = _score(family, lowered)
+        if found > best_score:
+            best, best_score = family, found
     return best
+
+
+def score(family: Family, exchanges: Sequence[Exchange]) -> int:
+    """Give how much the answers speak for a family: the weights of its marks in them."""
+    return _score(family, _lowered(exchanges))
+
+
+def _lowered(exchanges: Sequence[Exchange]) -> list[tuple[str, bytes]]:
+    return [(exchange.query.key, exchange.body.lower()) for exchange in exchanges]
+
+
+def _score(family: Family, lowered: Sequence[tuple[str, bytes]]) -> int:
+    return sum(
+        mark.weight
+        for mark in family.marks
+        if any(mark.key in (None, key) and mark.text in body for key, body in lowered)
+    )
 
 
 def decode_exchanges(exchanges: Sequence[Exchange], address: str) -> Decoded:
