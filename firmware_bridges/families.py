@@ -8,6 +8,7 @@ from firmware_bridges.braiins.family import BRAIINS_API, BRAIINS_GRAPHQL, BRAIIN
 from firmware_bridges.cgminer.family import CGMINER
 from firmware_bridges.family import Family
 from firmware_bridges.luxos.family import LUXOS
+from firmware_bridges.whatsminer.family import WHATSMINER_V2, WHATSMINER_V3
 
 # Where two are equally likely, the earlier one is taken; the plain cgminer API is the last resort.
 FAMILIES: Final[tuple[Family, ...]] = (
@@ -15,6 +16,8 @@ FAMILIES: Final[tuple[Family, ...]] = (
     BRAIINS_REST,
     BRAIINS_GRAPHQL,
     BRAIINS_API,
+    WHATSMINER_V3,
+    WHATSMINER_V2,
     ANTMINER_STOCK,
     CGMINER,
 )

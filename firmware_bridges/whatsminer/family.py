@@ -1,0 +1,118 @@
+"""WhatsMiner stock firmware as two families, by the API that its generation has."""
+
+from typing import Final
+
+from firmware_bridges.family import WEIGHT_LIKELY, WEIGHT_SURE, Family, Mark, Reads
+from firmware_bridges.query import Wire, btminer_v3, cgminer
+from firmware_bridges.sheet import Ability, Capability, Evidence, Sheet
+from firmware_bridges.whatsminer import decode, decode_v3
+
+_STATUS: Final = "get.miner.status"
+_INFO: Final = "get.device.info"
+_SETTING: Final = "get.miner.setting"
+
+WHATSMINER_V2: Final = Family(
+    name="whatsminer-v2",
+    firmware="stock",
+    make="MicroBT",
+    marks=(
+        Mark(text=b"whatsminer", weight=WEIGHT_SURE),
+        Mark(text=b"btminer", weight=WEIGHT_SURE),
+        Mark(text=b"bitmicro", weight=WEIGHT_SURE),
+        Mark(text=b'"hs rt"', weight=WEIGHT_LIKELY),
+        Mark(text=b'"factory ghs"', weight=WEIGHT_LIKELY),
+        Mark(text=b'"fan speed in"', weight=WEIGHT_LIKELY),
+        Mark(text=b'"upfreq complete"', weight=WEIGHT_LIKELY),
+        Mark(text=b'"pcb sn"', weight=WEIGHT_LIKELY),
+        Mark(text=b'mineroff"', weight=WEIGHT_SURE, key="status"),
+        Mark(text=b'"fw_ver"', weight=WEIGHT_LIKELY, key="get_version"),
+        Mark(text=b'"error_code"', weight=WEIGHT_LIKELY, key="get_error_code"),
+    ),
+    answers=decode.DECODERS,
+    order=(
+        "status",
+        "get_error_code",
+        "get_version",
+        "summary",
+        "get_miner_info",
+        "edevs",
+        "devs",
+        "devdetails",
+        "pools",
+    ),
+    reads=Reads(
+        # Whether it sleeps is in `status` alone: `summary` goes away with the mining program.
+        fast=(cgminer("summary"), cgminer("status")),
+        slow=(
+            cgminer("get_version"),
+            cgminer("get_miner_info"),
+            cgminer("get_error_code"),
+            cgminer("edevs"),
+            cgminer("devdetails"),
+            cgminer("pools"),
+        ),
+    ),
+    ports={Wire.CGMINER: 4028},
+    sheet=Sheet(
+        title="WhatsMiner stock (btminer API v1, v2)",
+        versions=("API 1.1 .. 2.0.5, firmware 2020-08 .. 2023-08 (M20S, M21S, M50S)",),
+        wires="cgminer API on TCP 4028; writes encrypted",
+        abilities=(
+            Ability(
+                capability=Capability.READ,
+                how="summary, status; slowly get_version, get_miner_info, get_error_code, edevs, "
+                "devdetails, pools",
+                answer_s=3.0,
+                effect_s=None,
+                evidence=Evidence.CAPTURE,
+                note="`get_*` and `status` are never joined with others",
+            ),
+        ),
+        captures=("whatsminer-m20s-v1", "whatsminer-m30s-2020", "whatsminer-m50s-v2"),
+        cases=("tests/firmware_bridges/whatsminer",),
+        limits=("the model is told by devdetails and, on some builds, by get_miner_info only",),
+        source="recorded answers; the vendor's API document 2.0.5",
+    ),
+)
+
+WHATSMINER_V3: Final = Family(
+    name="whatsminer-v3",
+    firmware="stock",
+    make="MicroBT",
+    base="whatsminer-v2",
+    marks=tuple(
+        Mark(text=text, weight=WEIGHT_SURE + WEIGHT_LIKELY, key=key)
+        for key, text in ((_STATUS, b'"msg"'), (_INFO, b'"msg"'), (_SETTING, b'"msg"'))
+    ),
+    documents={(Wire.BTMINER_V3, key): each for key, each in decode_v3.DECODERS.items()},
+    order=(_STATUS, _INFO, _SETTING, *WHATSMINER_V2.order),
+    reads=Reads(
+        fast=(btminer_v3(_STATUS, "summary"), btminer_v3(_INFO, "miner")),
+        # On an idle miner `pools` alone is refused.
+        slow=(
+            btminer_v3(_STATUS, "summary+pools+edevs"),
+            btminer_v3(_INFO),
+            btminer_v3(_SETTING),
+        ),
+    ),
+    ports={Wire.BTMINER_V3: 4433, Wire.CGMINER: 4028},
+    sheet=Sheet(
+        title="WhatsMiner stock (btminer API v3)",
+        versions=("API 3.0.2, firmware 2025-12 (M60S)",),
+        wires="JSON with its length in front on TCP 4433; writes with a salted token",
+        abilities=(
+            Ability(
+                capability=Capability.READ,
+                how="get.miner.status summary, get.device.info miner; slowly summary+pools+edevs, "
+                "get.device.info, get.miner.setting",
+                answer_s=3.0,
+                effect_s=None,
+                evidence=Evidence.CAPTURE,
+            ),
+        ),
+        captures=("whatsminer-m60s-v3",),
+        cases=("tests/firmware_bridges/whatsminer",),
+        limits=("accepted and rejected shares are left out by most builds: unknown, not 0",),
+        source="recorded answers; MicroBT's own client (whatsminer/whatsminer-mdk-worker)",
+    ),
+)
