@@ -78,7 +78,7 @@ def decode_status(document: Document) -> Partial:
 
 
 def decode_device_info(document: Document) -> Partial:
-    """Decode `get.device.info`, whole or one section of it.
+    """Decode `get.device.info`, whole or one section of it; the limit is left to the status.
 
     Raises:
         BridgeError: It was refused.
@@ -96,7 +96,6 @@ def decode_device_info(document: Document) -> Partial:
         "model": model_of(reader.text("type")),
         "serial": reader.text("miner-sn"),
         "board_count": boards or None,
-        "power_limit_w": power_w(reader, "power-limit-set"),
         "fw_version": firmware_version_of(as_text(system.get("fwversion"))),
         "api_version": api_version_of(as_text(system.get("api"))),
         "mac": mac_address(as_text(network.get("mac"))),
@@ -187,6 +186,7 @@ def _summary(reader: RowReader, *, truncated: bool) -> dict[str, object]:
         "power_w": _power(reader, truncated=truncated),
         "power_limit_w": power_w(reader, "power-limit"),
         "uptime_s": uptime_s,
+        "configured_mode": mode_of(reader.row.get("power-mode")),
         "state": ramping_state(rate, uptime_s) if ramping else None,
         "chip_temp_c_max": temp_c(reader, "chip-temp-max"),
         "board_temp_c_max": hottest_c(boards if isinstance(boards, list) else (boards,)),

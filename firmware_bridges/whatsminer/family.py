@@ -4,8 +4,10 @@ from typing import Final
 
 from firmware_bridges.family import WEIGHT_LIKELY, WEIGHT_SURE, Family, Mark, Reads
 from firmware_bridges.query import Wire, btminer_v3, cgminer
-from firmware_bridges.sheet import Ability, Capability, Evidence, Sheet
 from firmware_bridges.whatsminer import decode, decode_v3
+from firmware_bridges.whatsminer.control_v2 import WhatsminerV2Control
+from firmware_bridges.whatsminer.control_v3 import WhatsminerV3Control
+from firmware_bridges.whatsminer.sheets import SHEET_V2, SHEET_V3
 
 _STATUS: Final = "get.miner.status"
 _INFO: Final = "get.device.info"
@@ -53,26 +55,8 @@ WHATSMINER_V2: Final = Family(
         ),
     ),
     ports={Wire.CGMINER: 4028},
-    sheet=Sheet(
-        title="WhatsMiner stock (btminer API v1, v2)",
-        versions=("API 1.1 .. 2.0.5, firmware 2020-08 .. 2023-08 (M20S, M21S, M50S)",),
-        wires="cgminer API on TCP 4028; writes encrypted",
-        abilities=(
-            Ability(
-                capability=Capability.READ,
-                how="summary, status; slowly get_version, get_miner_info, get_error_code, edevs, "
-                "devdetails, pools",
-                answer_s=3.0,
-                effect_s=None,
-                evidence=Evidence.CAPTURE,
-                note="`get_*` and `status` are never joined with others",
-            ),
-        ),
-        captures=("whatsminer-m20s-v1", "whatsminer-m30s-2020", "whatsminer-m50s-v2"),
-        cases=("tests/firmware_bridges/whatsminer",),
-        limits=("the model is told by devdetails and, on some builds, by get_miner_info only",),
-        source="recorded answers; the vendor's API document 2.0.5",
-    ),
+    control=WhatsminerV2Control,
+    sheet=SHEET_V2,
 )
 
 WHATSMINER_V3: Final = Family(
@@ -85,7 +69,7 @@ WHATSMINER_V3: Final = Family(
         for key, text in ((_STATUS, b'"msg"'), (_INFO, b'"msg"'), (_SETTING, b'"msg"'))
     ),
     documents={(Wire.BTMINER_V3, key): each for key, each in decode_v3.DECODERS.items()},
-    order=(_STATUS, _INFO, _SETTING, *WHATSMINER_V2.order),
+    order=(_INFO, _STATUS, _SETTING, *WHATSMINER_V2.order),
     reads=Reads(
         fast=(btminer_v3(_STATUS, "summary"), btminer_v3(_INFO, "miner")),
         # On an idle miner `pools` alone is refused.
@@ -96,23 +80,6 @@ WHATSMINER_V3: Final = Family(
         ),
     ),
     ports={Wire.BTMINER_V3: 4433, Wire.CGMINER: 4028},
-    sheet=Sheet(
-        title="WhatsMiner stock (btminer API v3)",
-        versions=("API 3.0.2, firmware 2025-12 (M60S)",),
-        wires="JSON with its length in front on TCP 4433; writes with a salted token",
-        abilities=(
-            Ability(
-                capability=Capability.READ,
-                how="get.miner.status summary, get.device.info miner; slowly summary+pools+edevs, "
-                "get.device.info, get.miner.setting",
-                answer_s=3.0,
-                effect_s=None,
-                evidence=Evidence.CAPTURE,
-            ),
-        ),
-        captures=("whatsminer-m60s-v3",),
-        cases=("tests/firmware_bridges/whatsminer",),
-        limits=("accepted and rejected shares are left out by most builds: unknown, not 0",),
-        source="recorded answers; MicroBT's own client (whatsminer/whatsminer-mdk-worker)",
-    ),
+    control=WhatsminerV3Control,
+    sheet=SHEET_V3,
 )
