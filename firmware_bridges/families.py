@@ -4,10 +4,17 @@ from collections.abc import Mapping
 from typing import Final
 
 from firmware_bridges.antminer.family import ANTMINER_STOCK
+from firmware_bridges.auradine.family import AURADINE
+from firmware_bridges.avalon.family import AVALON
+from firmware_bridges.bitaxe.family import BITAXE
 from firmware_bridges.braiins.family import BRAIINS_API, BRAIINS_GRAPHQL, BRAIINS_REST
 from firmware_bridges.cgminer.family import CGMINER
+from firmware_bridges.epic.family import EPIC
 from firmware_bridges.family import Family
 from firmware_bridges.luxos.family import LUXOS
+from firmware_bridges.mara.family import MARAFW
+from firmware_bridges.proto.family import PROTO
+from firmware_bridges.sealminer.family import SEALMINER
 from firmware_bridges.whatsminer.family import WHATSMINER_V2, WHATSMINER_V3
 
 # Where two are equally likely, the earlier one is taken; the plain cgminer API is the last resort.
@@ -18,6 +25,13 @@ FAMILIES: Final[tuple[Family, ...]] = (
     BRAIINS_API,
     WHATSMINER_V3,
     WHATSMINER_V2,
+    MARAFW,
+    EPIC,
+    AVALON,
+    AURADINE,
+    BITAXE,
+    PROTO,
+    SEALMINER,
     ANTMINER_STOCK,
     CGMINER,
 )

@@ -63,6 +63,18 @@ class RowReader:
         return as_text(self.row.get(key))
 
 
+def first_text(reader: RowReader, *keys: str, truncated: bool) -> str | None:
+    """Read the first of several texts that name one thing, the best name first.
+
+    Args:
+        reader: The row.
+        keys: Their names.
+        truncated: The row may have lost members: then only the best name counts.
+    """
+    texts = (reader.text(key) for key in (keys[:1] if truncated else keys))
+    return next((text for text in texts if text is not None), None)
+
+
 def as_float(value: object) -> float | None:
     """Read a finite number from a number, or from a text of one and its unit ("3250 W")."""
     if isinstance(value, bool):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from simulators.asic_antminer import AntminerDialect
+from simulators.asic_avalon import AvalonDialect
+from simulators.asic_epic import EpicDialect
+from simulators.asic_mara import MaraDialect
 
 if TYPE_CHECKING:
     from simulators.asic_dialect import Dialect
@@ -18,5 +21,10 @@ def dialects(login: Login, seed: int) -> dict[str, Dialect]:
         login: Of the web pages of firmwares whose login is a user and a password.
         seed: Of the secrets that a firmware makes (nonces, salts).
     """
-    every: tuple[Dialect, ...] = (AntminerDialect(login, seed),)
+    every: tuple[Dialect, ...] = (
+        AntminerDialect(login, seed),
+        AvalonDialect(),
+        EpicDialect(),
+        MaraDialect(login, seed),
+    )
     return {dialect.name: dialect for dialect in every}

@@ -141,11 +141,24 @@ S19_XP = MinerModel(
     frequency_mhz=675,
     firmware=STOCK_2022,
 )
+A1566 = MinerModel(
+    device_type="AvalonMiner 15-194",
+    hashrate_ths=194.0,
+    power_w=3700.0,
+    power_w_asleep=25.0,
+    boards=3,
+    chips=160,
+    frequency_mhz=346,
+    dialect="avalon",
+)
 MODELS = {
     "s21": S21,
     "s19xp": S19_XP,
     "s21-old": msgspec.structs.replace(S21, firmware=STOCK_OLD),
     "s19xp-old": msgspec.structs.replace(S19_XP, firmware=STOCK_OLD),
+    "a1566": A1566,
+    "s19xp-epic": msgspec.structs.replace(S19_XP, dialect="epic"),
+    "s21-mara": msgspec.structs.replace(S21, dialect="mara"),
 }
 
 # Share of the rated hash rate and power in each mode. Low is a flat quarter less of both; high is

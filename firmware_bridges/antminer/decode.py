@@ -7,13 +7,13 @@ sensors sit on the boards, so `inlet_temp_c` stays unknown.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
 
 from firmware_bridges.base import MinerState, Partial, WorkMode
-from firmware_bridges.cgminer.codec import Answer, answer_of, decode_answers
+from firmware_bridges.cgminer.codec import Answer, answer_of
 from firmware_bridges.cgminer.decode import (
     alarms_of,
     decode_summary,
@@ -22,8 +22,9 @@ from firmware_bridges.cgminer.decode import (
     rate_ths,
     succeeded,
 )
+from firmware_bridges.commands import PoolTarget
 from firmware_bridges.document import Document, object_of
-from firmware_bridges.errors import BridgeGarbledError
+from firmware_bridges.errors import BridgeGarbledError, BridgeUnsupportedError
 from firmware_bridges.rows import (
     FAN_RPM_MAX,
     TEMP_C_MAX,
@@ -43,6 +44,7 @@ MODE_NUMBERS: Final = {
     WorkMode.LOW: 3,
 }
 MODE_WRITE_KEY: Final = "miner-mode"
+POOLS_MAX: Final = 3
 MODE_READ_KEY: Final = "bitmain-work-mode"
 
 _MODES: Final = {number: mode for mode, number in MODE_NUMBERS.items()}
@@ -95,28 +97,6 @@ def decode_web_summary(answer: Answer) -> Partial:
     )
 
 
-def decode_page(body: bytes, source: str, address: str) -> Partial:
-    """Decode one web page by its name.
-
-    Args:
-        body: The page.
-        source: `stats.cgi`, `summary.cgi`, `get_system_info.cgi` or `get_miner_conf.cgi`.
-        address: For the error.
-
-    Raises:
-        BridgeGarbledError: It is no JSON object, or the page is not known.
-    """
-    if source in ("stats.cgi", "summary.cgi"):
-        answer = decode_answers(body, (source,), address)[0]
-        return decode_stats(answer) if source == "stats.cgi" else decode_web_summary(answer)
-    row = _page_object(body, source, address)
-    if source == "get_system_info.cgi":
-        return _system_info(row, source)
-    if source == "get_miner_conf.cgi":
-        return Partial(source=source, configured_mode=mode_of(row))
-    raise BridgeGarbledError(address, f"{source}: no decoder")
-
-
 def decode_stats_page(document: Document) -> Partial:
     """Decode stats.cgi."""
     return decode_stats(answer_of(document))
@@ -161,6 +141,23 @@ def with_mode(configuration: bytes, mode: WorkMode, address: str) -> bytes:
         raise BridgeGarbledError(address, "get_miner_conf.cgi: no list of pools")
     number = MODE_NUMBERS[mode]
     return msgspec.json.encode({**row, MODE_READ_KEY: number, MODE_WRITE_KEY: number})
+
+
+def with_pools(configuration: bytes, pools: Sequence[PoolTarget], address: str) -> bytes:
+    """Give the whole configuration with other pools; its mode goes along under both names.
+
+    Raises:
+        BridgeGarbledError: The configuration is not strict JSON, or has no pools.
+        BridgeUnsupportedError: More than three pools, or none.
+    """
+    if not 0 < len(pools) <= POOLS_MAX:
+        raise BridgeUnsupportedError(address, f"{len(pools)} pools, 1..{POOLS_MAX} are possible")
+    row = _page_object(configuration, "get_miner_conf.cgi", address)
+    mode = mode_of(row) or WorkMode.NORMAL
+    body = msgspec.json.decode(with_mode(configuration, mode, address), type=dict[str, object])
+    filled = [{"url": pool.url, "user": pool.user, "pass": pool.password} for pool in pools]
+    empty = [{"url": "", "user": "", "pass": ""}] * (POOLS_MAX - len(pools))
+    return msgspec.json.encode({**body, "pools": [*filled, *empty]})
 
 
 def _page_object(body: bytes, source: str, address: str) -> Row:

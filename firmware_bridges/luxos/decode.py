@@ -11,7 +11,7 @@ from firmware_bridges.base import MinerState, Partial, WorkMode
 from firmware_bridges.cgminer.codec import Answer
 from firmware_bridges.cgminer.decode import mac_address, power_w, rate_ths
 from firmware_bridges.collect import chips_of, fans_of, hottest_c
-from firmware_bridges.rows import POWER_W_MAX, Row, RowReader, as_float, as_text
+from firmware_bridges.rows import POWER_W_MAX, Row, RowReader, as_float, as_text, first_text
 
 EVENTS_MAX: Final = 32
 
@@ -110,7 +110,7 @@ def decode_version(answer: Answer) -> Partial:
     return Partial(
         source=answer.command,
         model=reader.text("Type"),
-        fw_version=reader.text("Miner") or _release(reader.text("LUXminer")),
+        fw_version=_release(first_text(reader, "Miner", "LUXminer", truncated=answer.truncated)),
         api_version=reader.text("API"),
         rejected=reader.rejected,
     )

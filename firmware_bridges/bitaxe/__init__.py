@@ -1,0 +1,1 @@
+"""Bitaxe and its relatives (AxeOS): one page of JSON."""

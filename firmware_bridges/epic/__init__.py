@@ -1,0 +1,1 @@
+"""ePIC UMC / PowerPlay: HTTP on the port of the cgminer API."""

@@ -1,0 +1,1 @@
+"""MaraFW (KaonSu): JSON pages behind a digest."""

@@ -1,0 +1,1 @@
+"""Proto rig: the maker's REST."""

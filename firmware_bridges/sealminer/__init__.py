@@ -1,0 +1,1 @@
+"""SealMiner: the cgminer API, from documents."""
