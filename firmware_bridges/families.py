@@ -19,6 +19,7 @@ from firmware_bridges.proto.family import PROTO
 from firmware_bridges.scrypt.family import ELPHAPEX, HAMMER
 from firmware_bridges.sealminer.family import SEALMINER
 from firmware_bridges.vnish.family import VNISH
+from firmware_bridges.whatsminer.family import WHATSMINER_V2, WHATSMINER_V3
 
 # Where two are equally likely, the earlier one is taken; the plain cgminer API is the last resort.
 FAMILIES: Final[tuple[Family, ...]] = (
@@ -26,6 +27,8 @@ FAMILIES: Final[tuple[Family, ...]] = (
     BRAIINS_REST,
     BRAIINS_GRAPHQL,
     BRAIINS_API,
+    WHATSMINER_V3,
+    WHATSMINER_V2,
     MARAFW,
     EPIC,
     AVALON,
