@@ -42,7 +42,7 @@ class ScriptedMiner:
     def __init__(self, mode: WorkMode = WorkMode.NORMAL) -> None:
         self.told: WorkMode | None = mode
         self.writes: list[WorkMode] = []
-        self.reads = 0
+        self.reads = self.full_reads = 0
         self.open = self.most_open = 0
         self.answer = OK
         self.write_takes_s = 0.0
@@ -67,6 +67,7 @@ class ScriptedMiner:
 
     async def read(self, detail: ReadDetail) -> Reading:
         self.reads += 1
+        self.full_reads += detail is ReadDetail.FULL
         self.open += 1
         self.most_open = max(self.most_open, self.open)
         try:
