@@ -14,6 +14,7 @@ import numpy as np
 from edge_agent.config import AgentConfig, asic_addresses, build_site
 from edge_agent.credentials import Credentials
 from edge_agent.devices.fleet import AsicUnit, FleetSettings, MinerFleet
+from edge_agent.devices.modes import StoredModes
 from edge_agent.devices.poller import PollSettings
 from edge_agent.devices.ports import AsicNameplate
 from edge_agent.local_api.api import BufferView, HubLink, InputLine, LocalApi, StreamLine
@@ -23,7 +24,7 @@ from edge_agent.market.replay import ReplayMap
 from edge_agent.market.series import load_market
 from edge_agent.node.link import NodeAddress, NodeLinksClient
 from edge_agent.notify import Pulse, sd_notify, watchdog_period_s
-from edge_agent.ports import Clock
+from edge_agent.ports import Clock, CommitBatch
 from edge_agent.services.agent import Agent, AgentPorts, Sample
 from edge_agent.services.hub_words import HubWords
 from edge_agent.services.node_sink import LateSink
@@ -116,6 +117,7 @@ class AgentProgram:
             hot=self._hot,
             clock=clock,
         )
+        self._modes = StoredModes(self._keep_mode)
         self._fleet = self._make_fleet()
         self._uplink: Uplink | None = None
 
@@ -124,6 +126,7 @@ class AgentProgram:
         miners = sum(row.count for row in self._config.asics)
         raise_file_limit(_FILES_BASE + _FILES_PER_MINER * miners)
         recovered = await self._store.recover()
+        self._modes.restore(dict(recovered.asic_modes))
         await self._segments.open()
         await self._hot.open()
         sink = LateSink()
@@ -233,7 +236,11 @@ class AgentProgram:
             clock=self._clock,
             client_nonce=lambda: secrets.token_hex(8),
             settings=FleetSettings(poll=PollSettings(tick_s=self._config.tick_s)),
+            modes=self._modes,
         )
+
+    async def _keep_mode(self, device_id: str, mode: str) -> None:
+        await self._store.commit(CommitBatch(asic_modes=((device_id, mode),)))
 
     def _login(self, username: str, credential: str) -> MinerLogin | None:
         if not credential:

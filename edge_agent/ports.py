@@ -131,6 +131,7 @@ class CommitBatch(Struct, frozen=True, kw_only=True):
         leases: desired leases as received. policy: as received.
         dropped_leases: lease ids whose retained topic the hub cleared after release.
         meter_heads: new metering state. node_marks: (node_id, reading seq now durable as usage).
+        asic_modes: (device_id, mode before its sleep).
         sync: False lets the row ride with the next synced commit (phase notes).
     """
 
@@ -143,6 +144,7 @@ class CommitBatch(Struct, frozen=True, kw_only=True):
     policy: SitePolicy | None = None
     meter_heads: tuple[MeterHead, ...] = ()
     node_marks: tuple[tuple[str, int], ...] = ()
+    asic_modes: tuple[tuple[str, str], ...] = ()
     sync: bool = True
 
 
@@ -166,6 +168,7 @@ class Recovered(Struct, frozen=True, kw_only=True):
     policy: SitePolicy | None
     meter_heads: tuple[MeterHead, ...]
     node_marks: tuple[tuple[str, int], ...]
+    asic_modes: tuple[tuple[str, str], ...] = ()
 
 
 class CoreStore(Protocol):

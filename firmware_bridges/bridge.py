@@ -22,6 +22,7 @@ from firmware_bridges.http.digest import Credentials
 from firmware_bridges.link import MinerLink
 from firmware_bridges.query import Asker, Query, Wire
 from firmware_bridges.recognise import decode_query, read_partials
+from firmware_bridges.sheet import Capability
 
 # What changes from one moment to the next: of an older answer it would be told as of now.
 _OF_THE_MOMENT: Final = dict.fromkeys(
@@ -89,6 +90,16 @@ class MinerBridge:
         if slow:
             self._slow = [_lasting(part) for part in kept]
         return read_partials(self.family, self._host, [*partials, *kept], failed)
+
+    @property
+    def family_name(self) -> str:
+        """Name the firmware family."""
+        return self.family.name
+
+    def effect_s(self, capability: Capability) -> float | None:
+        """Give the time within which the effect of a command shows; `None` = not known."""
+        row = self.family.sheet.ability(capability)
+        return None if row is None else row.effect_s
 
     async def mode(self) -> WorkMode | None:
         """Read what it was told to do; `None` = not said.

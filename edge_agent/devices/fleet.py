@@ -6,11 +6,18 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from edge_agent.devices.asic_driver import AsicDriver, DrivenAsic, DriverSettings
-from edge_agent.devices.poller import AsicPoller, PollCounts, PolledAsic, PollSettings
-from edge_agent.devices.ports import AsicAction, AsicNameplate, AsicReadings, DeviceOutcome
+from edge_agent.devices.late import LateEffects
+from edge_agent.devices.poller import AsicPoller, Known, PollCounts, PolledAsic, PollSettings
+from edge_agent.devices.ports import (
+    AsicAction,
+    AsicNameplate,
+    AsicReadings,
+    DeviceOutcome,
+    ModeMemory,
+)
 from edge_agent.ports import Clock
 from firmware_bridges.antminer.family import ANTMINER_STOCK
-from firmware_bridges.base import MinerAddress, WorkMode
+from firmware_bridges.base import MinerAddress, Reading, WorkMode
 from firmware_bridges.bridge import bridge_of
 from firmware_bridges.family import Family
 from firmware_bridges.http.digest import Credentials
@@ -58,6 +65,7 @@ class MinerFleet:
         clock: For the stamps.
         client_nonce: Fresh random text for digest authentication.
         settings: Of the fleet.
+        modes: The modes before sleep, kept over restarts; `None` = in memory only.
     """
 
     def __init__(
@@ -67,6 +75,7 @@ class MinerFleet:
         clock: Clock,
         client_nonce: Callable[[], str],
         settings: FleetSettings,
+        modes: ModeMemory | None = None,
     ) -> None:
         in_flight = asyncio.Semaphore(settings.in_flight)
         bridges = [
@@ -85,7 +94,11 @@ class MinerFleet:
             [PolledAsic(unit.device_id, bridge) for unit, bridge in pairs],
             clock=clock,
             settings=settings.poll,
+            on_reading=self._on_reading,
         )
+        self._places = {unit.device_id: index for index, unit in enumerate(units)}
+        self._ids = tuple(unit.device_id for unit in units)
+        self._late = LateEffects()
         self._driver = AsicDriver(
             [
                 DrivenAsic(
@@ -98,6 +111,8 @@ class MinerFleet:
             ],
             clock=clock,
             settings=settings.drive,
+            late=self._late,
+            modes=modes,
         )
 
     async def run(self) -> None:
@@ -122,6 +137,13 @@ class MinerFleet:
     async def next_batch(self) -> AsicReadings:
         """Wait for the end of the running tick and give its values: one batch per tick."""
         return await self._poller.next_batch()
+
+    def known(self, device_id: str) -> Known:
+        """Give the last good reading of a device with its age, and why it is not newer."""
+        return self._poller.known(self._places[device_id])
+
+    def _on_reading(self, index: int, reading: Reading, now_ns: int) -> None:
+        self._late.observe(self._ids[index], reading, now_ns)
 
     def counts(self) -> PollCounts:
         """Give what the poller did so far."""

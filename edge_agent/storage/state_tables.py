@@ -77,6 +77,7 @@ def write_state(connection: sqlite3.Connection, batch: CommitBatch, at_ms: int) 
         [_meter_row(head, at_ms) for head in batch.meter_heads],
     )
     connection.executemany("INSERT OR REPLACE INTO node_mark VALUES (?, ?)", batch.node_marks)
+    connection.executemany("INSERT OR REPLACE INTO asic_mode VALUES (?, ?)", batch.asic_modes)
 
 
 def _meter_row(head: MeterHead, at_ms: int) -> tuple[object, ...]:
@@ -103,6 +104,7 @@ def read_recovered(connection: sqlite3.Connection, store_id: str, epoch: int) ->
         "SELECT body FROM meter_head ORDER BY lease_id, attempt, device_id, instance_id"
     ).fetchall()
     marks = connection.execute("SELECT node_id, seq FROM node_mark ORDER BY node_id").fetchall()
+    modes = connection.execute("SELECT device_id, mode FROM asic_mode").fetchall()
     try:
         return Recovered(
             store_id=store_id,
@@ -116,6 +118,7 @@ def read_recovered(connection: sqlite3.Connection, store_id: str, epoch: int) ->
             policy=None if policy is None else codec.POLICY.decode(policy[0]),
             meter_heads=tuple(_HEAD_DECODER.decode(row[0]) for row in heads),
             node_marks=tuple(marks),
+            asic_modes=tuple(modes),
         )
     except (DecodeError, ValueError, msgspec.MsgspecError) as exc:
         raise StoreCorruptError(f"a stored row cannot be read: {exc}") from exc
