@@ -8,6 +8,7 @@ from simulators.asic_antminer import AntminerDialect
 from simulators.asic_avalon import AvalonDialect
 from simulators.asic_epic import EpicDialect
 from simulators.asic_mara import MaraDialect
+from simulators.asic_vnish import VnishDialect
 
 if TYPE_CHECKING:
     from simulators.asic_dialect import Dialect
@@ -26,5 +27,6 @@ def dialects(login: Login, seed: int) -> dict[str, Dialect]:
         AvalonDialect(),
         EpicDialect(),
         MaraDialect(login, seed),
+        VnishDialect(seed),
     )
     return {dialect.name: dialect for dialect in every}

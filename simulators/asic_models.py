@@ -158,6 +158,7 @@ MODELS = {
     "s19xp-old": msgspec.structs.replace(S19_XP, firmware=STOCK_OLD),
     "a1566": A1566,
     "s19xp-epic": msgspec.structs.replace(S19_XP, dialect="epic"),
+    "s21-vnish": msgspec.structs.replace(S21, dialect="vnish"),
     "s21-mara": msgspec.structs.replace(S21, dialect="mara"),
 }
 

@@ -29,6 +29,7 @@ SIMULATED = {
     "avalon": "a1566",
     "epic": "s19xp-epic",
     "marafw": "s21-mara",
+    "vnish": "s21-vnish",
 }
 STEERED = [family for family in FAMILIES if family.control is not None]
 EPOCH_S = 1_800_000_000
