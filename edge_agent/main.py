@@ -41,6 +41,7 @@ from edge_agent.storage.writer import ThreadedWriter
 from edge_agent.transport.mqtt import AiomqttConnector, Endpoint
 from edge_agent.version import VERSION
 from firmware_bridges.base import MinerAddress
+from firmware_bridges.families import FAMILY_OF
 from firmware_bridges.http.digest import Credentials as MinerLogin
 from protocol.event import SiteLive, SwitchReport
 from protocol.ids import IdSource
@@ -123,7 +124,7 @@ class AgentProgram:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Recover, then run everything until ``stop`` is set."""
-        miners = sum(row.count for row in self._config.asics)
+        miners = len(asic_addresses(self._config))
         raise_file_limit(_FILES_BASE + _FILES_PER_MINER * miners)
         recovered = await self._store.recover()
         self._modes.restore(dict(recovered.asic_modes))
@@ -221,7 +222,13 @@ class AgentProgram:
         units = [
             AsicUnit(
                 device_id=row.device_id,
-                address=MinerAddress(host=row.host, cgminer_port=row.port, web_port=row.web_port),
+                address=MinerAddress(
+                    host=row.host,
+                    cgminer_port=row.port,
+                    web_port=row.web_port,
+                    v3_port=row.v3_port,
+                ),
+                family=FAMILY_OF.get(row.kind),
                 nameplate=AsicNameplate(
                     hashrate_ths=kinds[row.device_class].hashrate_ths,
                     power_w=kinds[row.device_class].mine_w,

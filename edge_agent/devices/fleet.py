@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from edge_agent.devices.asic_driver import AsicDriver, DrivenAsic, DriverSettings
+from edge_agent.devices.auto import AutoBridge
 from edge_agent.devices.late import LateEffects
 from edge_agent.devices.poller import AsicPoller, Known, PollCounts, PolledAsic, PollSettings
 from edge_agent.devices.ports import (
     AsicAction,
+    AsicBridge,
     AsicNameplate,
     AsicReadings,
     DeviceOutcome,
@@ -18,7 +20,8 @@ from edge_agent.devices.ports import (
 from edge_agent.ports import Clock
 from firmware_bridges.antminer.family import ANTMINER_STOCK
 from firmware_bridges.base import MinerAddress, Reading, WorkMode
-from firmware_bridges.bridge import bridge_of
+from firmware_bridges.bridge import MinerBridge, bridge_of
+from firmware_bridges.detect import Prober
 from firmware_bridges.family import Family
 from firmware_bridges.http.digest import Credentials
 
@@ -30,7 +33,7 @@ class AsicUnit(msgspec.Struct, frozen=True, kw_only=True):
         device_id: Of the site.
         address: Where it listens.
         nameplate: Of its model.
-        family: Of its firmware.
+        family: Of its firmware; `None` = it is found out at the first reading.
         credentials: Of its web pages and writes; `None` = the factory's.
         wake_mode: Mode to wake into when the one before sleep is not known.
     """
@@ -38,7 +41,7 @@ class AsicUnit(msgspec.Struct, frozen=True, kw_only=True):
     device_id: str
     address: MinerAddress
     nameplate: AsicNameplate
-    family: Family = ANTMINER_STOCK
+    family: Family | None = ANTMINER_STOCK
     credentials: Credentials | None = None
     wake_mode: WorkMode = WorkMode.NORMAL
 
@@ -55,6 +58,38 @@ class FleetSettings(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int = 512
     poll: PollSettings = PollSettings()
     drive: DriverSettings = DriverSettings()
+
+
+class _Bridges:
+    """Makes the bridges of one site, which share its connections."""
+
+    def __init__(
+        self, in_flight: asyncio.Semaphore, client_nonce: Callable[[], str], clock: Clock
+    ) -> None:
+        self._in_flight = in_flight
+        self._client_nonce = client_nonce
+        self._clock = clock
+
+    def to(self, unit: AsicUnit) -> AsicBridge:
+        """Make the bridge to one miner."""
+        if unit.family is not None:
+            return self._known(unit, unit.family)
+        prober = Prober(
+            in_flight=self._in_flight,
+            client_nonce=self._client_nonce,
+            credentials=unit.credentials,
+        )
+        return AutoBridge(unit.address, prober, lambda family: self._known(unit, family))
+
+    def _known(self, unit: AsicUnit, family: Family) -> MinerBridge:
+        return bridge_of(
+            family,
+            unit.address,
+            credentials=unit.credentials,
+            in_flight=self._in_flight,
+            client_nonce=self._client_nonce,
+            wall_s=lambda: self._clock.wall().timestamp(),
+        )
 
 
 class MinerFleet:
@@ -78,17 +113,8 @@ class MinerFleet:
         modes: ModeMemory | None = None,
     ) -> None:
         in_flight = asyncio.Semaphore(settings.in_flight)
-        bridges = [
-            bridge_of(
-                unit.family,
-                unit.address,
-                credentials=unit.credentials,
-                in_flight=in_flight,
-                client_nonce=client_nonce,
-                wall_s=lambda: clock.wall().timestamp(),
-            )
-            for unit in units
-        ]
+        bridges_of = _Bridges(in_flight, client_nonce, clock)
+        bridges = [bridges_of.to(unit) for unit in units]
         pairs = list(zip(units, bridges, strict=True))
         self._poller = AsicPoller(
             [PolledAsic(unit.device_id, bridge) for unit, bridge in pairs],
