@@ -121,6 +121,7 @@ class AgentProgram:
         self._modes = StoredModes(self._keep_mode)
         self._fleet = self._make_fleet()
         self._uplink: Uplink | None = None
+        self._words: HubWords | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Recover, then run everything until ``stop`` is set."""
@@ -154,7 +155,10 @@ class AgentProgram:
         )
         agent = Agent(self._site, ports, recovered, self._config.tick_s)
         sink.target = agent
-        self._uplink = self._make_uplink(agent)
+        self._words = HubWords(
+            agent, self._store, self._clock, act=self._fleet.act, begun=recovered.one_offs
+        )
+        self._uplink = self._make_uplink(self._words)
         try:
             await self._run_tasks(agent, links, stop)
         finally:
@@ -185,8 +189,9 @@ class AgentProgram:
                 group.create_task(snapshots.run(), name="snapshots")
                 group.create_task(self._watchdog(agent), name="watchdog")
                 group.create_task(self._telemetry.run(), name="telemetry")
-                if self._uplink is not None:
+                if self._uplink is not None and self._words is not None:
                     group.create_task(self._uplink.run(), name="uplink")
+                    group.create_task(self._words.run(), name="one-off-commands")
                 if self._config.asics:
                     group.create_task(self._fleet.run(), name="asic-poller")
                     group.create_task(self._offer_asics(agent), name="asic-readings")
@@ -254,7 +259,7 @@ class AgentProgram:
             return None
         return MinerLogin(username, self._credentials.text(credential))
 
-    def _make_uplink(self, agent: Agent) -> Uplink | None:
+    def _make_uplink(self, words: HubWords) -> Uplink | None:
         mqtt = self._config.mqtt
         if mqtt is None:
             return None
@@ -273,7 +278,7 @@ class AgentProgram:
             random=self._jitter.random,
             site_id=self._config.site_id,
             agent_version=VERSION,
-            brain=HubWords(agent, self._store, self._clock),
+            brain=words,
         )
 
     def _make_feed(self, agent: Agent) -> ReplayFeed | HttpFeed | None:

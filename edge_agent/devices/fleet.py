@@ -8,6 +8,7 @@ import msgspec
 from edge_agent.devices.asic_driver import AsicDriver, DrivenAsic, DriverSettings
 from edge_agent.devices.auto import AutoBridge
 from edge_agent.devices.late import LateEffects
+from edge_agent.devices.one_off import OneOffDriver
 from edge_agent.devices.poller import AsicPoller, Known, PollCounts, PolledAsic, PollSettings
 from edge_agent.devices.ports import (
     AsicAction,
@@ -125,16 +126,18 @@ class MinerFleet:
         self._places = {unit.device_id: index for index, unit in enumerate(units)}
         self._ids = tuple(unit.device_id for unit in units)
         self._late = LateEffects()
+        driven = {
+            unit.device_id: DrivenAsic(
+                device_id=unit.device_id,
+                bridge=bridge,
+                nameplate=unit.nameplate,
+                wake_mode=unit.wake_mode,
+            )
+            for unit, bridge in pairs
+        }
+        self._one_offs = OneOffDriver(driven, clock=clock, settings=settings.drive, late=self._late)
         self._driver = AsicDriver(
-            [
-                DrivenAsic(
-                    device_id=unit.device_id,
-                    bridge=bridge,
-                    nameplate=unit.nameplate,
-                    wake_mode=unit.wake_mode,
-                )
-                for unit, bridge in pairs
-            ],
+            list(driven.values()),
             clock=clock,
             settings=settings.drive,
             late=self._late,
@@ -155,6 +158,10 @@ class MinerFleet:
     ) -> tuple[DeviceOutcome, ...]:
         """Carry out one action; see `AsicFleet.apply`."""
         return await self._driver.apply(switch_id, phase, action, device_ids, deadline_s)
+
+    async def act(self, verb: str, device_id: str) -> tuple[str, str]:
+        """Do a one-off act; see `OneOffDriver.act`."""
+        return await self._one_offs.act(verb, device_id)
 
     async def read(self) -> AsicReadings:
         """Give the newest reading of every device."""

@@ -45,5 +45,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         # The mode of a miner before it was put to sleep: what it wakes into after a restart.
         "CREATE TABLE asic_mode (device_id TEXT PRIMARY KEY, mode TEXT NOT NULL) WITHOUT ROWID",
+        # One-off commands that were begun: noted before the write, so that none is done twice.
+        """CREATE TABLE one_off (
+            command_id TEXT PRIMARY KEY, at_ms INTEGER NOT NULL) WITHOUT ROWID""",
     ),
 )
