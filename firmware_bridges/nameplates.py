@@ -5,6 +5,7 @@ no more. Source: the makers' data sheets.
 """
 
 import re
+from functools import lru_cache
 from typing import Final
 
 # Longest names first: `s19 xp hyd` is looked for before `s19 xp` before `s19`.
@@ -49,6 +50,7 @@ _SPACES: Final = re.compile(r"[\s_-]+")
 _BY_LENGTH: Final = tuple(sorted(_RATED_THS, key=lambda row: -len(row[0])))
 
 
+@lru_cache(maxsize=1_024)
 def nameplate_ths(model: str | None) -> float | None:
     """Give the rate that a model is built for, TH/s; `None` = not in the list."""
     if model is None:

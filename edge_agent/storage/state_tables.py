@@ -17,6 +17,7 @@ _ENCODER = msgspec.msgpack.Encoder()
 _JOURNAL_TRIM_ROWS_MAX = 2_000
 _SNAPSHOTS_KEPT = 3
 _DAY_MS = 86_400_000
+_ONE_OFFS_KEPT_MS = 35 * _DAY_MS
 
 
 def raise_meta(connection: sqlite3.Connection, key: str, floor: int) -> int:
@@ -77,6 +78,12 @@ def write_state(connection: sqlite3.Connection, batch: CommitBatch, at_ms: int) 
         [_meter_row(head, at_ms) for head in batch.meter_heads],
     )
     connection.executemany("INSERT OR REPLACE INTO node_mark VALUES (?, ?)", batch.node_marks)
+    connection.executemany("INSERT OR REPLACE INTO asic_mode VALUES (?, ?)", batch.asic_modes)
+    if batch.one_offs:
+        connection.execute("DELETE FROM one_off WHERE at_ms < ?", (at_ms - _ONE_OFFS_KEPT_MS,))
+        connection.executemany(
+            "INSERT OR IGNORE INTO one_off VALUES (?, ?)", [(row, at_ms) for row in batch.one_offs]
+        )
 
 
 def _meter_row(head: MeterHead, at_ms: int) -> tuple[object, ...]:
@@ -103,6 +110,8 @@ def read_recovered(connection: sqlite3.Connection, store_id: str, epoch: int) ->
         "SELECT body FROM meter_head ORDER BY lease_id, attempt, device_id, instance_id"
     ).fetchall()
     marks = connection.execute("SELECT node_id, seq FROM node_mark ORDER BY node_id").fetchall()
+    modes = connection.execute("SELECT device_id, mode FROM asic_mode").fetchall()
+    begun = connection.execute("SELECT command_id FROM one_off").fetchall()
     try:
         return Recovered(
             store_id=store_id,
@@ -116,6 +125,8 @@ def read_recovered(connection: sqlite3.Connection, store_id: str, epoch: int) ->
             policy=None if policy is None else codec.POLICY.decode(policy[0]),
             meter_heads=tuple(_HEAD_DECODER.decode(row[0]) for row in heads),
             node_marks=tuple(marks),
+            asic_modes=tuple(modes),
+            one_offs=tuple(row[0] for row in begun),
         )
     except (DecodeError, ValueError, msgspec.MsgspecError) as exc:
         raise StoreCorruptError(f"a stored row cannot be read: {exc}") from exc

@@ -210,7 +210,11 @@ def _system_info(row: Row, source: str) -> Partial:
 
 def _old_style(answer: Answer, row: Row) -> Partial:
     reader = RowReader(row)
-    chips = [count for key in row if _CHIPS_KEY.match(key) and (count := _chips(reader, key))]
+    chips = [
+        count
+        for key in row
+        if key.startswith("chain_acn") and _CHIPS_KEY.match(key) and (count := _chips(reader, key))
+    ]
     return Partial(
         source=answer.command,
         model=_type_of(answer),
@@ -276,7 +280,12 @@ def _chips(reader: RowReader, key: str) -> int | None:
 
 def _hottest(row: Row, key_form: re.Pattern[str]) -> float | None:
     """Give the highest of the "a-b-c-d" fields; 0 stands for an absent sensor."""
-    texts = [value for key, value in row.items() if key_form.match(key) and isinstance(value, str)]
+    texts = [
+        value
+        for key, value in row.items()
+        # One old answer has some two hundred keys: the cheap test first.
+        if key.startswith("temp") and key_form.match(key) and isinstance(value, str)
+    ]
     return _plausible_max(float(found) for text in texts for found in _TEMPS.findall(text))
 
 
@@ -297,7 +306,11 @@ def _plausible_max(values: Iterable[float]) -> float | None:
 
 def _old_fans(reader: RowReader) -> tuple[int, ...] | None:
     """Read fanN; where there are more names than fans, the silent names are empty places."""
-    numbers = sorted(int(found.group(1)) for key in reader.row if (found := _FAN_KEY.match(key)))
+    numbers = sorted(
+        int(found.group(1))
+        for key in reader.row
+        if key.startswith("fan") and (found := _FAN_KEY.match(key))
+    )
     read = [reader.whole(f"fan{number}", low=0, high=FAN_RPM_MAX) for number in numbers]
     speeds = [rpm for rpm in read if rpm is not None]
     count = reader.whole("fan_num", low=0, high=_FANS_MAX)

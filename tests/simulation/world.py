@@ -309,6 +309,7 @@ class SiteWorld:
             )
             agent = Agent(self.site, ports, recovered, tick_s=TICK_S)
             sink.target = agent
+            words = HubWords(agent, store, clock)
             uplink = Uplink(
                 connector=self.world.link,
                 store=store,
@@ -317,7 +318,7 @@ class SiteWorld:
                 random=self.rng.random,
                 site_id=self.site_id,
                 agent_version="0.1.0",
-                brain=HubWords(agent, store, clock),
+                brain=words,
             )
             self.agent, self.store, self.uplink = agent, store, uplink
             async with asyncio.TaskGroup() as group:
@@ -325,6 +326,7 @@ class SiteWorld:
                 group.create_task(links.run(), name="node-links")
                 group.create_task(telemetry.run(), name="telemetry")
                 group.create_task(uplink.run(), name="uplink")
+                group.create_task(words.run(), name="one-off-commands")
                 group.create_task(self._feed(agent), name="feeds")
         finally:
             if self.agent is not None:
