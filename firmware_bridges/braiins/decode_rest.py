@@ -30,7 +30,12 @@ _STATES: Final = {
     4: MinerState.STOPPED,
     5: MinerState.MINING,
 }
-_TOLD: Final = {2: WorkMode.NORMAL, 3: WorkMode.SLEEP, 5: WorkMode.NORMAL}
+_TOLD: Final = {
+    1: WorkMode.SLEEP,
+    2: WorkMode.NORMAL,
+    3: WorkMode.SLEEP,
+    5: WorkMode.NORMAL,
+}
 # TunerState: 0 unspecified, 1 disabled, 2 stable, 3 tuning, 4 error.
 _TUNING: Final = 3
 

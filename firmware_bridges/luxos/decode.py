@@ -15,6 +15,7 @@ from firmware_bridges.rows import POWER_W_MAX, Row, RowReader, as_float, as_text
 
 EVENTS_MAX: Final = 32
 
+_SLEEP: Final = "sleep"
 _CORNERS: Final = ("TopLeft", "TopRight", "BottomLeft", "BottomRight", "Board")
 _CHIP_CORNERS: Final = ("Chip", "ChipMax", "Chip Max")
 # SystemStatus words that say that the firmware itself stopped the machine.
@@ -32,7 +33,8 @@ def decode_config(answer: Answer) -> Partial:
         serial=reader.text("SerialNumber"),
         hostname=reader.text("Hostname"),
         expected_hashrate_ths=rate_ths(reader, "NameplateTHS", "TH"),
-        configured_mode=_told(reader),
+        power_limit_w=_target_w(reader),
+        configured_mode=told_mode(answer),
         state=_state(reader),
         fault_light=_light(reader),
         power_profile=reader.text("Profile"),
@@ -137,15 +139,35 @@ def _release(text: str | None) -> str | None:
     return None if text is None else text.partition("-")[0]
 
 
-def _told(reader: RowReader) -> WorkMode | None:
+def told_mode(answer: Answer) -> WorkMode | None:
+    """Tell from `config` what the miner was told to do.
+
+    A profile below the normal one is `low` and one above it `high`, but only where nobody but its
+    owner chooses profiles: the automatic thermal management moves them by itself.
+    """
+    reader = _first(answer, "CONFIG")
     mode = reader.text("CurtailMode")
     if mode is None:
         return None
-    return WorkMode.SLEEP if mode.lower() == "sleep" else WorkMode.NORMAL
+    if mode.lower() == _SLEEP:
+        return WorkMode.SLEEP
+    if answer.truncated:
+        return None
+    step = as_float(reader.row.get("ProfileStep"))
+    if step is None or step == 0 or reader.row.get("IsAtmEnabled") is not False:
+        return WorkMode.NORMAL
+    return WorkMode.LOW if step < 0 else WorkMode.HIGH
+
+
+def _target_w(reader: RowReader) -> float | None:
+    """Read the power target of machines that follow one; others follow their profile's watts."""
+    if reader.row.get("IsPowerTargetEnabled") is not True:
+        return None
+    return power_w(reader, "ActualPowerTarget")
 
 
 def _state(reader: RowReader) -> MinerState | None:
-    if _told(reader) is WorkMode.SLEEP:
+    if (reader.text("CurtailMode") or "").lower() == _SLEEP:
         return MinerState.ASLEEP
     status = (reader.text("SystemStatus") or "").lower()
     return next((state for word, state in _STOPPED.items() if word in status), None)
