@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from simulators.asic_antminer import AntminerDialect
+from simulators.asic_braiins import BraiinsDialect, OldBraiinsDialect
+from simulators.asic_luxos import LuxosDialect
 
 if TYPE_CHECKING:
     from simulators.asic_dialect import Dialect
@@ -18,5 +20,10 @@ def dialects(login: Login, seed: int) -> dict[str, Dialect]:
         login: Of the web pages of firmwares whose login is a user and a password.
         seed: Of the secrets that a firmware makes (nonces, salts).
     """
-    every: tuple[Dialect, ...] = (AntminerDialect(login, seed),)
+    every: tuple[Dialect, ...] = (
+        AntminerDialect(login, seed),
+        BraiinsDialect(login, seed),
+        OldBraiinsDialect(login, seed),
+        LuxosDialect(seed),
+    )
     return {dialect.name: dialect for dialect in every}

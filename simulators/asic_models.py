@@ -141,11 +141,17 @@ S19_XP = MinerModel(
     frequency_mhz=675,
     firmware=STOCK_2022,
 )
+S19_XP_BRAIINS = msgspec.structs.replace(S19_XP, dialect="braiins")
+S19_XP_BRAIINS_OLD = msgspec.structs.replace(S19_XP, dialect="braiins-old")
+S21_LUXOS = msgspec.structs.replace(S21, dialect="luxos")
 MODELS = {
     "s21": S21,
     "s19xp": S19_XP,
     "s21-old": msgspec.structs.replace(S21, firmware=STOCK_OLD),
     "s19xp-old": msgspec.structs.replace(S19_XP, firmware=STOCK_OLD),
+    "s19xp-braiins": S19_XP_BRAIINS,
+    "s19xp-braiins-old": S19_XP_BRAIINS_OLD,
+    "s21-luxos": S21_LUXOS,
 }
 
 # Share of the rated hash rate and power in each mode. Low is a flat quarter less of both; high is
