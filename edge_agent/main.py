@@ -40,7 +40,6 @@ from edge_agent.storage.writer import ThreadedWriter
 from edge_agent.transport.mqtt import AiomqttConnector, Endpoint
 from edge_agent.version import VERSION
 from firmware_bridges.base import MinerAddress
-from firmware_bridges.http.digest import FACTORY_CREDENTIALS
 from firmware_bridges.http.digest import Credentials as MinerLogin
 from protocol.event import SiteLive, SwitchReport
 from protocol.ids import IdSource
@@ -236,9 +235,9 @@ class AgentProgram:
             settings=FleetSettings(poll=PollSettings(tick_s=self._config.tick_s)),
         )
 
-    def _login(self, username: str, credential: str) -> MinerLogin:
+    def _login(self, username: str, credential: str) -> MinerLogin | None:
         if not credential:
-            return FACTORY_CREDENTIALS
+            return None
         return MinerLogin(username, self._credentials.text(credential))
 
     def _make_uplink(self, agent: Agent) -> Uplink | None:

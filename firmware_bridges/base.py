@@ -81,25 +81,35 @@ class MinerAddress(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         host: An IP address; names are refused, because resolving one would block.
-        cgminer_port: TCP port of the cgminer API.
-        web_port: TCP port of the web pages.
+        cgminer_port: TCP port instead of 4028. web_port: instead of the web server's. v3_port:
+            instead of 4433. `None` = the firmware's own.
 
     Raises:
         ValueError: The host is no IP address or a port is outside 1..65535.
     """
 
     host: str
-    cgminer_port: int = 4028
-    web_port: int = 80
+    cgminer_port: int | None = None
+    web_port: int | None = None
+    v3_port: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could not be dialled."""
         ipaddress.ip_address(self.host)
-        for name in ("cgminer_port", "web_port"):
+        for name in ("cgminer_port", "web_port", "v3_port"):
             port = getattr(self, name)
-            if not 0 < port <= _PORT_MAX:
+            if port is not None and not 0 < port <= _PORT_MAX:
                 msg = f"{name}: {port} is outside 1..{_PORT_MAX}"
                 raise ValueError(msg)
+
+    def port_for(self, usual: int) -> int:
+        """Give the port that stands for a firmware's usual one.
+
+        Args:
+            usual: 4028 and 4433 are APIs, every other port is a web server's.
+        """
+        given = {4028: self.cgminer_port, 4433: self.v3_port}.get(usual, self.web_port)
+        return usual if given is None else given
 
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,7 +1,7 @@
 """What models are built for, in TH/s of SHA-256; used to find unit traps only.
 
 The figure is that of the strongest variant sold under the name: a check by a factor of five needs
-no more. Source: the makers' data sheets. Scrypt and kHeavyHash machines are left out.
+no more. Source: the makers' data sheets.
 """
 
 import re
@@ -22,6 +22,10 @@ _RATED_THS: Final = (
     ("antminer s19a", 96.0), ("antminer s19", 110.0), ("antminer t19", 88.0),
     ("antminer s17", 73.0), ("antminer t17", 64.0), ("antminer s15", 28.0),
     ("antminer s9", 16.0), ("antminer t9", 13.0),
+    ("antminer l3", 0.001), ("antminer l7", 0.0095), ("antminer l9", 0.017),
+    ("antminer l11", 0.035), ("antminer d9", 1.77), ("antminer k7", 63.5), ("antminer ks3", 9.4),
+    ("antminer ks5", 21.0), ("antminer ks7", 40.0), ("hammer d10", 0.005), ("dg1", 0.0144),
+    ("dg home", 0.003),
     ("whatsminer m20", 75.0), ("whatsminer m21", 62.0), ("whatsminer m30s++", 118.0),
     ("whatsminer m30", 118.0), ("whatsminer m31", 90.0), ("whatsminer m32", 74.0),
     ("whatsminer m33", 262.0), ("whatsminer m36", 180.0), ("whatsminer m39", 110.0),

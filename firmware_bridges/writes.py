@@ -1,9 +1,6 @@
-"""What all writes share: the ability behind a command, its deadlines, and what silence means.
+"""What became of a write: the miner's answer, or its silence, as one `WriteResult`."""
 
-Pure but for `send`, which asks once and never again: whoever wants a second try reads first.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from firmware_bridges.base import WriteResult, WriteState
@@ -46,10 +43,10 @@ _CAPABILITY: Final[Mapping[type, Capability]] = {
 
 
 def deadlines_for(sheet: Sheet, command: Command, address: str) -> Deadlines:
-    """Give how long a miner may take to answer a command.
+    """Give how long a miner may take to answer a command, by its firmware's sheet.
 
     Raises:
-        BridgeUnsupportedError: The sheet of this firmware has no row for it.
+        BridgeUnsupportedError: The sheet has no row for it.
     """
     capability = _CAPABILITY[type(command)]
     row = sheet.ability(capability)
@@ -58,29 +55,53 @@ def deadlines_for(sheet: Sheet, command: Command, address: str) -> Deadlines:
     return Deadlines(connect_s=CONNECT_S, answer_s=row.answer_s)
 
 
-async def send(asker: Asker, query: Query, deadlines: Deadlines) -> bytes | WriteResult:
-    """Send one write; give its answer, or what follows from there being none."""
+async def send(
+    asker: Asker,
+    query: Query,
+    judge: Callable[[bytes], WriteResult],
+    deadlines: Deadlines | None = None,
+) -> WriteResult:
+    """Send one write and judge what came back.
+
+    Args:
+        asker: To the miner.
+        query: The write.
+        judge: Reads the answer; it raises `BridgeError` where that cannot be understood.
+        deadlines: Of this exchange.
+
+    Returns:
+        `unknown` where the request may have reached the miner and nothing clear came back.
+    """
     try:
-        return await asker.ask(query, deadlines)
-    except (BridgeAuthError, BridgeRefusedError, BridgeUnsupportedError) as exc:
-        return refused(exc.code, exc.detail)
+        body = await asker.ask(query, deadlines)
     except BridgeError as exc:
-        return (unknown if exc.sent else refused)(exc.code, exc.detail)
+        return _result_of(exc, sent=exc.sent)
+    try:
+        return judge(body)
+    except BridgeError as exc:
+        # The miner has answered, so it has the request: what cannot be read leaves it open.
+        return _result_of(exc, sent=True)
 
 
-def acknowledged(code: str = "", detail: str = "") -> WriteResult:
-    """The miner said yes."""
+def acknowledged(detail: str = "", code: str = "") -> WriteResult:
+    """Give the result of a write that the miner said yes to."""
     return _result(WriteState.ACKNOWLEDGED, code, detail)
 
 
 def refused(code: str, detail: str) -> WriteResult:
-    """The miner said no, or nothing reached it."""
+    """Give the result of a write that certainly did not take place."""
     return _result(WriteState.REFUSED, code, detail)
 
 
 def unknown(code: str, detail: str) -> WriteResult:
-    """The miner may or may not have acted."""
+    """Give the result of a write that may or may not have taken place."""
     return _result(WriteState.UNKNOWN, code, detail)
+
+
+def _result_of(error: BridgeError, *, sent: bool) -> WriteResult:
+    if isinstance(error, BridgeAuthError | BridgeRefusedError | BridgeUnsupportedError):
+        return refused(error.code, error.detail)
+    return (unknown if sent else refused)(error.code, error.detail)
 
 
 def _result(state: WriteState, code: str, detail: str) -> WriteResult:

@@ -8,7 +8,7 @@ range and the times are assumptions.
 
 from __future__ import annotations
 
-from simulators import asic_braiins_api, asic_braiins_rest
+from simulators import asic_braiins_api, asic_braiins_graphql, asic_braiins_rest
 from simulators.asic_braiins_state import Memory, memory_of
 from simulators.asic_dialect import OneWire, Outcome, Unit, answer
 from simulators.asic_pools import Pool, Pools
@@ -58,3 +58,13 @@ class OldBraiinsDialect(BraiinsDialect):
     def web(self, unit: Unit, request: HttpRequest) -> Outcome:
         """Reset: its web pages are not simulated."""
         return OneWire.web(self, unit, request)
+
+
+class GraphqlBraiinsDialect(BraiinsDialect):
+    """Braiins OS of 21.09 to 25.05: its cgminer API, and GraphQL to read."""
+
+    name = "braiins-graphql"
+
+    def web(self, unit: Unit, request: HttpRequest) -> Outcome:
+        """Answer one GraphQL request."""
+        return asic_braiins_graphql.serve(unit, request)

@@ -141,17 +141,29 @@ S19_XP = MinerModel(
     frequency_mhz=675,
     firmware=STOCK_2022,
 )
-S19_XP_BRAIINS = msgspec.structs.replace(S19_XP, dialect="braiins")
-S19_XP_BRAIINS_OLD = msgspec.structs.replace(S19_XP, dialect="braiins-old")
-S21_LUXOS = msgspec.structs.replace(S21, dialect="luxos")
+A1566 = MinerModel(
+    device_type="AvalonMiner 15-194",
+    hashrate_ths=194.0,
+    power_w=3700.0,
+    power_w_asleep=25.0,
+    boards=3,
+    chips=160,
+    frequency_mhz=346,
+    dialect="avalon",
+)
 MODELS = {
     "s21": S21,
     "s19xp": S19_XP,
     "s21-old": msgspec.structs.replace(S21, firmware=STOCK_OLD),
     "s19xp-old": msgspec.structs.replace(S19_XP, firmware=STOCK_OLD),
-    "s19xp-braiins": S19_XP_BRAIINS,
-    "s19xp-braiins-old": S19_XP_BRAIINS_OLD,
-    "s21-luxos": S21_LUXOS,
+    "s19xp-braiins": msgspec.structs.replace(S19_XP, dialect="braiins"),
+    "s19xp-braiins-old": msgspec.structs.replace(S19_XP, dialect="braiins-old"),
+    "s19xp-braiins-graphql": msgspec.structs.replace(S19_XP, dialect="braiins-graphql"),
+    "s21-luxos": msgspec.structs.replace(S21, dialect="luxos"),
+    "a1566": A1566,
+    "s19xp-epic": msgspec.structs.replace(S19_XP, dialect="epic"),
+    "s21-vnish": msgspec.structs.replace(S21, dialect="vnish"),
+    "s21-mara": msgspec.structs.replace(S21, dialect="mara"),
 }
 
 # Share of the rated hash rate and power in each mode. Low is a flat quarter less of both; high is

@@ -32,7 +32,9 @@ def nonce(secret: str, wall_s: int) -> str:
     return _md5(f"{secret}:{wall_s // NONCE_LIFE_S}")
 
 
-def authorized(request: HttpRequest, login: Login, secret: str, wall_s: int) -> bool:
+def authorized(
+    request: HttpRequest, login: Login, secret: str, wall_s: int, realm: str = REALM
+) -> bool:
     """Tell whether a request carries a right digest for a nonce of this or the last period."""
     scheme, _, rest = request.authorization.partition(" ")
     if scheme.lower() != "digest":
@@ -42,7 +44,7 @@ def authorized(request: HttpRequest, login: Login, secret: str, wall_s: int) -> 
         return False
     if given.get("uri", "").partition("?")[0] != request.path:
         return False
-    a1 = _md5(f"{login.user}:{REALM}:{login.password}")
+    a1 = _md5(f"{login.user}:{realm}:{login.password}")
     a2 = _md5(f"{request.method}:{given.get('uri', '')}")
     middle = ":".join(given.get(name, "") for name in ("nonce", "nc", "cnonce", "qop"))
     return given.get("username") == login.user and given.get("response") == _md5(
@@ -78,9 +80,9 @@ class ConfigurationWrite(msgspec.Struct, frozen=True, kw_only=True):
     miner_mode: int | None = msgspec.field(default=None, name="miner-mode")
 
 
-def challenge(secret: str, wall_s: int) -> str:
+def challenge(secret: str, wall_s: int, realm: str = REALM) -> str:
     """Return the header that asks for a digest."""
-    return f'WWW-Authenticate: Digest realm="{REALM}", nonce="{nonce(secret, wall_s)}", qop="auth"'
+    return f'WWW-Authenticate: Digest realm="{realm}", nonce="{nonce(secret, wall_s)}", qop="auth"'
 
 
 def _md5(text: str) -> str:

@@ -9,30 +9,31 @@ from edge_agent.devices.asic_driver import AsicDriver, DrivenAsic, DriverSetting
 from edge_agent.devices.poller import AsicPoller, PollCounts, PolledAsic, PollSettings
 from edge_agent.devices.ports import AsicAction, AsicNameplate, AsicReadings, DeviceOutcome
 from edge_agent.ports import Clock
-from firmware_bridges.antminer.bridge import AntminerBridge
-from firmware_bridges.antminer.facts import STOCK, StockFacts
+from firmware_bridges.antminer.family import ANTMINER_STOCK
 from firmware_bridges.base import MinerAddress, WorkMode
-from firmware_bridges.http.digest import FACTORY_CREDENTIALS, Credentials
+from firmware_bridges.bridge import bridge_of
+from firmware_bridges.family import Family
+from firmware_bridges.http.digest import Credentials
 
 
 class AsicUnit(msgspec.Struct, frozen=True, kw_only=True):
-    """One stock Antminer of a site.
+    """One miner of a site.
 
     Args:
         device_id: Of the site.
         address: Where it listens.
         nameplate: Of its model.
-        credentials: Of its web pages.
+        family: Of its firmware.
+        credentials: Of its web pages and writes; `None` = the factory's.
         wake_mode: Mode to wake into when the one before sleep is not known.
-        facts: Of its firmware.
     """
 
     device_id: str
     address: MinerAddress
     nameplate: AsicNameplate
-    credentials: Credentials = FACTORY_CREDENTIALS
+    family: Family = ANTMINER_STOCK
+    credentials: Credentials | None = None
     wake_mode: WorkMode = WorkMode.NORMAL
-    facts: StockFacts = STOCK
 
 
 class FleetSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +51,7 @@ class FleetSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MinerFleet:
-    """Stock Antminers of a site, implementing `AsicFleet`.
+    """The miners of a site, implementing `AsicFleet`.
 
     Args:
         units: In the order of the site's device index.
@@ -69,12 +70,13 @@ class MinerFleet:
     ) -> None:
         in_flight = asyncio.Semaphore(settings.in_flight)
         bridges = [
-            AntminerBridge(
+            bridge_of(
+                unit.family,
                 unit.address,
+                credentials=unit.credentials,
                 in_flight=in_flight,
                 client_nonce=client_nonce,
-                credentials=unit.credentials,
-                facts=unit.facts,
+                wall_s=lambda: clock.wall().timestamp(),
             )
             for unit in units
         ]

@@ -7,23 +7,26 @@ sensors sit on the boards, so `inlet_temp_c` stays unknown.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
 
 from firmware_bridges.base import MinerState, Partial, WorkMode
-from firmware_bridges.cgminer.codec import Answer, answer_of, decode_answers
+from firmware_bridges.cgminer.codec import Answer, answer_of
 from firmware_bridges.cgminer.decode import (
     alarms_of,
+    decode_pools,
     decode_summary,
     mac_address,
     power_w,
     rate_ths,
     succeeded,
 )
+from firmware_bridges.collect import hottest_c
+from firmware_bridges.commands import PoolTarget
 from firmware_bridges.document import Document, object_of
-from firmware_bridges.errors import BridgeGarbledError
+from firmware_bridges.errors import BridgeGarbledError, BridgeUnsupportedError
 from firmware_bridges.rows import (
     FAN_RPM_MAX,
     TEMP_C_MAX,
@@ -43,6 +46,7 @@ MODE_NUMBERS: Final = {
     WorkMode.LOW: 3,
 }
 MODE_WRITE_KEY: Final = "miner-mode"
+POOLS_MAX: Final = 3
 MODE_READ_KEY: Final = "bitmain-work-mode"
 
 _MODES: Final = {number: mode for mode, number in MODE_NUMBERS.items()}
@@ -50,6 +54,9 @@ _TEMPS: Final = re.compile(r"\d{1,3}")
 _FAN_KEY: Final = re.compile(r"fan(\d{1,2})\Z")
 _CHIP_KEY: Final = re.compile(r"temp_chip\d{1,2}\Z")
 _BOARD_KEY: Final = re.compile(r"temp_pcb\d{1,2}\Z")
+# S9 and its time: tempN on the board, temp2_N at the chips.
+_CHIP_OLD_KEY: Final = re.compile(r"temp2_\d{1,2}\Z")
+_BOARD_OLD_KEY: Final = re.compile(r"temp\d{1,2}\Z")
 _CHIPS_KEY: Final = re.compile(r"chain_acn\d{1,2}\Z")
 _CHIPS_MAX: Final = 10_000
 _FANS_MAX: Final = 16
@@ -95,28 +102,6 @@ def decode_web_summary(answer: Answer) -> Partial:
     )
 
 
-def decode_page(body: bytes, source: str, address: str) -> Partial:
-    """Decode one web page by its name.
-
-    Args:
-        body: The page.
-        source: `stats.cgi`, `summary.cgi`, `get_system_info.cgi` or `get_miner_conf.cgi`.
-        address: For the error.
-
-    Raises:
-        BridgeGarbledError: It is no JSON object, or the page is not known.
-    """
-    if source in ("stats.cgi", "summary.cgi"):
-        answer = decode_answers(body, (source,), address)[0]
-        return decode_stats(answer) if source == "stats.cgi" else decode_web_summary(answer)
-    row = _page_object(body, source, address)
-    if source == "get_system_info.cgi":
-        return _system_info(row, source)
-    if source == "get_miner_conf.cgi":
-        return Partial(source=source, configured_mode=mode_of(row))
-    raise BridgeGarbledError(address, f"{source}: no decoder")
-
-
 def decode_stats_page(document: Document) -> Partial:
     """Decode stats.cgi."""
     return decode_stats(answer_of(document))
@@ -136,6 +121,27 @@ def decode_configuration(document: Document) -> Partial:
     """Decode get_miner_conf.cgi."""
     mode = mode_of(object_of(document))
     return Partial(source=document.source, configured_mode=mode)
+
+
+def decode_network_info(document: Document) -> Partial:
+    """Decode get_network_info.cgi."""
+    reader = RowReader(object_of(document))
+    return Partial(
+        source=document.source,
+        mac=mac_address(reader.text("macaddr")),
+        hostname=reader.text("conf_hostname") or reader.text("hostname"),
+    )
+
+
+def decode_blink_status(document: Document) -> Partial:
+    """Decode get_blink_status.cgi."""
+    lit = object_of(document).get("blink")
+    return Partial(source=document.source, fault_light=lit if isinstance(lit, bool) else None)
+
+
+def decode_pools_page(document: Document) -> Partial:
+    """Decode pools.cgi."""
+    return decode_pools(answer_of(document))
 
 
 def mode_of(configuration: Row) -> WorkMode | None:
@@ -161,6 +167,23 @@ def with_mode(configuration: bytes, mode: WorkMode, address: str) -> bytes:
         raise BridgeGarbledError(address, "get_miner_conf.cgi: no list of pools")
     number = MODE_NUMBERS[mode]
     return msgspec.json.encode({**row, MODE_READ_KEY: number, MODE_WRITE_KEY: number})
+
+
+def with_pools(configuration: bytes, pools: Sequence[PoolTarget], address: str) -> bytes:
+    """Give the whole configuration with other pools; its mode goes along under both names.
+
+    Raises:
+        BridgeGarbledError: The configuration is not strict JSON, or has no pools.
+        BridgeUnsupportedError: More than three pools, or none.
+    """
+    if not 0 < len(pools) <= POOLS_MAX:
+        raise BridgeUnsupportedError(address, f"{len(pools)} pools, 1..{POOLS_MAX} are possible")
+    row = _page_object(configuration, "get_miner_conf.cgi", address)
+    mode = mode_of(row) or WorkMode.NORMAL
+    body = msgspec.json.decode(with_mode(configuration, mode, address), type=dict[str, object])
+    filled = [{"url": pool.url, "user": pool.user, "pass": pool.password} for pool in pools]
+    empty = [{"url": "", "user": "", "pass": ""}] * (POOLS_MAX - len(pools))
+    return msgspec.json.encode({**body, "pools": [*filled, *empty]})
 
 
 def _page_object(body: bytes, source: str, address: str) -> Row:
@@ -191,20 +214,30 @@ def _old_style(answer: Answer, row: Row) -> Partial:
     return Partial(
         source=answer.command,
         model=_type_of(answer),
-        hashrate_ths=rate_ths(reader, "GHS 5s", "GH"),
-        hashrate_avg_ths=rate_ths(reader, "GHS av", "GH"),
+        hashrate_ths=_old_rate(reader, "5s"),
+        hashrate_avg_ths=_old_rate(reader, "av"),
         expected_hashrate_ths=rate_ths(
             reader, "total_rateideal", as_text(row.get("rate_unit")) or "GH"
-        ),
+        )
+        or None,
         power_w=power_w(reader, "watt", "power", "chain_power", "total_power"),
         uptime_s=reader.whole("Elapsed", low=0, high=UPTIME_S_MAX),
-        chip_temp_c_max=_hottest(row, _CHIP_KEY),
-        board_temp_c_max=_hottest(row, _BOARD_KEY),
+        chip_temp_c_max=_hottest(row, _CHIP_KEY) or _hottest_old(row, _CHIP_OLD_KEY),
+        board_temp_c_max=_hottest(row, _BOARD_KEY) or _hottest_old(row, _BOARD_OLD_KEY),
         fans_rpm=_old_fans(reader),
         board_count=len(chips) or None,
         chips_total=sum(chips) or None,
         rejected=reader.rejected,
     )
+
+
+def _old_rate(reader: RowReader, window: str) -> float | None:
+    """Read a rate by its name's unit, unless `rate_unit` says another, as scrypt builds do."""
+    for name, unit in (("GHS", "GH"), ("MHS", "MH"), ("KHS", "KH")):
+        key = f"{name} {window}"
+        if key in reader.row:
+            return rate_ths(reader, key, as_text(reader.row.get("rate_unit")) or unit)
+    return None
 
 
 def _new_style(answer: Answer, row: Row) -> Partial:
@@ -245,6 +278,11 @@ def _hottest(row: Row, key_form: re.Pattern[str]) -> float | None:
     """Give the highest of the "a-b-c-d" fields; 0 stands for an absent sensor."""
     texts = [value for key, value in row.items() if key_form.match(key) and isinstance(value, str)]
     return _plausible_max(float(found) for text in texts for found in _TEMPS.findall(text))
+
+
+def _hottest_old(row: Row, key_form: re.Pattern[str]) -> float | None:
+    """Give the highest of the plain numbers that builds before the S19 have."""
+    return hottest_c(value for key, value in row.items() if key_form.match(key))
 
 
 def _hottest_listed(chains: tuple[Row, ...], key: str) -> float | None:

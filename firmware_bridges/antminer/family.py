@@ -2,8 +2,12 @@
 
 from typing import Final
 
+from firmware_bridges.antminer.control import AntminerControl
 from firmware_bridges.antminer.decode import (
+    decode_blink_status,
     decode_configuration,
+    decode_network_info,
+    decode_pools_page,
     decode_stats,
     decode_stats_page,
     decode_summary_page,
@@ -47,6 +51,9 @@ ANTMINER_STOCK: Final = Family(
         (Wire.HTTP, _CGI + "summary.cgi"): decode_summary_page,
         (Wire.HTTP, _CGI + "get_system_info.cgi"): decode_system_info,
         (Wire.HTTP, _CGI + "get_miner_conf.cgi"): decode_configuration,
+        (Wire.HTTP, _CGI + "get_network_info.cgi"): decode_network_info,
+        (Wire.HTTP, _CGI + "get_blink_status.cgi"): decode_blink_status,
+        (Wire.HTTP, _CGI + "pools.cgi"): decode_pools_page,
     },
     order=(
         "stats",
@@ -66,9 +73,11 @@ ANTMINER_STOCK: Final = Family(
             cgminer("version"),
             cgminer("pools"),
             page(_CGI + "summary.cgi"),
+            page(_CGI + "get_blink_status.cgi"),
         ),
     ),
     ports={Wire.CGMINER: 4028, Wire.HTTP: 80},
+    control=AntminerControl,
     auth=WebAuth(kind=AuthKind.DIGEST, factory=FACTORY_CREDENTIALS),
     sheet=Sheet(
         title="Bitmain stock (bmminer)",
@@ -82,6 +91,51 @@ ANTMINER_STOCK: Final = Family(
                 effect_s=None,
                 evidence=Evidence.CAPTURE,
             ),
+            Ability(
+                capability=Capability.SLEEP,
+                how="get_miner_conf.cgi posted back to set_miner_conf.cgi with miner-mode 1",
+                answer_s=30.0,
+                effect_s=90.0,
+                evidence=Evidence.DOCUMENTS,
+                note="answers after its reload, about 21 s; the rate was seen not to fall for 60 s",
+            ),
+            Ability(
+                capability=Capability.WAKE,
+                how="the same with the mode from before",
+                answer_s=30.0,
+                effect_s=600.0,
+                evidence=Evidence.DOCUMENTS,
+            ),
+            Ability(
+                capability=Capability.POWER_MODE,
+                how="the same with miner-mode 0 normal, 2 high, 3 low",
+                answer_s=30.0,
+                effect_s=600.0,
+                evidence=Evidence.DOCUMENTS,
+                note="low and high exist on some models only",
+            ),
+            Ability(
+                capability=Capability.REBOOT,
+                how="reboot.cgi",
+                answer_s=5.0,
+                effect_s=600.0,
+                evidence=Evidence.DOCUMENTS,
+                note="drops the link",
+            ),
+            Ability(
+                capability=Capability.LOCATE,
+                how="blink.cgi",
+                answer_s=5.0,
+                effect_s=10.0,
+                evidence=Evidence.DOCUMENTS,
+            ),
+            Ability(
+                capability=Capability.POOLS,
+                how="set_miner_conf.cgi with three pools",
+                answer_s=30.0,
+                effect_s=120.0,
+                evidence=Evidence.DOCUMENTS,
+            ),
         ),
         captures=(
             "antminer-stock-s19-contract",
@@ -90,7 +144,10 @@ ANTMINER_STOCK: Final = Family(
             "antminer-stock-s21proplus-2026",
         ),
         cases=("tests/firmware_bridges/antminer",),
-        limits=("power is unknown on builds that give no watt field",),
+        limits=(
+            "power is unknown on builds that give no watt field",
+            "no power limit; the mining program is restarted by a reboot only",
+        ),
         source="recorded answers; notes on the web pages of S9 to S23",
     ),
 )

@@ -6,6 +6,7 @@ are no power modes: the tuner follows a power target. Source: the vendor's OpenA
 """
 
 import json
+from collections.abc import Callable
 from typing import Final
 
 from firmware_bridges.base import WorkMode, WriteResult
@@ -24,7 +25,7 @@ from firmware_bridges.commands import (
     Wake,
 )
 from firmware_bridges.document import Document, read_json
-from firmware_bridges.errors import BridgeError, BridgeGarbledError, BridgeUnsupportedError
+from firmware_bridges.errors import BridgeGarbledError, BridgeUnsupportedError
 from firmware_bridges.family import ControlContext
 from firmware_bridges.paths import dig, reader_at
 from firmware_bridges.query import page, submit
@@ -98,37 +99,42 @@ class BraiinsRestControl:
         return round(full_w * percent / 100)
 
     async def _act(self, action: str, deadlines: Deadlines) -> WriteResult:
-        answer = await self._put(f"actions/{action}", b"", deadlines)
-        return answer if isinstance(answer, WriteResult) else judge_action(answer, action)
+        return await self._put(
+            f"actions/{action}", b"", lambda answer: judge_action(answer, action), deadlines
+        )
 
     async def _limit(self, power_w: int, deadlines: Deadlines) -> WriteResult:
         body = _compact({"watt": power_w})
-        answer = await self._put("performance/power-target", body, deadlines)
-        return answer if isinstance(answer, WriteResult) else judge_limit(answer, power_w)
+        path = "performance/power-target"
+        return await self._put(path, body, lambda answer: judge_limit(answer, power_w), deadlines)
 
     async def _locate(self, *, on: bool, deadlines: Deadlines) -> WriteResult:
-        answer = await self._put("actions/locate", _compact(on), deadlines)
-        return answer if isinstance(answer, WriteResult) else judge_locate(answer, on=on)
+        body = _compact(on)
+        return await self._put(
+            "actions/locate", body, lambda answer: judge_locate(answer, on=on), deadlines
+        )
 
     async def _set_pools(self, pools: tuple[PoolTarget, ...], deadlines: Deadlines) -> WriteResult:
         if not pools:
             return refused("bridge.no_pools", "a miner needs at least one pool")
-        answer = await self._put("pools/batch", _compact(pool_groups(pools)), deadlines)
-        return answer if isinstance(answer, WriteResult) else judge_pools(answer, pools)
+        body = _compact(pool_groups(pools))
+        return await self._put(
+            "pools/batch", body, lambda answer: judge_pools(answer, pools), deadlines
+        )
 
     async def _put(
-        self, path: str, payload: bytes, deadlines: Deadlines
-    ) -> Document | WriteResult | None:
-        """Send one PUT; `None` = it was taken and nothing was said (HTTP 204)."""
-        body = await send(self._asker, submit(V1 + path, payload, "PUT"), deadlines)
-        if isinstance(body, WriteResult):
-            return body
-        if not body.strip():
-            return None
-        try:
-            return read_json(body, self._address, path)
-        except BridgeError as exc:
-            return unknown(exc.code, exc.detail)
+        self,
+        path: str,
+        payload: bytes,
+        judge: Callable[[Document | None], WriteResult],
+        deadlines: Deadlines,
+    ) -> WriteResult:
+        """Send one PUT; its judge is given `None` where nothing was said (HTTP 204)."""
+
+        def judged(body: bytes) -> WriteResult:
+            return judge(read_json(body, self._address, path) if body.strip() else None)
+
+        return await send(self._asker, submit(V1 + path, payload, "PUT"), judged, deadlines)
 
     async def _read(self, path: str) -> Document:
         return read_json(await self._asker.ask(page(V1 + path)), self._address, path)
@@ -146,9 +152,9 @@ def pool_groups(pools: tuple[PoolTarget, ...]) -> list[dict[str, object]]:
 def judge_action(answer: Document | None, action: str) -> WriteResult:
     """Judge the answer to an action: whether it was so already, or nothing at all."""
     if answer is None:
-        return acknowledged("", action)
+        return acknowledged(action)
     if isinstance(answer.value, bool):
-        return acknowledged("", f"{action}: was so already" if answer.value else action)
+        return acknowledged(f"{action}: was so already" if answer.value else action)
     return _odd(action)
 
 
@@ -159,14 +165,14 @@ def judge_limit(answer: Document | None, power_w: int) -> WriteResult:
         return _odd("power target")
     if taken_w > power_w:
         return refused("braiins.other_target", f"it took {taken_w:g} W instead of {power_w} W")
-    return acknowledged("", f"{taken_w:g} W")
+    return acknowledged(f"{taken_w:g} W")
 
 
 def judge_locate(answer: Document | None, *, on: bool) -> WriteResult:
     """Judge the answer to `locate`: whether the light blinks now."""
     lit = None if answer is None else answer.value
     if lit is on:
-        return acknowledged("", "blinks" if on else "is off")
+        return acknowledged("blinks" if on else "is off")
     return (
         refused("braiins.no_effect", "the light is as before") if lit is not None else _odd("light")
     )
@@ -180,7 +186,7 @@ def judge_pools(answer: Document | None, pools: tuple[PoolTarget, ...]) -> Write
     members = [row for group in groups for row in _members(group)]
     urls = [as_text(dig(row, "url")) for row in members]
     if urls == [pool.url for pool in pools]:
-        return acknowledged("", f"{len(urls)} pools")
+        return acknowledged(f"{len(urls)} pools")
     return unknown("braiins.other_pools", f"it names {len(urls)} pools, not those {len(pools)}")
 
 

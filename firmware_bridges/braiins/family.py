@@ -113,8 +113,7 @@ BRAIINS_GRAPHQL: Final = Family(
                 "{ bosminer { info { poolGroups { name pools { active url user status "
                 "shares { acceptedSolutions rejectedSolutions } } } } } }"
             ),
-            page(_LAN),
-            cgminer("version"),
+            cgminer("version", "devdetails"),
         ),
     ),
     ports={Wire.CGMINER: 4028, Wire.HTTP: 80, Wire.GRAPHQL: 80},

@@ -58,8 +58,8 @@ API_SHEET: Final = Sheet(
     captures=(),
     cases=_CASES,
     limits=(
-        "the firmware's version is not told on this wire",
-        "neither is that it was told to pause: only rate and tuner show it",
+        "neither the firmware's version nor the MAC is told on this wire",
+        "a pause is seen in the words of its tuner alone, and not on every release",
     ),
     source="the vendor's API documents; API-README of cgminer 4.11.1",
 )
@@ -82,6 +82,7 @@ GRAPHQL_SHEET: Final = Sheet(
     cases=_CASES,
     limits=(
         "the model is not told by the queries recorded; `devdetails` on 4028 tells it",
+        "the MAC is on a page of luci, behind a login that is not made",
         "GraphQL itself is only read: its mutations differ from release to release",
     ),
     source="recorded answers of 22.08 and 25.03; the vendor's API documents",

@@ -38,14 +38,11 @@ async def write(
     asker: Asker, command: str, parameter: str | None, address: str, deadlines: Deadlines
 ) -> WriteResult:
     """Send one command that changes something, and judge what was said to it."""
-    body = await send(asker, cgminer(command, parameter=parameter), deadlines)
-    if isinstance(body, WriteResult):
-        return body
-    try:
-        (answer,) = decode_answers(body, (command,), address)
-    except BridgeError as exc:
-        return unknown(exc.code, exc.detail)
-    return judge(answer)
+
+    def judged(body: bytes) -> WriteResult:
+        return judge(decode_answers(body, (command,), address)[0])
+
+    return await send(asker, cgminer(command, parameter=parameter), judged, deadlines)
 
 
 def judge(answer: Answer) -> WriteResult:
@@ -56,7 +53,7 @@ def judge(answer: Answer) -> WriteResult:
         if status.severity in _SAID_NO:
             return refused(code, detail)
         if status.severity in _SAID_YES:
-            return acknowledged(code, detail)
+            return acknowledged(detail, code)
     return unknown(BridgeGarbledError.code, f"{answer.command}: the answer has no clear status")
 
 
@@ -91,7 +88,7 @@ async def replace_pools(
         result = await write(asker, command, str(number), address, deadlines)
         if result.state is not WriteState.ACKNOWLEDGED:
             return result
-    return acknowledged(result.code, f"{len(new)} pools set, {len(old)} removed")
+    return acknowledged(f"{len(new)} pools set, {len(old)} removed", result.code)
 
 
 def _pool_ids(answer: Answer) -> list[int]:

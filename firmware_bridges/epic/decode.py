@@ -17,11 +17,14 @@ BOARDS_MAX: Final = 64
 
 _FAN: Final = re.compile(r"Fans? Speed (\d{1,2})\Z")
 _STATES: Final = (
-    ("min", MinerState.MINING),
+    ("mining", MinerState.MINING),
     ("tun", MinerState.TUNING),
     ("init", MinerState.STARTING),
+    ("load", MinerState.STARTING),
     ("start", MinerState.STARTING),
     ("boot", MinerState.STARTING),
+    ("adjust", MinerState.STARTING),
+    ("updat", MinerState.STOPPED),
     ("idl", MinerState.STOPPED),
     ("stop", MinerState.STOPPED),
     ("shut", MinerState.STOPPED),
@@ -146,8 +149,10 @@ def _pools(value: object) -> tuple[Pool, ...] | None:
 def _errors(value: object) -> tuple[int | str, ...] | None:
     if not isinstance(dig(value, "Status"), dict):
         return None
-    error = as_text(dig(value, "Status", "Last Error"))
-    return () if error is None else (error,)
+    error = dig(value, "Status", "Last Error")
+    # An error with details is an object whose one member is its name.
+    named = next(iter(error), None) if isinstance(error, dict) else as_text(error)
+    return () if named is None else (named,)
 
 
 def _state(word: str | None) -> MinerState | None:

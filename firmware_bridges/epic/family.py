@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from firmware_bridges.epic.control import EpicControl
 from firmware_bridges.epic.decode import (
     decode_capabilities,
     decode_chip_temps,
@@ -41,6 +42,7 @@ EPIC: Final = Family(
         slow=(page("/capabilities"), page("/network"), page("/hashrate"), page("/temps/chip")),
     ),
     ports={Wire.HTTP: 4028},
+    control=EpicControl,
     sheet=Sheet(
         title="ePIC UMC / PowerPlay",
         versions=("PowerPlay-BMS 1.5.13", "API 1.22 and 1.30 from documents"),
@@ -52,6 +54,59 @@ EPIC: Final = Family(
                 answer_s=5.0,
                 effect_s=None,
                 evidence=Evidence.CAPTURE,
+            ),
+            Ability(
+                capability=Capability.SLEEP,
+                how="POST /miner Stop",
+                answer_s=10.0,
+                effect_s=30.0,
+                evidence=Evidence.DOCUMENTS,
+                note="times not measured on hardware; sleep is Idling",
+            ),
+            Ability(
+                capability=Capability.WAKE,
+                how="POST /miner Autostart",
+                answer_s=10.0,
+                effect_s=300.0,
+                evidence=Evidence.DOCUMENTS,
+                note="boards start and are tuned anew",
+            ),
+            Ability(
+                capability=Capability.POWER_LIMIT,
+                how="POST /perpetualtune/algo Power with the target in watts",
+                answer_s=10.0,
+                effect_s=600.0,
+                evidence=Evidence.DOCUMENTS,
+                note="changes the tuning algorithm",
+            ),
+            Ability(
+                capability=Capability.RESTART,
+                how="POST /softreboot",
+                answer_s=10.0,
+                effect_s=300.0,
+                evidence=Evidence.DOCUMENTS,
+            ),
+            Ability(
+                capability=Capability.REBOOT,
+                how="POST /reboot with a delay of 0",
+                answer_s=10.0,
+                effect_s=300.0,
+                evidence=Evidence.DOCUMENTS,
+                note="drops the link",
+            ),
+            Ability(
+                capability=Capability.LOCATE,
+                how="POST /identify",
+                answer_s=10.0,
+                effect_s=10.0,
+                evidence=Evidence.DOCUMENTS,
+            ),
+            Ability(
+                capability=Capability.POOLS,
+                how="POST /coin with stratum_configs",
+                answer_s=10.0,
+                effect_s=60.0,
+                evidence=Evidence.DOCUMENTS,
             ),
         ),
         captures=("epic-s19xp",),

@@ -25,12 +25,18 @@ class HttpResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def encode_request(
-    method: str, path: str, host: str, *, authorization: str | None, body: bytes | None
+    method: str, path: str, host: str, *, proof: tuple[str, str] | None, body: bytes | None
 ) -> bytes:
-    """Encode one request that asks for the connection to be closed after the answer."""
+    """Encode one request that asks for the connection to be closed after the answer.
+
+    Args:
+        method: Of the request. path: with its query string. host: `host:port`.
+        proof: Header (name, value) that says who asks.
+        body: JSON, if any.
+    """
     lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", "Connection: close", "Accept: */*"]
-    if authorization is not None:
-        lines.append(f"Authorization: {authorization}")
+    if proof is not None:
+        lines.append(f"{proof[0]}: {proof[1]}")
     if body is not None:
         lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
     return ("\r\n".join(lines) + "\r\n\r\n").encode() + (body or b"")

@@ -12,6 +12,7 @@ from firmware_bridges.family import (
     WebAuth,
 )
 from firmware_bridges.http.digest import FACTORY_CREDENTIALS
+from firmware_bridges.mara.control import MaraControl
 from firmware_bridges.mara.decode import (
     decode_brief,
     decode_configuration,
@@ -64,6 +65,7 @@ MARAFW: Final = Family(
         ),
     ),
     ports={Wire.CGMINER: 4028, Wire.HTTP: 80},
+    control=MaraControl,
     auth=WebAuth(kind=AuthKind.DIGEST, factory=FACTORY_CREDENTIALS),
     sheet=Sheet(
         title="MaraFW (KaonSu)",
@@ -78,6 +80,57 @@ MARAFW: Final = Family(
                 effect_s=None,
                 evidence=Evidence.CAPTURE,
                 note="recorded on a KS5 Pro, not on a SHA-256 machine",
+            ),
+            Ability(
+                capability=Capability.SLEEP,
+                how="miner_config read and posted back with work-mode-selector Sleep",
+                answer_s=15.0,
+                effect_s=60.0,
+                evidence=Evidence.DOCUMENTS,
+            ),
+            Ability(
+                capability=Capability.WAKE,
+                how="the same with the last other mode of miner_config_history",
+                answer_s=15.0,
+                effect_s=300.0,
+                evidence=Evidence.DOCUMENTS,
+                note="Auto where the log cannot be read",
+            ),
+            Ability(
+                capability=Capability.POWER_LIMIT,
+                how="miner_config with mode.concorde.power-target",
+                answer_s=15.0,
+                effect_s=300.0,
+                evidence=Evidence.DOCUMENTS,
+            ),
+            Ability(
+                capability=Capability.RESTART,
+                how="POST maintenance reload",
+                answer_s=15.0,
+                effect_s=300.0,
+                evidence=Evidence.DOCUMENTS,
+            ),
+            Ability(
+                capability=Capability.REBOOT,
+                how="POST maintenance reboot",
+                answer_s=15.0,
+                effect_s=300.0,
+                evidence=Evidence.DOCUMENTS,
+                note="drops the link",
+            ),
+            Ability(
+                capability=Capability.LOCATE,
+                how="POST locate_miner",
+                answer_s=15.0,
+                effect_s=10.0,
+                evidence=Evidence.DOCUMENTS,
+            ),
+            Ability(
+                capability=Capability.POOLS,
+                how="POST pools",
+                answer_s=15.0,
+                effect_s=60.0,
+                evidence=Evidence.DOCUMENTS,
             ),
         ),
         captures=("mara-rel314-degraded",),

@@ -13,8 +13,9 @@ from edge_agent.devices.asic_driver import DriverSettings
 from edge_agent.devices.fleet import AsicUnit, FleetSettings, MinerFleet
 from edge_agent.devices.poller import PollSettings
 from edge_agent.devices.ports import AsicAction, AsicNameplate, OutcomeState, StateCode
-from firmware_bridges.antminer.bridge import AntminerBridge
+from firmware_bridges.antminer.family import ANTMINER_STOCK
 from firmware_bridges.base import MinerAddress, ReadDetail, WorkMode
+from firmware_bridges.bridge import bridge_of
 from tests.edge_agent.devices.scripted import loop_clock
 
 ROOT = Path(__file__).parents[3]
@@ -102,8 +103,13 @@ async def test_read_sleep_confirm_wake_confirm() -> None:
 async def test_a_full_reading_knows_the_machine() -> None:
     async with simulator("--count", "2", "--model", "s21,s19xp", "--seed", "2") as addresses:
         for address, model in zip(addresses, PLATES, strict=True):
-            bridge = AntminerBridge(
-                address, in_flight=asyncio.Semaphore(4), client_nonce=lambda: "c0ffee"
+            bridge = bridge_of(
+                ANTMINER_STOCK,
+                address,
+                credentials=None,
+                in_flight=asyncio.Semaphore(4),
+                client_nonce=lambda: "c0ffee",
+                wall_s=lambda: 0.0,
             )
             reading = await bridge.read(ReadDetail.FULL)
             assert reading.model == model

@@ -9,20 +9,27 @@ from hypothesis import strategies as st
 
 from firmware_bridges.antminer.decode import (
     MODE_NUMBERS,
-    decode_page,
     decode_stats,
     decode_web_summary,
     mode_of,
     with_mode,
 )
+from firmware_bridges.antminer.family import ANTMINER_STOCK
 from firmware_bridges.base import MinerState, Partial, WorkMode, merge
 from firmware_bridges.cgminer.codec import decode_answers
 from firmware_bridges.cgminer.decode import decode_pools, decode_summary, decode_version
+from firmware_bridges.document import read_json
 from firmware_bridges.errors import BridgeGarbledError
+from firmware_bridges.query import Wire
 from firmware_bridges.rows import TEMP_C_MAX
 from tests.firmware_bridges.captures import Capture
 
 AT = "127.0.0.1:4028"
+
+
+def decode_page(body: bytes, name: str) -> Partial:
+    decode = ANTMINER_STOCK.documents[(Wire.HTTP, f"/cgi-bin/{name}")]
+    return decode(read_json(body, AT, name))
 
 
 def stats(body: object) -> Partial:
@@ -44,7 +51,7 @@ def test_the_recorded_s19_pro() -> None:
         [
             stats(capture.rpc("stats")),
             decode_summary(decode_answers(capture.rpc("summary"), ["summary"], AT)[0]),
-            decode_page(capture.page("get_system_info.cgi"), "get_system_info.cgi", AT),
+            decode_page(capture.page("get_system_info.cgi"), "get_system_info.cgi"),
             decode_version(decode_answers(capture.rpc("version"), ["version"], AT)[0]),
             decode_pools(decode_answers(capture.rpc("pools"), ["pools"], AT)[0]),
         ],
@@ -75,10 +82,10 @@ def test_the_recorded_s21() -> None:
         "10.0.0.1",
         [
             stats(capture.rpc("stats")),
-            decode_page(capture.page("get_system_info.cgi"), "get_system_info.cgi", AT),
+            decode_page(capture.page("get_system_info.cgi"), "get_system_info.cgi"),
             decode_pools(decode_answers(capture.rpc("pools"), ["pools"], AT)[0]),
-            decode_page(capture.page("summary.cgi"), "summary.cgi", AT),
-            decode_page(capture.page("get_miner_conf.cgi"), "get_miner_conf.cgi", AT),
+            decode_page(capture.page("summary.cgi"), "summary.cgi"),
+            decode_page(capture.page("get_miner_conf.cgi"), "get_miner_conf.cgi"),
         ],
     )
     assert reading.hashrate_ths == expected["hashrate_ths"]
@@ -98,7 +105,7 @@ def test_the_recorded_s21_pro_plus_in_the_new_style(asked: str) -> None:
     capture = Capture("antminer-stock-s21proplus-2026")
     expected = capture.expected
     part = (
-        decode_page(capture.page("stats.cgi"), "stats.cgi", AT)
+        decode_page(capture.page("stats.cgi"), "stats.cgi")
         if asked == "page"
         else stats(capture.rpc("stats"))
     )
@@ -114,7 +121,7 @@ def test_the_recorded_s21_pro_plus_in_the_new_style(asked: str) -> None:
 
 def test_the_contract_data_of_the_s19() -> None:
     capture = Capture("antminer-stock-s19-contract")
-    part = decode_page(capture.page("stats.cgi"), "stats.cgi", AT)
+    part = decode_page(capture.page("stats.cgi"), "stats.cgi")
     assert part.hashrate_ths == capture.expected["hashrate_ths"]
     assert list(part.fans_rpm or ()) == capture.expected["fans_rpm"]
     assert part.uptime_s == capture.expected["uptime_s"]
@@ -240,7 +247,7 @@ def test_the_unit_beside_a_rate_is_honoured(unit: str, expected_ths: float | Non
 def test_alarms_of_the_web_summary() -> None:
     status = [{"type": "rate", "status": "s", "code": 0}, {"type": "fans", "status": "e"}]
     row = {"rate_5s": 1000.0, "rate_unit": "GH/s", "status": status}
-    part = decode_page(json.dumps({"SUMMARY": [row]}).encode(), "summary.cgi", AT)
+    part = decode_page(json.dumps({"SUMMARY": [row]}).encode(), "summary.cgi")
     assert part.error_codes == ("fans:e",)
     assert part.hashrate_ths == 1.0
 

@@ -90,7 +90,11 @@ def test_an_endless_head_ends_the_wait() -> None:
 
 def test_a_request_carries_its_body_and_asks_to_close() -> None:
     data = encode_request(
-        "POST", "/cgi-bin/blink.cgi", "127.0.0.1:80", authorization="Digest x", body=b"{}"
+        "POST",
+        "/cgi-bin/blink.cgi",
+        "127.0.0.1:80",
+        proof=("Authorization", "Digest x"),
+        body=b"{}",
     )
     head, _, body = data.partition(b"\r\n\r\n")
     lines = head.split(b"\r\n")

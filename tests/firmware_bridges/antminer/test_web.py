@@ -7,13 +7,13 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-import msgspec
 import pytest
 
-from firmware_bridges.antminer.bridge import AntminerBridge
-from firmware_bridges.antminer.facts import STOCK
-from firmware_bridges.antminer.web import AntminerWeb, judge_write
-from firmware_bridges.base import MinerAddress, ReadDetail, WorkMode, WriteState
+from firmware_bridges.antminer.control import AntminerControl, judge_write
+from firmware_bridges.antminer.family import ANTMINER_STOCK
+from firmware_bridges.base import ReadDetail, WorkMode, WriteState
+from firmware_bridges.bridge import MinerBridge
+from firmware_bridges.commands import Locate, Reboot, Sleep
 from firmware_bridges.errors import (
     BridgeAuthError,
     BridgeError,
@@ -21,18 +21,16 @@ from firmware_bridges.errors import (
     BridgeTimeoutError,
     BridgeUnsupportedError,
 )
+from firmware_bridges.family import ControlContext
 from firmware_bridges.http.digest import Credentials
+from firmware_bridges.link import MinerLink
+from firmware_bridges.query import Query, Wire, page
 from firmware_bridges.transport import Deadlines
 from tests.firmware_bridges.wire import Handler, serving
 
 CONF = {"pools": [{"url": "a", "user": "u", "pass": "p"}], "bitmain-work-mode": "0"}
 OK = {"stats": "success", "code": "M000", "msg": "OK!"}
-QUICK = msgspec.structs.replace(
-    STOCK,
-    rpc=Deadlines(connect_s=0.5, answer_s=0.3),
-    page=Deadlines(connect_s=0.5, answer_s=0.3),
-    configure=Deadlines(connect_s=0.5, answer_s=0.3),
-)
+QUICK = Deadlines(connect_s=0.5, answer_s=0.3)
 
 
 def md5(text: str) -> str:
@@ -88,49 +86,71 @@ class Miner:
         return bool(given["response"] == expected)
 
 
-@asynccontextmanager
-async def web_of(miner: Miner, password: str = "root") -> AsyncIterator[AntminerWeb]:
-    async with serving(miner.serve) as port:
-        yield AntminerWeb(
+class Quick:
+    """A link whose every exchange has a short deadline."""
+
+    def __init__(self, ports: dict[Wire, int], password: str = "root") -> None:
+        self.link = MinerLink(
             "127.0.0.1",
-            port,
-            credentials=Credentials("root", password),
-            facts=QUICK,
+            ports,
             in_flight=asyncio.Semaphore(4),
             client_nonce=lambda: "c0ffee",
+            auth=ANTMINER_STOCK.auth,
+            credentials=Credentials("root", password),
         )
+
+    async def ask(self, query: Query, deadlines: Deadlines | None = None) -> bytes:
+        return await self.link.ask(query, QUICK)
+
+
+def control_over(link: Quick) -> AntminerControl:
+    return AntminerControl(
+        ControlContext(
+            asker=link,
+            credentials=None,
+            address="127.0.0.1",
+            wall_s=lambda: 0.0,
+            random_text=lambda: "c0ffee",
+        )
+    )
+
+
+@asynccontextmanager
+async def control_of(miner: Miner, password: str = "root") -> AsyncIterator[AntminerControl]:
+    async with serving(miner.serve) as port:
+        yield control_over(Quick({Wire.HTTP: port}, password))
 
 
 async def test_the_nonce_is_reused_and_counted() -> None:
     miner = Miner()
-    async with web_of(miner) as web:
+    async with control_of(miner) as control:
         for _ in range(3):
-            assert (await web.configuration()).mode is WorkMode.NORMAL
+            assert await control.mode() is WorkMode.NORMAL
     assert [status for _, _, status in miner.asked] == [401, 200, 200, 200]
     assert miner.counts == [1, 2, 3]
 
 
 async def test_an_expired_nonce_costs_one_more_request() -> None:
     miner = Miner()
-    async with web_of(miner) as web:
-        await web.configuration()
+    async with control_of(miner) as control:
+        await control.mode()
         miner.nonce = "n2"
-        await web.configuration()
+        await control.mode()
     assert [status for _, _, status in miner.asked] == [401, 200, 401, 200]
 
 
 async def test_a_wrong_password_is_asked_twice_and_named() -> None:
     miner = Miner()
-    async with web_of(miner, password="wrong") as web:
+    async with control_of(miner, password="wrong") as control:
         with pytest.raises(BridgeAuthError):
-            await web.configuration()
+            await control.mode()
     assert len(miner.asked) == 2
 
 
 async def test_sleep_writes_the_whole_configuration_with_both_keys() -> None:
     miner = Miner()
-    async with web_of(miner) as web:
-        result = await web.set_mode(await web.configuration(), WorkMode.SLEEP)
+    async with control_of(miner) as control:
+        result = await control.write(Sleep())
     assert result.state is WriteState.ACKNOWLEDGED
     assert result.code == "M000"
     assert miner.posted == [{"pools": CONF["pools"], "miner-mode": 1, "bitmain-work-mode": 1}]
@@ -139,26 +159,28 @@ async def test_sleep_writes_the_whole_configuration_with_both_keys() -> None:
 async def test_a_write_without_an_answer_is_unknown() -> None:
     miner = Miner()
     miner.silent = frozenset({"set_miner_conf.cgi"})
-    async with web_of(miner) as web:
-        result = await web.set_mode(await web.configuration(), WorkMode.SLEEP)
+    async with control_of(miner) as control:
+        result = await control.write(Sleep())
     assert (result.state, result.code) == (WriteState.UNKNOWN, "bridge.timeout")
     assert len(miner.posted) == 1, "and it is not sent again"
 
 
 async def test_a_write_that_never_left_is_refused() -> None:
     miner = Miner()
-    async with web_of(miner) as web:
-        configuration = await web.configuration()
-    result = await web.set_mode(configuration, WorkMode.SLEEP)
-    assert (result.state, result.code) == (WriteState.REFUSED, "bridge.refused")
+    async with serving(miner.serve) as port:
+        control = control_over(Quick({Wire.HTTP: port}))
+        await control.mode()
+    with pytest.raises(BridgeError) as caught:
+        await control.write(Sleep())
+    assert caught.value.sent is False, "the configuration could not be read: nothing was written"
 
 
 async def test_a_cut_configuration_is_not_written_back() -> None:
     miner = Miner()
     miner.pages["get_miner_conf.cgi"] = lambda _: b'{"pools":[{"url":"a"'
-    async with web_of(miner) as web:
+    async with control_of(miner) as control:
         with pytest.raises(BridgeGarbledError, match="get_miner_conf"):
-            await web.configuration()
+            await control.write(Sleep())
     assert miner.posted == []
 
 
@@ -169,16 +191,16 @@ async def test_a_cut_configuration_is_not_written_back() -> None:
 async def test_the_body_of_an_error_page_is_not_read(status: int, error: type[BridgeError]) -> None:
     miner = Miner()
     miner.status = status
-    async with web_of(miner) as web:
+    async with serving(miner.serve) as port:
         with pytest.raises(error):
-            await web.page("stats.cgi")
+            await Quick({Wire.HTTP: port}).ask(page("/cgi-bin/stats.cgi"))
 
 
 async def test_blink_and_reboot() -> None:
     miner = Miner()
-    async with web_of(miner) as web:
-        assert (await web.locate(on=True)).state is WriteState.ACKNOWLEDGED
-        assert (await web.reboot()).state is WriteState.REFUSED
+    async with control_of(miner) as control:
+        assert (await control.write(Locate(on=True))).state is WriteState.ACKNOWLEDGED
+        assert (await control.write(Reboot())).state is WriteState.REFUSED
     assert miner.posted[0] == {"blink": "true"}
 
 
@@ -217,13 +239,9 @@ def rpc_miner(answers: dict[str, bytes]) -> Handler:
     return serve
 
 
-def bridge_at(rpc_port: int, web_port: int) -> AntminerBridge:
-    return AntminerBridge(
-        MinerAddress(host="127.0.0.1", cgminer_port=rpc_port, web_port=web_port),
-        in_flight=asyncio.Semaphore(4),
-        client_nonce=lambda: "c0ffee",
-        facts=QUICK,
-    )
+def bridge_at(rpc_port: int, web_port: int) -> MinerBridge:
+    link = Quick({Wire.CGMINER: rpc_port, Wire.HTTP: web_port})
+    return MinerBridge(ANTMINER_STOCK, link, "127.0.0.1", control=control_over(link))
 
 
 async def test_what_fails_costs_its_own_fields_only() -> None:
@@ -241,11 +259,12 @@ async def test_what_fails_costs_its_own_fields_only() -> None:
     assert reading.power_w == 3500.0
     assert reading.mac == "02:50:53:09:DA:D9"
     assert reading.is_mining is True
-    assert reading.answered == ("stats", "get_system_info.cgi", "pools")
+    assert reading.answered == ("stats", "/cgi-bin/get_system_info.cgi", "pools")
     assert {(failure.source, failure.code) for failure in reading.failed} == {
         ("summary", "bridge.garbled"),
         ("version", "bridge.unsupported"),
-        ("summary.cgi", "bridge.unsupported"),
+        ("/cgi-bin/summary.cgi", "bridge.unsupported"),
+        ("/cgi-bin/get_blink_status.cgi", "bridge.unsupported"),
     }
 
 

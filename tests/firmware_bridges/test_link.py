@@ -1,10 +1,10 @@
-"""The cgminer client against miners that hang, drip, flood, break off and lie."""
+"""The link to a miner against miners that hang, drip, flood, break off and lie."""
 
 import asyncio
 
 import pytest
 
-from firmware_bridges.cgminer.client import CgminerEndpoint
+from firmware_bridges.cgminer.codec import Answer, decode_answers, raise_for_status
 from firmware_bridges.errors import (
     BridgeError,
     BridgeGarbledError,
@@ -13,6 +13,8 @@ from firmware_bridges.errors import (
     BridgeUnreachableError,
     BridgeUnsupportedError,
 )
+from firmware_bridges.link import MinerLink
+from firmware_bridges.query import Wire, cgminer
 from firmware_bridges.transport import Deadlines
 from tests.firmware_bridges.wire import Handler, serving
 
@@ -20,10 +22,28 @@ SUMMARY = b'{"STATUS":[{"STATUS":"S","Code":11}],"SUMMARY":[{"Elapsed":60}],"id"
 QUICK = Deadlines(connect_s=0.5, answer_s=0.2)
 
 
-def endpoint(port: int, in_flight: int = 8, deadlines: Deadlines = QUICK) -> CgminerEndpoint:
-    return CgminerEndpoint(
-        "127.0.0.1", port, in_flight=asyncio.Semaphore(in_flight), deadlines=deadlines
-    )
+class Endpoint:
+    """The cgminer API of one miner through a link."""
+
+    def __init__(self, port: int, in_flight: asyncio.Semaphore, deadlines: Deadlines) -> None:
+        self._at = f"127.0.0.1:{port}"
+        self._link = MinerLink(
+            "127.0.0.1",
+            {Wire.CGMINER: port},
+            in_flight=in_flight,
+            client_nonce=lambda: "c0ffee",
+            deadlines={Wire.CGMINER: deadlines},
+        )
+
+    async def ask(self, command: str) -> Answer:
+        body = await self._link.ask(cgminer(command))
+        answer = decode_answers(body, (command,), self._at)[0]
+        raise_for_status(answer, self._at)
+        return answer
+
+
+def endpoint(port: int, in_flight: int = 8, deadlines: Deadlines = QUICK) -> Endpoint:
+    return Endpoint(port, asyncio.Semaphore(in_flight), deadlines)
 
 
 async def test_the_request_comes_in_one_piece_and_the_nul_ends_the_answer() -> None:
@@ -143,11 +163,6 @@ async def test_the_site_limit_bounds_all_miners_together() -> None:
     miner = Counter()
     async with serving(miner.serve) as port:
         shared = asyncio.Semaphore(3)
-        all_of_them = [
-            CgminerEndpoint(
-                "127.0.0.1", port, in_flight=shared, deadlines=Deadlines(connect_s=1, answer_s=2)
-            )
-            for _ in range(9)
-        ]
+        all_of_them = [Endpoint(port, shared, Deadlines(connect_s=1, answer_s=2)) for _ in range(9)]
         await asyncio.gather(*(one.ask("summary") for one in all_of_them))
     assert 1 < miner.most <= 3

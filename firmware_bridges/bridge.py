@@ -1,0 +1,178 @@
+"""One miner, whatever its firmware: read with its family's decoders, written by its control."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from firmware_bridges.base import (
+    Failure,
+    MinerAddress,
+    Partial,
+    ReadDetail,
+    Reading,
+    WorkMode,
+    WriteResult,
+)
+from firmware_bridges.commands import Command, MinerControl, Sleep, Wake
+from firmware_bridges.errors import BridgeError, BridgeUnsupportedError
+from firmware_bridges.family import ControlContext, Family
+from firmware_bridges.http.digest import Credentials
+from firmware_bridges.link import MinerLink
+from firmware_bridges.query import Asker, Query, Wire
+from firmware_bridges.recognise import decode_query, read_partials
+
+
+class MinerBridge:
+    """Reads and controls one miner.
+
+    What a full reading found out is kept: identity, pools and limits stand in the fast readings
+    that follow, also while the miner sleeps and tells them no more.
+
+    Args:
+        family: Of its firmware.
+        asker: To the miner.
+        host: Its address, for readings and errors.
+        control: Of its family; `None` = read-only.
+    """
+
+    def __init__(
+        self, family: Family, asker: Asker, host: str, *, control: MinerControl | None = None
+    ) -> None:
+        self.family = family
+        self._asker = asker
+        self._host = host
+        self._control = control
+        self._reads = family.reads
+        self._slow: list[Partial] = []
+        self._unknown: set[str] = set()
+
+    async def read(self, detail: ReadDetail) -> Reading:
+        """Read the miner; what does not answer costs its own fields only.
+
+        Args:
+            detail: `fast` asks what changes, `full` everything.
+
+        Raises:
+            BridgeError: Nothing answered; the first failure is raised.
+        """
+        if self._reads is None:
+            raise BridgeUnsupportedError(self._host, f"{self.family.name}: recordings only")
+        partials: list[Partial] = []
+        failed: list[Failure] = []
+        silent: dict[Wire, BridgeError] = {}
+        first = await self._gather(self._reads.fast, partials, failed, silent)
+        slow: list[Partial] = []
+        if detail is ReadDetail.FULL:
+            self._unknown.clear()
+            await self._gather(self._reads.slow, slow, failed, silent)
+            self._slow = _newest(self._slow, slow)
+        if not partials and not slow and first is not None:
+            raise first
+        return read_partials(self.family, self._host, [*partials, *self._slow], failed)
+
+    async def mode(self) -> WorkMode | None:
+        """Read what it was told to do; `None` = not said.
+
+        Raises:
+            BridgeError: It could not be read, or the family is read-only.
+        """
+        return await self._steered().mode()
+
+    async def set_mode(self, mode: WorkMode) -> WriteResult:
+        """Put it to sleep, or wake it into a mode.
+
+        Raises:
+            BridgeError: Nothing was written.
+        """
+        return await self.write(Sleep() if mode is WorkMode.SLEEP else Wake(mode=mode))
+
+    async def write(self, command: Command) -> WriteResult:
+        """Send one command; what follows is seen by reading.
+
+        Raises:
+            BridgeError: Nothing was written.
+        """
+        return await self._steered().write(command)
+
+    def _steered(self) -> MinerControl:
+        if self._control is None:
+            raise BridgeUnsupportedError(self._host, f"{self.family.name}: read-only")
+        return self._control
+
+    async def _gather(
+        self,
+        queries: Sequence[Query],
+        partials: list[Partial],
+        failed: list[Failure],
+        silent: dict[Wire, BridgeError],
+    ) -> BridgeError | None:
+        """Ask some queries in turn; give the first failure."""
+        first: BridgeError | None = None
+        for query in queries:
+            if query.key in self._unknown:
+                continue
+            if query.wire in silent:
+                # One deadline for each wire is enough: a hung miner costs no more than that.
+                failed.append(Failure(query.key, silent[query.wire].code))
+                continue
+            try:
+                body = await self._asker.ask(query)
+            except BridgeError as exc:
+                first = first or exc
+                failed.append(Failure(query.key, exc.code))
+                if isinstance(exc, BridgeUnsupportedError):
+                    self._unknown.add(query.key)
+                if exc.is_silence:
+                    silent[query.wire] = exc
+                continue
+            for source, outcome in decode_query(self.family, query, body, self._host):
+                if isinstance(outcome, Partial):
+                    partials.append(outcome)
+                else:
+                    first = first or outcome
+                    failed.append(Failure(source, outcome.code))
+        return first
+
+
+def bridge_of(
+    family: Family,
+    address: MinerAddress,
+    *,
+    credentials: Credentials | None,
+    in_flight: asyncio.Semaphore,
+    client_nonce: Callable[[], str],
+    wall_s: Callable[[], float],
+) -> MinerBridge:
+    """Make the bridge to one miner over real links.
+
+    Args:
+        family: Of its firmware.
+        address: Where it listens.
+        credentials: Of the owner; `None` = the factory's.
+        in_flight: Bounds the open connections of the whole site.
+        client_nonce: Fresh random text, for digests, salts and sessions.
+        wall_s: Unix seconds, for the commands that carry a time.
+    """
+    ports = {wire: address.port_for(port) for wire, port in family.ports.items()}
+    link = MinerLink(
+        address.host,
+        ports,
+        in_flight=in_flight,
+        client_nonce=client_nonce,
+        auth=family.auth,
+        credentials=credentials,
+    )
+    context = ControlContext(
+        asker=link,
+        credentials=credentials,
+        address=address.host,
+        wall_s=wall_s,
+        random_text=client_nonce,
+    )
+    control = None if family.control is None else family.control(context)
+    return MinerBridge(family, link, address.host, control=control)
+
+
+def _newest(old: list[Partial], new: list[Partial]) -> list[Partial]:
+    """Keep what was known where it was not told again."""
+    told = {part.source for part in new}
+    return [*new, *(part for part in old if part.source not in told)]
