@@ -24,6 +24,7 @@ from firmware_bridges.braiins.decode_rest import (
     decode_network,
     decode_pools,
     decode_stats,
+    decode_status,
     decode_tuner_state,
 )
 from firmware_bridges.braiins.sheets import API_SHEET, GRAPHQL_SHEET, REST_SHEET
@@ -141,6 +142,7 @@ BRAIINS_REST: Final = Family(
     ),
     documents={
         (Wire.HTTP, V1 + "miner/details"): decode_details,
+        (Wire.HTTP, V1 + "miner/status"): decode_status,
         (Wire.HTTP, V1 + "miner/stats"): decode_stats,
         (Wire.HTTP, V1 + "miner/hw/hashboards"): decode_hashboards,
         (Wire.HTTP, V1 + "miner/errors"): decode_errors,

@@ -5,6 +5,7 @@ from typing import Final
 from firmware_bridges.family import WEIGHT_SURE, Family, Mark, Reads
 from firmware_bridges.luxos.control import LuxosControl
 from firmware_bridges.luxos.decode import (
+    decode_atm,
     decode_config,
     decode_devdetails,
     decode_devs,
@@ -27,6 +28,7 @@ LUXOS: Final = Family(
         Mark(text=b'"luxos"', weight=WEIGHT_SURE),
     ),
     answers={
+        "atm": decode_atm,
         "config": decode_config,
         "power": decode_power,
         "profiles": decode_profiles,
@@ -38,8 +40,8 @@ LUXOS: Final = Family(
         "version": decode_version,
     },
     order=(
-        "summary", "config", "power", "fans", "temps", "stats", "version", "devs", "profiles",
-        "devdetails", "events", "pools",
+        "summary", "config", "atm", "power", "fans", "temps", "stats", "version", "devs",
+        "profiles", "devdetails", "events", "pools",
     ),
     reads=Reads(
         fast=(cgminer("summary"), cgminer("power"), cgminer("temps"), cgminer("fans")),
