@@ -13,7 +13,17 @@ import pytest
 
 from firmware_bridges.base import MinerAddress, ReadDetail, Reading, WorkMode, WriteState
 from firmware_bridges.bridge import MinerBridge, bridge_of
-from firmware_bridges.commands import Locate, Reboot, RestartMining, SetPowerLimit, Sleep, Wake
+from firmware_bridges.commands import (
+    Locate,
+    PoolTarget,
+    Reboot,
+    RestartMining,
+    SetPools,
+    SetPowerLimit,
+    SetPowerPercent,
+    Sleep,
+    Wake,
+)
 from firmware_bridges.detect import Prober
 from firmware_bridges.families import FAMILIES, FAMILY_OF
 from firmware_bridges.family import Family
@@ -27,10 +37,16 @@ from simulators.asic_server import serve
 SIMULATED = {
     "antminer-stock": "s21",
     "avalon": "a1566",
+    "braiins-api": "s19xp-braiins-old",
+    "braiins-graphql": "s19xp-braiins-graphql",
+    "braiins-rest": "s19xp-braiins",
     "epic": "s19xp-epic",
+    "luxos": "s21-luxos",
     "marafw": "s21-mara",
     "vnish": "s21-vnish",
 }
+# Neither bosminer's API nor GraphQL tells the MAC; it is on a page behind luci's login.
+WITHOUT_MAC = {"braiins-api", "braiins-graphql"}
 STEERED = [family for family in FAMILIES if family.control is not None]
 EPOCH_S = 1_800_000_000
 SECOND = 10**9
@@ -125,7 +141,7 @@ async def test_a_machine_is_recognised_and_read_whole(family: Family) -> None:
     assert reading.failed == ()
     assert reading.rejected == ()
     assert reading.model
-    assert reading.mac
+    assert reading.mac or family.name in WITHOUT_MAC
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -215,6 +231,36 @@ async def test_a_restart_starts_the_uptime_anew(
     assert before.uptime_s is not None
     assert after.uptime_s is not None
     assert after.uptime_s < min(before.uptime_s, effect_s(family, capability) + 1)
+
+
+BY_PERCENT = [f for f in STEERED if f.sheet.ability(Capability.POWER_PERCENT) is not None]
+
+
+@pytest.mark.parametrize("family", BY_PERCENT, ids=lambda family: family.name)
+async def test_a_percent_of_the_power_shows_in_the_power(family: Family) -> None:
+    async with site(family) as place:
+        told = await place.bridge.write(SetPowerPercent(percent=70))
+        assert told.state is WriteState.ACKNOWLEDGED
+        place.clock.turn(effect_s(family, Capability.POWER_PERCENT))
+        limited = await place.read()
+    assert limited.is_mining is True
+    assert limited.power_w is not None
+    assert limited.power_w <= 1.03 * 0.7 * MODELS[SIMULATED[family.name]].power_w
+
+
+POOLED = [f for f in STEERED if f.sheet.ability(Capability.POOLS) is not None]
+
+
+@pytest.mark.parametrize("family", POOLED, ids=lambda family: family.name)
+async def test_new_pools_take_the_place_of_the_old_ones(family: Family) -> None:
+    wanted = [PoolTarget(url=f"stratum+tcp://new{n}.example:3333", user="site.1") for n in (1, 2)]
+    async with site(family) as place:
+        told = await place.bridge.write(SetPools(pools=tuple(wanted)))
+        assert told.state is WriteState.ACKNOWLEDGED
+        place.clock.turn(effect_s(family, Capability.POOLS))
+        seen = (await place.read()).pools
+    assert seen is not None
+    assert [(pool.url, pool.user) for pool in seen] == [(pool.url, pool.user) for pool in wanted]
 
 
 def test_the_names_of_the_simulated_families_exist() -> None:
