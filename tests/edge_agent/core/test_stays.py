@@ -215,6 +215,18 @@ def test_a_lease_on_a_drained_device_is_drained_first_and_then_released() -> Non
     assert [type(act).__name__ for act in made.leases] == ["TakeLease"]
 
 
+def test_a_lease_whose_start_failed_is_released_from_a_drained_device() -> None:
+    plant = mining(asics=0, gpus=2)
+    plant.step(100.0, f.LeaseSeen(make_lease("w1.1", count=2)), tick(10.0, plant.at_s + 100.0))
+    plant.activity[:] = CODE_OF[Activity.IDLE]
+    plant.step(1.0, *[plant.close(key, "rolled_back") for key in list(plant.open)])
+    plant.settle(0.1, drain("g0"), plant.readings(), passes=3)
+    assert plant.of("g0") is Activity.MAINTENANCE
+    entry = lease_by_id(plant.state, "w1.1")
+    assert entry is not None
+    assert entry.status is LeaseStatus.CLOSED
+
+
 # --- silence --------------------------------------------------------------------------------------
 
 
