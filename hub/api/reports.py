@@ -181,7 +181,7 @@ async def read_revenue(deps: HubDeps, start: From = None, end: To = None) -> Rev
     first, last = _window(deps, start, end)
     rows = []
     total = Decimal("0.00")
-    for site in sites.list_sites(deps.store):
+    for site in sites.list_sites(deps.store, with_retired=True):
         lines = invoices.rated_usage(
             deps.store, customer_id=None, start=first, end=last, site_id=site.site_id
         )
