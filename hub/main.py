@@ -32,6 +32,7 @@ from hub.security.tokens import TokenKeys, load_keys
 from hub.services.back import HubBack
 from hub.store import users
 from hub.store.database import connect, open_store
+from hub.store.long_reads import ThreadedReads
 from hub.store.migrations import migrate
 from hub.store.schema import MIGRATIONS
 from hub.transport.mqtt import AiomqttConnector, BrokerAddress
@@ -86,6 +87,7 @@ async def serve(config: HubConfig) -> None:
         MetricsDatabase(config.metrics_path, memory_limit=config.metrics_memory)
     )
     passwords = Argon2Passwords()
+    long_reads = ThreadedReads(config.store_path)
     try:
         live = LiveChannel(config.limits.live_clients_max)
         back = HubBack(
@@ -107,9 +109,11 @@ async def serve(config: HubConfig) -> None:
             passwords=passwords,
             limits=_limits(config),
             counts=back.counters,
+            long_reads=long_reads,
         )
         await _run(config, deps, back)
     finally:
+        long_reads.close()
         passwords.close()
         metrics.close()
         store.close()

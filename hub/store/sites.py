@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from hub.core.sync import SiteView
-from hub.ports import Store
+from hub.ports import Store, SupportsRead
 from hub.store.migrations import Migration
 from protocol.codec import encode
 from protocol.event import ClassReport, SiteReport
@@ -91,7 +91,7 @@ _COLUMNS = (
 _SELECT = f"SELECT {_COLUMNS} FROM sites"  # noqa: S608 - a constant
 
 
-def list_sites(store: Store, *, with_retired: bool = False) -> tuple[SiteRow, ...]:
+def list_sites(store: SupportsRead, *, with_retired: bool = False) -> tuple[SiteRow, ...]:
     """Read all sites, by id; those that are retired have a past only."""
     where = "1" if with_retired else "retired_at_ms IS NULL"
     return tuple(_row(values) for values in store.read(f"{_SELECT} WHERE {where} ORDER BY site_id"))
