@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import socket
-import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +35,7 @@ from hub.store.long_reads import ThreadedReads
 from hub.store.migrations import migrate
 from hub.store.schema import MIGRATIONS
 from hub.transport.mqtt import AiomqttConnector, BrokerAddress
+from hub.transport.tls import client_context
 from protocol.ids import IdSource
 from protocol.units import to_ms
 
@@ -189,9 +189,7 @@ def _connector(config: HubConfig) -> AiomqttConnector:
             credential_path(config, name, os.environ)
             for name in (mqtt.tls_ca, mqtt.tls_cert, mqtt.tls_key)
         )
-        context = ssl.create_default_context(cafile=ca)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.load_cert_chain(cert, key)
+        context = client_context(ca, cert, key)
     address = BrokerAddress(
         host=mqtt.host, port=mqtt.port, username=mqtt.username or None, password=password
     )

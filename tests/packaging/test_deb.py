@@ -104,7 +104,8 @@ def test_configuration_files_are_valid_toml(build: ModuleType) -> None:
     files = sorted((ROOT / "packaging" / "conf").iterdir())
     assert {path.name for path in files} == shipped
     for path in files:
-        tomllib.loads(path.read_text())
+        if path.suffix == ".toml":  # the broker's are read by the broker, in tests/e2e/test_tls.py
+            tomllib.loads(path.read_text())
 
 
 # --- the packages themselves -----------------------------------------------------------------
