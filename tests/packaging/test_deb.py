@@ -22,13 +22,10 @@ PROGRAMS = {"hcp-agent": "edge_agent", "hcp-hub": "hub"}
 HUB_ONLY_MODULES = {
     "argon2": "argon2-cffi",
     "_argon2_cffi_bindings": "argon2-cffi-bindings",
-    "cffi": "cffi",
-    "cryptography": "cryptography",
     "jinja2": "jinja2",
     "joserfc": "joserfc",
     "markupsafe": "markupsafe",
     "pyarrow": "pyarrow",
-    "pycparser": "pycparser",
     "websockets": "websockets",
 }
 
