@@ -38,7 +38,7 @@ def test_after_a_restore_a_retired_site_is_not_waited_for(tmp_path: Path) -> Non
         await asyncio.sleep(60.0)
         assert world.back.placement.waiting == {"w-1": "sites_not_reported"}
         assert await give_up(world, "lubbock") == Retired("lubbock", ())
-        await world.until_state(WorkloadState.RUNNING, 5.0)
+        await world.until_state(WorkloadState.RUNNING)
         assert world.row().placed_site_id == "houston"
         assert [row.site_id for row in sites.list_sites(world.store)] == ["houston"]
         past = sites.list_sites(world.store, with_retired=True)
@@ -65,7 +65,7 @@ def test_open_leases_forbid_it_and_force_queues_their_work_elsewhere(tmp_path: P
         assert "--force" in caught.value.detail
         assert gone in {row.site_id for row in sites.list_sites(world.store)}
         assert await give_up(world, gone, force=True) == Retired(gone, ("w-1.1",))
-        await world.until_state(WorkloadState.RUNNING, 10.0)
+        await world.until_state(WorkloadState.RUNNING)
         assert world.row().attempt == 2
         assert world.row().placed_site_id not in (None, gone)
         await world.until(lambda: world.retained_leases() == ["w-1.2"], 20.0)
