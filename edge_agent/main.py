@@ -5,7 +5,6 @@ import logging
 import random
 import resource
 import secrets
-import ssl
 from datetime import datetime
 from pathlib import Path
 
@@ -39,6 +38,7 @@ from edge_agent.storage.segments import SegmentLimits, SegmentStore
 from edge_agent.storage.worker import ThreadedWorker
 from edge_agent.storage.writer import ThreadedWriter
 from edge_agent.transport.mqtt import AiomqttConnector, Endpoint
+from edge_agent.transport.tls import client_context
 from edge_agent.version import VERSION
 from firmware_bridges.base import MinerAddress
 from firmware_bridges.families import FAMILY_OF
@@ -265,10 +265,8 @@ class AgentProgram:
             return None
         tls = None
         if mqtt.tls_ca:
-            tls = ssl.create_default_context(cafile=str(self._credentials.path(mqtt.tls_ca)))
-            tls.minimum_version = ssl.TLSVersion.TLSv1_3
-            tls.load_cert_chain(
-                self._credentials.path(mqtt.tls_cert), self._credentials.path(mqtt.tls_key)
+            tls = client_context(
+                *map(self._credentials.path, (mqtt.tls_ca, mqtt.tls_cert, mqtt.tls_key))
             )
         return Uplink(
             connector=AiomqttConnector(Endpoint(host=mqtt.host, port=mqtt.port), tls),

@@ -28,6 +28,7 @@ from edge_agent.core.site_state import (
     SwitchEntry,
     lease_by_id,
     lease_by_no,
+    mode_of,
     put,
     put_lease,
     set_activity,
@@ -41,7 +42,7 @@ def switch_opened(site: Site, state: SiteState, fact: f.SwitchOpened) -> SiteSta
     """Give the state after a switch began."""
     at = site.indices_of(fact.device_ids)
     to_code = CODE_OF[fact.to_activity]
-    origin = np.where(state.switch_no[at] < 0, state.activity[at], state.origin[at])
+    origin = np.where(state.switch_no[at] < 0, mode_of(state)[at], state.origin[at])
     no = state.next_no
     columns = set_activity(state, at, UNKNOWN, to_code, SWITCHING)
     columns["origin"] = put(state.origin, at, origin)

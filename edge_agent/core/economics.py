@@ -20,7 +20,7 @@ from edge_agent.core.site import (
     FloatColumn,
     Site,
 )
-from edge_agent.core.site_state import MarketState, MarketValue, SiteState
+from edge_agent.core.site_state import MarketState, MarketValue, SiteState, mode_of
 from protocol.resource import DeviceKind
 
 SECONDS_PER_H = 3_600.0
@@ -152,7 +152,7 @@ def value(site: Site, state: SiteState) -> Values:
     revenue = mine_ths * site.spread(per_ths_h) + site.spread(flat)
     energy_usd_per_wh = site.spread(energy)
     idle_w = np.where(
-        state.activity == IDLE,
+        mode_of(state) == IDLE,
         site.spread([row.model.idle_w for row in site.classes]),
         site.spread([_off_w(row) for row in site.classes]),
     )

@@ -165,7 +165,7 @@ def _gates(
 ) -> tuple[GateResult, ...]:
     bits = Gates(int(records.gates[index]))
     row = site.classes[int(site.class_of[index])]
-    stayed_s = (state.now_ns - int(state.since_ns[index])) / NS_PER_S
+    stayed_s = (state.now_ns - int(state.mode_since_ns[index])) / NS_PER_S
     price_age = age_s(state.market.price_usd_per_mwh, state.now_ns)
     gain, cost = float(records.gain_usd[index]), float(records.cost_usd[index])
     age = "never seen" if price_age is None else f"{price_age:.0f} s old"
@@ -205,7 +205,7 @@ def _would_change(
     break_even = break_even_usd_per_mwh(site, state, index)
     if break_even is not None and state.activity[index] in (MINE, IDLE, CURTAILED):
         out.append(_price_sentence(state, row, break_even, index))
-    left_s = row.dwell_s - (state.now_ns - int(state.since_ns[index])) / NS_PER_S
+    left_s = row.dwell_s - (state.now_ns - int(state.mode_since_ns[index])) / NS_PER_S
     if left_s > 0.0:
         out.append(f"{left_s:.0f} s more in this activity (least dwell)")
     if reason in (Reason.CAP, Reason.SHED):

@@ -20,6 +20,7 @@ from edge_agent.core.site import (
     CURTAILED,
     FAULT,
     IDLE,
+    MAINTENANCE,
     MINE,
     NS_PER_S,
     SERVE,
@@ -103,7 +104,7 @@ def _money(site: Site, state: SiteState, values: Values) -> _Draft:
         state.regret_usd >= 0.5 * cost * spread([r.ski_rental for r in rows])
     )
     dwell_ns = spread([r.dwell_s * NS_PER_S for r in rows])
-    dwelt = state.now_ns - state.since_ns >= dwell_ns
+    dwelt = state.now_ns - state.mode_since_ns >= dwell_ns
     fresh = values.quality == Quality.FRESH
     reachable = state.reachable & (state.quarantine_ns <= state.now_ns)
     free = (on | off) & reachable & (state.switch_no < 0) & (state.lease_no < 0)
@@ -113,13 +114,15 @@ def _money(site: Site, state: SiteState, values: Values) -> _Draft:
     best = np.where((gain_h > 0.0) & (on | off), other, state.activity).astype(np.uint8)
     reason = np.select(
         [
-            state.switch_no >= 0, state.lease_no >= 0, state.quarantine_ns > state.now_ns,
+            state.switch_no >= 0, state.lease_no >= 0, state.activity == MAINTENANCE,
+            state.quarantine_ns > state.now_ns,
             ~state.reachable, ~(on | off), values.quality == Quality.HOLD, ~fresh,
             ~(gain_h > 0.0), change & hysteresis, change, ~pays, ~dwelt,
         ],
         [
-            R.SWITCHING, R.LEASE, R.QUARANTINED, R.UNREACHABLE, R.NO_OPTION, R.HOLD_STALE,
-            R.SAFE_POLICY, R.KEEP_BEST, R.GAIN, R.SKI_RENTAL, R.GAIN_BELOW_COST, R.DWELL,
+            R.SWITCHING, R.LEASE, R.DRAINED, R.QUARANTINED, R.UNREACHABLE, R.NO_OPTION,
+            R.HOLD_STALE, R.SAFE_POLICY, R.KEEP_BEST, R.GAIN, R.SKI_RENTAL, R.GAIN_BELOW_COST,
+            R.DWELL,
         ],
         R.HYSTERESIS,
     ).astype(np.uint8)  # fmt: skip

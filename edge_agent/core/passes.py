@@ -1,5 +1,6 @@
 """One pass as a function, live and in replay: instant, facts, plan, acts."""
 
+import numpy as np
 from msgspec.structs import replace
 
 from edge_agent.core import power as pw
@@ -10,6 +11,7 @@ from edge_agent.core.plan import Plan
 from edge_agent.core.site import NS_PER_S, Site
 from edge_agent.core.site_state import SiteState, enter_instant
 from edge_agent.core.state_facts import apply
+from edge_agent.core.stays import settle
 
 
 def enter(site: Site, state: SiteState, instant: Instant, facts: tuple[Fact, ...]) -> SiteState:
@@ -22,9 +24,12 @@ def enter(site: Site, state: SiteState, instant: Instant, facts: tuple[Fact, ...
     dt_s = max(instant.now_ns - state.now_ns, 0) / NS_PER_S if same_boot else 0.0
     regret = grow_regret(state, value(site, state), dt_s) if dt_s else state.regret_usd
     ramp = pw.refill_ramp(site, state, dt_s)
-    state = replace(enter_instant(state, instant), regret_usd=regret, ramp_left_w=ramp)
+    heard = np.where(state.reachable, state.now_ns, state.heard_ns)
+    state = enter_instant(replace(state, heard_ns=heard), instant)
+    state = replace(state, regret_usd=regret, ramp_left_w=ramp)
     for fact in facts:
         state = apply(site, state, fact)
+    state = settle(site, state)
     return replace(state, over_cap_ns=pw.over_cap_since(site, state))
 
 

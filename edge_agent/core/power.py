@@ -23,7 +23,7 @@ from edge_agent.core.site import (
     FloatColumn,
     Site,
 )
-from edge_agent.core.site_state import SiteState
+from edge_agent.core.site_state import SiteState, mode_of
 
 # Refill below the ramp, so that bucket and refill together stay within one minute's ramp.
 BUCKET_S = 6.0
@@ -33,7 +33,7 @@ def counted_w(site: Site, state: SiteState) -> FloatColumn:
     """Give what each device counts for against the cap, in site watts."""
     classes = site.class_of
     highest = site.nameplate_w[classes, UNKNOWN]
-    mode = site.nameplate_w[classes, state.activity]
+    mode = site.nameplate_w[classes, mode_of(state)]
     sides = np.maximum(
         site.nameplate_w[classes, state.origin], site.nameplate_w[classes, state.target]
     )
@@ -75,7 +75,7 @@ def measured_w(site: Site, state: SiteState) -> float | None:
     known = state.reachable & ~np.isnan(state.power_w)
     if not known.any():
         return None
-    mode = site.nameplate_w[site.class_of, state.activity]
+    mode = site.nameplate_w[site.class_of, mode_of(state)]
     watts = np.where(known, state.power_w, np.where(state.reachable, mode, 0.0))
     return total(watts * site.pue)
 
@@ -85,7 +85,7 @@ def read_w(site: Site, state: SiteState) -> float:
 
     A reading from before the device's last change says nothing about it now.
     """
-    known = state.reachable & ~np.isnan(state.power_w) & (state.read_ns >= state.since_ns)
+    known = state.reachable & ~np.isnan(state.power_w) & (state.read_ns >= state.mode_since_ns)
     return total(np.where(known, np.where(known, state.power_w, 0.0) * site.pue, 0.0))
 
 

@@ -26,6 +26,7 @@ from edge_agent.core.site_state import (
     MarketState,
     MarketValue,
     SiteState,
+    mode_of,
     put,
     set_activity,
 )
@@ -72,7 +73,7 @@ def _readings(site: Site, state: SiteState, fact: f.ReadingsSeen) -> SiteState:
     row = f.unpack_readings(fact)
     at = row.index.astype(np.int64)
     settled = state.switch_no[at] < 0
-    known = settled & (row.activity != UNKNOWN) & (row.activity != state.activity[at])
+    known = settled & (row.activity != UNKNOWN) & (row.activity != mode_of(state)[at])
     changes: dict[str, Any] = {}
     for code in np.unique(row.activity[known]):
         moved = at[known & (row.activity == code)]

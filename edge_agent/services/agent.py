@@ -17,7 +17,7 @@ from edge_agent.core.explain import Explanation, why
 from edge_agent.core.leases import lease_of
 from edge_agent.core.plan import Plan
 from edge_agent.core.site import NS_PER_S, CodeColumn, FloatColumn, Site
-from edge_agent.core.site_state import LeaseStatus, SiteState
+from edge_agent.core.site_state import LeaseStatus, SiteState, mode_of
 from edge_agent.core.snapshot import state_hash
 from edge_agent.devices.ports import AsicFleet, AsicReadings
 from edge_agent.ports import Clock, CommitBatch, CoreStore, NodeLinks, Recovered
@@ -370,7 +370,7 @@ class Agent:
         if at is None or self.state.switch_no[at] >= 0:
             self._disagreed.pop(device.device_id, None)
             return False
-        believed = ACTIVITY_CODES[int(self.state.activity[at])]
+        believed = ACTIVITY_CODES[int(mode_of(self.state)[at])]
         said = "fault" if device.quarantined else device.activity.value
         if said == believed.value and not self._gate_differs(at, device):
             self._disagreed.pop(device.device_id, None)

@@ -21,7 +21,7 @@ from edge_agent.core.site import (
     IndexColumn,
     Site,
 )
-from edge_agent.core.site_state import SiteState
+from edge_agent.core.site_state import SiteState, mode_of
 from edge_agent.devices.ports import AsicReadings, StateCode
 from protocol.node import GpuSample
 
@@ -87,13 +87,13 @@ class ReadingsBuffer:
 
     def collect(self, state: SiteState) -> ReadingsSeen | None:
         """Give the devices whose values left their band against the state; None when none did."""
-        # A reading older than the present activity says nothing about it.
-        newer = self._measured_ns > state.since_ns
+        # A reading older than the present mode says nothing about it.
+        newer = self._measured_ns > state.mode_since_ns
         activity = np.where(newer & self._reachable, self._activity, UNKNOWN).astype(np.uint8)
         heard = self._measured_ns >= 0
         changed = (
             (self._reachable != state.reachable)
-            | ((activity != UNKNOWN) & (activity != state.activity) & (state.switch_no < 0))
+            | ((activity != UNKNOWN) & (activity != mode_of(state)) & (state.switch_no < 0))
             | _left_share(self.power_w, state.power_w)
             | _left_share(self.hashrate_ths, state.hashrate_ths)
             | _left(self.temp_c, state.temp_c, BAND_TEMP_C)

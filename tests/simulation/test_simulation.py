@@ -28,7 +28,7 @@ TASK_TIMEOUT_S = 240
 FAULT_KINDS = (
     "loss", "duplication", "reorder", "disconnect", "partition", "one_way_partition", "crash",
     "broker_crash", "wiped_broker", "clock_step", "restored_snapshot", "workload_crash",
-    "link_cut", "reboot_agent", "reboot_node",
+    "link_cut", "reboot_agent", "reboot_node", "drain",
 )  # fmt: skip
 
 
@@ -84,6 +84,7 @@ def test_the_seeds_bring_about_what_they_are_to_test(
 
     assert total("usage") > 20 * len(found)
     assert total("switches") > 10 * len(found)
+    assert total("drains") > len(found) / 2
     assert total("switches_for_money") > 2 * len(found)
     assert total("workloads_completed") > len(found)
     assert total("workloads_cancelled") > len(found)
