@@ -25,7 +25,8 @@ def enter(site: Site, state: SiteState, instant: Instant, facts: tuple[Fact, ...
     state = replace(enter_instant(state, instant), regret_usd=regret, ramp_left_w=ramp)
     for fact in facts:
         state = apply(site, state, fact)
-    return replace(state, over_cap_ns=pw.over_cap_since(site, state))
+    since_ns = pw.over_cap_since(site, state)
+    return state if since_ns == state.over_cap_ns else replace(state, over_cap_ns=since_ns)
 
 
 def act(site: Site, state: SiteState, acts: tuple[Fact, ...]) -> SiteState:
