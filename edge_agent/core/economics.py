@@ -40,6 +40,10 @@ class Quality(IntEnum):
     SAFE = 2
 
 
+# For columns: numpy takes long to make a number of an enum's member.
+FRESH, HOLD, SAFE = (int(quality) for quality in Quality)
+
+
 class Values(Struct, frozen=True, eq=False):
     """Value columns.
 
@@ -173,7 +177,7 @@ def grow_regret(state: SiteState, values: Values, dt_s: float) -> FloatColumn:
     gain = values.gain_on_usd_per_h
     missed = np.where(state.activity == MINE, -gain, gain) * (dt_s / SECONDS_PER_H)
     off_or_on = (state.activity == MINE) | (state.activity == IDLE) | (state.activity == CURTAILED)
-    counts = off_or_on & (values.quality == Quality.FRESH) & ~np.isnan(missed)
+    counts = off_or_on & (values.quality == FRESH) & ~np.isnan(missed)
     grown: FloatColumn = np.where(
         counts, np.maximum(state.regret_usd + np.where(counts, missed, 0.0), 0.0), state.regret_usd
     )

@@ -17,7 +17,7 @@ from edge_agent.core import facts as f
 from edge_agent.core import leases as ls
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
-from edge_agent.core.economics import SECONDS_PER_H, Quality, Values, value
+from edge_agent.core.economics import FRESH, HOLD, SAFE, SECONDS_PER_H, Values, value
 from edge_agent.core.site import (
     CURTAILED,
     FAULT,
@@ -53,6 +53,8 @@ _REASONS = (
     R.SAFE_POLICY, R.KEEP_BEST, R.GAIN, R.SKI_RENTAL, R.GAIN_BELOW_COST, R.DWELL,
 )  # fmt: skip
 _REASON_CODES = tuple(np.uint8(reason) for reason in _REASONS)
+_NO_REASON = np.uint8(R.HYSTERESIS)
+_RULE_GATES = np.uint8(G.CAP | G.RAMP)
 _STAY_OFF_S = attrgetter("stay_off_s")
 _STAY_ON_S = attrgetter("stay_on_s")
 _OFF_MARGIN = attrgetter("off_margin")
@@ -114,27 +116,24 @@ def _money(site: Site, state: SiteState, values: Values) -> _Draft:
     hysteresis = gain_h > margin * revenue
     regret = (gain_h > 0.0) & (state.regret_usd >= 0.5 * cost * site.column(_SKI_RENTAL))
     dwelt = state.now_ns - state.since_ns >= site.column(_dwell_ns)
-    fresh = values.quality == Quality.FRESH
+    fresh = values.quality == FRESH
     reachable = state.reachable & (state.quarantine_ns <= state.now_ns)
     free = (on | off) & reachable & (state.switch_no < 0) & (state.lease_no < 0)
     pays = gain > cost
     change = free & fresh & (hysteresis | regret) & pays & dwelt
-    other = np.where(on, values.off_code, MINE).astype(np.uint8)
-    best = np.where((gain_h > 0.0) & (on | off), other, state.activity).astype(np.uint8)
+    other = np.where(on, values.off_code, np.uint8(MINE))
+    best = np.where((gain_h > 0.0) & (on | off), other, state.activity)
     reason = _first_that_holds((
         state.switch_no >= 0, state.lease_no >= 0, state.quarantine_ns > state.now_ns,
-        ~state.reachable, ~(on | off), values.quality == Quality.HOLD, ~fresh,
+        ~state.reachable, ~(on | off), values.quality == HOLD, ~fresh,
         ~(gain_h > 0.0), change & hysteresis, change, ~pays, ~dwelt,
     ))  # fmt: skip
-    gates = (
-        fresh * int(G.FRESH) | reachable * int(G.REACHABLE) | free * int(G.FREE)
-        | pays * int(G.GAIN) | (hysteresis | regret) * int(G.HYSTERESIS) | dwelt * int(G.DWELL)
-        | int(G.CAP) | int(G.RAMP)
-    ).astype(np.uint8)  # fmt: skip
-    target = np.where(change, other, state.activity).astype(np.uint8)
-    safe = free & (values.quality == Quality.SAFE)
-    safe_code = np.where(site.limits.safe_policy == "mine", MINE, values.off_code)
-    target = np.where(safe, safe_code, target).astype(np.uint8)
+    # In the order of their bits.
+    passed = np.array((fresh, reachable, free, pays, hysteresis | regret, dwelt))
+    gates = np.packbits(passed, axis=0, bitorder="little")[0] | _RULE_GATES
+    target = np.where(change, other, state.activity)
+    safe_code = np.uint8(MINE) if site.limits.safe_policy == "mine" else values.off_code
+    np.copyto(target, safe_code, where=free & (values.quality == SAFE))
     return _Draft(target, reason, gates, gain, cost, best, free)
 
 
@@ -143,7 +142,7 @@ def _dwell_ns(row: DeviceClass) -> float:
 
 
 def _first_that_holds(conditions: tuple[FlagColumn, ...]) -> CodeColumn:
-    reason = np.full(len(conditions[0]), R.HYSTERESIS, dtype=np.uint8)
+    reason = np.full(len(conditions[0]), _NO_REASON)
     for holds, code in zip(reversed(conditions), reversed(_REASON_CODES), strict=True):
         np.copyto(reason, code, where=holds)
     return reason
@@ -364,7 +363,7 @@ def _stop_intents(
         mines = (
             not curtail
             and bool(np.all(values.gain_on_usd_per_h[stop.indices] > 0.0))
-            and bool(np.all(values.quality[stop.indices] == Quality.FRESH))
+            and bool(np.all(values.quality[stop.indices] == FRESH))
             and bool(np.all((held[stop.indices] == 0) | (held[stop.indices] == HOLD_MINE)))
             # Devices promised to another lease go idle: mining would only be stopped again.
             and entry is not None
