@@ -1,4 +1,4 @@
-"""What only time brings about in placement, and whether it is due: no read of the store per tick."""
+"""What only time brings about in placement, and whether it is due, without a read of the store."""
 
 from datetime import datetime
 

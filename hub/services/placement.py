@@ -132,9 +132,12 @@ class Placement:
                 await self._wake.wait()
             finally:
                 timer.cancel()
-            if self._woken or self._again or self._agenda.is_due() or self._card_added():
+            if self._is_due():
                 return
             at_s = max(at_s, loop.time()) + PERIOD_S
+
+    def _is_due(self) -> bool:
+        return self._woken or self._again or self._agenda.is_due() or self._card_added()
 
     async def sweep(self) -> None:
         """Look at what only time brings about: expiry, prices, sites that fell silent."""
