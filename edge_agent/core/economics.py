@@ -6,6 +6,8 @@ device holds, and later follows the safe policy.
 """
 
 from enum import IntEnum
+from functools import lru_cache
+from operator import attrgetter
 
 import numpy as np
 from msgspec import Struct
@@ -25,6 +27,9 @@ from protocol.resource import DeviceKind
 
 SECONDS_PER_H = 3_600.0
 W_PER_MW = 1e6
+_MINE_W = attrgetter("model.mine_w")
+_MINE_THS = attrgetter("model.hashrate_ths")
+_IDLE_W = attrgetter("model.idle_w")
 
 
 class Quality(IntEnum):
@@ -33,6 +38,10 @@ class Quality(IntEnum):
     FRESH = 0
     HOLD = 1
     SAFE = 2
+
+
+# For columns: numpy takes long to make a number of an enum's member.
+FRESH, HOLD, SAFE = (int(quality) for quality in Quality)
 
 
 class Values(Struct, frozen=True, eq=False):
@@ -129,15 +138,15 @@ def serve_usd_per_h(market: MarketState, class_name: str) -> float | None:
     return None
 
 
+# A pass asks several times for the value of one state: once for two sites in one process.
+@lru_cache(maxsize=4)
 def value(site: Site, state: SiteState) -> Values:
     """Value mining and off for every device; NaN where an input was never seen."""
     market = state.market
     per_ths = hashprice(market)
     price = market.price_usd_per_mwh
-    mine_w = _or_nameplate(state.mine_w, site.spread([r.model.mine_w for r in site.classes]))
-    mine_ths = _or_nameplate(
-        state.mine_ths, site.spread([r.model.hashrate_ths for r in site.classes])
-    )
+    mine_w = _or_nameplate(state.mine_w, site.column(_MINE_W))
+    mine_ths = _or_nameplate(state.mine_ths, site.column(_MINE_THS))
     per_ths_h = [
         0.0
         if row.model.kind is not DeviceKind.ASIC
@@ -151,20 +160,15 @@ def value(site: Site, state: SiteState) -> Values:
     ]
     revenue = mine_ths * site.spread(per_ths_h) + site.spread(flat)
     energy_usd_per_wh = site.spread(energy)
-    idle_w = np.where(
-        mode_of(state) == IDLE,
-        site.spread([row.model.idle_w for row in site.classes]),
-        site.spread([_off_w(row) for row in site.classes]),
-    )
+    idle_w = np.where(mode_of(state) == IDLE, site.column(_IDLE_W), site.column(_off_w))
     return Values(
         site.spread([float(quality_of(site, state, row)) for row in site.classes]).astype(np.uint8),
         revenue - mine_w * energy_usd_per_wh,
         -idle_w * energy_usd_per_wh,
         revenue,
-        site.spread([_wear(row) for row in site.classes])
-        + np.maximum(revenue, 0.0) * site.spread([_start_h(row) for row in site.classes]),
+        site.column(_wear) + np.maximum(revenue, 0.0) * site.column(_start_h),
         energy_usd_per_wh,
-        site.spread([float(_off_code(row)) for row in site.classes]).astype(np.uint8),
+        site.once(_off_codes),
     )
 
 
@@ -173,7 +177,7 @@ def grow_regret(state: SiteState, values: Values, dt_s: float) -> FloatColumn:
     gain = values.gain_on_usd_per_h
     missed = np.where(state.activity == MINE, -gain, gain) * (dt_s / SECONDS_PER_H)
     off_or_on = (state.activity == MINE) | (state.activity == IDLE) | (state.activity == CURTAILED)
-    counts = off_or_on & (values.quality == Quality.FRESH) & ~np.isnan(missed)
+    counts = off_or_on & (values.quality == FRESH) & ~np.isnan(missed)
     grown: FloatColumn = np.where(
         counts, np.maximum(state.regret_usd + np.where(counts, missed, 0.0), 0.0), state.regret_usd
     )
@@ -206,6 +210,10 @@ def _flat_usd_per_h(market: MarketState, row: DeviceClass) -> float:
 
 def _off_code(row: DeviceClass) -> int:
     return CURTAILED if row.model.kind is DeviceKind.ASIC else IDLE
+
+
+def _off_codes(site: Site) -> CodeColumn:
+    return site.column(_off_code).astype(np.uint8)
 
 
 def _off_w(row: DeviceClass) -> float:

@@ -8,6 +8,8 @@ Rule for money (the same horizon for gain and cost: the expected stay):
 One group of devices (class, from, to, reason) becomes one intent.
 """
 
+from operator import attrgetter
+
 import numpy as np
 from msgspec import Struct
 
@@ -15,7 +17,7 @@ from edge_agent.core import facts as f
 from edge_agent.core import leases as ls
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
-from edge_agent.core.economics import SECONDS_PER_H, Quality, Values, value
+from edge_agent.core.economics import FRESH, HOLD, SAFE, SECONDS_PER_H, Values, value
 from edge_agent.core.site import (
     CURTAILED,
     FAULT,
@@ -25,6 +27,7 @@ from edge_agent.core.site import (
     NS_PER_S,
     SERVE,
     CodeColumn,
+    DeviceClass,
     FlagColumn,
     FloatColumn,
     IntColumn,
@@ -45,6 +48,19 @@ from protocol.resource import ACTIVITY_CODES
 
 R = p.Reason
 G = p.Gates
+# In order: the first that holds is the reason; what none of them names waits for more gain.
+_REASONS = (
+    R.SWITCHING, R.LEASE, R.DRAINED, R.QUARANTINED, R.UNREACHABLE, R.NO_OPTION, R.HOLD_STALE,
+    R.SAFE_POLICY, R.KEEP_BEST, R.GAIN, R.SKI_RENTAL, R.GAIN_BELOW_COST, R.DWELL,
+)  # fmt: skip
+_REASON_CODES = tuple(np.uint8(reason) for reason in _REASONS)
+_NO_REASON = np.uint8(R.HYSTERESIS)
+_RULE_GATES = np.uint8(G.CAP | G.RAMP)
+_STAY_OFF_S = attrgetter("stay_off_s")
+_STAY_ON_S = attrgetter("stay_on_s")
+_OFF_MARGIN = attrgetter("off_margin")
+_ON_MARGIN = attrgetter("on_margin")
+_SKI_RENTAL = attrgetter("ski_rental")
 
 
 class _Draft(Struct, eq=False):
@@ -90,71 +106,69 @@ def plan(site: Site, state: SiteState) -> p.Plan:
 
 
 def _money(site: Site, state: SiteState, values: Values) -> _Draft:
-    rows, spread = site.classes, site.spread
     on = state.activity == MINE
     off = (state.activity == IDLE) | (state.activity == CURTAILED)
     gain_h = np.where(on, -values.gain_on_usd_per_h, values.gain_on_usd_per_h)
-    stay_h = np.where(on, spread([r.stay_off_s for r in rows]), spread([r.stay_on_s for r in rows]))
+    stay_h = np.where(on, site.column(_STAY_OFF_S), site.column(_STAY_ON_S))
     gain = gain_h * (stay_h / SECONDS_PER_H)
     cost = values.restart_usd
     revenue = np.maximum(values.revenue_usd_per_h, 0.0)
-    margin = np.where(on, spread([r.off_margin for r in rows]), spread([r.on_margin for r in rows]))
+    margin = np.where(on, site.column(_OFF_MARGIN), site.column(_ON_MARGIN))
     hysteresis = gain_h > margin * revenue
-    regret = (gain_h > 0.0) & (
-        state.regret_usd >= 0.5 * cost * spread([r.ski_rental for r in rows])
-    )
-    dwell_ns = spread([r.dwell_s * NS_PER_S for r in rows])
-    dwelt = state.now_ns - state.mode_since_ns >= dwell_ns
-    fresh = values.quality == Quality.FRESH
+    regret = (gain_h > 0.0) & (state.regret_usd >= 0.5 * cost * site.column(_SKI_RENTAL))
+    dwelt = state.now_ns - state.mode_since_ns >= site.column(_dwell_ns)
+    fresh = values.quality == FRESH
     reachable = state.reachable & (state.quarantine_ns <= state.now_ns)
     free = (on | off) & reachable & (state.switch_no < 0) & (state.lease_no < 0)
     pays = gain > cost
     change = free & fresh & (hysteresis | regret) & pays & dwelt
-    other = np.where(on, values.off_code, MINE).astype(np.uint8)
-    best = np.where((gain_h > 0.0) & (on | off), other, state.activity).astype(np.uint8)
-    reason = np.select(
-        [
-            state.switch_no >= 0, state.lease_no >= 0, state.activity == MAINTENANCE,
-            state.quarantine_ns > state.now_ns,
-            ~state.reachable, ~(on | off), values.quality == Quality.HOLD, ~fresh,
-            ~(gain_h > 0.0), change & hysteresis, change, ~pays, ~dwelt,
-        ],
-        [
-            R.SWITCHING, R.LEASE, R.DRAINED, R.QUARANTINED, R.UNREACHABLE, R.NO_OPTION,
-            R.HOLD_STALE, R.SAFE_POLICY, R.KEEP_BEST, R.GAIN, R.SKI_RENTAL, R.GAIN_BELOW_COST,
-            R.DWELL,
-        ],
-        R.HYSTERESIS,
-    ).astype(np.uint8)  # fmt: skip
-    gates = (
-        fresh * int(G.FRESH) | reachable * int(G.REACHABLE) | free * int(G.FREE)
-        | pays * int(G.GAIN) | (hysteresis | regret) * int(G.HYSTERESIS) | dwelt * int(G.DWELL)
-        | int(G.CAP) | int(G.RAMP)
-    ).astype(np.uint8)  # fmt: skip
-    target = np.where(change, other, state.activity).astype(np.uint8)
-    safe = free & (values.quality == Quality.SAFE)
-    safe_code = np.where(site.limits.safe_policy == "mine", MINE, values.off_code)
-    target = np.where(safe, safe_code, target).astype(np.uint8)
+    other = np.where(on, values.off_code, np.uint8(MINE))
+    best = np.where((gain_h > 0.0) & (on | off), other, state.activity)
+    reason = _first_that_holds((
+        state.switch_no >= 0, state.lease_no >= 0, state.activity == MAINTENANCE,
+        state.quarantine_ns > state.now_ns,
+        ~state.reachable, ~(on | off), values.quality == HOLD, ~fresh,
+        ~(gain_h > 0.0), change & hysteresis, change, ~pays, ~dwelt,
+    ))  # fmt: skip
+    # In the order of their bits.
+    passed = np.array((fresh, reachable, free, pays, hysteresis | regret, dwelt))
+    gates = np.packbits(passed, axis=0, bitorder="little")[0] | _RULE_GATES
+    target = np.where(change, other, state.activity)
+    safe_code = np.uint8(MINE) if site.limits.safe_policy == "mine" else values.off_code
+    np.copyto(target, safe_code, where=free & (values.quality == SAFE))
     return _Draft(target, reason, gates, gain, cost, best, free)
+
+
+def _dwell_ns(row: DeviceClass) -> float:
+    return row.dwell_s * NS_PER_S
+
+
+def _first_that_holds(conditions: tuple[FlagColumn, ...]) -> CodeColumn:
+    reason = np.full(len(conditions[0]), _NO_REASON)
+    for holds, code in zip(reversed(conditions), reversed(_REASON_CODES), strict=True):
+        np.copyto(reason, code, where=holds)
+    return reason
 
 
 def _orders(site: Site, state: SiteState, draft: _Draft) -> None:
     """Grid order and operator acts come before money; dwell and gain do not bind them."""
-    off_code = np.where(site.is_asic, CURTAILED, IDLE).astype(np.uint8)
     held = ls.held_code(state)
+    curtail = state.policy is not None and state.policy.curtail
+    if not curtail and not held.any():
+        return
     already_off = (state.activity == IDLE) | (state.activity == CURTAILED)
-    off_target = np.where(already_off, state.activity, off_code)
+    off_target = np.where(already_off, state.activity, site.once(_off_codes))
     for code, target, why in (
-        (HOLD_MINE, np.full(len(site), MINE), R.HELD),
+        (HOLD_MINE, np.uint8(MINE), R.HELD),
         (HOLD_SERVE, off_target, R.HELD),
         (HOLD_DRAIN, off_target, R.DRAINED),
     ):
         where = draft.free & (held == code)
-        draft.target = np.where(where, target, draft.target).astype(np.uint8)
-        draft.reason = np.where(where, why, draft.reason).astype(np.uint8)
-    if state.policy is not None and state.policy.curtail:
-        draft.target = np.where(draft.free, off_target, draft.target).astype(np.uint8)
-        draft.reason = np.where(draft.free, R.CURTAIL_ORDER, draft.reason).astype(np.uint8)
+        np.copyto(draft.target, target, where=where)
+        np.copyto(draft.reason, np.uint8(why), where=where)
+    if curtail:
+        np.copyto(draft.target, off_target, where=draft.free)
+        np.copyto(draft.reason, np.uint8(R.CURTAIL_ORDER), where=draft.free)
 
 
 def _recover(site: Site, state: SiteState, draft: _Draft) -> None:
@@ -164,6 +178,8 @@ def _recover(site: Site, state: SiteState, draft: _Draft) -> None:
     drained one is in somebody's hands.
     """
     over = (state.quarantine_ns > 0) & (state.quarantine_ns <= state.now_ns)
+    if not over.any():
+        return
     where = (
         (state.activity == FAULT)
         & over
@@ -175,8 +191,8 @@ def _recover(site: Site, state: SiteState, draft: _Draft) -> None:
         & (ls.held_code(state) != HOLD_DRAIN)
     )
     draft.free |= where
-    draft.target = np.where(where, IDLE, draft.target).astype(np.uint8)
-    draft.reason = np.where(where, R.QUARANTINE_OVER, draft.reason).astype(np.uint8)
+    np.copyto(draft.target, np.uint8(IDLE), where=where)
+    np.copyto(draft.reason, np.uint8(R.QUARANTINE_OVER), where=where)
 
 
 def _admit_starts(
@@ -224,9 +240,22 @@ def _cap(
 
 def _merit(site: Site, values: Values) -> FloatColumn:
     """Order mining by what a site watt earns; unknown comes last, equal keeps the index order."""
-    watts = site.nameplate_w[site.class_of, MINE] * site.pue
-    merit = values.gain_on_usd_per_h / np.maximum(watts, 1.0)
+    merit = values.gain_on_usd_per_h / site.once(_mine_site_w)
     out: FloatColumn = np.where(np.isnan(merit), -np.inf, merit)
+    return out
+
+
+def _off_codes(site: Site) -> CodeColumn:
+    return np.where(site.is_asic, CURTAILED, IDLE).astype(np.uint8)
+
+
+def _off_site_w(site: Site) -> FloatColumn:
+    out: FloatColumn = site.nameplate_w[site.class_of, site.once(_off_codes)] * site.pue
+    return out
+
+
+def _mine_site_w(site: Site) -> FloatColumn:
+    out: FloatColumn = np.maximum(site.nameplate_w[site.class_of, MINE] * site.pue, 1.0)
     return out
 
 
@@ -239,8 +268,7 @@ def _shed(
     need_w: float,
 ) -> float:
     """Turn off the worst mining until ``need_w`` is met; gives what is still missing."""
-    off_code = np.where(site.is_asic, CURTAILED, IDLE).astype(np.uint8)
-    off_w = site.nameplate_w[site.class_of, off_code] * site.pue
+    off_code, off_w = site.once(_off_codes), site.once(_off_site_w)
     leaving = draft.free & (state.activity == MINE) & (draft.target != MINE)
     freed = np.maximum(counted - off_w, 0.0)
     need_w -= pw.total(np.where(leaving, freed, 0.0))
@@ -337,7 +365,7 @@ def _stop_intents(
         mines = (
             not curtail
             and bool(np.all(values.gain_on_usd_per_h[stop.indices] > 0.0))
-            and bool(np.all(values.quality[stop.indices] == Quality.FRESH))
+            and bool(np.all(values.quality[stop.indices] == FRESH))
             and bool(np.all((held[stop.indices] == 0) | (held[stop.indices] == HOLD_MINE)))
             # Devices promised to another lease go idle: mining would only be stopped again.
             and entry is not None

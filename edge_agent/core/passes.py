@@ -30,7 +30,8 @@ def enter(site: Site, state: SiteState, instant: Instant, facts: tuple[Fact, ...
     for fact in facts:
         state = apply(site, state, fact)
     state = settle(site, state)
-    return replace(state, over_cap_ns=pw.over_cap_since(site, state))
+    since_ns = pw.over_cap_since(site, state)
+    return state if since_ns == state.over_cap_ns else replace(state, over_cap_ns=since_ns)
 
 
 def act(site: Site, state: SiteState, acts: tuple[Fact, ...]) -> SiteState:

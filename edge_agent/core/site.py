@@ -4,8 +4,9 @@ A device's index is its place in ``Site.devices`` and the row of every column in
 Facts and stored switches name devices by id, so that a changed site file shifts no history.
 """
 
+from collections.abc import Callable
 from hashlib import blake2b
-from typing import Literal
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ IntColumn = npt.NDArray[np.int64]
 IndexColumn = npt.NDArray[np.int32]
 CodeColumn = npt.NDArray[np.uint8]
 FlagColumn = npt.NDArray[np.bool_]
+Column = TypeVar("Column", bound=npt.NDArray[Any])
 
 CODE_OF: dict[Activity, int] = {activity: code for code, activity in enumerate(ACTIVITY_CODES)}
 UNKNOWN = CODE_OF[Activity.UNKNOWN]
@@ -143,6 +145,7 @@ class Site:
         self.limits = limits
         self._class_index = {row.class_name: at for at, row in enumerate(classes)}
         self._index = {device.device_id: at for at, device in enumerate(devices)}
+        self._made: dict[Callable[..., Any], npt.NDArray[Any]] = {}
         self._check()
         self.nodes: tuple[str, ...] = tuple(
             dict.fromkeys(device.node_id for device in devices if device.node_id is not None)
@@ -185,6 +188,29 @@ class Site:
         column: FloatColumn = np.asarray(per_class, dtype=np.float64)[self.class_of]
         column.flags.writeable = False
         return column
+
+    def column(self, of_class: Callable[[DeviceClass], float]) -> FloatColumn:
+        """Give a constant of the classes, spread over the devices; computed once.
+
+        Args:
+            of_class: named once in its module: it is the key under which the column is kept.
+        """
+        made = self._made.get(of_class)
+        if made is None:
+            made = self._made[of_class] = self.spread([of_class(row) for row in self.classes])
+        return made
+
+    def once(self, make: Callable[["Site"], Column]) -> Column:
+        """Give a column that depends on the site alone; computed once, never written.
+
+        Args:
+            make: a function of a module, the key under which the column is kept.
+        """
+        made = self._made.get(make)
+        if made is None:
+            made = self._made[make] = make(self)
+            made.flags.writeable = False
+        return cast("Column", made)
 
     def _nameplate_w(self) -> FloatColumn:
         # (class, activity) in device watts; what is not known to be lower counts as the highest.

@@ -5,10 +5,9 @@ times are boottime nanoseconds of the present boot. How facts change it: ``state
 """
 
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -21,6 +20,7 @@ from edge_agent.core.site import (
     NS_PER_S,
     UNKNOWN,
     CodeColumn,
+    Column,
     FlagColumn,
     FloatColumn,
     IndexColumn,
@@ -31,7 +31,6 @@ from protocol.event import ReleaseOutcome
 from protocol.lease import Lease, SitePolicy, workload_class
 from protocol.market import GpuRate
 
-Column = TypeVar("Column", bound=npt.NDArray[Any])
 OFF_CODES = (IDLE, CURTAILED)
 NEVER_NS = np.iinfo(np.int64).max
 HOLD_CODES = (f.HoldMode.NONE, f.HoldMode.DRAIN, f.HoldMode.MINE, f.HoldMode.SERVE)

@@ -52,33 +52,40 @@ def append_fact(connection: sqlite3.Connection, body: bytes | None, at_ms: int) 
 
 def write_state(connection: sqlite3.Connection, batch: CommitBatch, at_ms: int) -> None:
     """Store switches, leases, policy, meter heads and node marks of one batch."""
-    connection.executemany(
-        "INSERT INTO switch VALUES (?, ?, ?, ?) ON CONFLICT (switch_id) DO UPDATE "
-        "SET closed = excluded.closed, body = excluded.body",
-        [(row.switch_id, at_ms, row.closed, row.body) for row in batch.switches],
-    )
-    connection.executemany(
-        "INSERT INTO lease VALUES (?, ?, ?, ?) ON CONFLICT (lease_id) DO UPDATE "
-        "SET hub_epoch = excluded.hub_epoch, generation = excluded.generation, "
-        "body = excluded.body "
-        "WHERE (excluded.hub_epoch, excluded.generation) >= (hub_epoch, generation)",
-        [(row.lease_id, *row.version, codec.encode(row)) for row in batch.leases],
-    )
-    connection.executemany(
-        "DELETE FROM lease WHERE lease_id = ?", [(row,) for row in batch.dropped_leases]
-    )
+    # Most batches hold none of these, and an empty statement costs as much as a row.
+    if batch.switches:
+        connection.executemany(
+            "INSERT INTO switch VALUES (?, ?, ?, ?) ON CONFLICT (switch_id) DO UPDATE "
+            "SET closed = excluded.closed, body = excluded.body",
+            [(row.switch_id, at_ms, row.closed, row.body) for row in batch.switches],
+        )
+    if batch.leases:
+        connection.executemany(
+            "INSERT INTO lease VALUES (?, ?, ?, ?) ON CONFLICT (lease_id) DO UPDATE "
+            "SET hub_epoch = excluded.hub_epoch, generation = excluded.generation, "
+            "body = excluded.body "
+            "WHERE (excluded.hub_epoch, excluded.generation) >= (hub_epoch, generation)",
+            [(row.lease_id, *row.version, codec.encode(row)) for row in batch.leases],
+        )
+    if batch.dropped_leases:
+        connection.executemany(
+            "DELETE FROM lease WHERE lease_id = ?", [(row,) for row in batch.dropped_leases]
+        )
     if batch.policy is not None:
         policy = batch.policy
         connection.execute(
             "INSERT OR REPLACE INTO policy VALUES (1, ?, ?, ?)",
             (policy.hub_epoch, policy.generation, codec.encode(policy)),
         )
-    connection.executemany(
-        "INSERT OR REPLACE INTO meter_head VALUES (?, ?, ?, ?, ?, ?, ?)",
-        [_meter_row(head, at_ms) for head in batch.meter_heads],
-    )
-    connection.executemany("INSERT OR REPLACE INTO node_mark VALUES (?, ?)", batch.node_marks)
-    connection.executemany("INSERT OR REPLACE INTO asic_mode VALUES (?, ?)", batch.asic_modes)
+    if batch.meter_heads:
+        connection.executemany(
+            "INSERT OR REPLACE INTO meter_head VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [_meter_row(head, at_ms) for head in batch.meter_heads],
+        )
+    if batch.node_marks:
+        connection.executemany("INSERT OR REPLACE INTO node_mark VALUES (?, ?)", batch.node_marks)
+    if batch.asic_modes:
+        connection.executemany("INSERT OR REPLACE INTO asic_mode VALUES (?, ?)", batch.asic_modes)
     if batch.one_offs:
         connection.execute("DELETE FROM one_off WHERE at_ms < ?", (at_ms - _ONE_OFFS_KEPT_MS,))
         connection.executemany(

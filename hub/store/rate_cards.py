@@ -93,6 +93,11 @@ def list_cards(store: SupportsRead) -> tuple[RateCard, ...]:
     return _cards(store.read(_SELECT))
 
 
+def newest_version(store: SupportsRead) -> int:
+    """Read the newest version, and no more; 0 while there is none."""
+    return int(store.read("SELECT COALESCE(MAX(version), 0) FROM rate_cards")[0][0])
+
+
 def read_price(store: SupportsRead, device_class: str, now: datetime) -> Decimal | None:
     """Read the price of one class in force at ``now``, and no more; None when it has none."""
     rows = store.read(

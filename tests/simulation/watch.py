@@ -80,8 +80,8 @@ class Watcher:
         """Check that a policy, once known, is kept soon, where all devices can be reached."""
         agent, now_s = site.agent, asyncio.get_running_loop().time()
         policy = None if agent is None else agent.state.policy
-        able = agent is not None and bool(agent.state.reachable.all())
-        key = None if policy is None or not able else (policy.generation, id(agent))
+        able = agent is not None and policy is not None and bool(agent.state.reachable.all())
+        key = (policy.generation, id(agent)) if able and policy is not None else None
         if key is None or self._policy_since.get(site.site_id, (None, 0.0))[0] != key:
             self._policy_since[site.site_id] = (key, now_s)
             return

@@ -213,7 +213,7 @@ class SiteWorld:
     def true_power_w(self) -> float:
         """Give the true power of the site at its meter, PUE included."""
         pue = {row.class_name: row.pue for row in self.site.classes}
-        gpus = 0.0 if self.host is None else sum(view.power_w for view in self.host.sample())
+        gpus = 0.0 if self.host is None else self.host.power_w()
         return gpus * pue["H100"] + self.fleet.true_power_w() * pue["S21"]
 
     def energy_price(self, now_s: float) -> float:

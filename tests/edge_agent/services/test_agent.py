@@ -283,6 +283,22 @@ def test_an_unreachable_node_keeps_its_lease_and_is_adopted_when_it_returns() ->
     assert len(world.store.of(LeaseRunning)) == 1
 
 
+def test_a_node_is_believed_when_it_contradicts_twice_however_long_it_has_agreed() -> None:
+    world = World()
+
+    async def script(agent: Agent) -> None:
+        await asyncio.sleep(20.5)
+        said = [row.activity for row in agent.devices() if row.device_id == "g0"]
+        assert said == ["mine"]
+        world.nodes.gpus["g0"].activity = Activity.FAULT
+        await asyncio.sleep(1.0)
+        assert [row.activity for row in agent.devices() if row.device_id == "g0"] == ["mine"]
+        await asyncio.sleep(1.3)  # the next facts, and the gap before what tidies up
+        assert [row.activity for row in agent.devices() if row.device_id == "g0"] == ["fault"]
+
+    play(world, script)
+
+
 def test_work_of_an_unknown_lease_stays_until_the_manifest_leaves_it_out() -> None:
     world = World()
 
