@@ -1,10 +1,8 @@
 """The plan of one pass: leases first, then money, under the cap.
 
-Rule for money (the same horizon for gain and cost: the expected stay):
-- off when mining loses more than ``off_margin`` of its revenue, on when it gains more than
-  ``on_margin``; at the latest when the regret of staying has reached its share of the restart cost;
-- never when the gain over the expected stay is below the cost; never within the least dwell;
-- no value, or a stale one: hold, then the safe policy.
+The rule for money is ``rule`` on the outlook: early when the gain over the expected stay outweighs
+the restart, at the latest when regret has reached it, off only on credit; never within the least
+dwell. No value, or a stale one: hold, then the safe policy.
 One group of devices (class, from, to, reason) becomes one intent.
 """
 
@@ -15,7 +13,8 @@ from edge_agent.core import facts as f
 from edge_agent.core import leases as ls
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
-from edge_agent.core.economics import SECONDS_PER_H, Quality, Values, value
+from edge_agent.core.economics import Quality, Values, outlook, value
+from edge_agent.core.rule import judge
 from edge_agent.core.site import (
     CURTAILED,
     FAULT,
@@ -93,46 +92,42 @@ def _money(site: Site, state: SiteState, values: Values) -> _Draft:
     on = state.activity == MINE
     off = (state.activity == IDLE) | (state.activity == CURTAILED)
     gain_h = np.where(on, -values.gain_on_usd_per_h, values.gain_on_usd_per_h)
-    stay_h = np.where(on, spread([r.stay_off_s for r in rows]), spread([r.stay_on_s for r in rows]))
-    gain = gain_h * (stay_h / SECONDS_PER_H)
-    cost = values.restart_usd
-    revenue = np.maximum(values.revenue_usd_per_h, 0.0)
-    margin = np.where(on, spread([r.off_margin for r in rows]), spread([r.on_margin for r in rows]))
-    hysteresis = gain_h > margin * revenue
-    regret = (gain_h > 0.0) & (
-        state.regret_usd >= 0.5 * cost * spread([r.ski_rental for r in rows])
-    )
+    expected, cost = outlook(site, state, values)
+    verdict = judge(
+        on, expected, cost, state.regret_usd, state.debt, spread([r.ski_rental for r in rows]),
+        known=site.limits.price_knowledge == "nowcast",
+    )  # fmt: skip
     dwell_ns = spread([r.dwell_s * NS_PER_S for r in rows])
     dwelt = state.now_ns - state.since_ns >= dwell_ns
     fresh = values.quality == Quality.FRESH
     reachable = state.reachable & (state.quarantine_ns <= state.now_ns)
     free = (on | off) & reachable & (state.switch_no < 0) & (state.lease_no < 0)
-    pays = gain > cost
-    change = free & fresh & (hysteresis | regret) & pays & dwelt
+    pays = verdict.gain_usd > verdict.cost_usd
+    change = free & fresh & verdict.change & pays & dwelt
     other = np.where(on, values.off_code, MINE).astype(np.uint8)
     best = np.where((gain_h > 0.0) & (on | off), other, state.activity).astype(np.uint8)
     reason = np.select(
         [
             state.switch_no >= 0, state.lease_no >= 0, state.quarantine_ns > state.now_ns,
             ~state.reachable, ~(on | off), values.quality == Quality.HOLD, ~fresh,
-            ~(gain_h > 0.0), change & hysteresis, change, ~pays, ~dwelt,
+            ~(gain_h > 0.0), change & verdict.early, change, ~pays, ~dwelt, ~verdict.credit,
         ],
         [
             R.SWITCHING, R.LEASE, R.QUARANTINED, R.UNREACHABLE, R.NO_OPTION, R.HOLD_STALE,
-            R.SAFE_POLICY, R.KEEP_BEST, R.GAIN, R.SKI_RENTAL, R.GAIN_BELOW_COST, R.DWELL,
+            R.SAFE_POLICY, R.KEEP_BEST, R.GAIN, R.SKI_RENTAL, R.GAIN_BELOW_COST, R.DWELL, R.CREDIT,
         ],
         R.HYSTERESIS,
     ).astype(np.uint8)  # fmt: skip
     gates = (
         fresh * int(G.FRESH) | reachable * int(G.REACHABLE) | free * int(G.FREE)
-        | pays * int(G.GAIN) | (hysteresis | regret) * int(G.HYSTERESIS) | dwelt * int(G.DWELL)
+        | pays * int(G.GAIN) | verdict.change * int(G.HYSTERESIS) | dwelt * int(G.DWELL)
         | int(G.CAP) | int(G.RAMP)
     ).astype(np.uint8)  # fmt: skip
     target = np.where(change, other, state.activity).astype(np.uint8)
     safe = free & (values.quality == Quality.SAFE)
     safe_code = np.where(site.limits.safe_policy == "mine", MINE, values.off_code)
     target = np.where(safe, safe_code, target).astype(np.uint8)
-    return _Draft(target, reason, gates, gain, cost, best, free)
+    return _Draft(target, reason, gates, verdict.gain_usd, cost, best, free)
 
 
 def _orders(site: Site, state: SiteState, draft: _Draft) -> None:

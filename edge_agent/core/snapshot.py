@@ -22,7 +22,9 @@ from edge_agent.core.site_state import (
 )
 from protocol.lease import SitePolicy
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
+# Version 1 knew no debt: it starts at none.
+_COLUMNS_BY_VERSION = {1: 21, 2: 22}
 COLUMNS: tuple[tuple[str, str], ...] = (
     ("activity", "u1"),
     ("origin", "u1"),
@@ -45,6 +47,7 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("hold", "u1"),
     ("hold_until_ns", "<i8"),
     ("spent_ns", "<i8"),
+    ("debt", "<f8"),
 )
 
 
@@ -100,7 +103,7 @@ def decode_state(site: Site, data: bytes) -> SiteState:
         body = _DECODER.decode(data)
     except (msgspec.DecodeError, ValueError) as exc:
         raise JournalError("bad_snapshot", str(exc)) from exc
-    if body.version != SNAPSHOT_VERSION:
+    if body.version not in _COLUMNS_BY_VERSION:
         raise JournalError("snapshot_version", f"version {body.version} is not known")
     state = new_state(site, body.instant)
     n = len(body.device_ids)
@@ -112,7 +115,8 @@ def decode_state(site: Site, data: bytes) -> SiteState:
     old_at = np.array([old for old, _ in pairs], dtype=np.int64)
     new_at = np.array([at for _, at in pairs], dtype=np.int64)
     columns: dict[str, np.ndarray] = {}
-    for (name, dtype), raw in zip(COLUMNS, body.columns, strict=True):
+    stored = COLUMNS[: _COLUMNS_BY_VERSION[body.version]]
+    for (name, dtype), raw in zip(stored, body.columns, strict=True):
         column = np.frombuffer(raw, dtype=dtype)
         if name == "spent_ns":
             column = column.reshape(n, -1)
