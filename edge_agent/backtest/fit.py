@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     sys.stdout.write(
         '"""Weights of the outlook; made by ``python -m edge_agent.backtest.fit``.\n'
         "\n"
-        f"Fitted to {len(frame)} intervals of 15 minutes. Each entry: weights of the share, of the\n"
+        f"Fitted to {len(frame)} intervals of 15 minutes. Each entry: weights of the\n"
         "share, of the gain where the price is not known yet, and the prudence on the\n"
         'assumed restart cost.\n"""\n'
         "\n# fmt: off\n"

@@ -2,8 +2,7 @@
 
 Definitions: gain g = margin on - margin off of an interval, c = restart cost, R = revenue of an
 interval. Knowledge: ``nowcast`` sees the interval's price at its start, ``settled`` only that of
-the last closed one; demand and rates are known to all. The baselines' GPUs see the running
-interval's price either way: they are a hundredth of the uplift, and published tables count them so.
+the last closed one; demand, rates and hashprice are known to all.
 """
 
 from collections.abc import Callable
@@ -117,8 +116,18 @@ def _gpu_serves(view: View) -> CodeColumn:
     return np.where(view.asked, SERVE, MINE).astype(np.uint8)
 
 
+def _known_values(view: View) -> list[FloatColumn]:
+    """Give the margins at the energy price as known; before the first one energy counts as free."""
+    series = view.series
+    paid = np.nan_to_num(seen(series.energy, view.knowledge))
+    return [
+        value + watts * (series.energy - paid)
+        for value, watts in zip(series.values, series.watts, strict=True)
+    ]
+
+
 def _gpu_greedy(view: View) -> CodeColumn:
-    off, mine, serve = view.series.values
+    off, mine, serve = _known_values(view)
     other = np.where(mine > off, MINE, OFF)
     best = np.maximum(mine, off)
     out: CodeColumn = np.where(view.asked & (serve > best), SERVE, other).astype(np.uint8)
@@ -127,7 +136,7 @@ def _gpu_greedy(view: View) -> CodeColumn:
 
 def _gpu_literal(view: View) -> CodeColumn:
     """Change to the best when its gain over the interval exceeds the cost of the change."""
-    values = np.stack(view.series.values)
+    values = np.stack(_known_values(view))
     rows, steps = view.asked.shape
     state = np.full(rows, MINE)
     out = np.empty((rows, steps), dtype=np.uint8)
@@ -168,9 +177,10 @@ def course(name: str, rows: Rows, frame: Frame, knowledge: Knowledge, limits: Li
     for place, series in enumerate(rows.classes):
         at = [number for number, of in enumerate(rows.class_of) if of == place]
         if at:
+            saved_w = series.watts[MINE] - series.watts[OFF]
             view = View(
                 series=series,
-                gain=seen(series.gain, knowledge),
+                gain=series.revenue - saved_w * seen(series.energy, knowledge),
                 asked=rows.asked[at],
                 preempt_usd=rows.preempt_usd,
                 knowledge=knowledge,

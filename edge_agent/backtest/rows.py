@@ -101,7 +101,7 @@ def build_rows(
         parts = 1 if series.is_asic or not serves else demand.slices
         for part in range(parts if counts[at] else 0):
             class_of.append(at)
-            weight.append(counts[at] / parts)
+            weight.append(float(counts[at]) / parts)
             wanted = never
             if serves and frame.demand is not None:
                 wanted = frame.demand * parts > part + 0.5
