@@ -7,12 +7,16 @@ to 2024-01 .. 2024-08; the figures of the later months stand beside those of the
 import time
 from pathlib import Path
 
+import numpy as np
+
 from bench.figure import Figure, at_least, at_most
 from edge_agent.backtest.files import time_s
 from edge_agent.backtest.frame import Frame, Wish, describe, load_frame
+from edge_agent.backtest.hindsight import two_states
+from edge_agent.backtest.linear import Miners, bound_usd
 from edge_agent.backtest.policies import NAMES
 from edge_agent.backtest.report import PolicyResult, backtest
-from edge_agent.backtest.rows import Demand, build_rows
+from edge_agent.backtest.rows import MINE, Demand, before, build_rows
 from edge_agent.config import AgentConfig, build_site, read_config
 from edge_agent.core.outlook import Knowledge
 from edge_agent.core.site import Site
@@ -36,6 +40,7 @@ def run(market: Path = Path("market")) -> list[Figure]:
     out = [_year(config, site, market)]
     for knowledge in TARGETS:
         out += _figures(config, site, whole, knowledge)
+    out.append(_two_programmes(config, site, whole))
     unseen = Wish(from_s=time_s(UNSEEN_FROM))
     if whole.at_s[0] < (unseen.from_s or 0) < whole.at_s[-1]:
         later = load_frame(market, unseen)
@@ -67,6 +72,22 @@ def _ours(
 ) -> PolicyResult:
     rows = build_rows(site, frame, config.market.gpu_rates, Demand(), factor)
     return backtest(site, rows, frame, ("hcp",), knowledge).policies["hcp"]
+
+
+def _two_programmes(config: AgentConfig, site: Site, frame: Frame) -> Figure:
+    """Compare the clairvoyant's two independent solutions for the miners."""
+    rows = build_rows(site, frame, config.market.gpu_rates, Demand())
+    miners, total = [], 0.0
+    for at, weight in enumerate(rows.weight):
+        series = rows.series(at)
+        if series.is_asic:
+            gain, cost = np.nan_to_num(series.gain), np.nan_to_num(series.start_mine)
+            codes = two_states(gain, cost)
+            wakes = (codes == MINE) & (before(codes) != MINE)
+            total += weight * float(gain[codes == MINE].sum() - cost[wakes].sum())
+            miners.append(Miners(weight=weight, gain=gain, cost=cost))
+    apart = abs(bound_usd(tuple(miners)) / total - 1.0)
+    return at_most("DP against LP, no cap", apart * 1e6, "ppm", 1.0, {"span": describe(frame)})
 
 
 def _year(config: AgentConfig, site: Site, market: Path) -> Figure:

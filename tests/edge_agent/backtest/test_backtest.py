@@ -144,9 +144,9 @@ def test_no_policy_beats_the_clairvoyant_and_ours_comes_back(tmp_path: Path) -> 
     folder = write_market(tmp_path / "m", prices, gpu=True)
     rows, frame = rows_of(site, folder), load_frame(folder, Wish())
     for knowledge in ("nowcast", "settled"):
-        best = account(rows, course("clairvoyant", rows, frame, knowledge, site.limits))  # type: ignore[arg-type]
+        best = account(rows, course("clairvoyant", rows, frame, knowledge, site.limits))
         for name in NAMES:
-            codes = course(name, rows, frame, knowledge, site.limits)  # type: ignore[arg-type]
+            codes = course(name, rows, frame, knowledge, site.limits)
             assert account(rows, codes).profit_usd.sum() <= best.profit_usd.sum() + 1e-9
             if name == "hcp":
                 assert codes[0, -1] == MINE
