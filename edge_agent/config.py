@@ -77,11 +77,22 @@ class ClassRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     serve_start_s: float | None = None
     mine_start_s: float | None = None
     dwell_s: float | None = None
-    stay_off_s: float | None = None
-    stay_on_s: float | None = None
-    off_margin: float | None = None
-    on_margin: float | None = None
+    interval_s: float | None = None
     ski_rental: float | None = None
+
+
+class Backtest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a back-test assumes of this site beyond its market's directory.
+
+    Args:
+        demand_quantile: the hour of the request trace that asks for all GPUs. demand_slices:
+            groups that the GPUs of a class are asked in. preempt_usd: cost of ending a service
+            that is still asked for.
+    """
+
+    demand_quantile: Annotated[float, Meta(ge=0, le=1)] = 0.75
+    demand_slices: Annotated[int, Meta(ge=1, le=1_000)] = 20
+    preempt_usd: Annotated[float, Meta(ge=0, le=1_000)] = 0.5
 
 
 class NodeRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -150,6 +161,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     telemetry_cap_gib: Annotated[float, Meta(gt=0, le=10_000)] = 20.0
     mqtt: Mqtt | None = None
     market: Market = Market()
+    backtest: Backtest = Backtest()
     nodes: tuple[NodeRow, ...] = ()
     asics: tuple[AsicRow, ...] = ()
 

@@ -49,6 +49,8 @@ def switch_opened(site: Site, state: SiteState, fact: f.SwitchOpened) -> SiteSta
     columns["switch_no"] = put(state.switch_no, at, no)
     entry = SwitchEntry(no, fact.switch_id, fact.lease_id, state.now_ns)
     if fact.to_activity == Activity.MINE:
+        wakes = at[np.isin(origin, OFF_CODES)]
+        columns["debt"] = put(state.debt, wakes, state.debt[wakes] + 1.0)
         columns["ramp_left_w"] = state.ramp_left_w - _ramp_w(site, at, origin, to_code)
     state = replace(state, next_no=no + 1, switches=(*state.switches, entry), **columns)
     lease = None if fact.lease_id is None else lease_by_id(state, fact.lease_id)

@@ -1,10 +1,8 @@
 """The plan of one pass: leases first, then money, under the cap.
 
-Rule for money (the same horizon for gain and cost: the expected stay):
-- off when mining loses more than ``off_margin`` of its revenue, on when it gains more than
-  ``on_margin``; at the latest when the regret of staying has reached its share of the restart cost;
-- never when the gain over the expected stay is below the cost; never within the least dwell;
-- no value, or a stale one: hold, then the safe policy.
+The rule for money is ``rule`` on the outlook: early when the gain over the expected stay outweighs
+the restart, at the latest when regret has reached it, off only on credit; never within the least
+dwell. No value, or a stale one: hold, then the safe policy.
 One group of devices (class, from, to, reason) becomes one intent.
 """
 
@@ -17,7 +15,8 @@ from edge_agent.core import facts as f
 from edge_agent.core import leases as ls
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
-from edge_agent.core.economics import FRESH, HOLD, SAFE, SECONDS_PER_H, Values, value
+from edge_agent.core.economics import FRESH, HOLD, SAFE, Values, outlook, value
+from edge_agent.core.rule import judge
 from edge_agent.core.site import (
     CURTAILED,
     FAULT,
@@ -51,15 +50,11 @@ G = p.Gates
 # In order: the first that holds is the reason; what none of them names waits for more gain.
 _REASONS = (
     R.SWITCHING, R.LEASE, R.DRAINED, R.QUARANTINED, R.UNREACHABLE, R.NO_OPTION, R.HOLD_STALE,
-    R.SAFE_POLICY, R.KEEP_BEST, R.GAIN, R.SKI_RENTAL, R.GAIN_BELOW_COST, R.DWELL,
+    R.SAFE_POLICY, R.KEEP_BEST, R.GAIN, R.SKI_RENTAL, R.GAIN_BELOW_COST, R.DWELL, R.CREDIT,
 )  # fmt: skip
 _REASON_CODES = tuple(np.uint8(reason) for reason in _REASONS)
 _NO_REASON = np.uint8(R.HYSTERESIS)
 _RULE_GATES = np.uint8(G.CAP | G.RAMP)
-_STAY_OFF_S = attrgetter("stay_off_s")
-_STAY_ON_S = attrgetter("stay_on_s")
-_OFF_MARGIN = attrgetter("off_margin")
-_ON_MARGIN = attrgetter("on_margin")
 _SKI_RENTAL = attrgetter("ski_rental")
 
 
@@ -109,34 +104,32 @@ def _money(site: Site, state: SiteState, values: Values) -> _Draft:
     on = state.activity == MINE
     off = (state.activity == IDLE) | (state.activity == CURTAILED)
     gain_h = np.where(on, -values.gain_on_usd_per_h, values.gain_on_usd_per_h)
-    stay_h = np.where(on, site.column(_STAY_OFF_S), site.column(_STAY_ON_S))
-    gain = gain_h * (stay_h / SECONDS_PER_H)
-    cost = values.restart_usd
-    revenue = np.maximum(values.revenue_usd_per_h, 0.0)
-    margin = np.where(on, site.column(_OFF_MARGIN), site.column(_ON_MARGIN))
-    hysteresis = gain_h > margin * revenue
-    regret = (gain_h > 0.0) & (state.regret_usd >= 0.5 * cost * site.column(_SKI_RENTAL))
+    expected, cost = outlook(site, state, values)
+    verdict = judge(
+        on, expected, cost, state.regret_usd, state.debt, site.column(_SKI_RENTAL),
+        known=site.limits.price_knowledge == "nowcast",
+    )  # fmt: skip
     dwelt = state.now_ns - state.mode_since_ns >= site.column(_dwell_ns)
     fresh = values.quality == FRESH
     reachable = state.reachable & (state.quarantine_ns <= state.now_ns)
     free = (on | off) & reachable & (state.switch_no < 0) & (state.lease_no < 0)
-    pays = gain > cost
-    change = free & fresh & (hysteresis | regret) & pays & dwelt
+    pays = verdict.gain_usd > verdict.cost_usd
+    change = free & fresh & verdict.change & pays & dwelt
     other = np.where(on, values.off_code, np.uint8(MINE))
     best = np.where((gain_h > 0.0) & (on | off), other, state.activity)
     reason = _first_that_holds((
         state.switch_no >= 0, state.lease_no >= 0, state.activity == MAINTENANCE,
         state.quarantine_ns > state.now_ns,
         ~state.reachable, ~(on | off), values.quality == HOLD, ~fresh,
-        ~(gain_h > 0.0), change & hysteresis, change, ~pays, ~dwelt,
+        ~(gain_h > 0.0), change & verdict.early, change, ~pays, ~dwelt, ~verdict.credit,
     ))  # fmt: skip
     # In the order of their bits.
-    passed = np.array((fresh, reachable, free, pays, hysteresis | regret, dwelt))
+    passed = np.array((fresh, reachable, free, pays, verdict.change, dwelt))
     gates = np.packbits(passed, axis=0, bitorder="little")[0] | _RULE_GATES
     target = np.where(change, other, state.activity)
     safe_code = np.uint8(MINE) if site.limits.safe_policy == "mine" else values.off_code
     np.copyto(target, safe_code, where=free & (values.quality == SAFE))
-    return _Draft(target, reason, gates, gain, cost, best, free)
+    return _Draft(target, reason, gates, verdict.gain_usd, cost, best, free)
 
 
 def _dwell_ns(row: DeviceClass) -> float:

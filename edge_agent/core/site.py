@@ -46,12 +46,8 @@ class DeviceClass(Struct, frozen=True, kw_only=True):
         warmup_s: seconds at full power without earning after a wake-up.
         serve_start_s, mine_start_s: seconds of revenue lost when serving or mining starts.
         dwell_s: least stay in an activity before a change for money alone.
-        stay_off_s, stay_on_s: expected stay after switching off (median of real price episodes is
-            90 minutes) and after switching on.
-        off_margin, on_margin: hysteresis in shares of the mining revenue R: off below -off_margin x
-            R, on above +on_margin x R.
-        ski_rental: change at the latest when the regret of staying reaches this share of half the
-            cost.
+        interval_s: length of a settlement interval, in the time of this agent.
+        ski_rental: change at the latest when the regret of staying reaches so many restarts.
     """
 
     model: DeviceModel
@@ -64,11 +60,8 @@ class DeviceClass(Struct, frozen=True, kw_only=True):
     serve_start_s: float = 45.0
     mine_start_s: float = 10.0
     dwell_s: float = 900.0
-    stay_off_s: float = 5_400.0
-    stay_on_s: float = 86_400.0
-    off_margin: float = 0.5
-    on_margin: float = 0.1
-    ski_rental: float = 1.0
+    interval_s: float = 900.0
+    ski_rental: float = 1.5
 
     @property
     def class_name(self) -> str:
@@ -98,6 +91,8 @@ class Limits(Struct, frozen=True, kw_only=True):
         quarantine_after: failed switches of a device in ``quarantine_window_s`` that quarantine it
             for ``quarantine_s``.
         lease_restarts: restarts of a lost instance within ``restart_window_s``.
+        price_knowledge: whether the feed's price is that of the running interval, or of the last
+            closed one.
     """
 
     power_cap_w: float
@@ -113,6 +108,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     quarantine_s: float = 3_600.0
     lease_restarts: int = 3
     restart_window_s: float = 600.0
+    price_knowledge: Literal["nowcast", "settled"] = "nowcast"
 
     @property
     def ramp_w_per_s(self) -> float:

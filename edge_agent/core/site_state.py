@@ -103,7 +103,13 @@ class MarketValue(Struct, frozen=True, array_like=True):
 
 
 class MarketState(Struct, frozen=True, array_like=True):
-    """Last known value of each input; None was never seen."""
+    """Last known value of each input; None was never seen.
+
+    Args:
+        interval_no: settlement interval (source time) that the price speaks of.
+        older_usd_per_mwh: prices of the two intervals before it, latest first.
+        day_ahead_usd_per_mwh: of the price's hour and those after it.
+    """
 
     price_usd_per_mwh: MarketValue | None = None
     btc_price_usd: MarketValue | None = None
@@ -112,6 +118,9 @@ class MarketState(Struct, frozen=True, array_like=True):
     fees_btc: MarketValue | None = None
     gpu_rates: tuple[GpuRate, ...] = ()
     gpu_rates_as_of_ns: int = 0
+    interval_no: int = -1
+    older_usd_per_mwh: tuple[float, ...] = ()
+    day_ahead_usd_per_mwh: tuple[float, ...] = ()
 
 
 class SiteState(Struct, frozen=True, eq=False, kw_only=True):
@@ -121,8 +130,9 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     two sides of the open switch, else both the mode), ``since_ns`` (activity began),
     ``mode_since_ns`` (mode began: the least dwell counts from there), ``heard_ns`` (last row at
     which it was reachable), ``read_ns`` (last reading), ``mine_ths`` and ``mine_w`` (last confirmed
-    while mining), ``regret_usd`` (of staying, since the last change), ``quarantine_ns`` (ends, or
-    ended, then; 0 is none), ``spent_ns`` (closed intervals by activity, (D, 8)).
+    while mining), ``regret_usd`` (of staying, since the last change), ``debt`` (restarts that
+    being off has not earned yet), ``quarantine_ns`` (ends, or ended, then; 0 is none), ``spent_ns``
+    (closed intervals by activity, (D, 8)).
     """
 
     rows: int
@@ -153,6 +163,7 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     mine_ths: FloatColumn
     mine_w: FloatColumn
     regret_usd: FloatColumn
+    debt: FloatColumn
     switch_no: IndexColumn
     lease_no: IndexColumn
     failures: CodeColumn
@@ -205,6 +216,7 @@ def new_state(site: Site, instant: f.Instant) -> SiteState:
         mine_ths=nan,
         mine_w=nan,
         regret_usd=np.zeros(n),
+        debt=np.zeros(n),
         switch_no=none,
         lease_no=none,
         failures=code,

@@ -48,9 +48,10 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("spent_ns", "<i8"),
     ("mode_since_ns", "<i8"),
     ("heard_ns", "<i8"),
+    ("debt", "<f8"),
 )
 # How many columns each version has; a version only ever adds some at the end.
-COLUMNS_OF = {1: len(COLUMNS) - 2, SNAPSHOT_VERSION: len(COLUMNS)}
+COLUMNS_OF = {1: len(COLUMNS) - 3, SNAPSHOT_VERSION: len(COLUMNS)}
 
 
 class Snapshot(Struct, frozen=True, array_like=True):

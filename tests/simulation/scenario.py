@@ -148,17 +148,15 @@ def build_site(site_id: str, cap_w: float, ramp_w_per_min: float | None) -> Site
             pue=1.2,
             dwell_s=60.0,
             serve_start_s=5.0,
-            stay_off_s=900.0,
-            stay_on_s=900.0,
+            interval_s=300.0,
         ),
-        # Stays are short and a wake-up dear enough that gain and cost are often close.
+        # Intervals are short and a wake-up dear enough that gain and cost are often close.
         DeviceClass(
             model=MODELS["S21"],
             dwell_s=90.0,
             warmup_s=60.0,
             wear_usd=0.05,
-            stay_off_s=600.0,
-            stay_on_s=900.0,
+            interval_s=300.0,
         ),
     )
     gpus = tuple(
