@@ -151,7 +151,29 @@ A1566 = MinerModel(
     frequency_mhz=346,
     dialect="avalon",
 )
+M50S = MinerModel(
+    device_type="WhatsMiner M50S VH50",
+    hashrate_ths=126.0,
+    power_w=3276.0,
+    power_w_asleep=20.0,
+    boards=3,
+    chips=135,
+    frequency_mhz=600,
+    dialect="whatsminer-v2",
+)
+M60S = MinerModel(
+    device_type="WhatsMiner M60S VK40",
+    hashrate_ths=180.0,
+    power_w=3330.0,
+    power_w_asleep=20.0,
+    boards=3,
+    chips=75,
+    frequency_mhz=625,
+    dialect="whatsminer-v3",
+)
 MODELS = {
+    "m50s": M50S,
+    "m60s": M60S,
     "s21": S21,
     "s19xp": S19_XP,
     "s21-old": msgspec.structs.replace(S21, firmware=STOCK_OLD),
