@@ -9,7 +9,7 @@ from simulators.asic_md5crypt import md5crypt
 
 
 @pytest.mark.parametrize(
-    "password", ["admin", "", "a", "sixteen letters.", "a longer password than that"]
+    "password", ["admin", "a", "sixteen letters.", "a longer password than that"]
 )
 def test_openssl_gives_the_same_hash(password: str) -> None:
     openssl = shutil.which("openssl")
