@@ -44,6 +44,7 @@ async def simulator(*options: str) -> AsyncIterator[list[MinerAddress]]:
                 host=str(IPv4Address(first + number)),
                 cgminer_port=ready["port"],
                 web_port=ready["web_port"],
+                v3_port=ready["v3_port"],
             )
             for number in range(ready["count"])
         ]
