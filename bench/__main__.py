@@ -17,6 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
     parser.add_argument("name", nargs="?", help="which bench")
     parser.add_argument("--list", action="store_true", help="name all benches")
+    parser.add_argument("--market", type=Path, help="directory of real prices, for `economics`")
     parser.add_argument("--json", action="store_true", help="one JSON object per figure")
     args = parser.parse_args(argv)
     names = bench_names()
@@ -26,7 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.name not in names:
         parser.error(f"no bench {args.name}; there are: {', '.join(names)}")
     module = importlib.import_module(f"bench.{args.name.replace('-', '_')}")
-    figures: list[Figure] = module.run()
+    options = {} if args.market is None else {"market": args.market}
+    figures: list[Figure] = module.run(**options)
     for figure in figures:
         print(msgspec.json.encode(figure).decode() if args.json else _text(figure))
     return 0 if all(figure.ok for figure in figures) else 1

@@ -11,15 +11,20 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from edge_agent.core.site import Device, DeviceClass, Limits, Site
+from edge_agent.inventory import InventoryError, Label, MinerLine, read_inventory
+from firmware_bridges.families import FAMILY_OF
+from firmware_bridges.targets import TargetError, addresses_of
 from protocol.market import GpuRate
 from protocol.resource import MODELS
 from protocol.settings import Problem, SettingsError, parse_settings
 from protocol.units import Ident, SiteName
 
 CONFIG_BYTES_MAX = 4 << 20
+AUTO_KIND = "auto"
+DEFAULT_KIND = "antminer-stock"
 _Port = Annotated[int, Meta(ge=1, le=65_535)]
 _Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
@@ -72,11 +77,22 @@ class ClassRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     serve_start_s: float | None = None
     mine_start_s: float | None = None
     dwell_s: float | None = None
-    stay_off_s: float | None = None
-    stay_on_s: float | None = None
-    off_margin: float | None = None
-    on_margin: float | None = None
+    interval_s: float | None = None
     ski_rental: float | None = None
+
+
+class Backtest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a back-test assumes of this site beyond its market's directory.
+
+    Args:
+        demand_quantile: the hour of the request trace that asks for all GPUs. demand_slices:
+            groups that the GPUs of a class are asked in. preempt_usd: cost of ending a service
+            that is still asked for.
+    """
+
+    demand_quantile: Annotated[float, Meta(ge=0, le=1)] = 0.75
+    demand_slices: Annotated[int, Meta(ge=1, le=1_000)] = 20
+    preempt_usd: Annotated[float, Meta(ge=0, le=1_000)] = 0.5
 
 
 class NodeRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,20 +110,34 @@ class NodeRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class AsicRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A run of miners at consecutive addresses.
+    """Miners that are alike: at consecutive addresses, in ranges, or as an inventory lists them.
 
     Args:
-        prefix: device ids are ``prefix`` + four digits from 0001.
+        prefix: device ids are ``prefix`` + digits from 0001; an inventory may give its own.
         first_address: IPv4 of the first one. count: how many.
-        username, password_credential: of the miners' web pages; none means factory ``root``.
+        addresses: ``10.1.0.5``, ``10.1.0.5-40`` or ``10.1.0.0/20`` (its hosts).
+        inventory: CSV file, its path relative to this file; see ``edge_agent.inventory``.
+        miners: what the inventory says; may be written here instead.
+        kind: firmware family of all that the inventory gives no other.
+        port, web_port, v3_port: where they differ from those of the firmware.
+        rack, row, customer: labels.
+        username, password_credential: of the miners' web pages; none means the factory's.
     """
 
     prefix: Ident
     device_class: Ident
-    first_address: str
-    count: Annotated[int, Meta(ge=1, le=65_536)]
-    port: _Port = 4028
-    web_port: _Port = 80
+    first_address: str = ""
+    count: Annotated[int, Meta(ge=0, le=65_536)] = 0
+    addresses: tuple[str, ...] = ()
+    inventory: str = ""
+    miners: tuple[MinerLine, ...] = ()
+    kind: str = DEFAULT_KIND
+    port: _Port | None = None
+    web_port: _Port | None = None
+    v3_port: _Port | None = None
+    rack: Label = ""
+    row: Label = ""
+    customer: Label = ""
     username: str = "root"
     password_credential: str = ""
 
@@ -131,6 +161,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     telemetry_cap_gib: Annotated[float, Meta(gt=0, le=10_000)] = 20.0
     mqtt: Mqtt | None = None
     market: Market = Market()
+    backtest: Backtest = Backtest()
     nodes: tuple[NodeRow, ...] = ()
     asics: tuple[AsicRow, ...] = ()
 
@@ -141,8 +172,13 @@ class AsicAddress(Struct, frozen=True, kw_only=True):
     device_id: str
     device_class: str
     host: str
-    port: int
-    web_port: int
+    kind: str
+    port: int | None
+    web_port: int | None
+    v3_port: int | None
+    rack: str
+    row: str
+    customer: str
     username: str
     password_credential: str
 
@@ -161,11 +197,34 @@ def read_config(path: Path) -> AgentConfig:
     if size > CONFIG_BYTES_MAX:
         problem = Problem(path="file", detail=f"larger than {CONFIG_BYTES_MAX} bytes")
         raise SettingsError(str(path), (problem,))
-    config = parse_settings(text, AgentConfig, str(path))
+    config = with_inventories(parse_settings(text, AgentConfig, str(path)), path)
     problems = tuple(_check(config))
     if problems:
         raise SettingsError(str(path), problems)
     return config
+
+
+def with_inventories(config: AgentConfig, path: Path) -> AgentConfig:
+    """Give the configuration with the miners of its CSV files.
+
+    Raises:
+        SettingsError: an inventory cannot be read; with every problem found.
+    """
+    rows: list[AsicRow] = []
+    problems: list[Problem] = []
+    for place, row in enumerate(config.asics):
+        if not row.inventory:
+            rows.append(row)
+            continue
+        try:
+            lines = read_inventory(path.parent / row.inventory)
+        except InventoryError as exc:
+            problems.append(Problem(path=f"asics[{place}].inventory", detail=str(exc)))
+        else:
+            rows.append(structs.replace(row, miners=(*row.miners, *lines)))
+    if problems:
+        raise SettingsError(str(path), tuple(problems))
+    return structs.replace(config, asics=tuple(rows))
 
 
 def build_site(config: AgentConfig) -> Site:
@@ -187,17 +246,31 @@ def asic_addresses(config: AgentConfig) -> tuple[AsicAddress, ...]:
     """Give every miner with its address, in the order of the site's columns."""
     return tuple(
         AsicAddress(
-            device_id=f"{row.prefix}{number + 1:04d}",
+            device_id=line.device_id or f"{row.prefix}{number:04d}",
             device_class=row.device_class,
-            host=str(ipaddress.IPv4Address(row.first_address) + number),
-            port=row.port,
-            web_port=row.web_port,
+            host=line.address,
+            kind=line.kind or row.kind,
+            port=line.port or row.port,
+            web_port=line.web_port or row.web_port,
+            v3_port=line.v3_port or row.v3_port,
+            rack=line.rack or row.rack,
+            row=line.row or row.row,
+            customer=line.customer or row.customer,
             username=row.username,
             password_credential=row.password_credential,
         )
         for row in config.asics
-        for number in range(row.count)
+        for number, line in enumerate(_lines(row), start=1)
     )
+
+
+def _lines(row: AsicRow) -> Iterator[MinerLine]:
+    """Give the miners of one row: the run, then the ranges, then the inventory."""
+    for number in range(row.count):
+        yield MinerLine(address=str(ipaddress.IPv4Address(row.first_address) + number))
+    for address in addresses_of(row.addresses):
+        yield MinerLine(address=address)
+    yield from row.miners
 
 
 def _device_class(row: ClassRow) -> DeviceClass:
@@ -239,11 +312,49 @@ def _check_addresses(config: AgentConfig) -> Iterator[Problem]:
         if scheme not in {"unix", "tcp"} or not rest:
             detail = "must be unix:PATH or tcp:HOST:PORT"
             yield Problem(path=f"nodes[{place}].address", detail=detail)
+    yield from _check_asics(config)
+
+
+def _check_asics(config: AgentConfig) -> Iterator[Problem]:
+    ids: set[str] = set()
+    hosts: set[str] = set()
     for place, row in enumerate(config.asics):
+        path = f"asics[{place}]"
+        if (row.count > 0) != bool(row.first_address):
+            yield Problem(path=f"{path}.count", detail="first_address and count belong together")
+            continue
         try:
-            ipaddress.IPv4Address(int(ipaddress.IPv4Address(row.first_address)) + row.count - 1)
+            if row.first_address:
+                ipaddress.IPv4Address(int(ipaddress.IPv4Address(row.first_address)) + row.count - 1)
+            lines = asic_addresses(structs.replace(config, asics=(row,)))
         except ipaddress.AddressValueError as exc:
-            yield Problem(path=f"asics[{place}].first_address", detail=str(exc))
+            yield Problem(path=f"{path}.first_address", detail=str(exc))
+            continue
+        except TargetError as exc:
+            yield Problem(path=f"{path}.addresses", detail=str(exc))
+            continue
+        if not lines:
+            yield Problem(path=path, detail="no miner: give count, addresses or inventory")
+        yield from _check_lines(path, lines, ids, hosts)
+
+
+def _check_lines(
+    path: str, lines: tuple[AsicAddress, ...], ids: set[str], hosts: set[str]
+) -> Iterator[Problem]:
+    for line in lines:
+        problem = ""
+        if line.kind != AUTO_KIND and line.kind not in FAMILY_OF:
+            known = ", ".join(sorted((*FAMILY_OF, AUTO_KIND)))
+            problem = f"kind {line.kind}: no such firmware family; known: {known}"
+        elif line.device_id in ids:
+            problem = f"device_id {line.device_id} is there twice"
+        elif line.host in hosts:
+            problem = f"address {line.host} is there twice"
+        ids.add(line.device_id)
+        hosts.add(line.host)
+        if problem:
+            yield Problem(path=path, detail=problem)
+            return
 
 
 def _check_market(market: Market) -> Iterator[Problem]:

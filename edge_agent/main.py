@@ -5,7 +5,6 @@ import logging
 import random
 import resource
 import secrets
-import ssl
 from datetime import datetime
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from edge_agent.config import AgentConfig, asic_addresses, build_site
 from edge_agent.credentials import Credentials
 from edge_agent.devices.fleet import AsicUnit, FleetSettings, MinerFleet
+from edge_agent.devices.modes import StoredModes
 from edge_agent.devices.poller import PollSettings
 from edge_agent.devices.ports import AsicNameplate
 from edge_agent.local_api.api import BufferView, HubLink, InputLine, LocalApi, StreamLine
@@ -23,7 +23,7 @@ from edge_agent.market.replay import ReplayMap
 from edge_agent.market.series import load_market
 from edge_agent.node.link import NodeAddress, NodeLinksClient
 from edge_agent.notify import Pulse, sd_notify, watchdog_period_s
-from edge_agent.ports import Clock
+from edge_agent.ports import Clock, CommitBatch
 from edge_agent.services.agent import Agent, AgentPorts, Sample
 from edge_agent.services.hub_words import HubWords
 from edge_agent.services.node_sink import LateSink
@@ -38,8 +38,10 @@ from edge_agent.storage.segments import SegmentLimits, SegmentStore
 from edge_agent.storage.worker import ThreadedWorker
 from edge_agent.storage.writer import ThreadedWriter
 from edge_agent.transport.mqtt import AiomqttConnector, Endpoint
+from edge_agent.transport.tls import client_context
 from edge_agent.version import VERSION
 from firmware_bridges.base import MinerAddress
+from firmware_bridges.families import FAMILY_OF
 from firmware_bridges.http.digest import Credentials as MinerLogin
 from protocol.event import SiteLive, SwitchReport
 from protocol.ids import IdSource
@@ -116,14 +118,17 @@ class AgentProgram:
             hot=self._hot,
             clock=clock,
         )
+        self._modes = StoredModes(self._keep_mode)
         self._fleet = self._make_fleet()
         self._uplink: Uplink | None = None
+        self._words: HubWords | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Recover, then run everything until ``stop`` is set."""
-        miners = sum(row.count for row in self._config.asics)
+        miners = len(asic_addresses(self._config))
         raise_file_limit(_FILES_BASE + _FILES_PER_MINER * miners)
         recovered = await self._store.recover()
+        self._modes.restore(dict(recovered.asic_modes))
         await self._segments.open()
         await self._hot.open()
         sink = LateSink()
@@ -150,7 +155,10 @@ class AgentProgram:
         )
         agent = Agent(self._site, ports, recovered, self._config.tick_s)
         sink.target = agent
-        self._uplink = self._make_uplink(agent)
+        self._words = HubWords(
+            agent, self._store, self._clock, act=self._fleet.act, begun=recovered.one_offs
+        )
+        self._uplink = self._make_uplink(self._words)
         try:
             await self._run_tasks(agent, links, stop)
         finally:
@@ -181,8 +189,9 @@ class AgentProgram:
                 group.create_task(snapshots.run(), name="snapshots")
                 group.create_task(self._watchdog(agent), name="watchdog")
                 group.create_task(self._telemetry.run(), name="telemetry")
-                if self._uplink is not None:
+                if self._uplink is not None and self._words is not None:
                     group.create_task(self._uplink.run(), name="uplink")
+                    group.create_task(self._words.run(), name="one-off-commands")
                 if self._config.asics:
                     group.create_task(self._fleet.run(), name="asic-poller")
                     group.create_task(self._offer_asics(agent), name="asic-readings")
@@ -218,7 +227,13 @@ class AgentProgram:
         units = [
             AsicUnit(
                 device_id=row.device_id,
-                address=MinerAddress(host=row.host, cgminer_port=row.port, web_port=row.web_port),
+                address=MinerAddress(
+                    host=row.host,
+                    cgminer_port=row.port,
+                    web_port=row.web_port,
+                    v3_port=row.v3_port,
+                ),
+                family=FAMILY_OF.get(row.kind),
                 nameplate=AsicNameplate(
                     hashrate_ths=kinds[row.device_class].hashrate_ths,
                     power_w=kinds[row.device_class].mine_w,
@@ -233,23 +248,25 @@ class AgentProgram:
             clock=self._clock,
             client_nonce=lambda: secrets.token_hex(8),
             settings=FleetSettings(poll=PollSettings(tick_s=self._config.tick_s)),
+            modes=self._modes,
         )
+
+    async def _keep_mode(self, device_id: str, mode: str) -> None:
+        await self._store.commit(CommitBatch(asic_modes=((device_id, mode),)))
 
     def _login(self, username: str, credential: str) -> MinerLogin | None:
         if not credential:
             return None
         return MinerLogin(username, self._credentials.text(credential))
 
-    def _make_uplink(self, agent: Agent) -> Uplink | None:
+    def _make_uplink(self, words: HubWords) -> Uplink | None:
         mqtt = self._config.mqtt
         if mqtt is None:
             return None
         tls = None
         if mqtt.tls_ca:
-            tls = ssl.create_default_context(cafile=str(self._credentials.path(mqtt.tls_ca)))
-            tls.minimum_version = ssl.TLSVersion.TLSv1_3
-            tls.load_cert_chain(
-                self._credentials.path(mqtt.tls_cert), self._credentials.path(mqtt.tls_key)
+            tls = client_context(
+                *map(self._credentials.path, (mqtt.tls_ca, mqtt.tls_cert, mqtt.tls_key))
             )
         return Uplink(
             connector=AiomqttConnector(Endpoint(host=mqtt.host, port=mqtt.port), tls),
@@ -259,7 +276,7 @@ class AgentProgram:
             random=self._jitter.random,
             site_id=self._config.site_id,
             agent_version=VERSION,
-            brain=HubWords(agent, self._store, self._clock),
+            brain=words,
         )
 
     def _make_feed(self, agent: Agent) -> ReplayFeed | HttpFeed | None:

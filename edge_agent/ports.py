@@ -131,6 +131,8 @@ class CommitBatch(Struct, frozen=True, kw_only=True):
         leases: desired leases as received. policy: as received.
         dropped_leases: lease ids whose retained topic the hub cleared after release.
         meter_heads: new metering state. node_marks: (node_id, reading seq now durable as usage).
+        asic_modes: (device_id, mode before its sleep).
+        one_offs: ids of one-off commands that are begun now.
         sync: False lets the row ride with the next synced commit (phase notes).
     """
 
@@ -143,6 +145,8 @@ class CommitBatch(Struct, frozen=True, kw_only=True):
     policy: SitePolicy | None = None
     meter_heads: tuple[MeterHead, ...] = ()
     node_marks: tuple[tuple[str, int], ...] = ()
+    asic_modes: tuple[tuple[str, str], ...] = ()
+    one_offs: tuple[str, ...] = ()
     sync: bool = True
 
 
@@ -166,6 +170,8 @@ class Recovered(Struct, frozen=True, kw_only=True):
     policy: SitePolicy | None
     meter_heads: tuple[MeterHead, ...]
     node_marks: tuple[tuple[str, int], ...]
+    asic_modes: tuple[tuple[str, str], ...] = ()
+    one_offs: tuple[str, ...] = ()
 
 
 class CoreStore(Protocol):

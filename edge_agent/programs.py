@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import uvloop
 
+from edge_agent.backtest.command import run_backtest
 from edge_agent.clock import SystemClock
 from edge_agent.config import AgentConfig, build_site, read_config
 from edge_agent.main import AgentProgram
@@ -35,6 +36,8 @@ def run_program(args: argparse.Namespace) -> int:
     try:
         if args.command == "config":
             return _check(args)
+        if args.command == "backtest":
+            return run_backtest(args)
         _log_to_stdout()
         if args.command == "node":
             _run(run_node(load_node_config(Path(args.config))))

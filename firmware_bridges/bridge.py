@@ -2,6 +2,9 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
 
 from firmware_bridges.base import (
     Failure,
@@ -13,25 +16,36 @@ from firmware_bridges.base import (
     WriteResult,
 )
 from firmware_bridges.commands import Command, MinerControl, Sleep, Wake
-from firmware_bridges.errors import (
-    BridgeError,
-    BridgeRefusedError,
-    BridgeTimeoutError,
-    BridgeUnreachableError,
-    BridgeUnsupportedError,
-)
+from firmware_bridges.errors import BridgeError, BridgeUnsupportedError
 from firmware_bridges.family import ControlContext, Family
 from firmware_bridges.http.digest import Credentials
 from firmware_bridges.link import MinerLink
 from firmware_bridges.query import Asker, Query, Wire
 from firmware_bridges.recognise import decode_query, read_partials
+from firmware_bridges.sheet import Capability
+
+# What changes from one moment to the next: of an older answer it would be told as of now.
+_OF_THE_MOMENT: Final = dict.fromkeys(
+    (
+        "hashrate_ths",
+        "hashrate_avg_ths",
+        "power_w",
+        "uptime_s",
+        "state",
+        "chip_temp_c_max",
+        "board_temp_c_max",
+        "inlet_temp_c",
+        "fans_rpm",
+    )
+)
 
 
 class MinerBridge:
     """Reads and controls one miner.
 
-    What a full reading found out is kept: identity, pools and limits stand in the fast readings that
-    follow, also while the miner sleeps and tells them no more.
+    What a full reading found out is kept: identity, pools and limits stand in the fast readings
+    that follow, also while the miner sleeps and tells them no more. Rates, powers, temperatures
+    and states are not: they stand in the reading of their own moment only.
 
     Args:
         family: Of its firmware.
@@ -70,10 +84,22 @@ class MinerBridge:
         if detail is ReadDetail.FULL:
             self._unknown.clear()
             await self._gather(self._reads.slow, slow, failed, silent)
-            self._slow = _newest(self._slow, slow)
         if not partials and not slow and first is not None:
             raise first
-        return read_partials(self.family, self._host, [*partials, *self._slow], failed)
+        kept = _newest(self._slow, slow)
+        if slow:
+            self._slow = [_lasting(part) for part in kept]
+        return read_partials(self.family, self._host, [*partials, *kept], failed)
+
+    @property
+    def family_name(self) -> str:
+        """Name the firmware family."""
+        return self.family.name
+
+    def effect_s(self, capability: Capability) -> float | None:
+        """Give the time within which the effect of a command shows; `None` = not known."""
+        row = self.family.sheet.ability(capability)
+        return None if row is None else row.effect_s
 
     async def mode(self) -> WorkMode | None:
         """Read what it was told to do; `None` = not said.
@@ -127,7 +153,7 @@ class MinerBridge:
                 failed.append(Failure(query.key, exc.code))
                 if isinstance(exc, BridgeUnsupportedError):
                     self._unknown.add(query.key)
-                if _is_silence(exc):
+                if exc.is_silence:
                     silent[query.wire] = exc
                 continue
             for source, outcome in decode_query(self.family, query, body, self._host):
@@ -178,14 +204,11 @@ def bridge_of(
     return MinerBridge(family, link, address.host, control=control)
 
 
-def _is_silence(error: BridgeError) -> bool:
-    """Tell a wire that does not answer from one that answers badly."""
-    if isinstance(error, BridgeTimeoutError | BridgeUnreachableError):
-        return True
-    return isinstance(error, BridgeRefusedError) and not error.sent
-
-
 def _newest(old: list[Partial], new: list[Partial]) -> list[Partial]:
     """Keep what was known where it was not told again."""
     told = {part.source for part in new}
     return [*new, *(part for part in old if part.source not in told)]
+
+
+def _lasting(partial: Partial) -> Partial:
+    return msgspec.structs.replace(partial, **_OF_THE_MOMENT, rejected=(), repairs=())

@@ -89,11 +89,14 @@ def characters(body: bytes) -> tuple[str, tuple[str, ...]]:
 
 
 def _depth(body: bytes) -> int:
+    """Give the depth of the nesting; no more than one over the limit is counted."""
     depth = deepest = 0
     for match in _BRACKETS.finditer(body.decode("latin-1")):
         if match.group() in ("{", "["):
             depth += 1
             deepest = max(deepest, depth)
+            if deepest > DEPTH_MAX:
+                break
         elif match.group() in ("}", "]"):
             depth -= 1
     return deepest

@@ -32,6 +32,13 @@ class BridgeError(Exception):
         self.detail = detail
         self.sent = sent
 
+    @property
+    def is_silence(self) -> bool:
+        """Tell a wire that does not answer from one that answers badly."""
+        if isinstance(self, BridgeTimeoutError | BridgeUnreachableError):
+            return True
+        return isinstance(self, BridgeRefusedError) and not self.sent
+
 
 class BridgeTimeoutError(BridgeError):
     """The device did not connect or did not answer in time."""

@@ -11,10 +11,14 @@ from firmware_bridges.braiins.family import BRAIINS_API, BRAIINS_GRAPHQL, BRAIIN
 from firmware_bridges.cgminer.family import CGMINER
 from firmware_bridges.epic.family import EPIC
 from firmware_bridges.family import Family
+from firmware_bridges.hiveon.family import HIVEON
 from firmware_bridges.luxos.family import LUXOS
 from firmware_bridges.mara.family import MARAFW
+from firmware_bridges.mskminer.family import MSKMINER
 from firmware_bridges.proto.family import PROTO
+from firmware_bridges.scrypt.family import ELPHAPEX, HAMMER
 from firmware_bridges.sealminer.family import SEALMINER
+from firmware_bridges.vnish.family import VNISH
 from firmware_bridges.whatsminer.family import WHATSMINER_V2, WHATSMINER_V3
 
 # Where two are equally likely, the earlier one is taken; the plain cgminer API is the last resort.
@@ -32,6 +36,11 @@ FAMILIES: Final[tuple[Family, ...]] = (
     BITAXE,
     PROTO,
     SEALMINER,
+    VNISH,
+    HIVEON,
+    MSKMINER,
+    ELPHAPEX,
+    HAMMER,
     ANTMINER_STOCK,
     CGMINER,
 )

@@ -29,10 +29,18 @@ def make_of(model: str | None) -> str | None:
     return next((make for mark, make in _MAKES if mark in lowered), None)
 
 
-def named(reading: Reading, family: Family) -> Reading:
-    """Fill in the maker and the firmware where no answer names them."""
+def named(reading: Reading, family: Family, *, sure: bool = True) -> Reading:
+    """Fill in the maker and the firmware where no answer names them.
+
+    Args:
+        reading: Merged from what came.
+        family: That it was decoded as.
+        sure: False when the family is a guess from answers that were cut: the sign that would have
+            told another firmware from its base may be what was lost.
+    """
     make = reading.make or make_of(reading.model) or family.make
-    firmware = family.firmware if family.firmware != "unknown" else reading.firmware
+    known = family.firmware != "unknown"
+    firmware = (family.firmware if sure else None) if known else reading.firmware
     if make == reading.make and firmware == reading.firmware:
         return reading
     return msgspec.structs.replace(reading, make=make, firmware=firmware)

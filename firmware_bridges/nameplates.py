@@ -1,10 +1,11 @@
 """What models are built for, in TH/s of SHA-256; used to find unit traps only.
 
 The figure is that of the strongest variant sold under the name: a check by a factor of five needs
-no more. Source: the makers' data sheets. Scrypt and kHeavyHash machines are left out.
+no more. Source: the makers' data sheets.
 """
 
 import re
+from functools import lru_cache
 from typing import Final
 
 # Longest names first: `s19 xp hyd` is looked for before `s19 xp` before `s19`.
@@ -22,6 +23,10 @@ _RATED_THS: Final = (
     ("antminer s19a", 96.0), ("antminer s19", 110.0), ("antminer t19", 88.0),
     ("antminer s17", 73.0), ("antminer t17", 64.0), ("antminer s15", 28.0),
     ("antminer s9", 16.0), ("antminer t9", 13.0),
+    ("antminer l3", 0.001), ("antminer l7", 0.0095), ("antminer l9", 0.017),
+    ("antminer l11", 0.035), ("antminer d9", 1.77), ("antminer k7", 63.5), ("antminer ks3", 9.4),
+    ("antminer ks5", 21.0), ("antminer ks7", 40.0), ("hammer d10", 0.005), ("dg1", 0.0144),
+    ("dg home", 0.003),
     ("whatsminer m20", 75.0), ("whatsminer m21", 62.0), ("whatsminer m30s++", 118.0),
     ("whatsminer m30", 118.0), ("whatsminer m31", 90.0), ("whatsminer m32", 74.0),
     ("whatsminer m33", 262.0), ("whatsminer m36", 180.0), ("whatsminer m39", 110.0),
@@ -45,6 +50,7 @@ _SPACES: Final = re.compile(r"[\s_-]+")
 _BY_LENGTH: Final = tuple(sorted(_RATED_THS, key=lambda row: -len(row[0])))
 
 
+@lru_cache(maxsize=1_024)
 def nameplate_ths(model: str | None) -> float | None:
     """Give the rate that a model is built for, TH/s; `None` = not in the list."""
     if model is None:

@@ -13,9 +13,9 @@ import msgspec
 from firmware_bridges.base import Failure, Partial, Reading, merge
 from firmware_bridges.cgminer.codec import Answer, decode_answers, raise_for_status
 from firmware_bridges.document import read_json
-from firmware_bridges.errors import BridgeError, BridgeUnsupportedError
+from firmware_bridges.errors import BridgeError, BridgeGarbledError, BridgeUnsupportedError
 from firmware_bridges.families import FAMILIES, FAMILY_OF
-from firmware_bridges.family import Family
+from firmware_bridges.family import WEIGHT_SURE, Family
 from firmware_bridges.identity import named
 from firmware_bridges.plausible import checked
 from firmware_bridges.query import Exchange, Query, Wire, keys_of
@@ -52,17 +52,30 @@ class Decoded(msgspec.Struct, frozen=True, kw_only=True):
 
 def recognise(exchanges: Sequence[Exchange]) -> Family:
     """Name the family that the answers speak for; the plain cgminer API when none does."""
-    lowered = [(exchange.query.key, exchange.body.lower()) for exchange in exchanges]
+    lowered = _lowered(exchanges)
     best, best_score = _LAST_RESORT, 0
     for family in FAMILIES:
-        score = sum(
-            mark.weight
-            for mark in family.marks
-            if any(mark.key in (None, key) and mark.text in body for key, body in lowered)
-        )
-        if score > best_score:
-            best, best_score = family, score
+        found = _score(family, lowered)
+        if found > best_score:
+            best, best_score = family, found
     return best
+
+
+def score(family: Family, exchanges: Sequence[Exchange]) -> int:
+    """Give how much the answers speak for a family: the weights of its marks in them."""
+    return _score(family, _lowered(exchanges))
+
+
+def _lowered(exchanges: Sequence[Exchange]) -> list[tuple[str, bytes]]:
+    return [(exchange.query.key, exchange.body.lower()) for exchange in exchanges]
+
+
+def _score(family: Family, lowered: Sequence[tuple[str, bytes]]) -> int:
+    return sum(
+        mark.weight
+        for mark in family.marks
+        if any(mark.key in (None, key) and mark.text in body for key, body in lowered)
+    )
 
 
 def decode_exchanges(exchanges: Sequence[Exchange], address: str) -> Decoded:
@@ -81,17 +94,33 @@ def decode_exchanges(exchanges: Sequence[Exchange], address: str) -> Decoded:
                 partials.append(outcome)
             else:
                 failed.append(Failure(source, outcome.code))
-    reading = read_partials(family, address, partials, failed)
+    cut = any("truncated" in partial.repairs for partial in partials) or any(
+        failure.code == BridgeGarbledError.code for failure in failed
+    )
+    sure = not cut or score(family, exchanges) >= WEIGHT_SURE
+    reading = read_partials(family, address, partials, failed, sure=sure)
     return Decoded(family=family, reading=reading, missing=_missing(family, reading))
 
 
 def read_partials(
-    family: Family, address: str, partials: Sequence[Partial], failed: Sequence[Failure]
+    family: Family,
+    address: str,
+    partials: Sequence[Partial],
+    failed: Sequence[Failure],
+    *,
+    sure: bool = True,
 ) -> Reading:
-    """Merge partials in the family's order of trust, and check what came out."""
+    """Merge partials in the family's order of trust, and check what came out.
+
+    Args:
+        family: Whose order and names are used.
+        address: Host of the miner.
+        partials: Decoded answers. failed: the answers that did not come.
+        sure: The family is no guess; see `named`.
+    """
     rank = {key: place for place, key in enumerate(family.order)}
     ordered = sorted(partials, key=lambda part: rank.get(part.source, len(rank)))
-    return checked(named(merge(address, ordered, failed), family))
+    return checked(named(merge(address, ordered, failed), family, sure=sure))
 
 
 def decode_query(

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from firmware_bridges import matrix
+from firmware_bridges import matrix, probe
 from firmware_bridges.fixture import FIXTURE_BYTES_MAX, FixtureError, read_fixture
 from firmware_bridges.recognise import decode_exchanges
 from firmware_bridges.report import VERSION, lines_of, report_of
@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m firmware_brid
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_list(commands)
+    probe.add_parsers(commands)
     _add_decode(commands)
     options = parser.parse_args(argv)
     code: int = options.run(options)

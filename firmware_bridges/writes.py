@@ -1,9 +1,21 @@
 """What became of a write: the miner's answer, or its silence, as one `WriteResult`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from firmware_bridges.base import WriteResult, WriteState
+from firmware_bridges.commands import (
+    Command,
+    Locate,
+    Reboot,
+    RestartMining,
+    SetMode,
+    SetPools,
+    SetPowerLimit,
+    SetPowerPercent,
+    Sleep,
+    Wake,
+)
 from firmware_bridges.errors import (
     BridgeAuthError,
     BridgeError,
@@ -11,9 +23,36 @@ from firmware_bridges.errors import (
     BridgeUnsupportedError,
 )
 from firmware_bridges.query import Asker, Query
+from firmware_bridges.sheet import Capability, Sheet
 from firmware_bridges.transport import Deadlines
 
+CONNECT_S: Final = 1.5
 DETAIL_CHARS_MAX: Final = 200
+
+_CAPABILITY: Final[Mapping[type, Capability]] = {
+    Sleep: Capability.SLEEP,
+    Wake: Capability.WAKE,
+    SetMode: Capability.POWER_MODE,
+    SetPowerLimit: Capability.POWER_LIMIT,
+    SetPowerPercent: Capability.POWER_PERCENT,
+    RestartMining: Capability.RESTART,
+    Reboot: Capability.REBOOT,
+    Locate: Capability.LOCATE,
+    SetPools: Capability.POOLS,
+}
+
+
+def deadlines_for(sheet: Sheet, command: Command, address: str) -> Deadlines:
+    """Give how long a miner may take to answer a command, by its firmware's sheet.
+
+    Raises:
+        BridgeUnsupportedError: The sheet has no row for it.
+    """
+    capability = _CAPABILITY[type(command)]
+    row = sheet.ability(capability)
+    if row is None:
+        raise BridgeUnsupportedError(address, f"{sheet.title} has no {capability.value}")
+    return Deadlines(connect_s=CONNECT_S, answer_s=row.answer_s)
 
 
 async def send(
@@ -34,11 +73,14 @@ async def send(
         `unknown` where the request may have reached the miner and nothing clear came back.
     """
     try:
-        return judge(await asker.ask(query, deadlines))
-    except (BridgeAuthError, BridgeRefusedError, BridgeUnsupportedError) as exc:
-        return refused(exc.code, exc.detail)
+        body = await asker.ask(query, deadlines)
     except BridgeError as exc:
-        return unknown(exc.code, exc.detail) if exc.sent else refused(exc.code, exc.detail)
+        return _result_of(exc, sent=exc.sent)
+    try:
+        return judge(body)
+    except BridgeError as exc:
+        # The miner has answered, so it has the request: what cannot be read leaves it open.
+        return _result_of(exc, sent=True)
 
 
 def acknowledged(detail: str = "", code: str = "") -> WriteResult:
@@ -54,6 +96,12 @@ def refused(code: str, detail: str) -> WriteResult:
 def unknown(code: str, detail: str) -> WriteResult:
     """Give the result of a write that may or may not have taken place."""
     return _result(WriteState.UNKNOWN, code, detail)
+
+
+def _result_of(error: BridgeError, *, sent: bool) -> WriteResult:
+    if isinstance(error, BridgeAuthError | BridgeRefusedError | BridgeUnsupportedError):
+        return refused(error.code, error.detail)
+    return (unknown if sent else refused)(error.code, error.detail)
 
 
 def _result(state: WriteState, code: str, detail: str) -> WriteResult:

@@ -39,6 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = _add(site, "add", _site_add, "let a site connect")
     add.add_argument("--site", required=True, help="site id: lower case, digits, hyphens")
     add.add_argument("--name", help="for people; default: the site id")
+    gone = _add(site, "retire", _site_retire, "give up a site that is gone for good")
+    gone.add_argument("site", metavar="SITE", help="site id")
+    gone.add_argument("--force", action="store_true", help="give up its open leases with it")
     card = _group(commands, "rate-card", "prices")
     add = _add(card, "add", _card_add, "add a version of the prices")
     add.add_argument("--from", dest="start", required=True, type=_time, help="whole UTC hour")
@@ -151,6 +154,15 @@ def _site_add(args: argparse.Namespace) -> int:
     if not _write(args, job):
         raise HubError("site_exists", f"there is a site {args.site} already")
     return _say(args, {"site_id": args.site}, f"added site {args.site}")
+
+
+def _site_retire(args: argparse.Namespace) -> int:
+    from hub.services.retire import retire
+
+    done = _write(args, lambda conn: retire(conn, args.site, force=args.force, now=_now()))
+    said = f"; gave up {', '.join(done.ended)}" if done.ended else ""
+    text = f"retired site {done.site_id}{said}"
+    return _say(args, {"site_id": done.site_id, "ended": list(done.ended)}, text)
 
 
 def _card_add(args: argparse.Namespace) -> int:

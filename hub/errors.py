@@ -7,6 +7,7 @@ Tree::
     ├── StoreError               the store cannot do it
     │   ├── StoreBusyError       too much waits already, or another process holds the store
     │   ├── StoreClosedError     the store has been closed
+    │   ├── ReadTooLongError     a report took longer than it may
     │   └── MigrationError       the schema on disk is not one that this version can use
     ├── IllegalTransitionError   a workload cannot go from that state to this one
     ├── NotFoundError            no such row, or not one that the asker may see
@@ -43,6 +44,10 @@ class StoreBusyError(StoreError):
 
 class StoreClosedError(StoreError):
     """The store has been closed; a write that got this was not made."""
+
+
+class ReadTooLongError(StoreError):
+    """A report took longer than it may; it was given up."""
 
 
 class MigrationError(StoreError):

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import socket
-import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,9 +31,11 @@ from hub.security.tokens import TokenKeys, load_keys
 from hub.services.back import HubBack
 from hub.store import users
 from hub.store.database import connect, open_store
+from hub.store.long_reads import ThreadedReads
 from hub.store.migrations import migrate
 from hub.store.schema import MIGRATIONS
 from hub.transport.mqtt import AiomqttConnector, BrokerAddress
+from hub.transport.tls import client_context
 from protocol.ids import IdSource
 from protocol.units import to_ms
 
@@ -86,6 +87,7 @@ async def serve(config: HubConfig) -> None:
         MetricsDatabase(config.metrics_path, memory_limit=config.metrics_memory)
     )
     passwords = Argon2Passwords()
+    long_reads = ThreadedReads(config.store_path)
     try:
         live = LiveChannel(config.limits.live_clients_max)
         back = HubBack(
@@ -107,9 +109,11 @@ async def serve(config: HubConfig) -> None:
             passwords=passwords,
             limits=_limits(config),
             counts=back.counters,
+            long_reads=long_reads,
         )
         await _run(config, deps, back)
     finally:
+        long_reads.close()
         passwords.close()
         metrics.close()
         store.close()
@@ -185,9 +189,7 @@ def _connector(config: HubConfig) -> AiomqttConnector:
             credential_path(config, name, os.environ)
             for name in (mqtt.tls_ca, mqtt.tls_cert, mqtt.tls_key)
         )
-        context = ssl.create_default_context(cafile=ca)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.load_cert_chain(cert, key)
+        context = client_context(ca, cert, key)
     address = BrokerAddress(
         host=mqtt.host, port=mqtt.port, username=mqtt.username or None, password=password
     )

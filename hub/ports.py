@@ -5,7 +5,7 @@ Implementations raise the builtin bases ``ConnectionError``, ``PermissionError``
 """
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
@@ -84,6 +84,34 @@ class MqttConnector(Protocol):
         will: Will | None,
     ) -> AbstractAsyncContextManager[MqttConnection]:
         """Connect; raises ConnectionError or TimeoutError."""
+        ...
+
+
+class Reader(Protocol):
+    """Reads inside one job: all on the same snapshot of the store."""
+
+    def read(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """Run one SELECT."""
+        ...
+
+    def stream(self, sql: str, params: Sequence[object] = ()) -> Iterator[tuple[Any, ...]]:
+        """Run one SELECT and give its rows one by one, for results that may be large."""
+        ...
+
+
+class LongReads(Protocol):
+    """Reads that may be long, kept off the loop."""
+
+    async def run(self, job: Callable[[Reader], T]) -> T:
+        """Run the job in a worker thread and return its value; it must not touch the loop."""
+        ...
+
+
+class SupportsRead(Protocol):
+    """What a short question needs: a store, or the reader of a job."""
+
+    def read(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """Run one SELECT."""
         ...
 
 

@@ -31,6 +31,7 @@ class MarketTick(Struct, frozen=True, kw_only=True):
         price_usd_per_mwh: settlement price of energy, -2,000..25,000; negative is income.
         btc_price_usd: price of one bitcoin. difficulty: network difficulty.
         subsidy_btc, fees_btc: per block.
+        day_ahead_usd_per_mwh: day-ahead price of the hour of ``source_at`` and of those after it.
     """
 
     feed: Ident
@@ -42,6 +43,7 @@ class MarketTick(Struct, frozen=True, kw_only=True):
     subsidy_btc: float | None = None
     fees_btc: float | None = None
     gpu_rates: tuple[GpuRate, ...] = ()
+    day_ahead_usd_per_mwh: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what no market can say."""
@@ -65,6 +67,10 @@ class MarketTick(Struct, frozen=True, kw_only=True):
         _check_range("difficulty", self.difficulty, 1.0, 1e20)
         _check_range("subsidy_btc", self.subsidy_btc, 0.0, 50.0)
         _check_range("fees_btc", self.fees_btc, 0.0, 1_000.0)
+        for hour in self.day_ahead_usd_per_mwh:
+            _check_range(
+                "day_ahead_usd_per_mwh", hour, PRICE_USD_PER_MWH_MIN, PRICE_USD_PER_MWH_MAX
+            )
         for rate in self.gpu_rates:
             _check_range(
                 f"gpu_rates[{rate.device_class}].serve_usd_per_h",

@@ -21,7 +21,7 @@ _Json = dict[str, object]
 
 
 class Memory:
-    """What the firmware keeps of one miner; `due` is a change that is scheduled."""
+    """What the firmware keeps of one miner; `due` is a change that is scheduled (ns, off)."""
 
     __slots__ = ("due", "high", "led", "limit_w", "off", "pools")
 
@@ -80,9 +80,9 @@ def _mode(memory: Memory) -> WorkMode:
 
 def _come_due(unit: Unit) -> None:
     memory = _memory(unit)
-    if memory.due is not None and unit.wall_s >= memory.due[0]:
-        memory.off, memory.due = memory.due[1], None
-        unit.change(_mode(memory), CHANGE)
+    if memory.due is not None and unit.now_ns >= memory.due[0]:
+        (at_ns, memory.off), memory.due = memory.due, None
+        unit.change(_mode(memory), CHANGE, at_ns=at_ns)
 
 
 def _json_request(data: bytes) -> tuple[str, str]:
@@ -213,7 +213,7 @@ def _schedule(unit: Unit, memory: Memory, option: str, value: str, *, as_text: b
     if at_s < unit.wall_s + AHEAD_S:
         message = f"ASC 0 set failed: {option} needs a time ahead"
         return _reply(_status(unit, "E", 120, message), as_text=as_text)
-    memory.due = (at_s, option == "softoff")
+    memory.due = (unit.now_ns + (at_s - unit.wall_s) * 10**9, option == "softoff")
     if option == "softon" and unit.who.index % 2:
         return RESET
     message = f"ASC 0 set info: success {option}:{at_s}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import uvloop
 
 from simulators.asic_control import serve_control
 from simulators.asic_faults import parse_shares
@@ -72,7 +73,9 @@ def run(options: argparse.Namespace) -> int:
         faults=parse_shares(options.faults),
         cold=options.cold,
     )
-    asyncio.run(_serve(spec, options))
+    # A fleet must not be slower than the agent that reads it: the agent runs on this loop too.
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(spec, options))
     return 0
 
 

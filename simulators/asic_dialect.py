@@ -108,7 +108,13 @@ class Unit:
         return asic_physics.snapshot(self.who, self.state, self.now_ns)
 
     def change(
-        self, mode: WorkMode, step: Step, *, share: float | None = None, hashing: bool = True
+        self,
+        mode: WorkMode,
+        step: Step,
+        *,
+        share: float | None = None,
+        hashing: bool = True,
+        at_ns: int | None = None,
     ) -> None:
         """Go into a mode, by stopping and starting; a lying miner only says that it does.
 
@@ -117,10 +123,12 @@ class Unit:
             step: How the change unfolds, in true seconds; the fleet's time scale is applied.
             share: Share of the mode's power from then on; `None` = as before.
             hashing: False when there is nothing to work on.
+            at_ns: When it began, for what was scheduled; `None` = now.
         """
         if not self.is_lying:
+            began_ns = self.now_ns if at_ns is None else at_ns
             self.state = asic_physics.change(
-                self.who, self.state, mode, self.now_ns, step, share=share, hashing=hashing
+                self.who, self.state, mode, began_ns, step, share=share, hashing=hashing
             )
 
     def trim(self, share: float, over_s: float) -> None:

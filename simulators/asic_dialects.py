@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 
 from simulators.asic_antminer import AntminerDialect
 from simulators.asic_avalon import AvalonDialect
+from simulators.asic_braiins import BraiinsDialect, GraphqlBraiinsDialect, OldBraiinsDialect
 from simulators.asic_epic import EpicDialect
+from simulators.asic_luxos import LuxosDialect
 from simulators.asic_mara import MaraDialect
+from simulators.asic_vnish import VnishDialect
 
 if TYPE_CHECKING:
     from simulators.asic_dialect import Dialect
@@ -23,8 +26,13 @@ def dialects(login: Login, seed: int) -> dict[str, Dialect]:
     """
     every: tuple[Dialect, ...] = (
         AntminerDialect(login, seed),
+        BraiinsDialect(login, seed),
+        OldBraiinsDialect(login, seed),
+        GraphqlBraiinsDialect(login, seed),
+        LuxosDialect(seed),
         AvalonDialect(),
         EpicDialect(),
         MaraDialect(login, seed),
+        VnishDialect(seed),
     )
     return {dialect.name: dialect for dialect in every}

@@ -156,8 +156,13 @@ MODELS = {
     "s19xp": S19_XP,
     "s21-old": msgspec.structs.replace(S21, firmware=STOCK_OLD),
     "s19xp-old": msgspec.structs.replace(S19_XP, firmware=STOCK_OLD),
+    "s19xp-braiins": msgspec.structs.replace(S19_XP, dialect="braiins"),
+    "s19xp-braiins-old": msgspec.structs.replace(S19_XP, dialect="braiins-old"),
+    "s19xp-braiins-graphql": msgspec.structs.replace(S19_XP, dialect="braiins-graphql"),
+    "s21-luxos": msgspec.structs.replace(S21, dialect="luxos"),
     "a1566": A1566,
     "s19xp-epic": msgspec.structs.replace(S19_XP, dialect="epic"),
+    "s21-vnish": msgspec.structs.replace(S21, dialect="vnish"),
     "s21-mara": msgspec.structs.replace(S21, dialect="mara"),
 }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import msgspec
@@ -312,6 +313,7 @@ class Broker:
             session.peer.deliver(packet_id, message)
 
 
+@lru_cache(maxsize=4_096)
 def matches(pattern: str, topic: str) -> bool:
     """Tell whether a topic filter with its wildcards matches a topic."""
     wanted, given = pattern.split("/"), topic.split("/")

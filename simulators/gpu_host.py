@@ -242,8 +242,7 @@ class GpuHost:
         instance = self._instances.get(instance_id)
         if instance is None or instance.gpu != gpu_name:
             raise GpuError("no_instance", instance_id)
-        self.advance()
-        now_ns = self.now_ns()
+        now_ns = self.advance()
         if is_open and not instance.meter.open:
             self._healthy(gpu_name)
             if not instance.active or instance.stopped_ns is not None:
@@ -264,22 +263,24 @@ class GpuHost:
         instance = self._instances.get(instance_id)
         if instance is None or instance.gpu != gpu_name:
             raise GpuError("no_instance", instance_id)
-        self.advance()
-        now_ns = self.now_ns()
+        now_ns = self.advance()
         self._end(instance, now_ns)
         return self._view(instance, now_ns, None)
 
     def meters(self, since_minute: int | None) -> list[MeterView]:
         """Return the counters of every instance, with the marks after `since_minute`."""
-        self.advance()
-        now_ns = self.now_ns()
+        now_ns = self.advance()
         return [self._view(one, now_ns, since_minute) for one in self._instances.values()]
 
     def sample(self) -> list[GpuView]:
         """Return the facts of every GPU."""
-        self.advance()
-        now_ns = self.now_ns()
+        now_ns = self.advance()
         return [self._sample_one(gpu, now_ns) for gpu in self._gpus.values()]
+
+    def power_w(self) -> float:
+        """Return the power that all GPUs draw together."""
+        self.advance()
+        return sum(self._power_w(gpu) for gpu in self._gpus.values())
 
     def lose(self, gpu_name: str, *, lost: bool) -> None:
         """Let a GPU fall off the bus, or come back empty."""
@@ -294,17 +295,15 @@ class GpuHost:
 
     def mark_truth(self) -> None:
         """Write a truth line for each open gate (called at least every 250 ms)."""
-        self.advance()
-        now_ns = self.now_ns()
+        now_ns = self.advance()
         for instance in self._instances.values():
             if instance.meter.open:
                 self._tell("mark", instance, now_ns)
 
-    def advance(self) -> None:
-        """Bring every meter to now; the anchor may move only after a minute was cut."""
+    def advance(self) -> int:
+        """Bring every meter to now, which it returns; the anchor may move only at a cut minute."""
         now_ns = self.now_ns()
         before = self._anchor_ns
-        wall_ns = self._clock.wall_ns()
         minute_passed = (before + now_ns) // MINUTE_NS
         for instance in self._instances.values():
             if instance.meter.open:
@@ -312,16 +311,17 @@ class GpuHost:
                 if instance.meter.completed:
                     self._tell("close", instance, instance.meter.closed_ns or now_ns)
         if minute_passed != self._minute:
-            self._anchor_ns = wall_ns - now_ns
+            self._anchor_ns = self._clock.wall_ns() - now_ns
         self._minute = (self._anchor_ns + now_ns) // MINUTE_NS
+        return now_ns
 
     def _sample_one(self, gpu: _Gpu, now_ns: int) -> GpuView:
-        self._settle_temperature(gpu, now_ns)
+        power_w = self._settle_temperature(gpu, now_ns)
         serving = gpu.instance is not None and gpu.instance.meter.open
         mining = gpu.mining_since_ns is not None
         return GpuView(
             gpu=gpu.name,
-            power_w=self._power_w(gpu),
+            power_w=power_w,
             temp_c=round(gpu.temp_c, 2),
             utilisation=0.97 if mining else 0.85 if serving else 0.0,
             memory_used_mib=self._memory_mib(gpu),
@@ -345,11 +345,14 @@ class GpuHost:
             watts = model.serve_w
         return round(watts * gpu.power_factor, 1) if gpu.healthy else 0.0
 
-    def _settle_temperature(self, gpu: _Gpu, now_ns: int) -> None:
+    def _settle_temperature(self, gpu: _Gpu, now_ns: int) -> float:
+        """Bring the temperature to now and return the power that drives it."""
+        power_w = self._power_w(gpu)
         elapsed_s = max(0, now_ns - gpu.temp_at_ns) / 1e9
-        target_c = _AMBIENT_C + self._power_w(gpu) * _C_PER_W
+        target_c = _AMBIENT_C + power_w * _C_PER_W
         gpu.temp_c += (target_c - gpu.temp_c) * (1.0 - math.exp(-elapsed_s / _THERMAL_TAU_S))
         gpu.temp_at_ns = now_ns
+        return power_w
 
     def _end(self, instance: _Instance, now_ns: int) -> None:
         self._shut(instance, now_ns)

@@ -60,7 +60,13 @@ def take_request(buffer: bytearray) -> HttpRequest | HttpRefused | None:
 
 def response(status: int, body: bytes, *, keep_alive: bool, header: str | None = None) -> bytes:
     """Return the bytes of a response; `header` is one more line of its head."""
-    reason = {200: "OK", 401: "Unauthorized", 404: "Not Found", 413: "Payload Too Large"}
+    reason = {
+        200: "OK",
+        204: "No Content",
+        401: "Unauthorized",
+        404: "Not Found",
+        413: "Payload Too Large",
+    }
     head = [f"HTTP/1.1 {status} {reason.get(status, 'Bad Request')}"]
     if header is not None:
         head.append(header)

@@ -234,7 +234,7 @@ def _market_toml(market: MarketSpec | HttpMarket | None, started_utc: str) -> li
 
 def _class_toml(model: str, time_scale: float) -> str:
     # The defaults of a real site, divided: wear and lost time shrink with the time they stand for.
-    seconds = {"warmup_s": 300.0, "dwell_s": 900.0, "stay_off_s": 5_400.0, "stay_on_s": 86_400.0}
+    seconds = {"warmup_s": 300.0, "dwell_s": 900.0, "interval_s": 900.0}
     lines = [f"{name} = {value / time_scale}" for name, value in seconds.items()]
     if MODELS[model].hashrate_ths > 0:
         lines.append(f"wear_usd = {0.10 / time_scale}")

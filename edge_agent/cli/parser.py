@@ -17,6 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_programs(commands)
+    _add_backtest(commands)
     reader = _reader()
     add = commands.add_parser
     status = add("status", parents=[reader], help="the site at a glance, problems last")
@@ -53,6 +54,23 @@ def _add_programs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     commands.add_parser("bridge", help="look at miners: list, test, record, decode")
     version = commands.add_parser("version", help="print the version")
     version.add_argument("--json", action="store_true", help="machine-readable")
+
+
+def _add_backtest(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    backtest = commands.add_parser(
+        "backtest", help="what policies would have earned over a span of real prices"
+    )
+    add = backtest.add_argument
+    add("--market", required=True, help="directory of prices (CSV or parquet)")
+    add("--site", required=True, help="the agent's TOML file")
+    add("--policy", action="append", nargs="+", default=[], help="which (default: all)")
+    add("--knowledge", choices=("nowcast", "settled"), default="nowcast", help="of the price")
+    add("--from", dest="start", default="", help="first instant, ISO 8601 (UTC)")
+    add("--to", dest="end", default="", help="end of the span")
+    add("--price", default="", help="FILE[:COLUMN] of the settled price in the directory")
+    add("--day-ahead", default="", help="FILE[:COLUMN] of the day-ahead price")
+    add("--true-restart", type=float, default=1.0, help="true restart cost over the assumed one")
+    add("--json", action="store_true", help="machine-readable, with schema version v")
 
 
 def _add_acts(

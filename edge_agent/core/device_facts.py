@@ -28,6 +28,7 @@ from edge_agent.core.site_state import (
     SwitchEntry,
     lease_by_id,
     lease_by_no,
+    mode_of,
     put,
     put_lease,
     set_activity,
@@ -41,13 +42,15 @@ def switch_opened(site: Site, state: SiteState, fact: f.SwitchOpened) -> SiteSta
     """Give the state after a switch began."""
     at = site.indices_of(fact.device_ids)
     to_code = CODE_OF[fact.to_activity]
-    origin = np.where(state.switch_no[at] < 0, state.activity[at], state.origin[at])
+    origin = np.where(state.switch_no[at] < 0, mode_of(state)[at], state.origin[at])
     no = state.next_no
     columns = set_activity(state, at, UNKNOWN, to_code, SWITCHING)
     columns["origin"] = put(state.origin, at, origin)
     columns["switch_no"] = put(state.switch_no, at, no)
     entry = SwitchEntry(no, fact.switch_id, fact.lease_id, state.now_ns)
     if fact.to_activity == Activity.MINE:
+        wakes = at[np.isin(origin, OFF_CODES)]
+        columns["debt"] = put(state.debt, wakes, state.debt[wakes] + 1.0)
         columns["ramp_left_w"] = state.ramp_left_w - _ramp_w(site, at, origin, to_code)
     state = replace(state, next_no=no + 1, switches=(*state.switches, entry), **columns)
     lease = None if fact.lease_id is None else lease_by_id(state, fact.lease_id)

@@ -6,10 +6,23 @@ device holds, and later follows the safe policy.
 """
 
 from enum import IntEnum
+from functools import lru_cache
+from operator import attrgetter
+from typing import TypeVar
 
 import numpy as np
 from msgspec import Struct
 
+from edge_agent.core.outlook import (
+    AHEAD,
+    INTERVAL_S,
+    SEEN,
+    Known,
+    Outlook,
+    forecast,
+    table_of,
+)
+from edge_agent.core.rule import grow_regret, pay_debt
 from edge_agent.core.site import (
     CURTAILED,
     IDLE,
@@ -20,11 +33,16 @@ from edge_agent.core.site import (
     FloatColumn,
     Site,
 )
-from edge_agent.core.site_state import MarketState, MarketValue, SiteState
+from edge_agent.core.site_state import MarketState, MarketValue, SiteState, mode_of
 from protocol.resource import DeviceKind
 
 SECONDS_PER_H = 3_600.0
 W_PER_MW = 1e6
+_MINE_W = attrgetter("model.mine_w")
+_MINE_THS = attrgetter("model.hashrate_ths")
+_IDLE_W = attrgetter("model.idle_w")
+# The same formulas serve one instant live and whole columns of time in a back-test.
+Amount = TypeVar("Amount", float, FloatColumn)
 
 
 class Quality(IntEnum):
@@ -35,6 +53,10 @@ class Quality(IntEnum):
     SAFE = 2
 
 
+# For columns: numpy takes long to make a number of an enum's member.
+FRESH, HOLD, SAFE = (int(quality) for quality in Quality)
+
+
 class Values(Struct, frozen=True, eq=False):
     """Value columns.
 
@@ -43,7 +65,7 @@ class Values(Struct, frozen=True, eq=False):
         revenue_usd_per_h: what mining brings before energy. restart_usd: cost of one off -> on
             cycle.
         energy_usd_per_wh: price of one device watt-hour, PUE and adder included.
-        off_code: the activity that off means for the device.
+        off_code: the activity that off means for the device. saved_mw: at the meter, by being off.
     """
 
     quality: CodeColumn
@@ -53,6 +75,7 @@ class Values(Struct, frozen=True, eq=False):
     restart_usd: FloatColumn
     energy_usd_per_wh: FloatColumn
     off_code: CodeColumn
+    saved_mw: FloatColumn
 
     @property
     def gain_on_usd_per_h(self) -> FloatColumn:
@@ -62,14 +85,29 @@ class Values(Struct, frozen=True, eq=False):
 
 
 def hashprice_usd_per_ths_day(
-    subsidy_btc: float, fees_btc: float, btc_price_usd: float, difficulty: float
-) -> float:
+    subsidy_btc: Amount, fees_btc: Amount, btc_price_usd: Amount, difficulty: Amount
+) -> Amount:
     """Give what one TH/s earns in a day.
 
     Source: a block takes difficulty x 2^32 hashes on average and pays subsidy + fees.
     """
     hashes_per_block = difficulty * 4_294_967_296.0
     return (subsidy_btc + fees_btc) * btc_price_usd * 86_400.0 / hashes_per_block * 1e12
+
+
+def usd_per_wh(row: DeviceClass, price_usd_per_mwh: Amount) -> Amount:
+    """Give what one device watt-hour of a class costs, PUE and adder included."""
+    return (price_usd_per_mwh + row.adder_usd_per_mwh) * row.pue / W_PER_MW
+
+
+def mine_usd_per_ths_h(row: DeviceClass, per_ths_day: Amount) -> Amount:
+    """Give what one TH/s of a class earns in an hour after the pool's fee."""
+    return per_ths_day * (1.0 - row.pool_fee) / 24.0
+
+
+def restart_usd(row: DeviceClass, revenue_usd_per_h: Amount) -> Amount:
+    """Give the cost of one off -> on cycle: wear, and the revenue of the time without shares."""
+    return _wear(row) + revenue_usd_per_h * _start_h(row)
 
 
 def hashprice(market: MarketState) -> float | None:
@@ -129,55 +167,71 @@ def serve_usd_per_h(market: MarketState, class_name: str) -> float | None:
     return None
 
 
+# A pass asks several times for the value of one state: once for two sites in one process.
+@lru_cache(maxsize=4)
 def value(site: Site, state: SiteState) -> Values:
     """Value mining and off for every device; NaN where an input was never seen."""
     market = state.market
     per_ths = hashprice(market)
     price = market.price_usd_per_mwh
-    mine_w = _or_nameplate(state.mine_w, site.spread([r.model.mine_w for r in site.classes]))
-    mine_ths = _or_nameplate(
-        state.mine_ths, site.spread([r.model.hashrate_ths for r in site.classes])
-    )
+    mine_w = _or_nameplate(state.mine_w, site.column(_MINE_W))
+    mine_ths = _or_nameplate(state.mine_ths, site.column(_MINE_THS))
     per_ths_h = [
         0.0
         if row.model.kind is not DeviceKind.ASIC
-        else (np.nan if per_ths is None else per_ths * (1.0 - row.pool_fee) / 24.0)
+        else (np.nan if per_ths is None else mine_usd_per_ths_h(row, per_ths))
         for row in site.classes
     ]
     flat = [_flat_usd_per_h(market, row) for row in site.classes]
-    energy = [
-        np.nan if price is None else (price.value + row.adder_usd_per_mwh) * row.pue / W_PER_MW
-        for row in site.classes
-    ]
+    energy = [np.nan if price is None else usd_per_wh(row, price.value) for row in site.classes]
     revenue = mine_ths * site.spread(per_ths_h) + site.spread(flat)
     energy_usd_per_wh = site.spread(energy)
-    idle_w = np.where(
-        state.activity == IDLE,
-        site.spread([row.model.idle_w for row in site.classes]),
-        site.spread([_off_w(row) for row in site.classes]),
-    )
+    idle_w = np.where(mode_of(state) == IDLE, site.column(_IDLE_W), site.column(_off_w))
     return Values(
         site.spread([float(quality_of(site, state, row)) for row in site.classes]).astype(np.uint8),
         revenue - mine_w * energy_usd_per_wh,
         -idle_w * energy_usd_per_wh,
         revenue,
-        site.spread([_wear(row) for row in site.classes])
-        + np.maximum(revenue, 0.0) * site.spread([_start_h(row) for row in site.classes]),
+        site.column(_wear) + np.maximum(revenue, 0.0) * site.column(_start_h),
         energy_usd_per_wh,
-        site.spread([float(_off_code(row)) for row in site.classes]).astype(np.uint8),
+        site.once(_off_codes),
+        (mine_w - idle_w) * site.pue / W_PER_MW,
     )
 
 
-def grow_regret(state: SiteState, values: Values, dt_s: float) -> FloatColumn:
-    """Give the regret of staying after ``dt_s`` more seconds at the values that held meanwhile."""
-    gain = values.gain_on_usd_per_h
-    missed = np.where(state.activity == MINE, -gain, gain) * (dt_s / SECONDS_PER_H)
-    off_or_on = (state.activity == MINE) | (state.activity == IDLE) | (state.activity == CURTAILED)
-    counts = off_or_on & (values.quality == Quality.FRESH) & ~np.isnan(missed)
-    grown: FloatColumn = np.where(
-        counts, np.maximum(state.regret_usd + np.where(counts, missed, 0.0), 0.0), state.regret_usd
+def outlook(site: Site, state: SiteState, values: Values) -> tuple[Outlook, FloatColumn]:
+    """Give the outlook and the prudent restart cost of each device."""
+    market = state.market
+    price = float("nan") if market.price_usd_per_mwh is None else market.price_usd_per_mwh.value
+    # What was not seen yet is as the last known price.
+    older = (*market.older_usd_per_mwh, *(SEEN - 1) * (price,))[: SEEN - 1]
+    ahead = market.day_ahead_usd_per_mwh
+    interval_h = site.spread([row.interval_s / SECONDS_PER_H for row in site.classes])
+    return forecast(
+        site.limits.price_knowledge,
+        Known(price=price, older=(older[0], older[1]), ahead=ahead if len(ahead) == AHEAD else ()),
+        values.gain_on_usd_per_h * interval_h,
+        values.saved_mw * interval_h,
+        values.restart_usd,
+        np.maximum(values.revenue_usd_per_h, 0.0) * interval_h,
     )
-    return grown
+
+
+def grow(
+    site: Site, state: SiteState, values: Values, dt_s: float
+) -> tuple[FloatColumn, FloatColumn]:
+    """Give regret and debt after ``dt_s`` more seconds at the values that held meanwhile."""
+    on = state.activity == MINE
+    off = (state.activity == IDLE) | (state.activity == CURTAILED)
+    gain = values.gain_on_usd_per_h * (dt_s / SECONDS_PER_H)
+    counts = (on | off) & (values.quality == FRESH) & ~np.isnan(gain)
+    # Time in a fast replay stands for more: intervals, not seconds, pay the debt back.
+    passed = dt_s / site.spread([row.interval_s for row in site.classes]) * INTERVAL_S
+    cost = table_of(site.limits.price_knowledge, has_ahead=True).prudence * values.restart_usd
+    return (
+        grow_regret(state.regret_usd, on, gain, counts),
+        pay_debt(state.debt, off, gain, cost, counts, passed),
+    )
 
 
 def break_even_usd_per_mwh(site: Site, state: SiteState, index: int) -> float | None:
@@ -206,6 +260,10 @@ def _flat_usd_per_h(market: MarketState, row: DeviceClass) -> float:
 
 def _off_code(row: DeviceClass) -> int:
     return CURTAILED if row.model.kind is DeviceKind.ASIC else IDLE
+
+
+def _off_codes(site: Site) -> CodeColumn:
+    return site.column(_off_code).astype(np.uint8)
 
 
 def _off_w(row: DeviceClass) -> float:

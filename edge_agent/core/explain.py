@@ -2,6 +2,7 @@
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from edge_agent.core import leases as ls
 from edge_agent.core import power as pw
@@ -10,12 +11,14 @@ from edge_agent.core.economics import (
     age_s,
     break_even_usd_per_mwh,
     hashprice,
+    outlook,
     serve_usd_per_h,
     value,
 )
 from edge_agent.core.plan import DecisionRecords, Gates, Plan, Reason
 from edge_agent.core.site import CURTAILED, IDLE, MINE, NS_PER_S, SERVE, DeviceClass, Site
-from edge_agent.core.site_state import NEVER_NS, SiteState
+from edge_agent.core.site_state import NEVER_NS, MarketValue, SiteState
+from protocol.market import PRICE_USD_PER_MWH_MAX, PRICE_USD_PER_MWH_MIN
 from protocol.resource import ACTIVITY_CODES, Activity, DeviceKind
 
 
@@ -66,7 +69,8 @@ _SENTENCE: dict[Reason, str] = {
     Reason.KEEP_BEST: "it already does what earns most",
     Reason.GAIN: "the change earns more than it costs over the expected stay",
     Reason.SKI_RENTAL: "staying has cost as much as the change would: it changes at the latest now",
-    Reason.HYSTERESIS: "the gain lies within the hysteresis band: it waits",
+    Reason.HYSTERESIS: "the outlook says that the gain will not last: it waits",
+    Reason.CREDIT: "restarts of late cost more than they saved: only a certain saving counts",
     Reason.GAIN_BELOW_COST: "the gain over the expected stay is below the cost of the change",
     Reason.DWELL: "it has not yet stayed its least time",
     Reason.HOLD_STALE: "market values are missing or stale: it holds",
@@ -165,7 +169,7 @@ def _gates(
 ) -> tuple[GateResult, ...]:
     bits = Gates(int(records.gates[index]))
     row = site.classes[int(site.class_of[index])]
-    stayed_s = (state.now_ns - int(state.since_ns[index])) / NS_PER_S
+    stayed_s = (state.now_ns - int(state.mode_since_ns[index])) / NS_PER_S
     price_age = age_s(state.market.price_usd_per_mwh, state.now_ns)
     gain, cost = float(records.gain_usd[index]), float(records.cost_usd[index])
     age = "never seen" if price_age is None else f"{price_age:.0f} s old"
@@ -177,7 +181,7 @@ def _gates(
         (
             Gates.HYSTERESIS,
             "hysteresis",
-            _band(row, float(state.regret_usd[index]), cost),
+            _latest(row, float(state.regret_usd[index]), cost),
         ),
         (Gates.DWELL, "dwell", f"stayed {stayed_s:.0f} s of {row.dwell_s:.0f} s"),
         (Gates.CAP, "cap", f"{plan.power.headroom_w / 1e3:.1f} kW free under the cap"),
@@ -188,10 +192,9 @@ def _gates(
     )
 
 
-def _band(row: DeviceClass, regret_usd: float, cost_usd: float) -> str:
-    limit_usd = 0.5 * row.ski_rental * cost_usd
-    band = f"off beyond {row.off_margin:g} R, on beyond {row.on_margin:g} R"
-    return f"{band}, or regret {regret_usd:.4f} USD at {limit_usd:.4f}"
+def _latest(row: DeviceClass, regret_usd: float, cost_usd: float) -> str:
+    limit_usd = row.ski_rental * cost_usd
+    return f"by the outlook, at the latest at regret {limit_usd:.4f} USD; now {regret_usd:.4f} USD"
 
 
 def _would_change(
@@ -204,8 +207,9 @@ def _would_change(
         out.append("fresh market values (price, coin and rates)")
     break_even = break_even_usd_per_mwh(site, state, index)
     if break_even is not None and state.activity[index] in (MINE, IDLE, CURTAILED):
-        out.append(_price_sentence(state, row, break_even, index))
-    left_s = row.dwell_s - (state.now_ns - int(state.since_ns[index])) / NS_PER_S
+        sentence = _price_sentence(site, state, break_even, index)
+        out += [] if sentence is None else [sentence]
+    left_s = row.dwell_s - (state.now_ns - int(state.mode_since_ns[index])) / NS_PER_S
     if left_s > 0.0:
         out.append(f"{left_s:.0f} s more in this activity (least dwell)")
     if reason in (Reason.CAP, Reason.SHED):
@@ -226,14 +230,33 @@ def _would_change(
     return tuple(out)
 
 
-def _price_sentence(state: SiteState, row: DeviceClass, break_even: float, index: int) -> str:
-    # The revenue margin R moves the break-even of the total price (energy + adder).
-    total = break_even + row.adder_usd_per_mwh
-    if state.activity[index] == MINE:
-        at = total * (1.0 + row.off_margin) - row.adder_usd_per_mwh
-        return f"a price above {at:.2f} USD/MWh switches it off (break-even {break_even:.2f})"
-    at = total * (1.0 - row.on_margin) - row.adder_usd_per_mwh
-    return f"a price below {at:.2f} USD/MWh switches it on (break-even {break_even:.2f})"
+def _price_sentence(site: Site, state: SiteState, break_even: float, index: int) -> str | None:
+    """Give the price at which the outlook would change the device, found by bisection."""
+    on = bool(state.activity[index] == MINE)
+    held = state.market.price_usd_per_mwh
+    if held is None:
+        return None
+    stays, changes = break_even, PRICE_USD_PER_MWH_MAX if on else PRICE_USD_PER_MWH_MIN
+    if not _early(site, state, held, changes, index):
+        return None
+    for _ in range(40):
+        middle = 0.5 * (stays + changes)
+        if _early(site, state, held, middle, index):
+            changes = middle
+        else:
+            stays = middle
+    side, verb = ("above", "off") if on else ("below", "on")
+    at = f"a price {side} {changes:.2f} USD/MWh switches it {verb}"
+    return f"{at} (break-even {break_even:.2f})"
+
+
+def _early(site: Site, state: SiteState, held: MarketValue, price: float, index: int) -> bool:
+    market = replace(state.market, price_usd_per_mwh=replace(held, value=price))
+    told = replace(state, market=market)
+    expected, _ = outlook(site, told, value(site, told))
+    on = bool(state.activity[index] == MINE)
+    gain, share = float(expected.gain[index]), float(expected.share[index])
+    return -gain > share if on else gain > 1.0 - share
 
 
 def _known(number: float) -> float | None:

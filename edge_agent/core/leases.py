@@ -16,10 +16,12 @@ from edge_agent.core.site import (
     CURTAILED,
     FAULT,
     IDLE,
+    MAINTENANCE,
     MINE,
     NS_PER_S,
     SERVE,
     SWITCHING,
+    UNKNOWN,
     FlagColumn,
     FloatColumn,
     IntColumn,
@@ -344,7 +346,8 @@ def _replace(
     site: Site, state: SiteState, entry: LeaseEntry, device_id: str, lease: Lease
 ) -> p.LeaseAct:
     at = site.index_of(device_id)
-    serving = at is not None and state.activity[at] == SERVE
+    # One that nobody has heard of for a day may serve still.
+    serving = at is not None and state.activity[at] in (SERVE, UNKNOWN)
     free = usable(state) & (state.lease_no < 0) & (state.switch_no < 0)
     candidates = np.flatnonzero(free & (site.class_of == site.class_index(lease.device_class)))
     if serving or not len(candidates):
@@ -387,7 +390,7 @@ def _stopped(site: Site, state: SiteState, entry: LeaseEntry) -> bool:
         at = site.index_of(slot.device_id)
         if at is None or not slot.instance_id:
             continue
-        gone = state.activity[at] in (MINE, IDLE, CURTAILED, FAULT)
+        gone = state.activity[at] in (MINE, IDLE, CURTAILED, MAINTENANCE, FAULT)
         if state.switch_no[at] >= 0 or not gone:
             # Another lease's switch may stand on the device only after this one has left it.
             return False

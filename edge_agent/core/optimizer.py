@@ -1,12 +1,12 @@
 """The plan of one pass: leases first, then money, under the cap.
 
-Rule for money (the same horizon for gain and cost: the expected stay):
-- off when mining loses more than ``off_margin`` of its revenue, on when it gains more than
-  ``on_margin``; at the latest when the regret of staying has reached its share of the restart cost;
-- never when the gain over the expected stay is below the cost; never within the least dwell;
-- no value, or a stale one: hold, then the safe policy.
+The rule for money is ``rule`` on the outlook: early when the gain over the expected stay outweighs
+the restart, at the latest when regret has reached it, off only on credit; never within the least
+dwell. No value, or a stale one: hold, then the safe policy.
 One group of devices (class, from, to, reason) becomes one intent.
 """
+
+from operator import attrgetter
 
 import numpy as np
 from msgspec import Struct
@@ -15,15 +15,18 @@ from edge_agent.core import facts as f
 from edge_agent.core import leases as ls
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
-from edge_agent.core.economics import SECONDS_PER_H, Quality, Values, value
+from edge_agent.core.economics import FRESH, HOLD, SAFE, Values, outlook, value
+from edge_agent.core.rule import judge
 from edge_agent.core.site import (
     CURTAILED,
     FAULT,
     IDLE,
+    MAINTENANCE,
     MINE,
     NS_PER_S,
     SERVE,
     CodeColumn,
+    DeviceClass,
     FlagColumn,
     FloatColumn,
     IntColumn,
@@ -44,6 +47,15 @@ from protocol.resource import ACTIVITY_CODES
 
 R = p.Reason
 G = p.Gates
+# In order: the first that holds is the reason; what none of them names waits for more gain.
+_REASONS = (
+    R.SWITCHING, R.LEASE, R.DRAINED, R.QUARANTINED, R.UNREACHABLE, R.NO_OPTION, R.HOLD_STALE,
+    R.SAFE_POLICY, R.KEEP_BEST, R.GAIN, R.SKI_RENTAL, R.GAIN_BELOW_COST, R.DWELL, R.CREDIT,
+)  # fmt: skip
+_REASON_CODES = tuple(np.uint8(reason) for reason in _REASONS)
+_NO_REASON = np.uint8(R.HYSTERESIS)
+_RULE_GATES = np.uint8(G.CAP | G.RAMP)
+_SKI_RENTAL = attrgetter("ski_rental")
 
 
 class _Draft(Struct, eq=False):
@@ -89,69 +101,67 @@ def plan(site: Site, state: SiteState) -> p.Plan:
 
 
 def _money(site: Site, state: SiteState, values: Values) -> _Draft:
-    rows, spread = site.classes, site.spread
     on = state.activity == MINE
     off = (state.activity == IDLE) | (state.activity == CURTAILED)
     gain_h = np.where(on, -values.gain_on_usd_per_h, values.gain_on_usd_per_h)
-    stay_h = np.where(on, spread([r.stay_off_s for r in rows]), spread([r.stay_on_s for r in rows]))
-    gain = gain_h * (stay_h / SECONDS_PER_H)
-    cost = values.restart_usd
-    revenue = np.maximum(values.revenue_usd_per_h, 0.0)
-    margin = np.where(on, spread([r.off_margin for r in rows]), spread([r.on_margin for r in rows]))
-    hysteresis = gain_h > margin * revenue
-    regret = (gain_h > 0.0) & (
-        state.regret_usd >= 0.5 * cost * spread([r.ski_rental for r in rows])
-    )
-    dwell_ns = spread([r.dwell_s * NS_PER_S for r in rows])
-    dwelt = state.now_ns - state.since_ns >= dwell_ns
-    fresh = values.quality == Quality.FRESH
+    expected, cost = outlook(site, state, values)
+    verdict = judge(
+        on, expected, cost, state.regret_usd, state.debt, site.column(_SKI_RENTAL),
+        known=site.limits.price_knowledge == "nowcast",
+    )  # fmt: skip
+    dwelt = state.now_ns - state.mode_since_ns >= site.column(_dwell_ns)
+    fresh = values.quality == FRESH
     reachable = state.reachable & (state.quarantine_ns <= state.now_ns)
     free = (on | off) & reachable & (state.switch_no < 0) & (state.lease_no < 0)
-    pays = gain > cost
-    change = free & fresh & (hysteresis | regret) & pays & dwelt
-    other = np.where(on, values.off_code, MINE).astype(np.uint8)
-    best = np.where((gain_h > 0.0) & (on | off), other, state.activity).astype(np.uint8)
-    reason = np.select(
-        [
-            state.switch_no >= 0, state.lease_no >= 0, state.quarantine_ns > state.now_ns,
-            ~state.reachable, ~(on | off), values.quality == Quality.HOLD, ~fresh,
-            ~(gain_h > 0.0), change & hysteresis, change, ~pays, ~dwelt,
-        ],
-        [
-            R.SWITCHING, R.LEASE, R.QUARANTINED, R.UNREACHABLE, R.NO_OPTION, R.HOLD_STALE,
-            R.SAFE_POLICY, R.KEEP_BEST, R.GAIN, R.SKI_RENTAL, R.GAIN_BELOW_COST, R.DWELL,
-        ],
-        R.HYSTERESIS,
-    ).astype(np.uint8)  # fmt: skip
-    gates = (
-        fresh * int(G.FRESH) | reachable * int(G.REACHABLE) | free * int(G.FREE)
-        | pays * int(G.GAIN) | (hysteresis | regret) * int(G.HYSTERESIS) | dwelt * int(G.DWELL)
-        | int(G.CAP) | int(G.RAMP)
-    ).astype(np.uint8)  # fmt: skip
-    target = np.where(change, other, state.activity).astype(np.uint8)
-    safe = free & (values.quality == Quality.SAFE)
-    safe_code = np.where(site.limits.safe_policy == "mine", MINE, values.off_code)
-    target = np.where(safe, safe_code, target).astype(np.uint8)
-    return _Draft(target, reason, gates, gain, cost, best, free)
+    pays = verdict.gain_usd > verdict.cost_usd
+    change = free & fresh & verdict.change & pays & dwelt
+    other = np.where(on, values.off_code, np.uint8(MINE))
+    best = np.where((gain_h > 0.0) & (on | off), other, state.activity)
+    reason = _first_that_holds((
+        state.switch_no >= 0, state.lease_no >= 0, state.activity == MAINTENANCE,
+        state.quarantine_ns > state.now_ns,
+        ~state.reachable, ~(on | off), values.quality == HOLD, ~fresh,
+        ~(gain_h > 0.0), change & verdict.early, change, ~pays, ~dwelt, ~verdict.credit,
+    ))  # fmt: skip
+    # In the order of their bits.
+    passed = np.array((fresh, reachable, free, pays, verdict.change, dwelt))
+    gates = np.packbits(passed, axis=0, bitorder="little")[0] | _RULE_GATES
+    target = np.where(change, other, state.activity)
+    safe_code = np.uint8(MINE) if site.limits.safe_policy == "mine" else values.off_code
+    np.copyto(target, safe_code, where=free & (values.quality == SAFE))
+    return _Draft(target, reason, gates, verdict.gain_usd, cost, best, free)
+
+
+def _dwell_ns(row: DeviceClass) -> float:
+    return row.dwell_s * NS_PER_S
+
+
+def _first_that_holds(conditions: tuple[FlagColumn, ...]) -> CodeColumn:
+    reason = np.full(len(conditions[0]), _NO_REASON)
+    for holds, code in zip(reversed(conditions), reversed(_REASON_CODES), strict=True):
+        np.copyto(reason, code, where=holds)
+    return reason
 
 
 def _orders(site: Site, state: SiteState, draft: _Draft) -> None:
     """Grid order and operator acts come before money; dwell and gain do not bind them."""
-    off_code = np.where(site.is_asic, CURTAILED, IDLE).astype(np.uint8)
     held = ls.held_code(state)
+    curtail = state.policy is not None and state.policy.curtail
+    if not curtail and not held.any():
+        return
     already_off = (state.activity == IDLE) | (state.activity == CURTAILED)
-    off_target = np.where(already_off, state.activity, off_code)
+    off_target = np.where(already_off, state.activity, site.once(_off_codes))
     for code, target, why in (
-        (HOLD_MINE, np.full(len(site), MINE), R.HELD),
+        (HOLD_MINE, np.uint8(MINE), R.HELD),
         (HOLD_SERVE, off_target, R.HELD),
         (HOLD_DRAIN, off_target, R.DRAINED),
     ):
         where = draft.free & (held == code)
-        draft.target = np.where(where, target, draft.target).astype(np.uint8)
-        draft.reason = np.where(where, why, draft.reason).astype(np.uint8)
-    if state.policy is not None and state.policy.curtail:
-        draft.target = np.where(draft.free, off_target, draft.target).astype(np.uint8)
-        draft.reason = np.where(draft.free, R.CURTAIL_ORDER, draft.reason).astype(np.uint8)
+        np.copyto(draft.target, target, where=where)
+        np.copyto(draft.reason, np.uint8(why), where=where)
+    if curtail:
+        np.copyto(draft.target, off_target, where=draft.free)
+        np.copyto(draft.reason, np.uint8(R.CURTAIL_ORDER), where=draft.free)
 
 
 def _recover(site: Site, state: SiteState, draft: _Draft) -> None:
@@ -161,6 +171,8 @@ def _recover(site: Site, state: SiteState, draft: _Draft) -> None:
     drained one is in somebody's hands.
     """
     over = (state.quarantine_ns > 0) & (state.quarantine_ns <= state.now_ns)
+    if not over.any():
+        return
     where = (
         (state.activity == FAULT)
         & over
@@ -172,8 +184,8 @@ def _recover(site: Site, state: SiteState, draft: _Draft) -> None:
         & (ls.held_code(state) != HOLD_DRAIN)
     )
     draft.free |= where
-    draft.target = np.where(where, IDLE, draft.target).astype(np.uint8)
-    draft.reason = np.where(where, R.QUARANTINE_OVER, draft.reason).astype(np.uint8)
+    np.copyto(draft.target, np.uint8(IDLE), where=where)
+    np.copyto(draft.reason, np.uint8(R.QUARANTINE_OVER), where=where)
 
 
 def _admit_starts(
@@ -221,9 +233,22 @@ def _cap(
 
 def _merit(site: Site, values: Values) -> FloatColumn:
     """Order mining by what a site watt earns; unknown comes last, equal keeps the index order."""
-    watts = site.nameplate_w[site.class_of, MINE] * site.pue
-    merit = values.gain_on_usd_per_h / np.maximum(watts, 1.0)
+    merit = values.gain_on_usd_per_h / site.once(_mine_site_w)
     out: FloatColumn = np.where(np.isnan(merit), -np.inf, merit)
+    return out
+
+
+def _off_codes(site: Site) -> CodeColumn:
+    return np.where(site.is_asic, CURTAILED, IDLE).astype(np.uint8)
+
+
+def _off_site_w(site: Site) -> FloatColumn:
+    out: FloatColumn = site.nameplate_w[site.class_of, site.once(_off_codes)] * site.pue
+    return out
+
+
+def _mine_site_w(site: Site) -> FloatColumn:
+    out: FloatColumn = np.maximum(site.nameplate_w[site.class_of, MINE] * site.pue, 1.0)
     return out
 
 
@@ -236,8 +261,7 @@ def _shed(
     need_w: float,
 ) -> float:
     """Turn off the worst mining until ``need_w`` is met; gives what is still missing."""
-    off_code = np.where(site.is_asic, CURTAILED, IDLE).astype(np.uint8)
-    off_w = site.nameplate_w[site.class_of, off_code] * site.pue
+    off_code, off_w = site.once(_off_codes), site.once(_off_site_w)
     leaving = draft.free & (state.activity == MINE) & (draft.target != MINE)
     freed = np.maximum(counted - off_w, 0.0)
     need_w -= pw.total(np.where(leaving, freed, 0.0))
@@ -334,7 +358,7 @@ def _stop_intents(
         mines = (
             not curtail
             and bool(np.all(values.gain_on_usd_per_h[stop.indices] > 0.0))
-            and bool(np.all(values.quality[stop.indices] == Quality.FRESH))
+            and bool(np.all(values.quality[stop.indices] == FRESH))
             and bool(np.all((held[stop.indices] == 0) | (held[stop.indices] == HOLD_MINE)))
             # Devices promised to another lease go idle: mining would only be stopped again.
             and entry is not None

@@ -1,15 +1,17 @@
 """One pass as a function, live and in replay: instant, facts, plan, acts."""
 
+import numpy as np
 from msgspec.structs import replace
 
 from edge_agent.core import power as pw
-from edge_agent.core.economics import grow_regret, value
+from edge_agent.core.economics import grow, value
 from edge_agent.core.facts import Fact, Instant, TickRow
 from edge_agent.core.optimizer import plan
 from edge_agent.core.plan import Plan
 from edge_agent.core.site import NS_PER_S, Site
 from edge_agent.core.site_state import SiteState, enter_instant
 from edge_agent.core.state_facts import apply
+from edge_agent.core.stays import settle
 
 
 def enter(site: Site, state: SiteState, instant: Instant, facts: tuple[Fact, ...]) -> SiteState:
@@ -20,12 +22,18 @@ def enter(site: Site, state: SiteState, instant: Instant, facts: tuple[Fact, ...
     """
     same_boot = instant.boot_id == state.instant.boot_id
     dt_s = max(instant.now_ns - state.now_ns, 0) / NS_PER_S if same_boot else 0.0
-    regret = grow_regret(state, value(site, state), dt_s) if dt_s else state.regret_usd
+    regret, debt = state.regret_usd, state.debt
+    if dt_s:
+        regret, debt = grow(site, state, value(site, state), dt_s)
     ramp = pw.refill_ramp(site, state, dt_s)
-    state = replace(enter_instant(state, instant), regret_usd=regret, ramp_left_w=ramp)
+    heard = np.where(state.reachable, state.now_ns, state.heard_ns)
+    state = enter_instant(replace(state, heard_ns=heard), instant)
+    state = replace(state, regret_usd=regret, debt=debt, ramp_left_w=ramp)
     for fact in facts:
         state = apply(site, state, fact)
-    return replace(state, over_cap_ns=pw.over_cap_since(site, state))
+    state = settle(site, state)
+    since_ns = pw.over_cap_since(site, state)
+    return state if since_ns == state.over_cap_ns else replace(state, over_cap_ns=since_ns)
 
 
 def act(site: Site, state: SiteState, acts: tuple[Fact, ...]) -> SiteState:

@@ -34,6 +34,7 @@ class Reason(IntEnum):
     SHED = 19
     NOT_OWNER = 20
     QUARANTINE_OVER = 21
+    CREDIT = 22
 
 
 class Gates(IntFlag):

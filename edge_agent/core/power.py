@@ -7,6 +7,9 @@ reading. All sums are in site watts (device watts x PUE), in index order, so tha
 for bit.
 """
 
+from functools import lru_cache
+from operator import attrgetter
+
 import numpy as np
 
 from edge_agent.core.plan import PowerView
@@ -23,17 +26,20 @@ from edge_agent.core.site import (
     FloatColumn,
     Site,
 )
-from edge_agent.core.site_state import SiteState
+from edge_agent.core.site_state import SiteState, mode_of
 
 # Refill below the ramp, so that bucket and refill together stay within one minute's ramp.
 BUCKET_S = 6.0
+_INRUSH_W = attrgetter("model.inrush_w")
 
 
+# A pass asks several times for the count of one state: once for two sites in one process.
+@lru_cache(maxsize=4)
 def counted_w(site: Site, state: SiteState) -> FloatColumn:
     """Give what each device counts for against the cap, in site watts."""
     classes = site.class_of
-    highest = site.nameplate_w[classes, UNKNOWN]
-    mode = site.nameplate_w[classes, state.activity]
+    highest = site.once(_highest_w)
+    mode = site.nameplate_w[classes, mode_of(state)]
     sides = np.maximum(
         site.nameplate_w[classes, state.origin], site.nameplate_w[classes, state.target]
     )
@@ -43,6 +49,7 @@ def counted_w(site: Site, state: SiteState) -> FloatColumn:
     count = np.where(unsure, np.maximum(highest, count), count)
     reading = np.where(np.isnan(state.power_w), 0.0, state.power_w)
     out: FloatColumn = np.maximum(count, reading) * site.pue
+    out.flags.writeable = False
     return out
 
 
@@ -59,7 +66,7 @@ def counted_after_w(site: Site, state: SiteState, target: int) -> FloatColumn:
 
 def inrush_w(site: Site) -> FloatColumn:
     """Give the inrush of each device in device watts."""
-    return site.spread([row.model.inrush_w for row in site.classes])
+    return site.column(_INRUSH_W)
 
 
 def total(column: FloatColumn) -> float:
@@ -75,7 +82,7 @@ def measured_w(site: Site, state: SiteState) -> float | None:
     known = state.reachable & ~np.isnan(state.power_w)
     if not known.any():
         return None
-    mode = site.nameplate_w[site.class_of, state.activity]
+    mode = site.nameplate_w[site.class_of, mode_of(state)]
     watts = np.where(known, state.power_w, np.where(state.reachable, mode, 0.0))
     return total(watts * site.pue)
 
@@ -85,7 +92,7 @@ def read_w(site: Site, state: SiteState) -> float:
 
     A reading from before the device's last change says nothing about it now.
     """
-    known = state.reachable & ~np.isnan(state.power_w) & (state.read_ns >= state.since_ns)
+    known = state.reachable & ~np.isnan(state.power_w) & (state.read_ns >= state.mode_since_ns)
     return total(np.where(known, np.where(known, state.power_w, 0.0) * site.pue, 0.0))
 
 
@@ -148,6 +155,11 @@ def going_down_w(site: Site, state: SiteState) -> float:
     after = site.nameplate_w[site.class_of, state.target] * site.pue
     down = np.where(state.activity == SWITCHING, counted_w(site, state) - after, 0.0)
     return total(np.maximum(down, 0.0))
+
+
+def _highest_w(site: Site) -> FloatColumn:
+    out: FloatColumn = site.nameplate_w[site.class_of, UNKNOWN]
+    return out
 
 
 def _wakes(state: SiteState) -> FlagColumn:

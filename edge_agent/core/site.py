@@ -4,8 +4,9 @@ A device's index is its place in ``Site.devices`` and the row of every column in
 Facts and stored switches name devices by id, so that a changed site file shifts no history.
 """
 
+from collections.abc import Callable
 from hashlib import blake2b
-from typing import Literal
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ IntColumn = npt.NDArray[np.int64]
 IndexColumn = npt.NDArray[np.int32]
 CodeColumn = npt.NDArray[np.uint8]
 FlagColumn = npt.NDArray[np.bool_]
+Column = TypeVar("Column", bound=npt.NDArray[Any])
 
 CODE_OF: dict[Activity, int] = {activity: code for code, activity in enumerate(ACTIVITY_CODES)}
 UNKNOWN = CODE_OF[Activity.UNKNOWN]
@@ -44,12 +46,8 @@ class DeviceClass(Struct, frozen=True, kw_only=True):
         warmup_s: seconds at full power without earning after a wake-up.
         serve_start_s, mine_start_s: seconds of revenue lost when serving or mining starts.
         dwell_s: least stay in an activity before a change for money alone.
-        stay_off_s, stay_on_s: expected stay after switching off (median of real price episodes is
-            90 minutes) and after switching on.
-        off_margin, on_margin: hysteresis in shares of the mining revenue R: off below -off_margin x
-            R, on above +on_margin x R.
-        ski_rental: change at the latest when the regret of staying reaches this share of half the
-            cost.
+        interval_s: length of a settlement interval, in the time of this agent.
+        ski_rental: change at the latest when the regret of staying reaches so many restarts.
     """
 
     model: DeviceModel
@@ -62,11 +60,8 @@ class DeviceClass(Struct, frozen=True, kw_only=True):
     serve_start_s: float = 45.0
     mine_start_s: float = 10.0
     dwell_s: float = 900.0
-    stay_off_s: float = 5_400.0
-    stay_on_s: float = 86_400.0
-    off_margin: float = 0.5
-    on_margin: float = 0.1
-    ski_rental: float = 1.0
+    interval_s: float = 900.0
+    ski_rental: float = 1.5
 
     @property
     def class_name(self) -> str:
@@ -96,6 +91,8 @@ class Limits(Struct, frozen=True, kw_only=True):
         quarantine_after: failed switches of a device in ``quarantine_window_s`` that quarantine it
             for ``quarantine_s``.
         lease_restarts: restarts of a lost instance within ``restart_window_s``.
+        price_knowledge: whether the feed's price is that of the running interval, or of the last
+            closed one.
     """
 
     power_cap_w: float
@@ -111,6 +108,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     quarantine_s: float = 3_600.0
     lease_restarts: int = 3
     restart_window_s: float = 600.0
+    price_knowledge: Literal["nowcast", "settled"] = "nowcast"
 
     @property
     def ramp_w_per_s(self) -> float:
@@ -143,6 +141,7 @@ class Site:
         self.limits = limits
         self._class_index = {row.class_name: at for at, row in enumerate(classes)}
         self._index = {device.device_id: at for at, device in enumerate(devices)}
+        self._made: dict[Callable[..., Any], npt.NDArray[Any]] = {}
         self._check()
         self.nodes: tuple[str, ...] = tuple(
             dict.fromkeys(device.node_id for device in devices if device.node_id is not None)
@@ -185,6 +184,29 @@ class Site:
         column: FloatColumn = np.asarray(per_class, dtype=np.float64)[self.class_of]
         column.flags.writeable = False
         return column
+
+    def column(self, of_class: Callable[[DeviceClass], float]) -> FloatColumn:
+        """Give a constant of the classes, spread over the devices; computed once.
+
+        Args:
+            of_class: named once in its module: it is the key under which the column is kept.
+        """
+        made = self._made.get(of_class)
+        if made is None:
+            made = self._made[of_class] = self.spread([of_class(row) for row in self.classes])
+        return made
+
+    def once(self, make: Callable[["Site"], Column]) -> Column:
+        """Give a column that depends on the site alone; computed once, never written.
+
+        Args:
+            make: a function of a module, the key under which the column is kept.
+        """
+        made = self._made.get(make)
+        if made is None:
+            made = self._made[make] = make(self)
+            made.flags.writeable = False
+        return cast("Column", made)
 
     def _nameplate_w(self) -> FloatColumn:
         # (class, activity) in device watts; what is not known to be lower counts as the highest.

@@ -5,10 +5,9 @@ times are boottime nanoseconds of the present boot. How facts change it: ``state
 """
 
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -17,9 +16,11 @@ from edge_agent.core.site import (
     ACTIVITIES,
     CURTAILED,
     IDLE,
+    MAINTENANCE,
     NS_PER_S,
     UNKNOWN,
     CodeColumn,
+    Column,
     FlagColumn,
     FloatColumn,
     IndexColumn,
@@ -30,7 +31,6 @@ from protocol.event import ReleaseOutcome
 from protocol.lease import Lease, SitePolicy, workload_class
 from protocol.market import GpuRate
 
-Column = TypeVar("Column", bound=npt.NDArray[Any])
 OFF_CODES = (IDLE, CURTAILED)
 NEVER_NS = np.iinfo(np.int64).max
 HOLD_CODES = (f.HoldMode.NONE, f.HoldMode.DRAIN, f.HoldMode.MINE, f.HoldMode.SERVE)
@@ -103,7 +103,13 @@ class MarketValue(Struct, frozen=True, array_like=True):
 
 
 class MarketState(Struct, frozen=True, array_like=True):
-    """Last known value of each input; None was never seen."""
+    """Last known value of each input; None was never seen.
+
+    Args:
+        interval_no: settlement interval (source time) that the price speaks of.
+        older_usd_per_mwh: prices of the two intervals before it, latest first.
+        day_ahead_usd_per_mwh: of the price's hour and those after it.
+    """
 
     price_usd_per_mwh: MarketValue | None = None
     btc_price_usd: MarketValue | None = None
@@ -112,16 +118,21 @@ class MarketState(Struct, frozen=True, array_like=True):
     fees_btc: MarketValue | None = None
     gpu_rates: tuple[GpuRate, ...] = ()
     gpu_rates_as_of_ns: int = 0
+    interval_no: int = -1
+    older_usd_per_mwh: tuple[float, ...] = ()
+    day_ahead_usd_per_mwh: tuple[float, ...] = ()
 
 
 class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     """The site at one instant.
 
     Columns: ``activity`` (code; SWITCHING while a switch is open), ``origin`` and ``target`` (the
-    two sides of the open switch, else both the activity), ``since_ns`` (activity began),
-    ``read_ns`` (last reading), ``mine_ths`` and ``mine_w`` (last confirmed while mining),
-    ``regret_usd`` (of staying, since the last change), ``quarantine_ns`` (ends, or ended, then; 0
-    is none), ``spent_ns`` (closed intervals by activity, (D, 8)).
+    two sides of the open switch, else both the mode), ``since_ns`` (activity began),
+    ``mode_since_ns`` (mode began: the least dwell counts from there), ``heard_ns`` (last row at
+    which it was reachable), ``read_ns`` (last reading), ``mine_ths`` and ``mine_w`` (last confirmed
+    while mining), ``regret_usd`` (of staying, since the last change), ``debt`` (restarts that
+    being off has not earned yet), ``quarantine_ns`` (ends, or ended, then; 0 is none), ``spent_ns``
+    (closed intervals by activity, (D, 8)).
     """
 
     rows: int
@@ -141,7 +152,9 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     origin: CodeColumn
     target: CodeColumn
     since_ns: IntColumn
+    mode_since_ns: IntColumn
     reachable: FlagColumn
+    heard_ns: IntColumn
     read_ns: IntColumn
     power_w: FloatColumn
     hashrate_ths: FloatColumn
@@ -150,6 +163,7 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     mine_ths: FloatColumn
     mine_w: FloatColumn
     regret_usd: FloatColumn
+    debt: FloatColumn
     switch_no: IndexColumn
     lease_no: IndexColumn
     failures: CodeColumn
@@ -191,7 +205,9 @@ def new_state(site: Site, instant: f.Instant) -> SiteState:
         origin=code,
         target=code,
         since_ns=now,
+        mode_since_ns=now,
         reachable=np.zeros(n, dtype=np.bool_),
+        heard_ns=now,
         read_ns=zero,
         power_w=nan,
         hashrate_ths=nan,
@@ -200,6 +216,7 @@ def new_state(site: Site, instant: f.Instant) -> SiteState:
         mine_ths=nan,
         mine_w=nan,
         regret_usd=np.zeros(n),
+        debt=np.zeros(n),
         switch_no=none,
         lease_no=none,
         failures=code,
@@ -221,7 +238,8 @@ def enter_instant(state: SiteState, instant: f.Instant) -> SiteState:
     gap_s = max((instant.wall - state.instant.wall).total_seconds(), 0.0)
     gap_ns = int(gap_s * NS_PER_S)
     shift = instant.now_ns - state.now_ns - gap_ns
-    spent = _spend(state, np.arange(len(state.activity)), state.now_ns)
+    now = np.full(len(state.activity), instant.now_ns, dtype=np.int64)
+    spent = spend(state, np.arange(len(state.activity)), state.now_ns)
     spent[:, UNKNOWN] += gap_ns
     changes: dict[str, Any] = {
         name: np.where(
@@ -241,7 +259,9 @@ def enter_instant(state: SiteState, instant: f.Instant) -> SiteState:
         over_cap_ns=-1,
         nodes_up=(),
         spent_ns=spent,
-        since_ns=np.full(len(state.since_ns), instant.now_ns, dtype=np.int64),
+        since_ns=now,
+        mode_since_ns=now,
+        heard_ns=state.heard_ns + shift,
         read_ns=np.zeros(len(state.read_ns), dtype=np.int64),
         reachable=np.zeros(len(state.reachable), dtype=np.bool_),
         **changes,
@@ -266,23 +286,38 @@ def put_lease(state: SiteState, entry: LeaseEntry) -> tuple[LeaseEntry, ...]:
 def set_activity(
     state: SiteState, at: IntColumn, origin: int, target: int, activity: int
 ) -> dict[str, Any]:
-    """Give the columns after devices ``at`` change their activity now; equal ones stay open."""
-    changed = at[state.activity[at] != activity]
+    """Give the columns after devices ``at`` change their activity now; equal ones stay open.
+
+    One in maintenance that is off stays in it: only an operator ends it.
+    """
+    shown = np.full(len(at), activity, dtype=np.uint8)
+    if activity in OFF_CODES:
+        shown[state.activity[at] == MAINTENANCE] = MAINTENANCE
+    changed, moved = at[state.activity[at] != shown], at[mode_of(state)[at] != activity]
     out: dict[str, Any] = {
-        "activity": put(state.activity, at, activity),
+        "activity": put(state.activity, at, shown),
         "origin": put(state.origin, at, origin),
         "target": put(state.target, at, target),
     }
     if len(changed):
-        out["spent_ns"] = _spend(state, changed, state.now_ns)
+        out["spent_ns"] = spend(state, changed, state.now_ns)
         out["since_ns"] = put(state.since_ns, changed, state.now_ns)
-        out["regret_usd"] = put(state.regret_usd, changed, 0.0)
+    if len(moved):
+        out["mode_since_ns"] = put(state.mode_since_ns, moved, state.now_ns)
+        out["regret_usd"] = put(state.regret_usd, moved, 0.0)
     return out
 
 
-def _spend(state: SiteState, at: IntColumn, now_ns: int) -> IntColumn:
+def mode_of(state: SiteState) -> CodeColumn:
+    """Give what each device physically does: its activity, and in maintenance the way it is off."""
+    out: CodeColumn = np.where(state.activity == MAINTENANCE, state.target, state.activity)
+    return out
+
+
+def spend(state: SiteState, at: IntColumn, until_ns: IntColumn | int) -> IntColumn:
+    """Give ``spent_ns`` with the open intervals of devices ``at`` closed at ``until_ns``."""
     spent: IntColumn = state.spent_ns.copy()
-    spent[at, state.activity[at]] += np.maximum(now_ns - state.since_ns[at], 0)
+    spent[at, state.activity[at]] += np.maximum(until_ns - state.since_ns[at], 0)
     return spent
 
 

@@ -1,7 +1,8 @@
 """Snapshot of the state: bytes for the store, a hash to compare replays, and the way back.
 
 Columns are kept under device ids, so that a changed site file finds its devices again; what is new
-starts unknown, what is gone is dropped.
+starts unknown, what is gone is dropped. A snapshot of an older version is read; columns that it has
+not got are made from those it has.
 """
 
 from hashlib import blake2b
@@ -22,7 +23,7 @@ from edge_agent.core.site_state import (
 )
 from protocol.lease import SitePolicy
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
 COLUMNS: tuple[tuple[str, str], ...] = (
     ("activity", "u1"),
     ("origin", "u1"),
@@ -45,7 +46,12 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("hold", "u1"),
     ("hold_until_ns", "<i8"),
     ("spent_ns", "<i8"),
+    ("mode_since_ns", "<i8"),
+    ("heard_ns", "<i8"),
+    ("debt", "<f8"),
 )
+# How many columns each version has; a version only ever adds some at the end.
+COLUMNS_OF = {1: len(COLUMNS) - 3, SNAPSHOT_VERSION: len(COLUMNS)}
 
 
 class Snapshot(Struct, frozen=True, array_like=True):
@@ -100,8 +106,10 @@ def decode_state(site: Site, data: bytes) -> SiteState:
         body = _DECODER.decode(data)
     except (msgspec.DecodeError, ValueError) as exc:
         raise JournalError("bad_snapshot", str(exc)) from exc
-    if body.version != SNAPSHOT_VERSION:
+    if body.version not in COLUMNS_OF:
         raise JournalError("snapshot_version", f"version {body.version} is not known")
+    if len(body.columns) != COLUMNS_OF[body.version]:
+        raise JournalError("bad_snapshot", f"{len(body.columns)} columns")
     state = new_state(site, body.instant)
     n = len(body.device_ids)
     pairs = [
@@ -112,7 +120,7 @@ def decode_state(site: Site, data: bytes) -> SiteState:
     old_at = np.array([old for old, _ in pairs], dtype=np.int64)
     new_at = np.array([at for _, at in pairs], dtype=np.int64)
     columns: dict[str, np.ndarray] = {}
-    for (name, dtype), raw in zip(COLUMNS, body.columns, strict=True):
+    for (name, dtype), raw in zip(COLUMNS, body.columns, strict=False):
         column = np.frombuffer(raw, dtype=dtype)
         if name == "spent_ns":
             column = column.reshape(n, -1)
@@ -121,6 +129,9 @@ def decode_state(site: Site, data: bytes) -> SiteState:
         fresh = getattr(state, name).copy()
         fresh[new_at] = column[old_at]
         columns[name] = fresh
+    if body.version == 1:
+        # Nobody wrote down who was silent: the day of silence begins with the snapshot.
+        columns["mode_since_ns"] = columns["since_ns"]
     values = {name: getattr(body, name) for name in _SAME}
     return structs.replace(state, **values, **columns)
 

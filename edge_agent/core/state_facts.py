@@ -14,6 +14,7 @@ from edge_agent.core.device_facts import (
     switch_opened,
 )
 from edge_agent.core.lease_facts import lease_fact
+from edge_agent.core.outlook import AHEAD, INTERVAL_S, SEEN
 from edge_agent.core.site import (
     MINE,
     NS_PER_S,
@@ -26,6 +27,7 @@ from edge_agent.core.site_state import (
     MarketState,
     MarketValue,
     SiteState,
+    mode_of,
     put,
     set_activity,
 )
@@ -72,7 +74,7 @@ def _readings(site: Site, state: SiteState, fact: f.ReadingsSeen) -> SiteState:
     row = f.unpack_readings(fact)
     at = row.index.astype(np.int64)
     settled = state.switch_no[at] < 0
-    known = settled & (row.activity != UNKNOWN) & (row.activity != state.activity[at])
+    known = settled & (row.activity != UNKNOWN) & (row.activity != mode_of(state)[at])
     changes: dict[str, Any] = {}
     for code in np.unique(row.activity[known]):
         moved = at[known & (row.activity == code)]
@@ -98,12 +100,28 @@ def _market(state: SiteState, tick: MarketTick) -> MarketState:
         held: MarketValue | None = getattr(state.market, name)
         if value is not None and (held is None or held.as_of_ns <= as_of_ns):
             changes[name] = MarketValue(value, as_of_ns, tick.feed)
+    if "price_usd_per_mwh" in changes:
+        changes |= _price_history(state.market, tick)
     if tick.gpu_rates:
         told = {rate.device_class for rate in tick.gpu_rates}
         kept = tuple(row for row in state.market.gpu_rates if row.device_class not in told)
         changes["gpu_rates"] = kept + tick.gpu_rates
         changes["gpu_rates_as_of_ns"] = as_of_ns
     return replace(state.market, **changes)
+
+
+def _price_history(held: MarketState, tick: MarketTick) -> dict[str, Any]:
+    """Move the intervals on in the source's time; what was not heard is as the one before it."""
+    number = int(tick.source_at.timestamp() // INTERVAL_S)
+    changes: dict[str, Any] = {
+        "interval_no": number,
+        "day_ahead_usd_per_mwh": tick.day_ahead_usd_per_mwh[:AHEAD],
+    }
+    if held.price_usd_per_mwh is not None and number > held.interval_no:
+        passed = min(number - held.interval_no, SEEN - 1)
+        older = (held.price_usd_per_mwh.value,) * passed + held.older_usd_per_mwh
+        changes["older_usd_per_mwh"] = older[: SEEN - 1]
+    return changes
 
 
 def _policy(state: SiteState, policy: SitePolicy) -> SiteState:

@@ -295,6 +295,11 @@ class SyncMachine:
         """Tell whether the hub has answered on this connection."""
         return self._welcomed
 
+    def waits(self, lane: Lane) -> bool:
+        """Tell whether a lane has anything to send, now or later."""
+        stream = _STREAM_OF.get(lane)
+        return self._tele.waits(lane) if stream is None else self._lines[stream].waiting
+
     def want(self, lane: Lane, now_ns: int) -> Want | None:
         """Tell what to publish next on a lane, and reserve its slot; None: nothing now."""
         if not self._welcomed or not self._hub_online or lane in self._wants:

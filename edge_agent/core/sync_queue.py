@@ -96,6 +96,10 @@ class TelemetryQueue:
         self._wm = wm
         return True
 
+    def waits(self, lane: Lane) -> bool:
+        """Tell whether a lane has a segment to send, now or later."""
+        return bool(self._fresh if lane is Lane.TELE else self._backlog)
+
     def pick(self, lane: Lane, room: int, now_ns: int) -> int | None:
         """Choose the next segment of a lane that fits into ``room`` bytes."""
         while self._fresh and self._fresh[-1] not in self.sizes:

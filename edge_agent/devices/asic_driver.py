@@ -3,7 +3,9 @@
 A write is sent only when reading shows that it is needed: asked again with the same (switch_id,
 phase), after a crash or a timeout, a device that was already told is only watched. Sleep is written
 again when the miner says that it sleeps and still hashes; wake is not, since a second write would
-restart the warm-up. The mode before sleep (low, high) is the mode of the wake.
+restart the warm-up. The mode before sleep (low, high) is the mode of the wake, also after a restart
+of the agent. An effect that does not show within the time of the firmware's sheet is given up two
+looks later, however long the caller would wait; one that comes after all teaches the time.
 """
 
 import asyncio
@@ -12,16 +14,22 @@ from collections.abc import Sequence
 
 import msgspec
 
+from edge_agent.devices.late import LateEffects
+from edge_agent.devices.modes import InMemoryModes
 from edge_agent.devices.ports import (
     AsicAction,
     AsicBridge,
     AsicNameplate,
     DeviceOutcome,
+    ModeMemory,
     OutcomeState,
 )
 from edge_agent.ports import Clock
 from firmware_bridges.base import MinerState, ReadDetail, Reading, WorkMode, WriteState
+from firmware_bridges.commands import Command, Sleep, Wake
+from firmware_bridges.effects import Evidence, Rated, Verdict, judge
 from firmware_bridges.errors import BridgeError
+from firmware_bridges.track import CODE_NO_EFFECT, Track
 
 _NS = 1_000_000_000
 
@@ -29,6 +37,10 @@ CODE_UNKNOWN_DEVICE = "device.unknown"
 CODE_CONFLICT = "switch.conflict"
 CODE_UNCONFIRMED = "effect.unconfirmed"
 CODE_SUPERSEDED = "switch.superseded"
+
+# A command without effect is found out within so many looks after its time.
+LOOKS_AFTER_DUE = 2
+_COMMANDS: dict[AsicAction, Command] = {AsicAction.CURTAIL: Sleep(), AsicAction.MINE: Wake()}
 
 
 class DriverSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,10 +110,17 @@ class AsicDriver:
         devices: That can be commanded.
         clock: For the stamps.
         settings: How to command.
+        late: Knows how long effects take. modes: the modes before sleep.
     """
 
     def __init__(
-        self, devices: Sequence[DrivenAsic], *, clock: Clock, settings: DriverSettings
+        self,
+        devices: Sequence[DrivenAsic],
+        *,
+        clock: Clock,
+        settings: DriverSettings,
+        late: LateEffects | None = None,
+        modes: ModeMemory | None = None,
     ) -> None:
         self._devices = {device.device_id: device for device in devices}
         self._locks = {device.device_id: asyncio.Lock() for device in devices}
@@ -110,7 +129,8 @@ class AsicDriver:
         self._at_once = asyncio.Semaphore(settings.at_once)
         self._requests: OrderedDict[tuple[str, str], _Request] = OrderedDict()
         self._newest: dict[str, _Try] = {}
-        self._modes_before_sleep: dict[str, WorkMode] = {}
+        self._late = LateEffects() if late is None else late
+        self.modes: ModeMemory = InMemoryModes() if modes is None else modes
 
     async def apply(
         self,
@@ -192,10 +212,10 @@ class AsicDriver:
         if action is AsicAction.MINE:
             if mode is not None and mode is not WorkMode.SLEEP:
                 return None
-            return self._modes_before_sleep.get(device.device_id, device.wake_mode)
+            return self.modes.mode(device.device_id) or device.wake_mode
         if mode is not WorkMode.SLEEP:
             if mode is not None:
-                self._modes_before_sleep[device.device_id] = mode
+                await self.modes.keep(device.device_id, mode)
             return WorkMode.SLEEP
         if attempt.outcome.commanded_ns is not None:
             return None
@@ -224,16 +244,46 @@ class AsicDriver:
     async def _confirm(
         self, device: DrivenAsic, action: AsicAction, attempt: _Try
     ) -> DeviceOutcome:
-        """Look until the effect is there; the caller's deadline ends it."""
+        """Look until the effect is there, or is overdue; the caller's deadline ends it too."""
         pause_s = self._settings.watch_s
         seen_ns: int | None = None
+        track = self._track(device, action, attempt)
+        self._late.watch(device.device_id, track, device.bridge, self._rated(device))
+        looks_left = LOOKS_AFTER_DUE
         while self._newest[device.device_id] is attempt:
             seen_ns = await self._look(device, action, attempt, seen_ns)
             if attempt.outcome.state is OutcomeState.CONFIRMED:
                 return attempt.outcome
+            overdue = track.due_ns is not None and self._clock.boottime_ns() >= track.due_ns
+            looks_left -= overdue
+            # Signs of sleep that only have to hold a moment longer are waited for.
+            if looks_left <= 0 and seen_ns is None:
+                return self._give_up(track, attempt)
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, self._settings.watch_s_max)
         return attempt.note(code=CODE_SUPERSEDED, detail="a newer command took the device over")
+
+    def _track(self, device: DrivenAsic, action: AsicAction, attempt: _Try) -> Track:
+        """Give the command as it is watched: one that was given before counts from now."""
+        now_ns = self._clock.boottime_ns()
+        command = _COMMANDS[action]
+        commanded_ns = attempt.outcome.commanded_ns
+        return Track(
+            command=command,
+            before=None,
+            before_ns=now_ns,
+            commanded_ns=now_ns if commanded_ns is None else commanded_ns,
+            effect_s=self._late.effect_s(device.bridge, command),
+            acknowledged_ns=attempt.outcome.acknowledged_ns,
+        )
+
+    def _give_up(self, track: Track, attempt: _Try) -> DeviceOutcome:
+        said = "acknowledged" if attempt.outcome.acknowledged_ns is not None else "not acknowledged"
+        detail = f"no effect within {track.effect_s:g} s, {said}"
+        return attempt.note(state=OutcomeState.UNKNOWN, code=CODE_NO_EFFECT, detail=detail)
+
+    def _rated(self, device: DrivenAsic) -> Rated:
+        return rated_of(device.nameplate, self._settings)
 
     async def _look(
         self, device: DrivenAsic, action: AsicAction, attempt: _Try, seen_ns: int | None
@@ -271,17 +321,20 @@ def is_effective(
     Returns:
         True when rate (or the signs of sleep) and, where the firmware gives it, power agree.
     """
-    rate_ths, power_w = reading.hashrate_ths, reading.power_w
-    if action is AsicAction.MINE:
-        return rate_ths is not None and rate_ths >= settings.mining_share_min * (
-            nameplate.hashrate_ths
-        )
-    if reading.is_mining is None and rate_ths is None:
-        return False
-    if rate_ths is not None and rate_ths > settings.asleep_share_max * nameplate.hashrate_ths:
-        return False
-    limit_w = max(2 * nameplate.sleep_power_w, settings.asleep_power_share_max * nameplate.power_w)
-    return power_w is None or power_w <= limit_w
+    seen = Evidence(before=None, after=reading, elapsed_s=0.0, rated=rated_of(nameplate, settings))
+    return judge(_COMMANDS[action], seen) is Verdict.EFFECTIVE
+
+
+def rated_of(nameplate: AsicNameplate, settings: DriverSettings) -> Rated:
+    """Give what a model is built for, with the shares that count."""
+    return Rated(
+        hashrate_ths=nameplate.hashrate_ths,
+        power_w=nameplate.power_w,
+        sleep_power_w=nameplate.sleep_power_w,
+        mining_share_min=settings.mining_share_min,
+        asleep_share_max=settings.asleep_share_max,
+        asleep_power_share_max=settings.asleep_power_share_max,
+    )
 
 
 def _refused(device_id: str, code: str, detail: str) -> DeviceOutcome:

@@ -6,12 +6,23 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from edge_agent.devices.asic_driver import AsicDriver, DrivenAsic, DriverSettings
-from edge_agent.devices.poller import AsicPoller, PollCounts, PolledAsic, PollSettings
-from edge_agent.devices.ports import AsicAction, AsicNameplate, AsicReadings, DeviceOutcome
+from edge_agent.devices.auto import AutoBridge
+from edge_agent.devices.late import LateEffects
+from edge_agent.devices.one_off import OneOffDriver
+from edge_agent.devices.poller import AsicPoller, Known, PollCounts, PolledAsic, PollSettings
+from edge_agent.devices.ports import (
+    AsicAction,
+    AsicBridge,
+    AsicNameplate,
+    AsicReadings,
+    DeviceOutcome,
+    ModeMemory,
+)
 from edge_agent.ports import Clock
 from firmware_bridges.antminer.family import ANTMINER_STOCK
-from firmware_bridges.base import MinerAddress, WorkMode
-from firmware_bridges.bridge import bridge_of
+from firmware_bridges.base import MinerAddress, Reading, WorkMode
+from firmware_bridges.bridge import MinerBridge, bridge_of
+from firmware_bridges.detect import Prober
 from firmware_bridges.family import Family
 from firmware_bridges.http.digest import Credentials
 
@@ -23,7 +34,7 @@ class AsicUnit(msgspec.Struct, frozen=True, kw_only=True):
         device_id: Of the site.
         address: Where it listens.
         nameplate: Of its model.
-        family: Of its firmware.
+        family: Of its firmware; `None` = it is found out at the first reading.
         credentials: Of its web pages and writes; `None` = the factory's.
         wake_mode: Mode to wake into when the one before sleep is not known.
     """
@@ -31,7 +42,7 @@ class AsicUnit(msgspec.Struct, frozen=True, kw_only=True):
     device_id: str
     address: MinerAddress
     nameplate: AsicNameplate
-    family: Family = ANTMINER_STOCK
+    family: Family | None = ANTMINER_STOCK
     credentials: Credentials | None = None
     wake_mode: WorkMode = WorkMode.NORMAL
 
@@ -50,6 +61,38 @@ class FleetSettings(msgspec.Struct, frozen=True, kw_only=True):
     drive: DriverSettings = DriverSettings()
 
 
+class _Bridges:
+    """Makes the bridges of one site, which share its connections."""
+
+    def __init__(
+        self, in_flight: asyncio.Semaphore, client_nonce: Callable[[], str], clock: Clock
+    ) -> None:
+        self._in_flight = in_flight
+        self._client_nonce = client_nonce
+        self._clock = clock
+
+    def to(self, unit: AsicUnit) -> AsicBridge:
+        """Make the bridge to one miner."""
+        if unit.family is not None:
+            return self._known(unit, unit.family)
+        prober = Prober(
+            in_flight=self._in_flight,
+            client_nonce=self._client_nonce,
+            credentials=unit.credentials,
+        )
+        return AutoBridge(unit.address, prober, lambda family: self._known(unit, family))
+
+    def _known(self, unit: AsicUnit, family: Family) -> MinerBridge:
+        return bridge_of(
+            family,
+            unit.address,
+            credentials=unit.credentials,
+            in_flight=self._in_flight,
+            client_nonce=self._client_nonce,
+            wall_s=lambda: self._clock.wall().timestamp(),
+        )
+
+
 class MinerFleet:
     """The miners of a site, implementing `AsicFleet`.
 
@@ -58,6 +101,7 @@ class MinerFleet:
         clock: For the stamps.
         client_nonce: Fresh random text for digest authentication.
         settings: Of the fleet.
+        modes: The modes before sleep, kept over restarts; `None` = in memory only.
     """
 
     def __init__(
@@ -67,37 +111,37 @@ class MinerFleet:
         clock: Clock,
         client_nonce: Callable[[], str],
         settings: FleetSettings,
+        modes: ModeMemory | None = None,
     ) -> None:
         in_flight = asyncio.Semaphore(settings.in_flight)
-        bridges = [
-            bridge_of(
-                unit.family,
-                unit.address,
-                credentials=unit.credentials,
-                in_flight=in_flight,
-                client_nonce=client_nonce,
-                wall_s=lambda: clock.wall().timestamp(),
-            )
-            for unit in units
-        ]
+        bridges_of = _Bridges(in_flight, client_nonce, clock)
+        bridges = [bridges_of.to(unit) for unit in units]
         pairs = list(zip(units, bridges, strict=True))
         self._poller = AsicPoller(
             [PolledAsic(unit.device_id, bridge) for unit, bridge in pairs],
             clock=clock,
             settings=settings.poll,
+            on_reading=self._on_reading,
         )
+        self._places = {unit.device_id: index for index, unit in enumerate(units)}
+        self._ids = tuple(unit.device_id for unit in units)
+        self._late = LateEffects()
+        driven = {
+            unit.device_id: DrivenAsic(
+                device_id=unit.device_id,
+                bridge=bridge,
+                nameplate=unit.nameplate,
+                wake_mode=unit.wake_mode,
+            )
+            for unit, bridge in pairs
+        }
+        self._one_offs = OneOffDriver(driven, clock=clock, settings=settings.drive, late=self._late)
         self._driver = AsicDriver(
-            [
-                DrivenAsic(
-                    device_id=unit.device_id,
-                    bridge=bridge,
-                    nameplate=unit.nameplate,
-                    wake_mode=unit.wake_mode,
-                )
-                for unit, bridge in pairs
-            ],
+            list(driven.values()),
             clock=clock,
             settings=settings.drive,
+            late=self._late,
+            modes=modes,
         )
 
     async def run(self) -> None:
@@ -115,6 +159,10 @@ class MinerFleet:
         """Carry out one action; see `AsicFleet.apply`."""
         return await self._driver.apply(switch_id, phase, action, device_ids, deadline_s)
 
+    async def act(self, verb: str, device_id: str) -> tuple[str, str]:
+        """Do a one-off act; see `OneOffDriver.act`."""
+        return await self._one_offs.act(verb, device_id)
+
     async def read(self) -> AsicReadings:
         """Give the newest reading of every device."""
         return self._poller.batch()
@@ -122,6 +170,13 @@ class MinerFleet:
     async def next_batch(self) -> AsicReadings:
         """Wait for the end of the running tick and give its values: one batch per tick."""
         return await self._poller.next_batch()
+
+    def known(self, device_id: str) -> Known:
+        """Give the last good reading of a device with its age, and why it is not newer."""
+        return self._poller.known(self._places[device_id])
+
+    def _on_reading(self, index: int, reading: Reading, now_ns: int) -> None:
+        self._late.observe(self._ids[index], reading, now_ns)
 
     def counts(self) -> PollCounts:
         """Give what the poller did so far."""

@@ -1,21 +1,32 @@
 """Reads every ASIC once per tick, spread evenly over it.
 
 Even spreading keeps the load flat: 15,000 miners in a 5 s tick are 30 every 10 ms, not a burst.
+What changes is asked every tick, the rest (pools, versions, errors) once a minute, each device in
+its own tick of the minute.
 A device still being read when its turn comes again is left out of that turn, and one whose breaker
 is open is not asked at all; both are counted. Nothing here waits for a slow device.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
-from edge_agent.devices.breaker import CLOSED, BreakerPolicy, after_failure, allows
+from edge_agent.devices.breaker import (
+    CLOSED,
+    BreakerPolicy,
+    after_answer,
+    after_failure,
+    allows,
+)
 from edge_agent.devices.ports import AsicBridge, AsicReadings
 from edge_agent.devices.readings import ReadingColumns
 from edge_agent.ports import Clock
-from firmware_bridges.base import ReadDetail
+from firmware_bridges.base import ReadDetail, Reading
 from firmware_bridges.errors import BridgeError
+
+_NS = 1_000_000_000
+_ERROR_CHARS_MAX = 300
 
 
 class PollSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,11 +35,13 @@ class PollSettings(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         tick_s: Every device is asked once in this time.
         slot_s: Devices are started in groups this far apart.
+        slow_s: Everything is asked once in this time.
         breaker: For silent devices.
     """
 
     tick_s: float = 5.0
     slot_s: float = 0.05
+    slow_s: float = 60.0
     breaker: BreakerPolicy = BreakerPolicy()
 
 
@@ -37,6 +50,25 @@ class PolledAsic(msgspec.Struct, frozen=True, eq=False):
 
     device_id: str
     bridge: AsicBridge
+
+
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """The last that is known of one device.
+
+    Args:
+        reading: The last good reading, however old.
+        measured_ns: Boottime of it.
+        error: Why it could not be read since, with device, command and first bytes; empty = it
+            answered when it was last asked.
+    """
+
+    reading: Reading | None = None
+    measured_ns: int = -1
+    error: str = ""
+
+    def age_s(self, now_ns: int) -> float | None:
+        """Give the age of the reading; `None` = there is none."""
+        return None if self.reading is None else (now_ns - self.measured_ns) / _NS
 
 
 class PollCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,10 +98,16 @@ class AsicPoller:
         devices: In the order of the site's index.
         clock: For the stamps.
         settings: How to poll.
+        on_reading: Hears of every good reading: place in the index, reading, boottime.
     """
 
     def __init__(
-        self, devices: Sequence[PolledAsic], *, clock: Clock, settings: PollSettings
+        self,
+        devices: Sequence[PolledAsic],
+        *,
+        clock: Clock,
+        settings: PollSettings,
+        on_reading: Callable[[int, Reading, int], None] = lambda _index, _reading, _now_ns: None,
     ) -> None:
         self._devices = tuple(devices)
         self._clock = clock
@@ -77,6 +115,11 @@ class AsicPoller:
         self._columns = ReadingColumns([device.device_id for device in devices])
         self._breakers = [CLOSED] * len(self._devices)
         self._busy = [False] * len(self._devices)
+        self._known = [Known()] * len(self._devices)
+        self._slow_ticks = max(1, round(settings.slow_s / settings.tick_s))
+        # A device whose turn for everything was lost asks for it in the next tick.
+        self._owes_all = [False] * len(self._devices)
+        self._on_reading = on_reading
         self._tick_ended = asyncio.Event()
         self._failed: dict[str, int] = {}
         self._read = self._left_open = self._left_busy = self._ticks = self._ticks_late = 0
@@ -111,6 +154,10 @@ class AsicPoller:
         """Give the newest values of all devices."""
         return self._columns.batch(self._clock.boottime_ns())
 
+    def known(self, index: int) -> Known:
+        """Give the last that is known of one device."""
+        return self._known[index]
+
     def counts(self) -> PollCounts:
         """Give what was done so far."""
         return PollCounts(
@@ -140,6 +187,8 @@ class AsicPoller:
         self._tick_ended = asyncio.Event()
 
     def _start(self, readers: asyncio.TaskGroup, index: int) -> None:
+        if self._ticks % self._slow_ticks == index % self._slow_ticks:
+            self._owes_all[index] = True
         if self._busy[index]:
             self._left_busy += 1
         elif not allows(self._breakers[index], self._clock.boottime_ns()):
@@ -150,17 +199,35 @@ class AsicPoller:
             readers.create_task(self._read_one(index), name=name)
 
     async def _read_one(self, index: int) -> None:
+        # One that did not answer last time is asked for the least: that costs one deadline.
+        full = self._owes_all[index] and not self._known[index].error
         try:
-            reading = await self._devices[index].bridge.read(ReadDetail.FAST)
-        except BridgeError as exc:
-            self._failed[exc.code] = self._failed.get(exc.code, 0) + 1
-            self._columns.lose(index)
-            self._breakers[index] = after_failure(
-                self._breakers[index], self._settings.breaker, self._clock.boottime_ns(), index
+            reading = await self._devices[index].bridge.read(
+                ReadDetail.FULL if full else ReadDetail.FAST
             )
+        except BridgeError as exc:
+            self._lost(index, exc)
         else:
+            now_ns = self._clock.boottime_ns()
             self._read += 1
-            self._columns.put(index, reading, self._clock.boottime_ns())
-            self._breakers[index] = CLOSED
+            self._columns.put(index, reading, now_ns)
+            self._known[index] = Known(reading=reading, measured_ns=now_ns)
+            self._breakers[index] = after_answer(self._breakers[index])
+            if full:
+                self._owes_all[index] = False
+            self._on_reading(index, reading, now_ns)
         finally:
             self._busy[index] = False
+
+    def _lost(self, index: int, exc: BridgeError) -> None:
+        self._failed[exc.code] = self._failed.get(exc.code, 0) + 1
+        self._columns.lose(index)
+        last = self._known[index]
+        self._known[index] = Known(
+            reading=last.reading,
+            measured_ns=last.measured_ns,
+            error=str(exc)[:_ERROR_CHARS_MAX],
+        )
+        self._breakers[index] = after_failure(
+            self._breakers[index], self._settings.breaker, self._clock.boottime_ns(), index
+        )

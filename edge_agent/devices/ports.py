@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from firmware_bridges.base import MinerState, ReadDetail, Reading, WorkMode, WriteResult
+from firmware_bridges.commands import Command
+from firmware_bridges.sheet import Capability
 
 
 class AsicAction(StrEnum):
@@ -138,6 +140,31 @@ class AsicBridge(Protocol):
 
     async def set_mode(self, mode: WorkMode) -> WriteResult:
         """Tell it what to do; an error raised here means that nothing was written."""
+        ...
+
+    async def write(self, command: Command) -> WriteResult:
+        """Send one command; an error raised here means that nothing was written."""
+        ...
+
+    @property
+    def family_name(self) -> str:
+        """Name the firmware family; empty while it is not known."""
+        ...
+
+    def effect_s(self, capability: Capability) -> float | None:
+        """Give the time within which an effect shows; `None` = not known."""
+        ...
+
+
+class ModeMemory(Protocol):
+    """The mode that each miner had before it was put to sleep; it outlives the agent."""
+
+    def mode(self, device_id: str) -> WorkMode | None:
+        """Give the mode to wake into; `None` = not known."""
+        ...
+
+    async def keep(self, device_id: str, mode: WorkMode) -> None:
+        """Keep a mode; returns when it is durable, or cannot be made so."""
         ...
 
 

@@ -13,6 +13,9 @@ from edge_agent.market.series import MarketData, Series
 from protocol.market import GpuRate, MarketTick
 from protocol.units import from_ms, to_ms
 
+_HOUR_MS = 3_600_000
+_HOURS_AHEAD = 3
+
 
 class ReplayMap(Struct, frozen=True, kw_only=True):
     """The mapping of time: at ``start_ms`` (now) the source stood at ``source_ms``."""
@@ -57,6 +60,7 @@ def tick_at(
         difficulty=_value(data.difficulty, source_ms),
         subsidy_btc=_value(data.subsidy, source_ms),
         fees_btc=_value(data.fees, source_ms),
+        day_ahead_usd_per_mwh=_hours_ahead(data.day_ahead, since_ms),
         gpu_rates=tuple(_rate(data, rate, source_ms) for rate in static_rates),
     )
 
@@ -71,6 +75,19 @@ def next_change(data: MarketData, mapping: ReplayMap, now: datetime) -> datetime
 
 def _value(series: Series | None, source_ms: int) -> float | None:
     return None if series is None else series.at(source_ms)[0]
+
+
+def _hours_ahead(series: Series | None, since_ms: int) -> tuple[float, ...]:
+    """Give the day-ahead prices of the price's hour and the two after it, as far as known."""
+    if series is None:
+        return ()
+    told: list[float] = []
+    for hour in range(_HOURS_AHEAD):
+        value = series.at(since_ms + hour * _HOUR_MS)[0]
+        if value is None:
+            break
+        told.append(value)
+    return tuple(told)
 
 
 def _rate(data: MarketData, rate: GpuRate, source_ms: int) -> GpuRate:

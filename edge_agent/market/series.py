@@ -8,6 +8,7 @@ or another settlement point needs no code.
 column                    meaning and when it is known
 ========================  =======================================================================
 ``rt_spp_usd_per_mwh``    price of the interval that starts at the time; seen at its start
+``dam_spp_usd_per_mwh``   day-ahead price of the hour that starts at the time; known the day before
 ``close_usd``             BTC price at the end of the hour (or day) that starts at the time
 ``difficulty``            in force from the time on; ``subsidy_btc`` likewise
 ``fees_btc_per_block*``   of the day that starts at the time; known when it is over
@@ -30,6 +31,7 @@ from protocol.units import from_ms, to_ms
 
 ROWS_MAX = 2_000_000
 _PRICE = "rt_spp_usd_per_mwh"
+_DAY_AHEAD = "dam_spp_usd_per_mwh"
 # The site settles at its own point; a directory that holds several gives the hub average first.
 _PRICE_FILES_FIRST = ("hubavg",)
 _SOCKETS = frozenset({"SXM4", "SXM5", ""})
@@ -72,6 +74,7 @@ class MarketData(Struct, frozen=True, kw_only=True):
     subsidy: Series | None
     fees: Series | None
     gpu_offers: tuple[tuple[str, Series], ...]
+    day_ahead: Series | None = None
 
     def change_times_ms(self, start_ms: int, end_ms: int) -> list[int]:
         """Give the instants in [start, end) at which the energy price may change."""
@@ -92,6 +95,8 @@ def load_market(folder: Path) -> MarketData:
         header = _header(path)
         if _PRICE in header:
             columns.setdefault("price", _column(path, _PRICE))
+        elif _DAY_AHEAD in header:
+            columns.setdefault("day_ahead", _column(path, _DAY_AHEAD))
         elif "close_usd" in header:
             columns.setdefault("btc", _column(path, "close_usd", at_end=True))
         elif "difficulty" in header:
@@ -110,6 +115,7 @@ def load_market(folder: Path) -> MarketData:
         subsidy=columns.get("subsidy"),
         fees=columns.get("fees"),
         gpu_offers=tuple(sorted(offers.items())),
+        day_ahead=columns.get("day_ahead"),
     )
 
 

@@ -33,6 +33,35 @@ class Channel(Protocol):
 Dialer = Callable[[str], Awaitable[Channel]]
 
 
+class Silence:
+    """Ends a connection whose peer says nothing: one timer for all of its messages.
+
+    Args:
+        limit_s: how long the peer may be silent.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._loop = asyncio.get_running_loop()
+        self._heard_s = self._loop.time()
+
+    def heard(self) -> None:
+        """Note that the peer has just said something."""
+        self._heard_s = self._loop.time()
+
+    async def watch(self) -> None:
+        """Wait until the peer has been silent for too long.
+
+        Raises:
+            TimeoutError: it has.
+        """
+        while True:
+            left_s = self._heard_s + self._limit_s - self._loop.time()
+            if left_s <= 0.0:
+                raise TimeoutError(f"nothing was heard for {self._limit_s:.0f} s")
+            await asyncio.sleep(left_s)
+
+
 class StreamChannel:
     """A channel over a stream of bytes, each message with its length before it."""
 

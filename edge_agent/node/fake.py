@@ -25,7 +25,9 @@ class MemoryChannel:
 
     def __init__(self, delay_s: Callable[[], float]) -> None:
         self._delay_s = delay_s
-        self._inbox: deque[tuple[float, bytes]] = deque()
+        self._under_way: deque[Sequence[bytes]] = deque()
+        self._last_due_s = 0.0
+        self._inbox: deque[bytes] = deque()
         self._ready = asyncio.Event()
         self._closed = False
         self.peer: MemoryChannel | None = None
@@ -36,41 +38,39 @@ class MemoryChannel:
         if self._closed or peer is None:
             raise LinkError("the connection is closed")
         due_s = asyncio.get_running_loop().time() + self._delay_s()
-        for message in messages:
-            peer.take(due_s, message)
-        await asyncio.sleep(0)
+        peer.take(due_s, messages)
 
     async def receive(self) -> bytes:
         """Give the next message when its time has come."""
-        loop = asyncio.get_running_loop()
-        while True:
-            if self._inbox:
-                wait_s = self._inbox[0][0] - loop.time()
-                if wait_s <= 0:
-                    return self._inbox.popleft()[1]
-                await asyncio.sleep(wait_s)
-            elif self._closed:
+        while not self._inbox:
+            if self._closed:
                 raise LinkError("the peer closed the connection")
-            else:
-                self._ready.clear()
-                await self._ready.wait()
+            self._ready.clear()
+            await self._ready.wait()
+        return self._inbox.popleft()
 
-    def take(self, due_s: float, message: bytes) -> None:
+    def take(self, due_s: float, messages: Sequence[bytes]) -> None:
         """Receive from the peer; never before what was sent earlier."""
         if self._closed:
             return
-        if len(self._inbox) >= IN_FLIGHT_MAX:
+        if len(self._inbox) + len(self._under_way) >= IN_FLIGHT_MAX:
             self.close()
             return
-        if self._inbox:
-            due_s = max(due_s, self._inbox[-1][0])
-        self._inbox.append((due_s, message))
-        self._ready.set()
+        self._last_due_s = max(self._last_due_s, due_s)
+        self._under_way.append(messages)
+        asyncio.get_running_loop().call_at(self._last_due_s, self._arrive)
+
+    def _arrive(self) -> None:
+        """Deliver what is under way for longest: all falls due in the order of sending."""
+        if self._under_way:
+            self._inbox.extend(self._under_way.popleft())
+            self._ready.set()
 
     def close(self) -> None:
         """End both ways at once; what is under way is lost."""
         peer, self.peer = self.peer, None
         self._closed = True
+        self._under_way.clear()
         self._inbox.clear()
         self._ready.set()
         if peer is not None:

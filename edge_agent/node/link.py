@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from msgspec import Struct
 from msgspec.structs import replace
 
-from edge_agent.node.channel import Channel, Dialer, dial
+from edge_agent.node.channel import Channel, Dialer, Silence, dial
 from edge_agent.node.errors import LinkError
 from edge_agent.ports import NodeSink
 from edge_agent.workloads.side_by_side import first_error
@@ -245,10 +245,11 @@ class _Link:
         self._failures = 0
         self.stats.connects += 1
         logger.info("node=%s connected", self._node.node_id)
-        inbox = _Inbox()
+        inbox, silence = _Inbox(), Silence(NODE_SILENCE_S)
         raise await first_error(
             {
-                "node-link-receive": self._receive(channel, inbox),
+                "node-link-receive": self._receive(channel, inbox, silence),
+                "node-link-silence": silence.watch(),
                 "node-link-deliver": self._deliver(channel, inbox),
                 "node-link-beat": self._beat_on(channel),
             },
@@ -256,11 +257,10 @@ class _Link:
             DecodeError,
         )
 
-    async def _receive(self, channel: Channel, inbox: "_Inbox") -> None:
+    async def _receive(self, channel: Channel, inbox: "_Inbox", silence: Silence) -> None:
         while True:
-            async with asyncio.timeout(NODE_SILENCE_S):
-                data = await channel.receive()
-            message = codec.NODE_TO_AGENT.decode(data)
+            message = codec.NODE_TO_AGENT.decode(await channel.receive())
+            silence.heard()
             if isinstance(message, PhaseDone):
                 self._answer(message)
             else:

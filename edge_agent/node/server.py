@@ -15,7 +15,7 @@ from collections import deque
 from datetime import datetime
 from pathlib import Path
 
-from edge_agent.node.channel import Channel, StreamChannel, split_tcp
+from edge_agent.node.channel import Channel, Silence, StreamChannel, split_tcp
 from edge_agent.node.errors import LinkError
 from edge_agent.node.service import NodeService
 from edge_agent.node.store import READINGS_PER_FRAME
@@ -45,6 +45,8 @@ AGENT_SILENCE_S = 10.0
 OUTBOX_MAX = 1_024
 # Readings sent and not yet acked: a long backlog fills neither the agent's inbox nor the pipe.
 READINGS_WINDOW = 4 * READINGS_PER_FRAME
+# Facts wait so long for the readings of the same second: one message instead of two.
+FACTS_LINGER_S = 0.02
 CONNECTIONS_MAX = 16
 _SOCKET_MODE = stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IWGRP
 
@@ -60,6 +62,7 @@ class _Session:
         self._wake = asyncio.Event()
         self._outbox: deque[PhaseDone | NodeEvent] = deque()
         self._facts: NodeFacts | None = None
+        self._facts_due: asyncio.TimerHandle | None = None
         self._sent_seq = self._acked_seq = 0
         self._sent_through: datetime | None = None
 
@@ -69,8 +72,13 @@ class _Session:
         first = [self._service.inventory(), *self._service.standing_events()]
         await self._channel.send([codec.encode(one, codec.FRAME_BYTES_MAX) for one in first])
         self._wake.set()
+        silence = Silence(AGENT_SILENCE_S)
         raise await first_error(
-            {"node-session-send": self._send(), "node-session-receive": self._receive()},
+            {
+                "node-session-send": self._send(),
+                "node-session-receive": self._receive(silence),
+                "node-session-silence": silence.watch(),
+            },
             OSError,
             DecodeError,
         )
@@ -80,9 +88,11 @@ class _Session:
         self._wake.set()
 
     def facts(self, facts: NodeFacts) -> None:
-        """Send the newest facts."""
+        """Send the newest facts, with what else there is to send in a moment."""
         self._facts = facts
-        self._wake.set()
+        if self._facts_due is None:
+            loop = asyncio.get_running_loop()
+            self._facts_due = loop.call_later(FACTS_LINGER_S, self._wake.set)
 
     def event(self, event: NodeEvent) -> None:
         """Send an event."""
@@ -123,12 +133,15 @@ class _Session:
         if self._facts is not None:
             due.append(_encode(self._facts))
             self._facts = None
+        if self._facts_due is not None:
+            self._facts_due.cancel()
+            self._facts_due = None
         return due
 
-    async def _receive(self) -> None:
+    async def _receive(self, silence: Silence) -> None:
         while True:
-            async with asyncio.timeout(AGENT_SILENCE_S):
-                message = await _next(self._channel)
+            message = await _next(self._channel)
+            silence.heard()
             match message:
                 case PhaseDo():
                     self._service.begin_phase(message, self._queue)

@@ -186,22 +186,28 @@ def _load(db: sqlite3.Connection) -> NodeLoaded:
 
 
 def _apply(db: sqlite3.Connection, change: NodeChange) -> None:
-    db.executemany(
-        "INSERT INTO assignment VALUES (?, ?)"
-        " ON CONFLICT (device_id) DO UPDATE SET body = excluded.body",
-        [(one.device_id, _encode(one)) for one in change.assignments],
-    )
-    db.executemany(
-        "INSERT INTO meter VALUES (?, (SELECT COALESCE(MAX(position), 0) + 1 FROM meter), ?)"
-        " ON CONFLICT (instance_id) DO UPDATE SET body = excluded.body",
-        [(one.work.instance_id, _encode(one)) for one in change.meters],
-    )
-    db.executemany(
-        "DELETE FROM meter WHERE instance_id = ?", [(one,) for one in change.dropped_meters]
-    )
-    db.executemany(
-        "INSERT INTO reading VALUES (?, ?)", [(one.seq, _encode(one)) for one in change.readings]
-    )
+    # Once a second nothing but the metering has moved: an empty statement costs as much as a row.
+    if change.assignments:
+        db.executemany(
+            "INSERT INTO assignment VALUES (?, ?)"
+            " ON CONFLICT (device_id) DO UPDATE SET body = excluded.body",
+            [(one.device_id, _encode(one)) for one in change.assignments],
+        )
+    if change.meters:
+        db.executemany(
+            "INSERT INTO meter VALUES (?, (SELECT COALESCE(MAX(position), 0) + 1 FROM meter), ?)"
+            " ON CONFLICT (instance_id) DO UPDATE SET body = excluded.body",
+            [(one.work.instance_id, _encode(one)) for one in change.meters],
+        )
+    if change.dropped_meters:
+        db.executemany(
+            "DELETE FROM meter WHERE instance_id = ?", [(one,) for one in change.dropped_meters]
+        )
+    if change.readings:
+        db.executemany(
+            "INSERT INTO reading VALUES (?, ?)",
+            [(one.seq, _encode(one)) for one in change.readings],
+        )
     _put_results(db, change)
     if change.metering is not None:
         _put_meta(db, "metering", change.metering)

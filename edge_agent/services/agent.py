@@ -17,7 +17,7 @@ from edge_agent.core.explain import Explanation, why
 from edge_agent.core.leases import lease_of
 from edge_agent.core.plan import Plan
 from edge_agent.core.site import NS_PER_S, CodeColumn, FloatColumn, Site
-from edge_agent.core.site_state import LeaseStatus, SiteState
+from edge_agent.core.site_state import LeaseStatus, SiteState, mode_of
 from edge_agent.core.snapshot import state_hash
 from edge_agent.devices.ports import AsicFleet, AsicReadings
 from edge_agent.ports import Clock, CommitBatch, CoreStore, NodeLinks, Recovered
@@ -116,6 +116,7 @@ class Agent:
         self._loop.executor = self._executor
         self._loop.on_pass = self._after_pass
         self._disagreed: dict[str, int] = {}
+        self._agreed: dict[str, tuple[tuple[NodeDevice, ...], tuple[object, ...]]] = {}
         self._told: tuple[datetime, bytes] | None = None
         self._last_live_ns: int | None = None
         self._tick_s = tick_s
@@ -210,9 +211,21 @@ class Agent:
     async def on_facts(self, node_id: str, facts: NodeFacts) -> None:
         """Take samples; adopt activities that differ from the belief twice in a row."""
         self._buffer.take_gpus(facts.samples, self._ports.clock.boottime_ns())
+        state = self.state
+        believed = (state.activity, state.switch_no, state.lease_no, state.leases)
+        agreed = self._agreed.get(node_id)
+        # Columns are copied when written: the same ones are the same belief as a second ago.
+        if agreed is not None and agreed[0] == facts.devices:
+            same = (now is then for now, then in zip(believed, agreed[1], strict=True))
+            if all(same):
+                return
         differing = tuple(device for device in facts.devices if self._differs(device))
         if differing:
             self._loop.offer(f.NodeAdopted(node_id, differing))
+        if any(device.device_id in self._disagreed for device in facts.devices):
+            self._agreed.pop(node_id, None)
+        else:
+            self._agreed[node_id] = (facts.devices, believed)
 
     async def on_event(self, node_id: str, event: NodeEvent) -> None:
         """Take what happened on a node by itself."""
@@ -370,7 +383,7 @@ class Agent:
         if at is None or self.state.switch_no[at] >= 0:
             self._disagreed.pop(device.device_id, None)
             return False
-        believed = ACTIVITY_CODES[int(self.state.activity[at])]
+        believed = ACTIVITY_CODES[int(mode_of(self.state)[at])]
         said = "fault" if device.quarantined else device.activity.value
         if said == believed.value and not self._gate_differs(at, device):
             self._disagreed.pop(device.device_id, None)

@@ -36,6 +36,7 @@ from edge_agent.services.lease_events import Running, lease_events, tell, told_a
 from edge_agent.services.metering import MeteringService
 from edge_agent.services.readings_buffer import ReadingsBuffer
 from edge_agent.services.switch_executor import SwitchExecutor
+from edge_agent.services.waiting import set_or_until
 from protocol.event import Alarm, SwitchReport
 from protocol.market import MarketTick
 from protocol.sync import Stream
@@ -161,11 +162,7 @@ class ControlLoop:
             if due_s <= loop.time():
                 return
             self._asked.clear()
-            try:
-                async with asyncio.timeout_at(due_s):
-                    await self._asked.wait()
-            except TimeoutError:
-                return
+            await set_or_until(self._asked, due_s)
 
     async def one_pass(self) -> None:
         """Apply what waits, plan, make it durable, then start what was decided."""

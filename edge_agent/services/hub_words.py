@@ -1,5 +1,7 @@
 """Hands the hub's words, as the uplink hears them, to the brain."""
 
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 
 from edge_agent.ports import Clock, CommitBatch, CoreStore
@@ -8,18 +10,45 @@ from protocol.event import CommandResult
 from protocol.lease import Command, Lease, SitePolicy
 from protocol.sync import LeaseHead
 
+# Verb and device to (outcome, detail).
+Act = Callable[[str, str], Awaitable[tuple[str, str]]]
+_WAITING_MAX = 64
+_DETAIL_CHARS_MAX = 500
+
+
+async def _refuse(verb: str, _device_id: str) -> tuple[str, str]:
+    return "refused", f"verb {verb} has no executor"
+
 
 class HubWords:
     """Implements the uplink's ``Brain`` on an ``Agent``.
 
     Args:
         store: takes the results of one-off commands.
+        act: does a one-off act and waits for its effect.
+        begun: one-off commands of former runs: none is done again.
     """
 
-    def __init__(self, agent: Agent, store: CoreStore, clock: Clock) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        store: CoreStore,
+        clock: Clock,
+        *,
+        act: Act = _refuse,
+        begun: Iterable[str] = (),
+    ) -> None:
         self._agent = agent
         self._store = store
         self._clock = clock
+        self._act = act
+        self._begun = set(begun)
+        self._waiting: asyncio.Queue[Command] = asyncio.Queue(_WAITING_MAX)
+
+    async def run(self) -> None:
+        """Do the one-off acts, one after the other, until cancelled."""
+        while True:
+            await self._do(await self._waiting.get())
 
     async def on_lease(self, lease: Lease) -> None:
         """Offer a lease; returns when it is durable."""
@@ -34,12 +63,28 @@ class HubWords:
         await self._agent.offer_policy(policy)
 
     async def on_command(self, command: Command) -> None:
-        """Answer a one-off command; no verb has an executor on this site yet, and it says so."""
-        at = self._clock.wall()
-        expired = at >= command.expires_at
-        outcome = "expired" if expired else "refused"
-        detail = "" if expired else f"verb {command.verb} has no executor"
-        result = CommandResult(command_id=command.command_id, at=at, outcome=outcome, detail=detail)
+        """Take a one-off command; it is done at most once, and not after it expired."""
+        if command.command_id in self._begun:
+            return
+        self._begun.add(command.command_id)
+        try:
+            self._waiting.put_nowait(command)
+        except asyncio.QueueFull:
+            await self._answer(command, "refused", "too many commands are waiting")
+
+    async def _do(self, command: Command) -> None:
+        if self._clock.wall() >= command.expires_at:
+            await self._answer(command, "expired", "")
+            return
+        # Durable before the write: a crash in between loses the act and never doubles it.
+        await self._store.commit(CommitBatch(one_offs=(command.command_id,)))
+        outcome, detail = await self._act(command.verb, command.device_id)
+        await self._answer(command, outcome, detail[:_DETAIL_CHARS_MAX])
+
+    async def _answer(self, command: Command, outcome: str, detail: str) -> None:
+        result = CommandResult(
+            command_id=command.command_id, at=self._clock.wall(), outcome=outcome, detail=detail
+        )
         await self._store.commit(CommitBatch(events=(result,)))
 
     async def on_hub_heard(self, hub_time: datetime) -> None:

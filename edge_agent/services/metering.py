@@ -16,7 +16,7 @@ from edge_agent.ports import CommitBatch, MeterHead
 from edge_agent.services.journal import Journal
 from protocol.event import Alarm
 from protocol.node import Inventory, MeterReading, NodeEvent, NodeEventKind, ReadingKind, Readings
-from protocol.units import from_ms
+from protocol.units import from_ms, minute_floor
 from protocol.usage import Through, UsageItem
 
 ALARMS_PER_BATCH = 16
@@ -107,6 +107,9 @@ class MeteringService:
 
     async def take(self, node_id: str, readings: Readings) -> None:
         """Make the usage of these readings durable; returns after the commit."""
+        if not readings.readings and self._says_nothing_new(node_id, readings.through):
+            self._through[node_id] = readings.through
+            return
         page = self._read(node_id, readings.readings)
         if readings.through is not None:
             before = self._through.get(node_id)
@@ -120,6 +123,17 @@ class MeteringService:
         if page.heads or page.usage or page.mark != self._marks.get(node_id, 0):
             await self._commit(node_id, page, facts)
         self._install(node_id, page, through)
+
+    def _says_nothing_new(self, node_id: str, through: datetime | None) -> bool:
+        """Tell whether a node has only come on within its minute, as it does each second."""
+        before = self._through.get(node_id)
+        return (
+            before is not None
+            and through is not None
+            and through >= before
+            and minute_floor(through) == minute_floor(before)
+            and not self._waiting
+        )
 
     async def pass_minutes(self) -> None:
         """Tell the minutes of a site without nodes: they pass by the wall."""

@@ -21,7 +21,7 @@ from edge_agent.core.site import (
     IndexColumn,
     Site,
 )
-from edge_agent.core.site_state import SiteState
+from edge_agent.core.site_state import SiteState, mode_of
 from edge_agent.devices.ports import AsicReadings, StateCode
 from protocol.node import GpuSample
 
@@ -29,6 +29,8 @@ BAND_SHARE = 0.02
 BAND_TEMP_C = 1.0
 BAND_UTILISATION = 0.1
 THS_PER_MHS = 1e-6
+_ACTIVITY_OF_STATE = np.full(256, UNKNOWN, dtype=np.uint8)
+_ACTIVITY_OF_STATE[[StateCode.MINING, StateCode.IDLE, StateCode.ASLEEP]] = (MINE, IDLE, CURTAILED)
 
 
 class ReadingsBuffer:
@@ -44,7 +46,8 @@ class ReadingsBuffer:
         self._activity: CodeColumn = np.zeros(n, dtype=np.uint8)
         self._reachable: FlagColumn = np.zeros(n, dtype=np.bool_)
         self._measured_ns = np.full(n, -1, dtype=np.int64)
-        self._rows_of: tuple[tuple[str, ...], IndexColumn] = ((), np.zeros(0, dtype=np.int32))
+        none = np.zeros(0, dtype=np.int32)
+        self._rows_of: tuple[tuple[str, ...], IndexColumn, IndexColumn] = ((), none, none)
 
     def take_asics(self, readings: AsicReadings) -> None:
         """Take the newest readings of the miners; devices of another site file are left out."""
@@ -57,14 +60,7 @@ class ReadingsBuffer:
             readings.at_ns - readings.measured_ns[source]
             <= int(self._site.limits.reading_stale_s * NS_PER_S)
         )
-        codes = np.full(len(rows), UNKNOWN, dtype=np.uint8)
-        for state, code in (
-            (StateCode.MINING, MINE),
-            (StateCode.IDLE, IDLE),
-            (StateCode.ASLEEP, CURTAILED),
-        ):
-            codes[readings.state[source] == int(state)] = code
-        self._activity[rows] = codes
+        self._activity[rows] = _ACTIVITY_OF_STATE[readings.state[source]]
 
     def take_gpus(self, samples: Sequence[GpuSample], now_ns: int) -> None:
         """Take a node's samples; what it says of activities comes through adoption."""
@@ -87,18 +83,19 @@ class ReadingsBuffer:
 
     def collect(self, state: SiteState) -> ReadingsSeen | None:
         """Give the devices whose values left their band against the state; None when none did."""
-        # A reading older than the present activity says nothing about it.
-        newer = self._measured_ns > state.since_ns
-        activity = np.where(newer & self._reachable, self._activity, UNKNOWN).astype(np.uint8)
+        # A reading older than the present mode says nothing about it.
+        newer = self._measured_ns > state.mode_since_ns
+        activity = np.where(newer & self._reachable, self._activity, np.uint8(UNKNOWN))
         heard = self._measured_ns >= 0
-        changed = (
-            (self._reachable != state.reachable)
-            | ((activity != UNKNOWN) & (activity != state.activity) & (state.switch_no < 0))
-            | _left_share(self.power_w, state.power_w)
-            | _left_share(self.hashrate_ths, state.hashrate_ths)
-            | _left(self.temp_c, state.temp_c, BAND_TEMP_C)
-            | _left(self.utilisation, state.utilisation, BAND_UTILISATION)
-        ) & heard
+        with np.errstate(invalid="ignore"):
+            changed = (
+                (self._reachable != state.reachable)
+                | ((activity != UNKNOWN) & (activity != mode_of(state)) & (state.switch_no < 0))
+                | _left_share(self.power_w, state.power_w)
+                | _left_share(self.hashrate_ths, state.hashrate_ths)
+                | _left(self.temp_c, state.temp_c, BAND_TEMP_C)
+                | _left(self.utilisation, state.utilisation, BAND_UTILISATION)
+            ) & heard
         index = np.flatnonzero(changed)
         if not len(index):
             return None
@@ -119,10 +116,9 @@ class ReadingsBuffer:
         if device_ids != self._rows_of[0]:
             found = [self._site.index_of(device_id) for device_id in device_ids]
             rows = np.array([-1 if at is None else at for at in found], dtype=np.int32)
-            self._rows_of = (device_ids, rows)
-        rows = self._rows_of[1]
-        source = np.flatnonzero(rows >= 0).astype(np.int32)
-        return rows[source], source
+            source = np.flatnonzero(rows >= 0).astype(np.int32)
+            self._rows_of = (device_ids, rows[source], source)
+        return self._rows_of[1:]
 
 
 def _number(value: float | None) -> float:
@@ -131,15 +127,13 @@ def _number(value: float | None) -> float:
 
 def _left(now: FloatColumn, before: FloatColumn, band: float) -> FlagColumn:
     appeared = np.isnan(now) != np.isnan(before)
-    with np.errstate(invalid="ignore"):
-        out: FlagColumn = appeared | (np.abs(now - before) > band)
+    out: FlagColumn = appeared | (np.abs(now - before) > band)
     return out
 
 
 def _left_share(now: FloatColumn, before: FloatColumn) -> FlagColumn:
     appeared = np.isnan(now) != np.isnan(before)
-    with np.errstate(invalid="ignore"):
-        out: FlagColumn = appeared | (
-            np.abs(now - before) > BAND_SHARE * np.maximum(np.abs(before), 1e-9)
-        )
+    out: FlagColumn = appeared | (
+        np.abs(now - before) > BAND_SHARE * np.maximum(np.abs(before), 1e-9)
+    )
     return out

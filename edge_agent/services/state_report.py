@@ -1,6 +1,7 @@
 """What the agent says of itself: the site report, live totals, and the status for the local API."""
 
 from datetime import datetime
+from functools import lru_cache
 
 import numpy as np
 from msgspec import Struct
@@ -16,6 +17,7 @@ from protocol.event import ClassReport, HeldLease, SiteLive, SiteReport, SwitchR
 from protocol.resource import ACTIVITY_CODES
 
 VIEW_VERSION = 1
+_ACTIVITY_NAMES = tuple(activity.value for activity in ACTIVITY_CODES)
 
 
 class MarketLine(Struct, frozen=True, kw_only=True):
@@ -128,27 +130,25 @@ class TimeLine(Struct, frozen=True, kw_only=True):
     times: tuple[ActivityTime, ...]
 
 
+# After a pass the same counts go into the capacity, the live totals and often a report.
+@lru_cache(maxsize=4)
 def class_reports(site: Site, state: SiteState) -> tuple[ClassReport, ...]:
     """Count the devices of each class by activity."""
     free = usable(state) & (state.lease_no < 0) & (state.switch_no < 0)
-    out: list[ClassReport] = []
-    for at, row in enumerate(site.classes):
-        own = site.class_of == at
-        counts = np.bincount(state.activity[own], minlength=ACTIVITIES)
-        out.append(
-            ClassReport(
-                device_class=row.class_name,
-                kind=row.model.kind.value,
-                total=int(own.sum()),
-                free=int((own & free).sum()) if row.model.serve_w > 0.0 else 0,
-                by_activity={
-                    ACTIVITY_CODES[code].value: int(count)
-                    for code, count in enumerate(counts)
-                    if count
-                },
-            )
+    classes = len(site.classes)
+    rows = site.class_of * ACTIVITIES + state.activity
+    counts = np.bincount(rows, minlength=classes * ACTIVITIES).reshape(classes, ACTIVITIES)
+    frees = np.bincount(site.class_of[free], minlength=classes)
+    return tuple(
+        ClassReport(
+            device_class=row.class_name,
+            kind=row.model.kind.value,
+            total=sum(own),
+            free=unleased if row.model.serve_w > 0.0 else 0,
+            by_activity={_ACTIVITY_NAMES[code]: count for code, count in enumerate(own) if count},
         )
-    return tuple(out)
+        for row, own, unleased in zip(site.classes, counts.tolist(), frees.tolist(), strict=True)
+    )
 
 
 def held_leases(state: SiteState) -> tuple[HeldLease, ...]:

@@ -8,7 +8,7 @@ memory that survives it. All decisions are in ``core.sync``; here is only the ca
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -30,6 +30,7 @@ from edge_agent.core.sync_types import (
     Want,
 )
 from edge_agent.ports import Clock, CommitBatch, Inbound, MqttConnection, MqttConnector, Will
+from edge_agent.services.waiting import set_or_until
 from edge_agent.storage.core_store import SqliteCoreStore, StreamBacklog
 from edge_agent.storage.segments import SegmentStore
 from protocol import codec, topics
@@ -52,6 +53,7 @@ from protocol.sync import (
 
 _S = 1_000_000_000
 _PUMPED = (Lane.USAGE, Lane.EVENT, Lane.SCHEMA, Lane.TELE, Lane.HIST)
+_MOMENT_NS = _S // 50
 _ALARM_AGAIN = timedelta(minutes=10)
 _REFUSED_HOLD_NS = 60 * _S
 _COMMANDS_KEPT = 1_000
@@ -67,6 +69,7 @@ class UplinkLimits(Struct, frozen=True, kw_only=True):
             attempt itself it stays below the minute in which a site is back after an outage.
         stable_s: a session that lasted so long starts the backoff anew.
         manifest_after_s: how long retained leases may take before the missing ones are asked for.
+        timer_s: the timer looks at least so often, although it knows when something is next due.
     """
 
     backoff_max_s: float = 40.0
@@ -76,7 +79,7 @@ class UplinkLimits(Struct, frozen=True, kw_only=True):
     will_delay_s: int = 15
     manifest_after_s: float = 2.0
     manifest_again_s: float = 30.0
-    timer_s: float = 1.0
+    timer_s: float = 30.0
     goodbye_s: float = 2.0
 
 
@@ -164,6 +167,8 @@ class Uplink:
         self._limits = UplinkLimits() if limits is None else limits
         self._machine = SyncMachine(random, sync_limits)
         self._wakes = {lane: asyncio.Event() for lane in _PUMPED}
+        self._timed = asyncio.Event()
+        self._timer_ns = 0
         self._live: deque[SiteLive] = deque(maxlen=1)
         self._live_wake = asyncio.Event()
         self._lease_versions: dict[str, tuple[int, int]] = {}
@@ -182,7 +187,7 @@ class Uplink:
         self._last_error = ""
         store.on_appended = self._on_appended
         segments.on_sealed = self._on_sealed
-        segments.on_dropped = self._machine.dropped
+        segments.on_dropped = self._on_dropped
 
     # --- the service ----------------------------------------------------------------------
 
@@ -306,9 +311,12 @@ class Uplink:
             wake.clear()
             want = self._machine.want(lane, self._clock.boottime_ns())
             if want is None:
+                self._set_timer()
                 await wake.wait()
-            else:
-                await self._send(connection, want)
+                continue
+            await self._send(connection, want)
+            if lane is Lane.TELE:
+                self._wakes[Lane.HIST].set()  # it waits while anything fresh does
 
     async def _send(self, connection: MqttConnection, want: Want) -> None:
         records = await self._load(want)
@@ -318,6 +326,7 @@ class Uplink:
             self._kick()
             return
         self._machine.sent(want, records[-1].seq, len(body), self._clock.boottime_ns())
+        self._set_timer()
         try:
             await connection.publish(topics.up(self._site_id, want.lane), body)
         except PermissionError as exc:
@@ -371,15 +380,29 @@ class Uplink:
                 await connection.publish(topic, codec.encode(self._live.pop()), qos=0)
 
     async def _keep_time(self, connection: MqttConnection) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             now_ns = self._clock.boottime_ns()
-            due_ns = self._machine.next_due_ns(now_ns)
-            wait_s = self._limits.timer_s if due_ns is None else (due_ns - now_ns) / _S
-            await asyncio.sleep(min(max(wait_s, 0.02), self._limits.timer_s))
+            self._timer_ns = self._due_ns(now_ns)
+            self._timed.clear()
+            await set_or_until(self._timed, loop.time() + (self._timer_ns - now_ns) / _S)
             effects = self._machine.tick(self._clock.boottime_ns())
             self._kick()
             await self._carry_out(connection, effects)
             await self._ask_for_leases()
+
+    def _due_ns(self, now_ns: int) -> int:
+        """Give when the timer looks again: in a moment, for what is due and can not be done."""
+        due_ns = now_ns + int(self._limits.timer_s * _S)
+        for one_ns in (self._machine.next_due_ns(now_ns), self._manifest_due_ns):
+            if one_ns is not None:
+                due_ns = min(due_ns, one_ns)
+        return max(due_ns, now_ns + _MOMENT_NS)
+
+    def _set_timer(self) -> None:
+        """Wake the timer when something has become due before the instant it waits for."""
+        if self._due_ns(self._clock.boottime_ns()) < self._timer_ns:
+            self._timed.set()
 
     # --- receiving ------------------------------------------------------------------------
 
@@ -405,6 +428,7 @@ class Uplink:
         elif topic == topics.HUB_HEARTBEAT:
             beat = codec.HEARTBEAT.decode(message.payload)
             self._machine.hub_state(online=True)
+            self._kick()
             await self._heard(beat.hub_time)
         elif topic == topics.HUB_STATE:
             self._machine.hub_state(online=codec.HUB_STATE.decode(message.payload).online)
@@ -436,6 +460,7 @@ class Uplink:
             assert isinstance(word, Rebase)
             effects = self._machine.on_rebase(word)
         self._kick()
+        self._set_timer()
         await self._carry_out(connection, effects)
 
     async def _on_policy(self, payload: bytes) -> None:
@@ -501,6 +526,7 @@ class Uplink:
         self._manifest = leases
         wait_ns = int(self._limits.manifest_after_s * _S)
         self._manifest_due_ns = self._clock.boottime_ns() + wait_ns
+        self._set_timer()
         await self._brain.on_owner(owner)
         await self._brain.on_manifest(leases)
 
@@ -542,9 +568,14 @@ class Uplink:
         self._wakes[Lane.TELE].set()
         self._wakes[Lane.HIST].set()
 
+    def _on_dropped(self, seqs: Iterable[int]) -> None:
+        self._machine.dropped(seqs)
+        self._kick()
+
     def _kick(self) -> None:
         for lane in _PUMPED:
-            self._wakes[lane].set()
+            if self._machine.waits(lane):
+                self._wakes[lane].set()
 
     def _death(self) -> bytes:
         return codec.encode(

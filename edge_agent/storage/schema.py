@@ -42,4 +42,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (lease_id, attempt, device_id, instance_id)) WITHOUT ROWID""",
         "CREATE TABLE node_mark (node_id TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID",
     ),
+    (
+        # The mode of a miner before it was put to sleep: what it wakes into after a restart.
+        "CREATE TABLE asic_mode (device_id TEXT PRIMARY KEY, mode TEXT NOT NULL) WITHOUT ROWID",
+        # One-off commands that were begun: noted before the write, so that none is done twice.
+        """CREATE TABLE one_off (
+            command_id TEXT PRIMARY KEY, at_ms INTEGER NOT NULL) WITHOUT ROWID""",
+    ),
 )

@@ -17,6 +17,7 @@ _ENCODER = msgspec.msgpack.Encoder()
 _JOURNAL_TRIM_ROWS_MAX = 2_000
 _SNAPSHOTS_KEPT = 3
 _DAY_MS = 86_400_000
+_ONE_OFFS_KEPT_MS = 35 * _DAY_MS
 
 
 def raise_meta(connection: sqlite3.Connection, key: str, floor: int) -> int:
@@ -51,32 +52,45 @@ def append_fact(connection: sqlite3.Connection, body: bytes | None, at_ms: int) 
 
 def write_state(connection: sqlite3.Connection, batch: CommitBatch, at_ms: int) -> None:
     """Store switches, leases, policy, meter heads and node marks of one batch."""
-    connection.executemany(
-        "INSERT INTO switch VALUES (?, ?, ?, ?) ON CONFLICT (switch_id) DO UPDATE "
-        "SET closed = excluded.closed, body = excluded.body",
-        [(row.switch_id, at_ms, row.closed, row.body) for row in batch.switches],
-    )
-    connection.executemany(
-        "INSERT INTO lease VALUES (?, ?, ?, ?) ON CONFLICT (lease_id) DO UPDATE "
-        "SET hub_epoch = excluded.hub_epoch, generation = excluded.generation, "
-        "body = excluded.body "
-        "WHERE (excluded.hub_epoch, excluded.generation) >= (hub_epoch, generation)",
-        [(row.lease_id, *row.version, codec.encode(row)) for row in batch.leases],
-    )
-    connection.executemany(
-        "DELETE FROM lease WHERE lease_id = ?", [(row,) for row in batch.dropped_leases]
-    )
+    # Most batches hold none of these, and an empty statement costs as much as a row.
+    if batch.switches:
+        connection.executemany(
+            "INSERT INTO switch VALUES (?, ?, ?, ?) ON CONFLICT (switch_id) DO UPDATE "
+            "SET closed = excluded.closed, body = excluded.body",
+            [(row.switch_id, at_ms, row.closed, row.body) for row in batch.switches],
+        )
+    if batch.leases:
+        connection.executemany(
+            "INSERT INTO lease VALUES (?, ?, ?, ?) ON CONFLICT (lease_id) DO UPDATE "
+            "SET hub_epoch = excluded.hub_epoch, generation = excluded.generation, "
+            "body = excluded.body "
+            "WHERE (excluded.hub_epoch, excluded.generation) >= (hub_epoch, generation)",
+            [(row.lease_id, *row.version, codec.encode(row)) for row in batch.leases],
+        )
+    if batch.dropped_leases:
+        connection.executemany(
+            "DELETE FROM lease WHERE lease_id = ?", [(row,) for row in batch.dropped_leases]
+        )
     if batch.policy is not None:
         policy = batch.policy
         connection.execute(
             "INSERT OR REPLACE INTO policy VALUES (1, ?, ?, ?)",
             (policy.hub_epoch, policy.generation, codec.encode(policy)),
         )
-    connection.executemany(
-        "INSERT OR REPLACE INTO meter_head VALUES (?, ?, ?, ?, ?, ?, ?)",
-        [_meter_row(head, at_ms) for head in batch.meter_heads],
-    )
-    connection.executemany("INSERT OR REPLACE INTO node_mark VALUES (?, ?)", batch.node_marks)
+    if batch.meter_heads:
+        connection.executemany(
+            "INSERT OR REPLACE INTO meter_head VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [_meter_row(head, at_ms) for head in batch.meter_heads],
+        )
+    if batch.node_marks:
+        connection.executemany("INSERT OR REPLACE INTO node_mark VALUES (?, ?)", batch.node_marks)
+    if batch.asic_modes:
+        connection.executemany("INSERT OR REPLACE INTO asic_mode VALUES (?, ?)", batch.asic_modes)
+    if batch.one_offs:
+        connection.execute("DELETE FROM one_off WHERE at_ms < ?", (at_ms - _ONE_OFFS_KEPT_MS,))
+        connection.executemany(
+            "INSERT OR IGNORE INTO one_off VALUES (?, ?)", [(row, at_ms) for row in batch.one_offs]
+        )
 
 
 def _meter_row(head: MeterHead, at_ms: int) -> tuple[object, ...]:
@@ -103,6 +117,8 @@ def read_recovered(connection: sqlite3.Connection, store_id: str, epoch: int) ->
         "SELECT body FROM meter_head ORDER BY lease_id, attempt, device_id, instance_id"
     ).fetchall()
     marks = connection.execute("SELECT node_id, seq FROM node_mark ORDER BY node_id").fetchall()
+    modes = connection.execute("SELECT device_id, mode FROM asic_mode").fetchall()
+    begun = connection.execute("SELECT command_id FROM one_off").fetchall()
     try:
         return Recovered(
             store_id=store_id,
@@ -116,6 +132,8 @@ def read_recovered(connection: sqlite3.Connection, store_id: str, epoch: int) ->
             policy=None if policy is None else codec.POLICY.decode(policy[0]),
             meter_heads=tuple(_HEAD_DECODER.decode(row[0]) for row in heads),
             node_marks=tuple(marks),
+            asic_modes=tuple(modes),
+            one_offs=tuple(row[0] for row in begun),
         )
     except (DecodeError, ValueError, msgspec.MsgspecError) as exc:
         raise StoreCorruptError(f"a stored row cannot be read: {exc}") from exc

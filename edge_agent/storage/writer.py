@@ -344,10 +344,12 @@ def _try_group(
         if level is not None:
             level.set(full=any(pending.sync for pending in group))
         connection.execute("BEGIN IMMEDIATE")
-        for pending in group:
-            pending.error = None
-            _run_one(connection, pending)
-        connection.execute("COMMIT")
+        if len(group) == 1:
+            _run_alone(connection, group[0])
+        else:
+            for pending in group:
+                _run_one(connection, pending)
+            connection.execute("COMMIT")
     except sqlite3.Error as exc:
         if connection.in_transaction:
             with contextlib.suppress(sqlite3.Error):  # a full disk may have undone it already
@@ -356,18 +358,37 @@ def _try_group(
     return None
 
 
+def _run_alone(connection: sqlite3.Connection, pending: _Pending) -> None:
+    """Run the only job of a transaction and end it: it needs no savepoint."""
+    pending.error = None
+    try:
+        pending.value = pending.job(connection)
+    except Exception as exc:
+        if _is_of_disk(exc):
+            raise
+        connection.execute("ROLLBACK")
+        pending.error = exc
+    else:
+        connection.execute("COMMIT")
+
+
 def _run_one(connection: sqlite3.Connection, pending: _Pending) -> None:
+    pending.error = None
     connection.execute("SAVEPOINT job")
     try:
         pending.value = pending.job(connection)
     except Exception as exc:
-        if isinstance(exc, sqlite3.Error) and not isinstance(
-            exc, (sqlite3.IntegrityError, sqlite3.ProgrammingError)
-        ):
-            raise  # the disk, not the job: the whole group fails
+        if _is_of_disk(exc):
+            raise
         connection.execute("ROLLBACK TO job")
         pending.error = exc
     connection.execute("RELEASE job")
+
+
+def _is_of_disk(exc: Exception) -> bool:
+    """Tell the disk's errors, which fail the whole group, from a job's own."""
+    own = (sqlite3.IntegrityError, sqlite3.ProgrammingError)
+    return isinstance(exc, sqlite3.Error) and not isinstance(exc, own)
 
 
 def _answer(pending: _Pending) -> None:

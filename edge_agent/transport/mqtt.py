@@ -16,11 +16,13 @@ import aiomqtt
 import paho.mqtt.client as paho
 from aiomqtt.exceptions import MqttConnectError
 from msgspec import Struct
+from paho.mqtt.enums import LogLevel
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_agent.ports import Inbound, MqttConnection, Will
+from protocol.tls import explain_refusal
 
 _KEEPALIVE_S = 30
 # QoS 0 messages have no window of their own; what comes beyond this is discarded and counted.
@@ -85,6 +87,7 @@ class AiomqttConnector:
             # An event right after an ack would wait 40 ms: Nagle against the delayed TCP ack.
             socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
         )
+        _EarlyEnd(client)
         client._client.manual_ack_set(True)  # noqa: FBT003, SLF001 - paho's own signature
         try:
             # The library's own timeouts are shorter; this one bounds a name lookup that hangs.
@@ -182,6 +185,44 @@ class _Connection:
             answer.set_result(int(reason_code.value))
 
 
+class _EarlyEnd:
+    """Ends the wait for the CONNACK when the broker closes before it, with what it said.
+
+    aiomqtt would wait for its whole timeout and call that the reason, while a broker that does not
+    accept our certificate says so at once.
+    """
+
+    def __init__(self, client: aiomqtt.Client) -> None:
+        self._client = client
+        self._loop = asyncio.get_running_loop()
+        self._answer: asyncio.Future[None] = client._connected  # noqa: SLF001 - see the module's docstring
+        self._said = "it gave no reason"
+        inner = client._client  # noqa: SLF001 - as above
+        inner.on_log = self._on_log
+        inner.on_disconnect = self._on_disconnect
+
+    def _on_log(self, client: object, userdata: object, level: int, text: str) -> None:
+        if level == LogLevel.MQTT_LOG_ERR:
+            self._said = text
+
+    def _on_disconnect(
+        self,
+        client: paho.Client,
+        userdata: object,
+        flags: paho.DisconnectFlags,
+        reason_code: ReasonCode,
+        properties: Properties | None,
+    ) -> None:
+        # Connecting is done in a thread, and what fails there is told there.
+        self._loop.call_soon_threadsafe(self._fail)
+        self._client._on_disconnect(client, userdata, flags, reason_code, properties)  # noqa: SLF001 - goes on as before
+
+    def _fail(self) -> None:
+        if not self._answer.done():
+            text = f"closed before it answered: {self._said}"
+            self._answer.set_exception(aiomqtt.MqttError(text))
+
+
 class _Inbound:
     """One message received, un-acked until ``ack``."""
 
@@ -217,7 +258,11 @@ def _aiomqtt_will(will: Will) -> aiomqtt.Will:
 def _connect_error(exc: aiomqtt.MqttError) -> OSError:
     if isinstance(exc, MqttConnectError):
         return PermissionError(f"the broker refused the connection: {exc}")
-    return ConnectionError(str(exc))
+    told = explain_refusal(str(exc))
+    if told is None:
+        return ConnectionError(str(exc))
+    text = f"{told.sentence} ({exc})"
+    return PermissionError(text) if told.ours else ConnectionError(text)
 
 
 async def _leave(client: aiomqtt.Client) -> None:

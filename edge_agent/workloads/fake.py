@@ -234,4 +234,4 @@ class FakeDriver:
 
 
 def _copy(view: object, kind: type[T]) -> T:
-    return msgspec.convert(msgspec.to_builtins(view), kind)
+    return msgspec.convert(view, kind, from_attributes=True)

@@ -16,12 +16,14 @@ from firmware_bridges.base import MinerState, Partial, WorkMode
 from firmware_bridges.cgminer.codec import Answer, answer_of
 from firmware_bridges.cgminer.decode import (
     alarms_of,
+    decode_pools,
     decode_summary,
     mac_address,
     power_w,
     rate_ths,
     succeeded,
 )
+from firmware_bridges.collect import hottest_c
 from firmware_bridges.commands import PoolTarget
 from firmware_bridges.document import Document, object_of
 from firmware_bridges.errors import BridgeGarbledError, BridgeUnsupportedError
@@ -52,6 +54,9 @@ _TEMPS: Final = re.compile(r"\d{1,3}")
 _FAN_KEY: Final = re.compile(r"fan(\d{1,2})\Z")
 _CHIP_KEY: Final = re.compile(r"temp_chip\d{1,2}\Z")
 _BOARD_KEY: Final = re.compile(r"temp_pcb\d{1,2}\Z")
+# S9 and its time: tempN on the board, temp2_N at the chips.
+_CHIP_OLD_KEY: Final = re.compile(r"temp2_\d{1,2}\Z")
+_BOARD_OLD_KEY: Final = re.compile(r"temp\d{1,2}\Z")
 _CHIPS_KEY: Final = re.compile(r"chain_acn\d{1,2}\Z")
 _CHIPS_MAX: Final = 10_000
 _FANS_MAX: Final = 16
@@ -116,6 +121,27 @@ def decode_configuration(document: Document) -> Partial:
     """Decode get_miner_conf.cgi."""
     mode = mode_of(object_of(document))
     return Partial(source=document.source, configured_mode=mode)
+
+
+def decode_network_info(document: Document) -> Partial:
+    """Decode get_network_info.cgi."""
+    reader = RowReader(object_of(document))
+    return Partial(
+        source=document.source,
+        mac=mac_address(reader.text("macaddr")),
+        hostname=reader.text("conf_hostname") or reader.text("hostname"),
+    )
+
+
+def decode_blink_status(document: Document) -> Partial:
+    """Decode get_blink_status.cgi."""
+    lit = object_of(document).get("blink")
+    return Partial(source=document.source, fault_light=lit if isinstance(lit, bool) else None)
+
+
+def decode_pools_page(document: Document) -> Partial:
+    """Decode pools.cgi."""
+    return decode_pools(answer_of(document))
 
 
 def mode_of(configuration: Row) -> WorkMode | None:
@@ -184,24 +210,38 @@ def _system_info(row: Row, source: str) -> Partial:
 
 def _old_style(answer: Answer, row: Row) -> Partial:
     reader = RowReader(row)
-    chips = [count for key in row if _CHIPS_KEY.match(key) and (count := _chips(reader, key))]
+    chips = [
+        count
+        for key in row
+        if key.startswith("chain_acn") and _CHIPS_KEY.match(key) and (count := _chips(reader, key))
+    ]
     return Partial(
         source=answer.command,
         model=_type_of(answer),
-        hashrate_ths=rate_ths(reader, "GHS 5s", "GH"),
-        hashrate_avg_ths=rate_ths(reader, "GHS av", "GH"),
+        hashrate_ths=_old_rate(reader, "5s"),
+        hashrate_avg_ths=_old_rate(reader, "av"),
         expected_hashrate_ths=rate_ths(
             reader, "total_rateideal", as_text(row.get("rate_unit")) or "GH"
-        ),
+        )
+        or None,
         power_w=power_w(reader, "watt", "power", "chain_power", "total_power"),
         uptime_s=reader.whole("Elapsed", low=0, high=UPTIME_S_MAX),
-        chip_temp_c_max=_hottest(row, _CHIP_KEY),
-        board_temp_c_max=_hottest(row, _BOARD_KEY),
+        chip_temp_c_max=_hottest(row, _CHIP_KEY) or _hottest_old(row, _CHIP_OLD_KEY),
+        board_temp_c_max=_hottest(row, _BOARD_KEY) or _hottest_old(row, _BOARD_OLD_KEY),
         fans_rpm=_old_fans(reader),
         board_count=len(chips) or None,
         chips_total=sum(chips) or None,
         rejected=reader.rejected,
     )
+
+
+def _old_rate(reader: RowReader, window: str) -> float | None:
+    """Read a rate by its name's unit, unless `rate_unit` says another, as scrypt builds do."""
+    for name, unit in (("GHS", "GH"), ("MHS", "MH"), ("KHS", "KH")):
+        key = f"{name} {window}"
+        if key in reader.row:
+            return rate_ths(reader, key, as_text(reader.row.get("rate_unit")) or unit)
+    return None
 
 
 def _new_style(answer: Answer, row: Row) -> Partial:
@@ -240,8 +280,18 @@ def _chips(reader: RowReader, key: str) -> int | None:
 
 def _hottest(row: Row, key_form: re.Pattern[str]) -> float | None:
     """Give the highest of the "a-b-c-d" fields; 0 stands for an absent sensor."""
-    texts = [value for key, value in row.items() if key_form.match(key) and isinstance(value, str)]
+    texts = [
+        value
+        for key, value in row.items()
+        # One old answer has some two hundred keys: the cheap test first.
+        if key.startswith("temp") and key_form.match(key) and isinstance(value, str)
+    ]
     return _plausible_max(float(found) for text in texts for found in _TEMPS.findall(text))
+
+
+def _hottest_old(row: Row, key_form: re.Pattern[str]) -> float | None:
+    """Give the highest of the plain numbers that builds before the S19 have."""
+    return hottest_c(value for key, value in row.items() if key_form.match(key))
 
 
 def _hottest_listed(chains: tuple[Row, ...], key: str) -> float | None:
@@ -256,7 +306,11 @@ def _plausible_max(values: Iterable[float]) -> float | None:
 
 def _old_fans(reader: RowReader) -> tuple[int, ...] | None:
     """Read fanN; where there are more names than fans, the silent names are empty places."""
-    numbers = sorted(int(found.group(1)) for key in reader.row if (found := _FAN_KEY.match(key)))
+    numbers = sorted(
+        int(found.group(1))
+        for key in reader.row
+        if key.startswith("fan") and (found := _FAN_KEY.match(key))
+    )
     read = [reader.whole(f"fan{number}", low=0, high=FAN_RPM_MAX) for number in numbers]
     speeds = [rpm for rpm in read if rpm is not None]
     count = reader.whole("fan_num", low=0, high=_FANS_MAX)

@@ -4,7 +4,10 @@ from typing import Final
 
 from firmware_bridges.antminer.control import AntminerControl
 from firmware_bridges.antminer.decode import (
+    decode_blink_status,
     decode_configuration,
+    decode_network_info,
+    decode_pools_page,
     decode_stats,
     decode_stats_page,
     decode_summary_page,
@@ -48,6 +51,9 @@ ANTMINER_STOCK: Final = Family(
         (Wire.HTTP, _CGI + "summary.cgi"): decode_summary_page,
         (Wire.HTTP, _CGI + "get_system_info.cgi"): decode_system_info,
         (Wire.HTTP, _CGI + "get_miner_conf.cgi"): decode_configuration,
+        (Wire.HTTP, _CGI + "get_network_info.cgi"): decode_network_info,
+        (Wire.HTTP, _CGI + "get_blink_status.cgi"): decode_blink_status,
+        (Wire.HTTP, _CGI + "pools.cgi"): decode_pools_page,
     },
     order=(
         "stats",
@@ -67,6 +73,7 @@ ANTMINER_STOCK: Final = Family(
             cgminer("version"),
             cgminer("pools"),
             page(_CGI + "summary.cgi"),
+            page(_CGI + "get_blink_status.cgi"),
         ),
     ),
     ports={Wire.CGMINER: 4028, Wire.HTTP: 80},

@@ -6,14 +6,16 @@ server and not of the firmware, so it is left out.
 
 from typing import Final
 
-from firmware_bridges.base import MinerState, Partial
+from firmware_bridges.base import MinerState, Partial, WorkMode
 from firmware_bridges.cgminer.codec import Answer
 from firmware_bridges.cgminer.decode import decode_version as decode_common_version
 from firmware_bridges.cgminer.decode import power_w, rate_ths
 from firmware_bridges.collect import chips_of, fans_of, hottest_c, sum_of
-from firmware_bridges.rows import Row, RowReader, as_text
+from firmware_bridges.rows import Row, RowReader, as_text, rows_of
 
 _TUNING: Final = ("tuning", "testing")
+_PAUSED: Final = "paused"
+_UNAVAILABLE: Final = "unavailable"
 
 
 def decode_version(answer: Answer) -> Partial:
@@ -41,6 +43,7 @@ def decode_devdetails(answer: Answer) -> Partial:
         model=next((model for row in rows if (model := as_text(row.get("Model")))), None),
         board_count=len(rows) or None,
         chips_total=sum(chips) or None,
+        state=_stopped(answer),
     )
 
 
@@ -64,21 +67,35 @@ def decode_fans(answer: Answer) -> Partial:
 
 
 def decode_tunerstatus(answer: Answer) -> Partial:
-    """Decode `tunerstatus`: power, limit, and whether a board is being tuned."""
+    """Decode `tunerstatus`: power, limit, and what the boards' tuners say that they do."""
     rows = answer.section("TUNERSTATUS") or ()
     reader = RowReader(rows[0] if rows else {})
+    words = _tuner_words(reader.row)
+    is_paused = bool(words) and not answer.truncated and all(_PAUSED in word for word in words)
+    state = None
+    if is_paused:
+        state = MinerState.ASLEEP
+    elif any(word.startswith(_TUNING) for word in words):
+        state = MinerState.TUNING
     return Partial(
         source=answer.command,
         power_w=power_w(reader, "ApproximateMinerPowerConsumption"),
         power_limit_w=power_w(reader, "PowerLimit"),
-        state=MinerState.TUNING if _is_tuning(reader.row) else None,
+        configured_mode=WorkMode.SLEEP if is_paused else None,
+        state=state or _stopped(answer),
         rejected=reader.rejected,
     )
 
 
-def _is_tuning(row: Row) -> bool:
-    chains = row.get("TunerChainStatus")
-    if not isinstance(chains, list):
-        return False
-    words = [as_text(chain.get("Status")) for chain in chains if isinstance(chain, dict)]
-    return any(word.lower().startswith(_TUNING) for word in words if word)
+def _tuner_words(row: Row) -> list[str]:
+    chains = rows_of(row.get("TunerChainStatus"))
+    words = (as_text(chain.get("Status")) for chain in chains)
+    return [word.lower() for word in words if word]
+
+
+def _stopped(answer: Answer) -> MinerState | None:
+    """Tell that the mining program does not run: then the API says so instead of its sections."""
+    if answer.sections or answer.truncated:
+        return None
+    said = {(status.message or "").lower() for status in answer.status}
+    return MinerState.STOPPED if _UNAVAILABLE in said else None

@@ -6,7 +6,7 @@ their member's name (`mhs5S`, `nominalMhs`). Source: recorded answers of 22.08 a
 
 from typing import Final
 
-from firmware_bridges.base import Partial, Pool
+from firmware_bridges.base import MinerState, Partial, Pool
 from firmware_bridges.braiins.decode_rest import COUNT_MAX, ERRORS_MAX
 from firmware_bridges.cgminer.decode import mac_address, power_w, rate_ths
 from firmware_bridges.collect import chips_of, fans_of, hottest_c
@@ -22,7 +22,10 @@ def decode_graphql(document: Document) -> Partial:
     data = object_at(document.value, "data")
     bos, info = object_at(data, "bos"), object_at(data, "bosminer", "info")
     solver = object_at(info, "workSolver")
-    real, power = reader_at(solver, "realHashrate"), reader_at(info, "summary", "power")
+    summary = object_at(info, "summary")
+    # Which of the two carries rate and power differs with the query and the release.
+    real = _first_reader(solver, summary, "realHashrate")
+    power = _first_reader(summary, solver, "power")
     told, nominal = reader_at(data, "bosminer", "config", "autotuning"), RowReader(solver)
     boards = rows_at(solver, "childSolvers")
     chips = chips_of(dig(row, "hwDetails", "chips") for row in boards)
@@ -47,6 +50,7 @@ def decode_graphql(document: Document) -> Partial:
         pools=_pools(info),
         error_codes=_appeals(data),
         fault_light=flag_at(bos, "faultLight"),
+        state=_state(summary),
         rejected=(*real.rejected, *power.rejected, *nominal.rejected, *uptime.rejected),
     )
 
@@ -55,6 +59,17 @@ def decode_interface(document: Document) -> Partial:
     """Decode luci's iface_status page: a list of interfaces, of which the first has a MAC."""
     macs = [mac_address(as_text(row.get("macaddr"))) for row in rows_of(document.value)]
     return Partial(source=document.source, mac=next((mac for mac in macs if mac), None))
+
+
+def _first_reader(first: Row, second: Row, key: str) -> RowReader:
+    return reader_at(first if object_at(first, key) else second, key)
+
+
+def _state(summary: Row) -> MinerState | None:
+    word = (as_text(summary.get("tunerStatus")) or "").lower()
+    if "paused" in word:
+        return MinerState.ASLEEP
+    return MinerState.TUNING if word.startswith(("tuning", "testing")) else None
 
 
 def _rate_now(real: RowReader, *, truncated: bool) -> float | None:

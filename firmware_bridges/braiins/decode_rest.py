@@ -4,6 +4,7 @@ Source: recorded answers of 25.07, the vendor's OpenAPI documents of 25.07 and 2
 `status` and `overall_tuner_state` are those of the vendor's public enumerations.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 from firmware_bridges.base import MinerState, Partial, Pool, WorkMode
@@ -22,7 +23,8 @@ _UNITS: Final = (
     ("megahash_per_second", "MH"),
 )
 _WINDOWS: Final = ("last_5s", "last_15s", "last_30s", "last_1m", "last_5m", "last_15m")
-# MinerStatus: 0 unspecified, 1 not started, 2 normal, 3 paused, 4 suspended, 5 restricted.
+# MinerStatus: a number in REST; its name where a tool recorded the same answer through gRPC.
+_STATUS: Final = {"not_started": 1, "normal": 2, "paused": 3, "suspended": 4, "restricted": 5}
 _STATES: Final = {
     1: MinerState.STOPPED,
     2: MinerState.MINING,
@@ -30,16 +32,20 @@ _STATES: Final = {
     4: MinerState.STOPPED,
     5: MinerState.MINING,
 }
-_TOLD: Final = {2: WorkMode.NORMAL, 3: WorkMode.SLEEP, 5: WorkMode.NORMAL}
-# TunerState: 0 unspecified, 1 disabled, 2 stable, 3 tuning, 4 error.
-_TUNING: Final = 3
+_TOLD: Final = {
+    1: WorkMode.SLEEP,
+    2: WorkMode.NORMAL,
+    3: WorkMode.SLEEP,
+    5: WorkMode.NORMAL,
+}
+_TUNER: Final = {"disabled": 1, "stable": 2, "tuning": 3, "error": 4}
 
 
 def decode_details(document: Document) -> Partial:
     """Decode miner/details: identity, uptime and status."""
     value = document.value
     reader = reader_at(value)
-    status = _number(dig(value, "status"))
+    status = _enumerated(dig(value, "status"), "miner_status_", _STATUS)
     model = as_text(dig(value, "miner_identity", "miner_model"))
     return Partial(
         source=document.source,
@@ -53,6 +59,16 @@ def decode_details(document: Document) -> Partial:
         configured_mode=None if status is None else _TOLD.get(status),
         state=None if status is None else _STATES.get(status),
         rejected=reader.rejected,
+    )
+
+
+def decode_status(document: Document) -> Partial:
+    """Decode miner/status: the status alone."""
+    status = _enumerated(dig(document.value, "status"), "miner_status_", _STATUS)
+    return Partial(
+        source=document.source,
+        configured_mode=None if status is None else _TOLD.get(status),
+        state=None if status is None else _STATES.get(status),
     )
 
 
@@ -116,11 +132,11 @@ def decode_tuner_state(document: Document) -> Partial:
     targets = [object_at(mode, "current_target") for mode in rows_of(list(state.values()))]
     power = next((row for row in targets if "watt" in row), {})
     reader = RowReader(power)
-    tuning = _number(dig(document.value, "overall_tuner_state")) == _TUNING
+    tuner = _enumerated(dig(document.value, "overall_tuner_state"), "tuner_state_", _TUNER)
     return Partial(
         source=document.source,
         power_limit_w=power_w(reader, "watt"),
-        state=MinerState.TUNING if tuning else None,
+        state=MinerState.TUNING if tuner == _TUNER["tuning"] else None,
         rejected=reader.rejected,
     )
 
@@ -135,6 +151,8 @@ def decode_configuration(document: Document) -> Partial:
 
 def decode_pools(document: Document) -> Partial:
     """Decode pools/: the pools of all groups."""
+    if not isinstance(document.value, list):
+        return Partial(source=document.source)
     groups = rows_of(document.value)
     found = tuple(
         pool for group in groups for row in rows_at(group, "pools") if (pool := _pool(row))
@@ -203,3 +221,11 @@ def _pool(row: Row) -> Pool | None:
 def _number(value: object) -> int | None:
     number = as_float(value)
     return None if number is None else int(number)
+
+
+def _enumerated(value: object, prefix: str, numbers: Mapping[str, int]) -> int | None:
+    """Read a number of the vendor's enumerations, or its name with or without their prefix."""
+    name = as_text(value)
+    if name is not None and not name.isdigit():
+        return numbers.get(name.lower().removeprefix(prefix))
+    return _number(value)

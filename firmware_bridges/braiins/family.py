@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from firmware_bridges.braiins.control_api import BraiinsApiControl
+from firmware_bridges.braiins.control_rest import V1, BraiinsRestControl
 from firmware_bridges.braiins.decode_api import (
     decode_devdetails,
     decode_devs,
@@ -22,8 +24,10 @@ from firmware_bridges.braiins.decode_rest import (
     decode_network,
     decode_pools,
     decode_stats,
+    decode_status,
     decode_tuner_state,
 )
+from firmware_bridges.braiins.sheets import API_SHEET, GRAPHQL_SHEET, REST_SHEET
 from firmware_bridges.document import Document
 from firmware_bridges.family import (
     WEIGHT_LIKELY,
@@ -38,9 +42,7 @@ from firmware_bridges.http.digest import Credentials
 from firmware_bridges.paths import dig
 from firmware_bridges.query import GRAPHQL_KEY, Query, Wire, cgminer, graphql, page, submit
 from firmware_bridges.rows import as_text
-from firmware_bridges.sheet import Ability, Capability, Evidence, Sheet
 
-_V1: Final = "/api/v1/"
 _LAN: Final = "/cgi-bin/luci/admin/network/iface_status/lan"
 # What is factory-set; public, and changed by careful owners.
 FACTORY: Final = Credentials("root", "root")
@@ -48,7 +50,7 @@ FACTORY: Final = Credentials("root", "root")
 
 def _login(credentials: Credentials) -> Query:
     body = {"username": credentials.user, "password": credentials.password}
-    return submit(_V1 + "auth/login", body)
+    return submit(V1 + "auth/login", body)
 
 
 def _token(document: Document) -> str | None:
@@ -77,24 +79,8 @@ BRAIINS_API: Final = Family(
         slow=(cgminer("version", "devdetails", "devs", "pools"),),
     ),
     ports={Wire.CGMINER: 4028},
-    sheet=Sheet(
-        title="Braiins OS+ (cgminer API, up to 25.05)",
-        versions=("from documents",),
-        wires="cgminer API on TCP 4028, joined commands",
-        abilities=(
-            Ability(
-                capability=Capability.READ,
-                how="summary+temps+fans+tunerstatus; slowly version+devdetails+devs+pools",
-                answer_s=3.0,
-                effect_s=None,
-                evidence=Evidence.DOCUMENTS,
-            ),
-        ),
-        captures=(),
-        cases=("tests/firmware_bridges/braiins",),
-        limits=("the firmware's version is not told on this wire",),
-        source="the vendor's API documents; API-README of cgminer 4.11.1",
-    ),
+    control=BraiinsApiControl,
+    sheet=API_SHEET,
 )
 
 BRAIINS_GRAPHQL: Final = Family(
@@ -128,29 +114,12 @@ BRAIINS_GRAPHQL: Final = Family(
                 "{ bosminer { info { poolGroups { name pools { active url user status "
                 "shares { acceptedSolutions rejectedSolutions } } } } } }"
             ),
-            page(_LAN),
-            cgminer("version"),
+            cgminer("version", "devdetails"),
         ),
     ),
     ports={Wire.CGMINER: 4028, Wire.HTTP: 80, Wire.GRAPHQL: 80},
-    sheet=Sheet(
-        title="Braiins OS+ (GraphQL, 21.09 to 25.05)",
-        versions=("22.08-plus", "25.03-plus"),
-        wires="GraphQL on TCP 80, cgminer API on TCP 4028",
-        abilities=(
-            Ability(
-                capability=Capability.READ,
-                how="POST /graphql with the members of boards, system, power and fans",
-                answer_s=5.0,
-                effect_s=None,
-                evidence=Evidence.CAPTURE,
-            ),
-        ),
-        captures=("braiins-gql-21.09", "braiins-gql-25.03"),
-        cases=("tests/firmware_bridges/braiins",),
-        limits=("the model is not told by the queries recorded; `devdetails` on 4028 tells it",),
-        source="recorded answers of 22.08 and 25.03",
-    ),
+    control=BraiinsApiControl,
+    sheet=GRAPHQL_SHEET,
 )
 
 BRAIINS_REST: Final = Family(
@@ -161,73 +130,57 @@ BRAIINS_REST: Final = Family(
         Mark(text=b"bos_version", weight=WEIGHT_SURE),
         Mark(text=b"gigahash_per_second", weight=WEIGHT_SURE),
         Mark(text=b"target_speed_ratio", weight=WEIGHT_SURE),
-        Mark(weight=WEIGHT_LIKELY, key=_V1 + "miner/details"),
-        Mark(weight=WEIGHT_LIKELY, key=_V1 + "miner/stats"),
-        Mark(weight=WEIGHT_LIKELY, key=_V1 + "miner/errors"),
-        Mark(weight=WEIGHT_LIKELY, key=_V1 + "miner/hw/hashboards"),
-        Mark(weight=WEIGHT_LIKELY, key=_V1 + "cooling/state"),
-        Mark(weight=WEIGHT_LIKELY, key=_V1 + "performance/tuner-state"),
-        Mark(weight=WEIGHT_LIKELY, key=_V1 + "configuration/miner"),
-        Mark(weight=WEIGHT_LIKELY, key=_V1 + "actions/locate"),
-        Mark(text=b'"major"', weight=WEIGHT_LIKELY, key=_V1 + "version"),
+        Mark(weight=WEIGHT_LIKELY, key=V1 + "miner/details"),
+        Mark(weight=WEIGHT_LIKELY, key=V1 + "miner/stats"),
+        Mark(weight=WEIGHT_LIKELY, key=V1 + "miner/errors"),
+        Mark(weight=WEIGHT_LIKELY, key=V1 + "miner/hw/hashboards"),
+        Mark(weight=WEIGHT_LIKELY, key=V1 + "cooling/state"),
+        Mark(weight=WEIGHT_LIKELY, key=V1 + "performance/tuner-state"),
+        Mark(weight=WEIGHT_LIKELY, key=V1 + "configuration/miner"),
+        Mark(weight=WEIGHT_LIKELY, key=V1 + "actions/locate"),
+        Mark(text=b'"major"', weight=WEIGHT_LIKELY, key=V1 + "version"),
     ),
     documents={
-        (Wire.HTTP, _V1 + "miner/details"): decode_details,
-        (Wire.HTTP, _V1 + "miner/stats"): decode_stats,
-        (Wire.HTTP, _V1 + "miner/hw/hashboards"): decode_hashboards,
-        (Wire.HTTP, _V1 + "miner/errors"): decode_errors,
-        (Wire.HTTP, _V1 + "cooling/state"): decode_cooling,
-        (Wire.HTTP, _V1 + "network"): decode_network,
-        (Wire.HTTP, _V1 + "performance/tuner-state"): decode_tuner_state,
-        (Wire.HTTP, _V1 + "configuration/miner"): decode_configuration,
-        (Wire.HTTP, _V1 + "pools"): decode_pools,
-        (Wire.HTTP, _V1 + "actions/locate"): decode_locate,
-        (Wire.HTTP, _V1 + "version"): decode_api_version,
+        (Wire.HTTP, V1 + "miner/details"): decode_details,
+        (Wire.HTTP, V1 + "miner/status"): decode_status,
+        (Wire.HTTP, V1 + "miner/stats"): decode_stats,
+        (Wire.HTTP, V1 + "miner/hw/hashboards"): decode_hashboards,
+        (Wire.HTTP, V1 + "miner/errors"): decode_errors,
+        (Wire.HTTP, V1 + "cooling/state"): decode_cooling,
+        (Wire.HTTP, V1 + "network"): decode_network,
+        (Wire.HTTP, V1 + "performance/tuner-state"): decode_tuner_state,
+        (Wire.HTTP, V1 + "configuration/miner"): decode_configuration,
+        (Wire.HTTP, V1 + "pools"): decode_pools,
+        (Wire.HTTP, V1 + "actions/locate"): decode_locate,
+        (Wire.HTTP, V1 + "version"): decode_api_version,
     },
     order=(
-        _V1 + "miner/stats",
-        _V1 + "miner/hw/hashboards",
-        _V1 + "cooling/state",
-        _V1 + "miner/details",
-        _V1 + "performance/tuner-state",
-        _V1 + "configuration/miner",
-        _V1 + "network",
-        _V1 + "version",
+        V1 + "miner/stats",
+        V1 + "miner/hw/hashboards",
+        V1 + "cooling/state",
+        V1 + "miner/details",
+        V1 + "performance/tuner-state",
+        V1 + "configuration/miner",
+        V1 + "network",
+        V1 + "version",
     ),
     reads=Reads(
         fast=(
-            page(_V1 + "miner/stats"),
-            page(_V1 + "miner/hw/hashboards"),
-            page(_V1 + "cooling/state"),
+            page(V1 + "miner/stats"),
+            page(V1 + "miner/hw/hashboards"),
+            page(V1 + "cooling/state"),
         ),
         slow=(
-            page(_V1 + "miner/details"),
-            page(_V1 + "performance/tuner-state"),
-            page(_V1 + "pools/"),
-            page(_V1 + "miner/errors"),
-            page(_V1 + "version/"),
-            page(_V1 + "network/"),
+            page(V1 + "miner/details"),
+            page(V1 + "performance/tuner-state"),
+            page(V1 + "pools/"),
+            page(V1 + "miner/errors"),
+            page(V1 + "version/"),
+            page(V1 + "network/"),
         ),
     ),
     ports={Wire.CGMINER: 4028, Wire.HTTP: 80},
     auth=WebAuth(kind=AuthKind.TOKEN, login=_login, token_of=_token, factory=FACTORY),
-    sheet=Sheet(
-        title="Braiins OS+ (REST, 25.07 and later)",
-        versions=("25.07-plus", "26.04 from documents"),
-        wires="REST with a token on TCP 80",
-        abilities=(
-            Ability(
-                capability=Capability.READ,
-                how="GET miner/stats, miner/hw/hashboards, cooling/state; slowly miner/details, "
-                "performance/tuner-state, pools/, miner/errors, version/, network/",
-                answer_s=5.0,
-                effect_s=None,
-                evidence=Evidence.CAPTURE,
-            ),
-        ),
-        captures=("braiins-rest-25.07",),
-        cases=("tests/firmware_bridges/braiins",),
-        limits=("power is the firmware's estimate",),
-        source="recorded answers of 25.07; the vendor's OpenAPI documents of 25.07 and 26.04",
-    ),
+    control=BraiinsRestControl,
+    sheet=REST_SHEET,
 )

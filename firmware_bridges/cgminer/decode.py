@@ -18,6 +18,7 @@ from firmware_bridges.rows import (
     UPTIME_S_MAX,
     Row,
     RowReader,
+    first_text,
 )
 
 # Smallest wattage and temperature that can be a measurement; below lies the placeholder 0.
@@ -105,13 +106,15 @@ def decode_version(answer: Answer) -> Partial:
             *(value for value in reader.row.values() if isinstance(value, str)),
         )
     ).lower()
-    model = reader.text("Type") or reader.text("MODEL") or reader.text("PROD")
+    model = first_text(reader, "Type", "MODEL", "PROD", truncated=answer.truncated)
     return Partial(
         source=answer.command,
         make=_mark(_MAKE_MARKS, said),
         model=model,
         firmware=_mark(_FIRMWARE_MARKS, said),
-        fw_version=reader.text("CompileTime") or reader.text("Miner") or reader.text("CGMiner"),
+        fw_version=first_text(
+            reader, "CompileTime", "Miner", "CGMiner", truncated=answer.truncated
+        ),
         api_version=reader.text("API"),
         mac=mac_address(reader.text("MAC")),
         rejected=reader.rejected,

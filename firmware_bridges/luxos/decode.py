@@ -4,6 +4,7 @@ Source: recorded answers of 2025.4 and 2025.9, the vendor's public list of comma
 shape of Bitmain's stock firmware, and is read by its decoder.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -15,11 +16,19 @@ from firmware_bridges.rows import POWER_W_MAX, Row, RowReader, as_float, as_text
 
 EVENTS_MAX: Final = 32
 
-_CORNERS: Final = ("TopLeft", "TopRight", "BottomLeft", "BottomRight", "Board")
-_CHIP_CORNERS: Final = ("Chip", "ChipMax", "Chip Max")
-# SystemStatus words that say that the firmware itself stopped the machine.
-_STOPPED: Final = {"shutdown": MinerState.STOPPED, "overheat": MinerState.OVERHEATED,
-                   "panic": MinerState.FAULT}  # fmt: skip
+# Older releases knew an idle curtailment beside sleep; neither hashes.
+_CURTAILED: Final = frozenset({"sleep", "idle"})
+# The names of sensors differ with the model: corners of a board, or its chips.
+_ON_BOARD: Final = re.compile(r"(top|bottom) ?(left|right)|board", re.IGNORECASE)
+_ON_CHIP: Final = re.compile(r"chip|die", re.IGNORECASE)
+# SystemStatus words that say why the machine does not hash.
+_WORDS: Final = {
+    "overheat": MinerState.OVERHEATED,
+    "shutdown": MinerState.STOPPED,
+    "panic": MinerState.FAULT,
+    "initializing": MinerState.STARTING,
+    "starting": MinerState.STARTING,
+}
 
 
 def decode_config(answer: Answer) -> Partial:
@@ -32,7 +41,8 @@ def decode_config(answer: Answer) -> Partial:
         serial=reader.text("SerialNumber"),
         hostname=reader.text("Hostname"),
         expected_hashrate_ths=rate_ths(reader, "NameplateTHS", "TH"),
-        configured_mode=_told(reader),
+        power_limit_w=_target_w(reader),
+        configured_mode=told_mode(answer),
         state=_state(reader),
         fault_light=_light(reader),
         power_profile=reader.text("Profile"),
@@ -65,8 +75,18 @@ def decode_temps(answer: Answer) -> Partial:
     rows = answer.section("TEMPS") or ()
     return Partial(
         source=answer.command,
-        board_temp_c_max=hottest_c(row.get(name) for row in rows for name in _CORNERS),
-        chip_temp_c_max=hottest_c(row.get(name) for row in rows for name in _CHIP_CORNERS),
+        board_temp_c_max=hottest_c(_sensors(rows, _ON_BOARD)),
+        chip_temp_c_max=hottest_c(_sensors(rows, _ON_CHIP)),
+    )
+
+
+def decode_atm(answer: Answer) -> Partial:
+    """Decode `atm`: the power target, on machines that follow one."""
+    reader = _first(answer, "ATM")
+    return Partial(
+        source=answer.command,
+        power_limit_w=power_w(reader, "PowerTarget"),
+        rejected=reader.rejected,
     )
 
 
@@ -105,12 +125,12 @@ def decode_devs(answer: Answer) -> Partial:
 
 
 def decode_version(answer: Answer) -> Partial:
-    """Decode `version`: LuxOS names its own release in `Miner`."""
+    """Decode `version`; where LuxOS poses as stock firmware, only `LUXminer` is its release."""
     reader = _first(answer, "VERSION")
     return Partial(
         source=answer.command,
         model=reader.text("Type"),
-        fw_version=_release(first_text(reader, "Miner", "LUXminer", truncated=answer.truncated)),
+        fw_version=_release(first_text(reader, "LUXminer", "Miner", truncated=answer.truncated)),
         api_version=reader.text("API"),
         rejected=reader.rejected,
     )
@@ -127,28 +147,52 @@ def decode_devdetails(answer: Answer) -> Partial:
     )
 
 
+def _sensors(rows: tuple[Row, ...], names: re.Pattern[str]) -> list[object]:
+    return [value for row in rows for name, value in row.items() if names.search(name)]
+
+
 def _first(answer: Answer, section: str) -> RowReader:
     rows = answer.section(section)
     return RowReader(rows[0] if rows else {})
 
 
 def _release(text: str | None) -> str | None:
-    """Take the commit off `2025.4.8.220305-57b389c7`."""
-    return None if text is None else text.partition("-")[0]
+    """Take the commit off `2025.4.8.220305-57b389c7`; a name of other firmware is no release."""
+    return text.partition("-")[0] if text is not None and text[0].isdigit() else None
 
 
-def _told(reader: RowReader) -> WorkMode | None:
+def told_mode(answer: Answer) -> WorkMode | None:
+    """Tell from `config` what the miner was told to do.
+
+    A profile below the normal one is `low` and one above it `high`, but only where nobody but its
+    owner chooses profiles: the automatic thermal management moves them by itself.
+    """
+    reader = _first(answer, "CONFIG")
     mode = reader.text("CurtailMode")
     if mode is None:
         return None
-    return WorkMode.SLEEP if mode.lower() == "sleep" else WorkMode.NORMAL
+    if mode.lower() in _CURTAILED:
+        return WorkMode.SLEEP
+    if answer.truncated:
+        return None
+    step = as_float(reader.row.get("ProfileStep"))
+    if step is None or step == 0 or reader.row.get("IsAtmEnabled") is not False:
+        return WorkMode.NORMAL
+    return WorkMode.LOW if step < 0 else WorkMode.HIGH
+
+
+def _target_w(reader: RowReader) -> float | None:
+    """Read the power target of machines that follow one; others follow their profile's watts."""
+    if reader.row.get("IsPowerTargetEnabled") is not True:
+        return None
+    return power_w(reader, "ActualPowerTarget")
 
 
 def _state(reader: RowReader) -> MinerState | None:
-    if _told(reader) is WorkMode.SLEEP:
+    if (reader.text("CurtailMode") or "").lower() in _CURTAILED:
         return MinerState.ASLEEP
     status = (reader.text("SystemStatus") or "").lower()
-    return next((state for word, state in _STOPPED.items() if word in status), None)
+    return next((state for word, state in _WORDS.items() if word in status), None)
 
 
 def _light(reader: RowReader) -> bool | None:

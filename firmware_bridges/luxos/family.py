@@ -3,7 +3,9 @@
 from typing import Final
 
 from firmware_bridges.family import WEIGHT_SURE, Family, Mark, Reads
+from firmware_bridges.luxos.control import LuxosControl
 from firmware_bridges.luxos.decode import (
+    decode_atm,
     decode_config,
     decode_devdetails,
     decode_devs,
@@ -14,8 +16,8 @@ from firmware_bridges.luxos.decode import (
     decode_temps,
     decode_version,
 )
+from firmware_bridges.luxos.sheet import SHEET
 from firmware_bridges.query import Wire, cgminer
-from firmware_bridges.sheet import Ability, Capability, Evidence, Sheet
 
 LUXOS: Final = Family(
     name="luxos",
@@ -26,6 +28,7 @@ LUXOS: Final = Family(
         Mark(text=b'"luxos"', weight=WEIGHT_SURE),
     ),
     answers={
+        "atm": decode_atm,
         "config": decode_config,
         "power": decode_power,
         "profiles": decode_profiles,
@@ -37,8 +40,8 @@ LUXOS: Final = Family(
         "version": decode_version,
     },
     order=(
-        "summary", "config", "power", "fans", "temps", "stats", "version", "devs", "profiles",
-        "devdetails", "events", "pools",
+        "summary", "config", "atm", "power", "fans", "temps", "stats", "version", "devs",
+        "profiles", "devdetails", "events", "pools",
     ),
     reads=Reads(
         fast=(cgminer("summary"), cgminer("power"), cgminer("temps"), cgminer("fans")),
@@ -48,24 +51,6 @@ LUXOS: Final = Family(
         ),
     ),
     ports={Wire.CGMINER: 4028},
-    sheet=Sheet(
-        title="LuxOS",
-        versions=("2025.4.8", "2025.9.8"),
-        wires="cgminer API on TCP 4028",
-        abilities=(
-            Ability(
-                capability=Capability.READ,
-                how="summary, power, temps, fans; slowly config, version, stats, profiles, events, "
-                "pools",
-                answer_s=3.0,
-                effect_s=None,
-                evidence=Evidence.CAPTURE,
-                note="one recording of one machine is public",
-            ),
-        ),
-        captures=("luxos-s19kpro",),
-        cases=("tests/firmware_bridges/luxos",),
-        limits=("power without a reading PSU is the firmware's estimate",),
-        source="recorded answers of an S19k Pro; the vendor's public list of commands",
-    ),
+    control=LuxosControl,
+    sheet=SHEET,
 )  # fmt: skip

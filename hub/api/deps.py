@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from hub.core.authz import Role
 from hub.live import LiveChannel
-from hub.ports import Clock, Dispatcher, Store
+from hub.ports import Clock, Dispatcher, LongReads, Store
 from hub.security.passwords import Passwords
 from hub.security.rate_limit import TokenBuckets
 from hub.security.tokens import TokenKeys
@@ -60,6 +60,7 @@ class Deps:
     logins: TokenBuckets
     login_addresses: TokenBuckets
     counts: Counts
+    long_reads: LongReads
 
 
 HubDeps = NamedDependency[Deps]
@@ -109,6 +110,7 @@ def make_deps(  # noqa: PLR0913 - each port by its name
     passwords: Passwords,
     limits: Limits,
     counts: Counts,
+    long_reads: LongReads,
 ) -> Deps:
     """Put the parts together with fresh buckets."""
     per_s = limits.logins_per_min / 60
@@ -126,4 +128,5 @@ def make_deps(  # noqa: PLR0913 - each port by its name
         logins=TokenBuckets(per_s, limits.logins_per_min),
         login_addresses=TokenBuckets(per_s * 10, limits.logins_per_min * 10),
         counts=counts,
+        long_reads=long_reads,
     )

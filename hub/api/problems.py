@@ -15,6 +15,7 @@ from hub.errors import (
     IllegalTransitionError,
     InvoiceError,
     NotFoundError,
+    ReadTooLongError,
     StoreBusyError,
     StoreError,
 )
@@ -31,6 +32,7 @@ _STATUS: tuple[tuple[type[HubError], int], ...] = (
     (TokenError, 401),
     (TooManyPasswordsError, 503),
     (StoreBusyError, 503),
+    (ReadTooLongError, 422),
     (StoreError, 500),
     (NotFoundError, 404),
     (IllegalTransitionError, 409),

@@ -34,6 +34,7 @@ from hub.core.authz import may_see
 from hub.core.invoicing import Invoice, encode_invoice
 from hub.core.placement import PlaceRequest, best, rank, waiting_reason
 from hub.core.rating import card_in_force, total_of
+from hub.ports import Reader
 from hub.store import invoices, rate_cards, sites, usage
 from hub.store.offers import read_offers
 from hub.store.sync_tables import last_switches
@@ -151,8 +152,10 @@ async def read_usage(
 ) -> UsageAnswer:
     """Rate the usage that starts within [from, to): by default the last 24 h."""
     first, last = _window(deps, start, end)
-    caller = caller_of(request.scope)
-    lines = invoices.rated_usage(deps.store, customer_id=caller.scope_id, start=first, end=last)
+    scope_id = caller_of(request.scope).scope_id
+    lines = await deps.long_reads.run(
+        lambda reader: invoices.rated_usage(reader, customer_id=scope_id, start=first, end=last)
+    )
     return UsageAnswer(
         start=first,
         end=last,
@@ -179,11 +182,15 @@ async def read_usage(
 async def read_revenue(deps: HubDeps, start: From = None, end: To = None) -> RevenueAnswer:
     """Rate everybody's usage within [from, to) by site, and sum what was invoiced so far."""
     first, last = _window(deps, start, end)
+    return await deps.long_reads.run(lambda reader: _revenue(reader, first, last))
+
+
+def _revenue(reader: Reader, first: datetime, last: datetime) -> RevenueAnswer:
     rows = []
     total = Decimal("0.00")
-    for site in sites.list_sites(deps.store):
+    for site in sites.list_sites(reader, with_retired=True):
         lines = invoices.rated_usage(
-            deps.store, customer_id=None, start=first, end=last, site_id=site.site_id
+            reader, customer_id=None, start=first, end=last, site_id=site.site_id
         )
         amount = total_of(lines)
         total += amount
@@ -194,7 +201,7 @@ async def read_revenue(deps: HubDeps, start: From = None, end: To = None) -> Rev
         end=last,
         sites=tuple(rows),
         total_usd=str(total),
-        invoiced_usd=str(invoices.total_invoiced(deps.store)),
+        invoiced_usd=str(invoices.total_invoiced(reader)),
     )
 
 

@@ -62,9 +62,15 @@ def is_lapsed(lease: Lease, silent_s: float) -> bool:
     Args:
         lease: the attempt. silent_s: seconds since the hub last heard from the site.
     """
+    after_s = lapses_after_s(lease)
+    return after_s is not None and silent_s > after_s
+
+
+def lapses_after_s(lease: Lease) -> float | None:
+    """Give how long a site may be silent before an attempt there may move; None: for ever."""
     if lease.on_partition is not OnPartition.MOVE:
-        return False
-    return silent_s > lease.lapse_after_s + LAPSE_MARGIN_S
+        return None
+    return lease.lapse_after_s + LAPSE_MARGIN_S
 
 
 def after_release(

@@ -54,10 +54,14 @@ def take_batch(
         effects.counts["batch_of_unknown_store"] += 1
         return Taken(None, effects)
     view = sites.view(connection, store.site_id)
+    if view is None:
+        # A site that was retired while it was connected: kept unacked at the edge.
+        effects.counts["batch_of_retired_site"] += 1
+        return Taken(None, effects)
     source = _Source(
         store=store,
         stream=batch.stream,
-        owner=view is not None and view.owner_store_id == store.store_id,
+        owner=view.owner_store_id == store.store_id,
         hub_epoch=sync_tables.meta(connection, "hub_epoch"),
         received_at=now,
         now=now,

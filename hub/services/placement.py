@@ -1,7 +1,8 @@
 """Move workloads: place what is queued, end what is cancelled, too dear, expired or cut off.
 
-A reconciler: woken by commits that matter, else once a second; each step is one guarded write job,
-so that a pass which raced with a report of a site changes nothing.
+A reconciler: woken by commits that matter, and by what only time brings about, to the second; each
+step is one guarded write job, so that a pass which raced with a report of a site changes nothing.
+While nothing is due the store is asked for no more than whether a rate card was added.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from decimal import Decimal
 
 from msgspec.structs import replace
 
-from hub.core.leases import after_release, end_of, is_lapsed
+from hub.core.leases import after_release, end_of, is_lapsed, lapses_after_s
 from hub.core.placement import (
     OpenLease,
     PlaceRequest,
@@ -28,6 +29,7 @@ from hub.errors import HubError
 from hub.ingest.counters import Counters
 from hub.ingest.effects import Effects
 from hub.ports import Clock, Store
+from hub.services.agenda import NS_PER_S, Agenda
 from hub.store import leases, rate_cards, sites, sync_tables, workloads
 from hub.store.offers import read_offers
 from hub.store.workloads import WorkloadRow
@@ -38,7 +40,10 @@ from protocol.units import to_ms
 
 _log = logging.getLogger("hub.placement")
 
+# How finely time is looked at, and how soon a pass follows one that may not have seen everything.
 PERIOD_S = 1.0
+# asyncio may fire a timer this much early.
+TIMER_SLACK_S = 0.001
 # After a pass that could place nothing, the next one waits: a stream of submissions to full sites
 # must not read the whole queue again for each of them.
 IDLE_GAP_S = 0.05
@@ -81,57 +86,99 @@ class Placement:
         self._carry_out = carry_out
         self._heard_ns = heard_ns
         self._energy_prices = energy_prices
+        self._agenda = Agenda(clock)
         self._wake = asyncio.Event()
+        self._woken = False
+        self._again = False
+        self._card_version = 0
         # A site not heard from in this run counts as silent from here on, never from before.
         self._started_ns = clock.boottime_ns()
         self.waiting: dict[str, str] = {}
 
     def wake(self) -> None:
         """Ask for a pass soon."""
+        self._woken = True
         self._wake.set()
 
     async def run(self) -> None:
         """Make passes until cancelled."""
         loop = asyncio.get_running_loop()
-        swept_s = -PERIOD_S
+        sweep_s = loop.time()
         while True:
-            self._wake.clear()
+            # A pass without a sweep, one that failed and one that moved something has a successor.
+            self._again = loop.time() < sweep_s - TIMER_SLACK_S
+            self._woken = False
+            moved = 0
             try:
-                if loop.time() - swept_s >= PERIOD_S:
-                    swept_s = loop.time()
+                if not self._again:
+                    sweep_s = loop.time() + PERIOD_S
                     await self.sweep()
-                idle = not await self.cancel_and_place()
+                moved = await self.cancel_and_place()
             except HubError as exc:
-                idle = True
-                self._counters.add(f"placement_{exc.code}")
-                _log.error("placement=failed why=%s", exc)
-            if idle:
+                self._failed(exc)
+            if moved:
+                self._again = True
+            else:
                 await asyncio.sleep(IDLE_GAP_S)
+            await self._until_due(sweep_s)
+
+    async def _until_due(self, at_s: float) -> None:
+        """Wait for a wake, or to the end of the first period in which something became due."""
+        loop = asyncio.get_running_loop()
+        while not self._woken:
+            self._wake.clear()
+            timer = loop.call_at(at_s, self._wake.set)
             try:
-                async with asyncio.timeout_at(swept_s + PERIOD_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+                await self._wake.wait()
+            finally:
+                timer.cancel()
+            if self._is_due():
+                return
+            at_s = max(at_s, loop.time()) + PERIOD_S
+
+    def _is_due(self) -> bool:
+        return self._woken or self._again or self._agenda.is_due() or self._card_added()
 
     async def sweep(self) -> None:
         """Look at what only time brings about: expiry, prices, sites that fell silent."""
         now = self._clock.wall()
-        cards = rate_cards.list_cards(self._store)
+        self._agenda.begin(now)
+        cards = self._read_cards()
         epoch = sync_tables.read_epoch(self._store)
         settled = not sites.not_reported_since_restore(self._store, epoch)
         jobs: list[Job] = []
         for row in self._with_states((WorkloadState.QUEUED, *_ACTIVE)):
+            self._agenda.at_wall(row.expires_at)
             if row.expires_at is not None and row.expires_at <= now:
                 jobs.append(_end_or_close(row, WorkloadState.EXPIRED, EndReason.EXPIRED, now))
             elif row.state in _ACTIVE and _too_dear(cards, row, now):
                 jobs.append(_end(row, EndReason.PRICE_ABOVE_MAX))
-        if settled:
-            jobs += [
-                _lapse(row.lease, now)
-                for row in leases.open_leases(self._store)
-                if row.lapsed_at is None and is_lapsed(row.lease, self._silent_s(row.lease.site_id))
-            ]
+        jobs += [_lapse(lease, now) for lease in self._lapsed()] if settled else []
         await self._do(jobs)
+
+    def _read_cards(self) -> tuple[RateCard, ...]:
+        cards = rate_cards.list_cards(self._store)
+        self._card_version = max((card.version for card in cards), default=0)
+        for card in cards:
+            self._agenda.at_wall(card.effective_from - PRICE_LEAD)
+            self._agenda.at_wall(card.effective_from)
+        return cards
+
+    def _card_added(self) -> bool:
+        """Tell whether another process has added a rate card: nobody wakes us for that."""
+        return rate_cards.newest_version(self._store) != self._card_version
+
+    def _lapsed(self) -> list[Lease]:
+        lapsed: list[Lease] = []
+        for row in leases.open_leases(self._store):
+            after_s = lapses_after_s(row.lease)
+            if row.lapsed_at is not None or after_s is None:
+                continue
+            heard_ns = self._heard_ns.get(row.lease.site_id, self._started_ns)
+            self._agenda.at_boottime(heard_ns + int(after_s * NS_PER_S))
+            if is_lapsed(row.lease, (self._clock.boottime_ns() - heard_ns) / NS_PER_S):
+                lapsed.append(row.lease)
+        return lapsed
 
     async def cancel_and_place(self) -> int:
         """End what customers cancelled, then place what is queued; gives how many it moved."""
@@ -180,16 +227,18 @@ class Placement:
     def _refused(self, row: WorkloadRow, now: datetime) -> tuple[str, ...]:
         if row.attempt == 0:
             return ()
-        return leases.refused_since(self._store, row.workload_id, to_ms(now) - REFUSED_PAUSE_MS)
+        since_ms = to_ms(now) - REFUSED_PAUSE_MS
+        refused = leases.refused_since(self._store, row.workload_id, since_ms)
+        self._again = self._again or bool(refused)
+        return refused
 
     def _with_states(self, states: Iterable[WorkloadState]) -> tuple[WorkloadRow, ...]:
-        return tuple(
-            row for state in states for row in workloads.find_by_state(self._store, state, PASS_MAX)
-        )
-
-    def _silent_s(self, site_id: str) -> float:
-        last_ns = self._heard_ns.get(site_id, self._started_ns)
-        return (self._clock.boottime_ns() - last_ns) / 1e9
+        found: list[WorkloadRow] = []
+        for state in states:
+            rows = workloads.find_by_state(self._store, state, PASS_MAX)
+            self._again = self._again or len(rows) == PASS_MAX
+            found += rows
+        return tuple(found)
 
     async def _do(self, jobs: Iterable[Job]) -> int:
         """Run jobs together, so that they share a commit; one that fails harms no other."""
@@ -203,11 +252,15 @@ class Placement:
         try:
             effects = await self._store.write(job)
         except HubError as exc:
-            self._counters.add(f"placement_{exc.code}")
-            _log.error("placement=failed why=%s", exc)
+            self._failed(exc)
             return
         # What a step of ours leaves needs no second pass, except a wake for a freed workload.
         self._carry_out(effects)
+
+    def _failed(self, exc: HubError) -> None:
+        self._again = True
+        self._counters.add(f"placement_{exc.code}")
+        _log.error("placement=failed why=%s", exc)
 
 
 def _too_dear(cards: Sequence[RateCard], row: WorkloadRow, now: datetime) -> bool:

@@ -5,7 +5,7 @@ invoice of every billed interval, so that nothing is billed twice and what arriv
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -20,7 +20,7 @@ from hub.core.invoicing import (
 )
 from hub.core.rating import MinuteUsage, RatedLine, WorkloadTerms, rate
 from hub.errors import InvoiceError
-from hub.ports import Store
+from hub.ports import Reader, Store, SupportsRead
 from hub.store import rate_cards
 from hub.store.migrations import Migration
 from protocol.units import from_ms, to_ms
@@ -114,7 +114,7 @@ def close_period(
         "end_ms": to_ms(period.end),
         "start_minute": to_ms(period.start) // 60_000,
     }
-    usage = _minutes(connection.execute(_BY_MINUTE, params).fetchall())
+    usage = tuple(_minutes(connection.execute(_BY_MINUTE, params).fetchall()))
     (last,) = connection.execute("SELECT COALESCE(MAX(number), 0) FROM invoices").fetchone()
     invoice = close(
         number=last + 1,
@@ -158,14 +158,14 @@ def page(
     return tuple(decode_invoice(row[0].encode()) for row in store.read(sql, (*params, limit)))
 
 
-def total_invoiced(store: Store) -> Decimal:
+def total_invoiced(store: SupportsRead) -> Decimal:
     """Sum every invoice."""
     rows = store.read("SELECT total_usd FROM invoices")
     return sum((Decimal(row[0]) for row in rows), Decimal("0.00"))
 
 
 def rated_usage(
-    store: Store,
+    reader: Reader,
     *,
     customer_id: str | None,
     start: datetime,
@@ -173,6 +173,8 @@ def rated_usage(
     site_id: str | None = None,
 ) -> tuple[RatedLine, ...]:
     """Rate what was used within [start, end), billed or not: a view, not an invoice.
+
+    For a job of ``LongReads``: a large window takes seconds.
 
     Raises:
         InvoiceError: usage without a price.
@@ -184,12 +186,12 @@ def rated_usage(
             sql += f" AND {column} = ?"
             filters.append(value)
     sql += " GROUP BY workload_id, device_class, minute"
-    usage = _minutes(store.read(sql, filters))
     if customer_id is None:
-        terms = _terms(store.read(_TERMS))
+        terms = _terms(reader.stream(_TERMS))
     else:
-        terms = _terms(store.read(f"{_TERMS} WHERE customer_id = ?", (customer_id,)))
-    return rate(usage, rate_cards.list_cards(store), terms)
+        terms = _terms(reader.stream(f"{_TERMS} WHERE customer_id = ?", (customer_id,)))
+    usage = _minutes(reader.stream(sql, filters))
+    return rate(usage, rate_cards.list_cards(reader), terms)
 
 
 def _check_customer(connection: sqlite3.Connection, customer_id: str) -> None:
@@ -202,8 +204,8 @@ def _check_customer(connection: sqlite3.Connection, customer_id: str) -> None:
         raise InvoiceError("no_customer", f"no customer {customer_id}")
 
 
-def _minutes(rows: Sequence[tuple[Any, ...]]) -> tuple[MinuteUsage, ...]:
-    return tuple(
+def _minutes(rows: Iterable[tuple[Any, ...]]) -> Iterator[MinuteUsage]:
+    return (
         MinuteUsage(
             workload_id=workload_id,
             device_class=device_class,

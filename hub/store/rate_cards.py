@@ -8,7 +8,7 @@ from typing import Any
 
 from hub.core.rating import ClassPrice, RateCard, card_in_force
 from hub.errors import InvoiceError
-from hub.ports import Store
+from hub.ports import SupportsRead
 from hub.store.migrations import Migration
 from protocol.units import from_ms, to_ms
 
@@ -88,12 +88,17 @@ def all_cards(connection: sqlite3.Connection) -> tuple[RateCard, ...]:
     return _cards(connection.execute(_SELECT).fetchall())
 
 
-def list_cards(store: Store) -> tuple[RateCard, ...]:
+def list_cards(store: SupportsRead) -> tuple[RateCard, ...]:
     """Read every version on the query-only connection."""
     return _cards(store.read(_SELECT))
 
 
-def read_price(store: Store, device_class: str, now: datetime) -> Decimal | None:
+def newest_version(store: SupportsRead) -> int:
+    """Read the newest version, and no more; 0 while there is none."""
+    return int(store.read("SELECT COALESCE(MAX(version), 0) FROM rate_cards")[0][0])
+
+
+def read_price(store: SupportsRead, device_class: str, now: datetime) -> Decimal | None:
     """Read the price of one class in force at ``now``, and no more; None when it has none."""
     rows = store.read(
         "SELECT price_usd_per_h FROM rate_card_prices WHERE device_class = ? AND version ="

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from hub.core.sync import SiteView
-from hub.ports import Store
+from hub.ports import Store, SupportsRead
 from hub.store.migrations import Migration
 from protocol.codec import encode
 from protocol.event import ClassReport, SiteReport
@@ -48,6 +48,11 @@ MIGRATIONS = (
             """,
         ),
     ),
+    Migration(
+        module="sites",
+        number=2,
+        sql=("ALTER TABLE sites ADD COLUMN retired_at_ms INTEGER",),
+    ),
 )
 
 _REPORT = msgspec.msgpack.Decoder(SiteReport)
@@ -59,6 +64,7 @@ class SiteRow(Struct, frozen=True, kw_only=True):
     Args:
         last_seen: when anything of it was last committed. through: usage is complete up to here.
         report_epoch: hub epoch in which it last reported what it runs.
+        retired_at: when it was given up for good; such a site counts for its past only.
     """
 
     site_id: str
@@ -75,23 +81,25 @@ class SiteRow(Struct, frozen=True, kw_only=True):
     conn_no: int = 0
     agent_version: str = ""
     report: SiteReport | None = None
+    retired_at: datetime | None = None
 
 
 _COLUMNS = (
     "site_id, name, online, last_heard_ms, through_ms, report, report_at_ms, report_epoch,"
-    " owner_store_id, conn_no, agent_version"
+    " owner_store_id, conn_no, agent_version, retired_at_ms"
 )
 _SELECT = f"SELECT {_COLUMNS} FROM sites"  # noqa: S608 - a constant
 
 
-def list_sites(store: Store) -> tuple[SiteRow, ...]:
-    """Read all sites, by id."""
-    return tuple(_row(values) for values in store.read(f"{_SELECT} ORDER BY site_id"))
+def list_sites(store: SupportsRead, *, with_retired: bool = False) -> tuple[SiteRow, ...]:
+    """Read all sites, by id; those that are retired have a past only."""
+    where = "1" if with_retired else "retired_at_ms IS NULL"
+    return tuple(_row(values) for values in store.read(f"{_SELECT} WHERE {where} ORDER BY site_id"))
 
 
 def find(store: Store, site_id: str) -> SiteRow | None:
-    """Read one site on the query-only connection."""
-    rows = store.read(f"{_SELECT} WHERE site_id = ?", (site_id,))
+    """Read one site that is not retired on the query-only connection."""
+    rows = store.read(f"{_SELECT} WHERE site_id = ? AND retired_at_ms IS NULL", (site_id,))
     return _row(rows[0]) if rows else None
 
 
@@ -104,22 +112,25 @@ def get(connection: sqlite3.Connection, site_id: str) -> SiteRow | None:
 def add(
     connection: sqlite3.Connection, site_id: str, *, name: str, hub_epoch: int, now: datetime
 ) -> bool:
-    """Add a site; False when it exists.
+    """Add a site, or take a retired one back; False when it exists.
 
-    A new site has nothing from before a restore, so it counts as reported in this epoch.
+    A new site has nothing from before a restore, so it counts as reported in this epoch. One that
+    is taken back may hold anything, and counts as it did when it was retired.
     """
     cursor = connection.execute(
-        "INSERT OR IGNORE INTO sites (site_id, name, enrolled_at_ms, report_epoch)"
-        " VALUES (?, ?, ?, ?)",
+        "INSERT INTO sites (site_id, name, enrolled_at_ms, report_epoch) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (site_id) DO UPDATE SET retired_at_ms = NULL, name = excluded.name"
+        " WHERE retired_at_ms IS NOT NULL",
         (site_id, name, to_ms(now), hub_epoch),
     )
     return cursor.rowcount == 1
 
 
 def view(connection: sqlite3.Connection, site_id: str) -> SiteView | None:
-    """Read who owns the site; None for an unknown site."""
+    """Read who owns the site; None for an unknown or retired site."""
     row = connection.execute(
-        "SELECT owner_store_id, rebase_of, boot_id, conn_no FROM sites WHERE site_id = ?",
+        "SELECT owner_store_id, rebase_of, boot_id, conn_no FROM sites"
+        " WHERE site_id = ? AND retired_at_ms IS NULL",
         (site_id,),
     ).fetchone()
     if row is None:
@@ -168,6 +179,13 @@ def set_offline(connection: sqlite3.Connection, site_id: str, store_id: str, con
         (site_id, conn_no, store_id),
     )
     return cursor.rowcount == 1
+
+
+def set_retired(connection: sqlite3.Connection, site_id: str, at: datetime) -> None:
+    """Note that a site is gone for good."""
+    connection.execute(
+        "UPDATE sites SET retired_at_ms = ?, online = 0 WHERE site_id = ?", (to_ms(at), site_id)
+    )
 
 
 def heard(connection: sqlite3.Connection, site_id: str, now_ms: int) -> None:
@@ -225,7 +243,9 @@ def set_policy_published(connection: sqlite3.Connection, site_id: str, body: byt
 def not_reported_since_restore(store: Store, hub_epoch: int) -> tuple[str, ...]:
     """Give the sites that have not said what they run since the hub was restored."""
     rows = store.read(
-        "SELECT site_id FROM sites WHERE report_epoch < ? ORDER BY site_id", (hub_epoch,)
+        "SELECT site_id FROM sites WHERE report_epoch < ? AND retired_at_ms IS NULL"
+        " ORDER BY site_id",
+        (hub_epoch,),
     )
     return tuple(row[0] for row in rows)
 
@@ -255,6 +275,7 @@ def _row(values: tuple[Any, ...]) -> SiteRow:
         conn_no=values[9],
         agent_version=values[10],
         report=report,
+        retired_at=_time(values[11]),
     )
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import aiomqtt
 from msgspec import Struct
-from paho.mqtt.client import MQTT_ERR_SUCCESS, MQTTMessage
+from paho.mqtt.client import MQTT_ERR_SUCCESS, Client, DisconnectFlags, MQTTMessage
+from paho.mqtt.enums import LogLevel
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -22,6 +23,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from hub.ports import Inbound, MqttConnection, Will
 from protocol.codec import PACKET_BYTES_MAX
+from protocol.tls import explain_refusal
 
 CONNECT_S = 10.0
 PUBLISH_S = 10.0
@@ -65,7 +67,12 @@ class AiomqttConnector:
         receive_maximum: int,
         will: Will | None,
     ) -> AsyncIterator[MqttConnection]:
-        """Connect; a failure of the link comes out as ConnectionError or TimeoutError."""
+        """Connect.
+
+        Raises:
+            PermissionError: the broker does not accept our certificate. ConnectionError,
+                TimeoutError: it cannot be reached, or the link ended.
+        """
         client = aiomqtt.Client(
             self._address.host,
             self._address.port,
@@ -82,12 +89,13 @@ class AiomqttConnector:
             max_inflight_messages=PUBLISHES_MAX,
             socket_options=_NO_DELAY,
         )
+        _EarlyEnd(client)
         connection = _Connection(client)
         try:
             async with asyncio.timeout(CONNECT_S + 1.0):
                 await client.__aenter__()
         except aiomqtt.MqttError as exc:
-            raise ConnectionError(f"connect: {exc}") from exc
+            raise _connect_error(exc) from exc
         try:
             yield connection
         finally:
@@ -96,6 +104,44 @@ class AiomqttConnector:
             with suppress(aiomqtt.MqttError, TimeoutError):
                 await client.__aexit__(None, None, None)
             _retrieve(client)
+
+
+class _EarlyEnd:
+    """Ends the wait for the CONNACK when the broker closes before it, with what it said.
+
+    aiomqtt would wait for its whole timeout and call that the reason, while a broker that does not
+    accept our certificate says so at once.
+    """
+
+    def __init__(self, client: aiomqtt.Client) -> None:
+        self._client = client
+        self._loop = asyncio.get_running_loop()
+        self._answer: asyncio.Future[None] = client._connected  # noqa: SLF001 - see the module's docstring
+        self._said = "it gave no reason"
+        inner = client._client  # noqa: SLF001 - as above
+        inner.on_log = self._on_log
+        inner.on_disconnect = self._on_disconnect
+
+    def _on_log(self, client: object, userdata: object, level: int, text: str) -> None:
+        if level == LogLevel.MQTT_LOG_ERR:
+            self._said = text
+
+    def _on_disconnect(
+        self,
+        client: Client,
+        userdata: object,
+        flags: DisconnectFlags,
+        reason_code: ReasonCode,
+        properties: Properties | None,
+    ) -> None:
+        # Connecting is done in a thread, and what fails there is told there.
+        self._loop.call_soon_threadsafe(self._fail)
+        self._client._on_disconnect(client, userdata, flags, reason_code, properties)  # noqa: SLF001 - goes on as before
+
+    def _fail(self) -> None:
+        if not self._answer.done():
+            text = f"closed before it answered: {self._said}"
+            self._answer.set_exception(aiomqtt.MqttError(text))
 
 
 class _Inbound:
@@ -214,6 +260,14 @@ def _connect_properties(session_expiry_s: int, receive_maximum: int) -> Properti
     properties.SessionExpiryInterval = session_expiry_s
     properties.ReceiveMaximum = receive_maximum
     return properties
+
+
+def _connect_error(exc: aiomqtt.MqttError) -> OSError:
+    told = explain_refusal(str(exc))
+    if told is None:
+        return ConnectionError(f"connect: {exc}")
+    text = f"{told.sentence} ({exc})"
+    return PermissionError(text) if told.ours else ConnectionError(text)
 
 
 def _aiomqtt_will(will: Will | None) -> aiomqtt.Will | None:

@@ -78,7 +78,12 @@ def programs() -> tuple[Program, ...]:
             config=("agent.toml", "node.toml"),
             left_out=hub_only,
         ),
-        Program(package="hcp-hub", module="hub", sources=("hub", "protocol"), config=("hub.toml",)),
+        Program(
+            package="hcp-hub",
+            module="hub",
+            sources=("hub", "protocol"),
+            config=("hub.toml", "mosquitto.conf", "mosquitto.acl"),
+        ),
     )
 
 

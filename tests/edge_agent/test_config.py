@@ -89,3 +89,68 @@ def test_mistakes_are_named(tmp_path: Path, before: str, after: str, told: str) 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="No such file"):
         read_config(tmp_path / "none.toml")
+
+
+RANGES = GOOD.replace(
+    'first_address = "127.64.0.254"\ncount = 3',
+    'addresses = ["127.64.0.8/30", "127.64.1.5-6"]\nkind = "auto"\nv3_port = 4434\nrack = "A1"',
+)
+LISTED = GOOD.replace(
+    'first_address = "127.64.0.254"\ncount = 3', 'inventory = "miners.csv"\ncustomer = "acme"'
+)
+
+
+def test_ranges_give_their_hosts(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(RANGES, encoding="utf-8")
+    rows = asic_addresses(read_config(path))
+    assert [row.host for row in rows] == ["127.64.0.9", "127.64.0.10", "127.64.1.5", "127.64.1.6"]
+    assert {(row.kind, row.v3_port, row.rack, row.port) for row in rows} == {
+        ("auto", 4434, "A1", None)
+    }
+
+
+def test_an_inventory_gives_ports_kinds_and_labels_of_single_miners(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(LISTED, encoding="utf-8")
+    (tmp_path / "miners.csv").write_text(
+        "address,device_id,kind,port,rack,customer\n"
+        "127.64.0.1,m-7,luxos,14028,B2,\n"
+        "\n"
+        "127.64.0.2,,,,,miners inc\n",
+        encoding="utf-8",
+    )
+    first, second = asic_addresses(read_config(path))
+    assert (first.device_id, first.kind, first.port, first.rack) == ("m-7", "luxos", 14028, "B2")
+    assert (first.customer, second.customer) == ("acme", "miners inc")
+    assert (second.device_id, second.kind) == ("s21-0002", "antminer-stock")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("address,colour\n127.0.0.1,red\n", "head: address, colour; columns are"),
+        ("rack\nA1\n", "head: rack"),
+        ("address\n127.0.0\n", "line 2: Expected 4 octets"),
+        ("address,port\n127.0.0.1,0\n", "line 2: Expected `int` >= 1"),
+        ("address,port\n127.0.0.1\n", "line 2: 1 cells, the head has 2"),
+        ("address\n127.0.0.1\n127.0.0.1\n", "address 127.0.0.1 is there twice"),
+        ("address,kind\n127.0.0.1,s9os\n", "kind s9os: no such firmware family"),
+        ("", "head: is empty"),
+    ],
+)
+def test_mistakes_of_an_inventory_are_named(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "miners.csv").write_text(text, encoding="utf-8")
+    assert told in read(tmp_path, LISTED)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("127.64.0.8/30", "127.64.0.8/99", "asics[0].addresses: 127.64.0.8/99"),
+        ('kind = "auto"', 'kind = "magic"', "kind magic: no such firmware family"),
+        ('rack = "A1"', 'rak = "A1"', "asics[0].rak: unknown key"),
+    ],
+)
+def test_mistakes_of_ranges_are_named(tmp_path: Path, before: str, after: str, told: str) -> None:
+    assert told in read(tmp_path, RANGES.replace(before, after, 1))

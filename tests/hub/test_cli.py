@@ -80,10 +80,26 @@ def test_a_problem_is_one_line_and_exit_code_1(
         assert said in capsys.readouterr().err
 
 
+def test_a_site_is_retired_and_taken_back(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _run(config, "migrate")
+    _run(config, "site", "add", "--site", "lubbock")
+    capsys.readouterr()
+    assert _run(config, "site", "retire", "nowhere") == 1
+    assert capsys.readouterr().err == "hcp-hub: there is no site nowhere\n"
+    assert _run(config, "site", "retire", "lubbock", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"v": 1, "site_id": "lubbock", "ended": []}
+    assert _run(config, "site", "retire", "lubbock") == 1
+    assert "was retired at" in capsys.readouterr().err
+    assert _run(config, "site", "add", "--site", "lubbock") == 0
+    assert _run(config, "site", "add", "--site", "lubbock") == 1
+    assert "already" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "args",
     [
         ["frobnicate"],
+        ["site", "retire"],
         ["user", "add", "--role", "king"],
         ["rate-card", "add", "--from", "2020-01-01T00:00:00", "--price=H100=1"],
         ["rate-card", "add", "--from", "2020-01-01T00:00:00Z", "--price=H100"],

@@ -22,13 +22,10 @@ PROGRAMS = {"hcp-agent": "edge_agent", "hcp-hub": "hub"}
 HUB_ONLY_MODULES = {
     "argon2": "argon2-cffi",
     "_argon2_cffi_bindings": "argon2-cffi-bindings",
-    "cffi": "cffi",
-    "cryptography": "cryptography",
     "jinja2": "jinja2",
     "joserfc": "joserfc",
     "markupsafe": "markupsafe",
     "pyarrow": "pyarrow",
-    "pycparser": "pycparser",
     "websockets": "websockets",
 }
 
@@ -104,7 +101,8 @@ def test_configuration_files_are_valid_toml(build: ModuleType) -> None:
     files = sorted((ROOT / "packaging" / "conf").iterdir())
     assert {path.name for path in files} == shipped
     for path in files:
-        tomllib.loads(path.read_text())
+        if path.suffix == ".toml":  # the broker's are read by the broker, in tests/e2e/test_tls.py
+            tomllib.loads(path.read_text())
 
 
 # --- the packages themselves -----------------------------------------------------------------

@@ -10,7 +10,15 @@ from decimal import ROUND_HALF_UP, Decimal
 from itertools import pairwise
 from typing import Any
 
-from edge_agent.core.facts import Instant, SwitchClosed, SwitchOpened, TickRow, decode_row
+from edge_agent.core.facts import (
+    HoldMode,
+    Instant,
+    OperatorHeld,
+    SwitchClosed,
+    SwitchOpened,
+    TickRow,
+    decode_row,
+)
 from edge_agent.core.passes import replay_row
 from edge_agent.core.site_state import new_state
 from edge_agent.core.snapshot import decode_state, state_hash
@@ -324,6 +332,11 @@ def _journal(world: World, site: SiteWorld, counts: dict[str, int]) -> None:
             counts["switches_for_money"] += 1
             if gain is None or cost is None or gain <= cost:
                 world.problem(f"{site.site_id}: switch for {gain} USD at a cost of {cost} USD")
+    counts["drains"] += sum(
+        isinstance(fact, OperatorHeld) and fact.mode is HoldMode.DRAIN
+        for row in rows
+        for fact in row.facts
+    )
     _dwell(world, site, rows)
     if site.number % 2 == world.seed % 2:
         _replay(world, site, rows, snapshots)

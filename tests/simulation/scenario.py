@@ -64,6 +64,20 @@ class HostFault(Struct, frozen=True, kw_only=True):
     duration_s: float
 
 
+class Drained(Struct, frozen=True, kw_only=True):
+    """An operator takes a device out of use on the site, and gives it back after a while.
+
+    Args:
+        for_s: how long. by_time: the drain ends by itself; else the operator ends it.
+    """
+
+    at_s: float
+    site_id: str
+    device_id: str
+    for_s: float
+    by_time: bool
+
+
 class Wish(Struct, frozen=True, kw_only=True):
     """What an operator wants of a site from then on: a policy of the hub."""
 
@@ -81,6 +95,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
     faults: tuple[SiteFault, ...]
     host_faults: tuple[HostFault, ...]
     wishes: tuple[Wish, ...]
+    drains: tuple[Drained, ...]
     energy: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
     caps_w: tuple[float, ...]
     ramps_w_per_min: tuple[float | None, ...]
@@ -102,6 +117,8 @@ def draw(seed: int) -> Scenario:
         faults=faults,
         host_faults=_host_faults(rng),
         wishes=_wishes(rng),
+        # Drawn apart, so that everything else of a seed stays as it was before there were drains.
+        drains=_drains(random.Random(f"{seed}:drains")),
         energy=tuple((site, _energy(rng)) for site in SITES),
         caps_w=tuple(rng.choice((9_500.0, 12_500.0, 16_500.0)) for _ in SITES),
         ramps_w_per_min=tuple(rng.choice((None, 12_000.0)) for _ in SITES),
@@ -131,17 +148,15 @@ def build_site(site_id: str, cap_w: float, ramp_w_per_min: float | None) -> Site
             pue=1.2,
             dwell_s=60.0,
             serve_start_s=5.0,
-            stay_off_s=900.0,
-            stay_on_s=900.0,
+            interval_s=300.0,
         ),
-        # Stays are short and a wake-up dear enough that gain and cost are often close.
+        # Intervals are short and a wake-up dear enough that gain and cost are often close.
         DeviceClass(
             model=MODELS["S21"],
             dwell_s=90.0,
             warmup_s=60.0,
             wear_usd=0.05,
-            stay_off_s=600.0,
-            stay_on_s=900.0,
+            interval_s=300.0,
         ),
     )
     gpus = tuple(
@@ -176,6 +191,8 @@ def fault_kinds(scenario: Scenario) -> frozenset[str]:
     ):
         kinds.add("one_way_partition")
     kinds |= {fault.kind for fault in scenario.host_faults}
+    if scenario.drains:
+        kinds.add("drain")
     return frozenset(kinds)
 
 
@@ -211,6 +228,23 @@ def _wishes(rng: random.Random) -> tuple[Wish, ...]:
             lifted = Wish(at_s=round(at_s, 3), site_id=site_id, power_cap_w=None, curtail=False)
             found.append(lifted)
             at_s += rng.uniform(60.0, 300.0)
+    return tuple(found)
+
+
+def _drains(rng: random.Random) -> tuple[Drained, ...]:
+    found = []
+    for _ in range(rng.randint(0, 2)):
+        site_id = rng.choice(SITES)
+        at_s = rng.uniform(FAULTS_FROM_S, FAULTS_UNTIL_S - 200.0)
+        found.append(
+            Drained(
+                at_s=round(at_s, 3),
+                site_id=site_id,
+                device_id=f"{site_id}-{rng.choice(('g', 'a'))}{rng.randrange(min(GPUS, ASICS))}",
+                for_s=round(rng.uniform(5.0, 200.0), 3),
+                by_time=rng.random() < 0.5,
+            )
+        )
     return tuple(found)
 
 

@@ -7,7 +7,7 @@ import gc
 import logging
 import shutil
 import sqlite3
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from hashlib import blake2b
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from edge_agent.services.agent import Agent
 from hub.core.workload_states import CANCELLABLE, WorkloadState
 from hub.store import sites, workloads
 from hub.store.workloads import WorkloadRow
@@ -31,6 +32,7 @@ from tests.simulation.scenario import (
     SETTLE_S,
     SPAN_S,
     START,
+    Drained,
     HostFault,
     Order,
     Scenario,
@@ -127,6 +129,7 @@ class _Run:
             self._operator(),
             *(self._fault(fault) for fault in self.scenario.faults),
             *(self._host_fault(fault) for fault in self.scenario.host_faults),
+            *(self._drain(drained) for drained in self.scenario.drains),
         ]
 
     async def _script(self, watcher: watch.Watcher) -> None:
@@ -339,6 +342,29 @@ class _Run:
             site.node_clock.reboot()
             site.restart_host()
             site.node_process.release()
+
+    async def _drain(self, drained: Drained) -> None:
+        await _until(drained.at_s)
+        key, for_s = drained.device_id, drained.for_s if drained.by_time else None
+        await self._ask_agent(drained, lambda agent: agent.drain(key, for_s, "fan"))
+        await _until(drained.at_s + drained.for_s)
+        if not drained.by_time:
+            await self._ask_agent(drained, lambda agent: agent.undrain(key))
+
+    async def _ask_agent(self, drained: Drained, act: Callable[[Agent], Awaitable[None]]) -> None:
+        """Ask until the agent says that it is durable, as a person at the site does."""
+        while True:
+            agent = self.world.sites[drained.site_id].agent
+            if agent is not None:
+                try:
+                    async with asyncio.timeout(10.0):
+                        await act(agent)
+                except (TimeoutError, OSError, Exception):  # noqa: BLE001 - a dying agent's error
+                    await asyncio.sleep(1.0)
+                    continue
+                self.world.log(f"drain {drained}")
+                return
+            await asyncio.sleep(1.0)
 
     # --- the digest -------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 
 from edge_agent.core import power
+from edge_agent.core.site import MAINTENANCE
 from edge_agent.core.site_state import LeaseStatus, SiteState
 from protocol.sync import Stream
 from simulators.faults import SiteFaultKind
@@ -46,6 +47,7 @@ class Watcher:
             for site in self._world.sites.values():
                 self._obedience(site, self.power(site))
                 self._devices(site)
+                self._maintenance(site)
                 self._acks(site)
 
     def _once(self, key: str, text: str) -> None:
@@ -78,8 +80,8 @@ class Watcher:
         """Check that a policy, once known, is kept soon, where all devices can be reached."""
         agent, now_s = site.agent, asyncio.get_running_loop().time()
         policy = None if agent is None else agent.state.policy
-        able = agent is not None and bool(agent.state.reachable.all())
-        key = None if policy is None or not able else (policy.generation, id(agent))
+        able = agent is not None and policy is not None and bool(agent.state.reachable.all())
+        key = (policy.generation, id(agent)) if able and policy is not None else None
         if key is None or self._policy_since.get(site.site_id, (None, 0.0))[0] != key:
             self._policy_since[site.site_id] = (key, now_s)
             return
@@ -125,6 +127,16 @@ class Watcher:
         for device in site.site.devices:
             if device.device_id not in torn:
                 self._torn_since.pop(device.device_id, None)
+
+    def _maintenance(self, site: SiteWorld) -> None:
+        """Check that nothing is served on a device in maintenance that the agent can see."""
+        state = None if site.agent is None else site.agent.state
+        if state is None or not (state.activity == MAINTENANCE).any():
+            return
+        for gate in self._truth.open.values():
+            at = site.site.index_of(gate.device_id)
+            if at is not None and state.reachable[at] and state.activity[at] == MAINTENANCE:
+                self._once(f"maintenance {gate.device_id}", f"served in maintenance: {gate}")
 
     def _acks(self, site: SiteWorld) -> None:
         store = site.store

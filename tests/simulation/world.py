@@ -213,7 +213,7 @@ class SiteWorld:
     def true_power_w(self) -> float:
         """Give the true power of the site at its meter, PUE included."""
         pue = {row.class_name: row.pue for row in self.site.classes}
-        gpus = 0.0 if self.host is None else sum(view.power_w for view in self.host.sample())
+        gpus = 0.0 if self.host is None else self.host.power_w()
         return gpus * pue["H100"] + self.fleet.true_power_w() * pue["S21"]
 
     def energy_price(self, now_s: float) -> float:
@@ -309,6 +309,7 @@ class SiteWorld:
             )
             agent = Agent(self.site, ports, recovered, tick_s=TICK_S)
             sink.target = agent
+            words = HubWords(agent, store, clock)
             uplink = Uplink(
                 connector=self.world.link,
                 store=store,
@@ -317,7 +318,7 @@ class SiteWorld:
                 random=self.rng.random,
                 site_id=self.site_id,
                 agent_version="0.1.0",
-                brain=HubWords(agent, store, clock),
+                brain=words,
             )
             self.agent, self.store, self.uplink = agent, store, uplink
             async with asyncio.TaskGroup() as group:
@@ -325,6 +326,7 @@ class SiteWorld:
                 group.create_task(links.run(), name="node-links")
                 group.create_task(telemetry.run(), name="telemetry")
                 group.create_task(uplink.run(), name="uplink")
+                group.create_task(words.run(), name="one-off-commands")
                 group.create_task(self._feed(agent), name="feeds")
         finally:
             if self.agent is not None:

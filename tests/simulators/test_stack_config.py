@@ -70,7 +70,7 @@ def test_the_restart_cost_shrinks_with_the_time_scale(tmp_path: Path) -> None:
     path.write_text(text)
     rows = {row.class_name: row for row in build_site(read_config(path)).classes}
     assert rows["S21"].wear_usd == pytest.approx(0.1 / 900)
-    assert rows["S21"].stay_off_s == pytest.approx(6.0)
+    assert rows["S21"].interval_s == pytest.approx(1.0)
 
 
 def test_a_market_over_http_is_asked_where_it_listens(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ const RECONNECT_MAX_MS = 15000;
 const REFRESH_MS = 60000;
 const SWITCHES_MAX = 20;
 const ENDED = new Set(["completed", "failed", "cancelled", "expired"]);
-const ACTIVITIES = ["serve", "mine", "idle", "curtailed"];
+const ACTIVITIES = ["serve", "mine", "idle", "curtailed", "maintenance"];
 
 const byId = (id) => document.getElementById(id);
 const state = {

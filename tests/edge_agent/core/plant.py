@@ -61,7 +61,7 @@ def tick(price: float | None, at_s: float, **fields: float) -> f.MarketSeen:
             source_at=at,
             price_usd_per_mwh=price,
             gpu_rates=RATES,
-            **values,
+            **values,  # type: ignore[arg-type]
         )
     )
 

@@ -134,9 +134,11 @@ class Conversation(RuleBasedStateMachine):
 
     @rule(lane=st.sampled_from(LANES))
     def publish(self, lane: Lane) -> None:
+        waits = self.machine.waits(lane)
         want = self.machine.want(lane, self.now_ns)
         if want is None:
             return
+        assert waits  # else nobody would have woken the lane
         if want.stream is Stream.TELE:
             assert want.after_seq + 1 in self.tele
             last, size = want.after_seq + 1, self.tele[want.after_seq + 1]

@@ -14,7 +14,9 @@ from firmware_bridges.base import (
     WriteResult,
     WriteState,
 )
+from firmware_bridges.commands import Command, Locate, Reboot, RestartMining
 from firmware_bridges.errors import BridgeError, BridgeTimeoutError
+from firmware_bridges.sheet import Capability
 from simulators.virtual_loop import SimClock, VirtualTimeLoop
 
 S21 = AsicNameplate(hashrate_ths=200.0, power_w=3_500.0, sleep_power_w=20.0)
@@ -42,7 +44,7 @@ class ScriptedMiner:
     def __init__(self, mode: WorkMode = WorkMode.NORMAL) -> None:
         self.told: WorkMode | None = mode
         self.writes: list[WorkMode] = []
-        self.reads = 0
+        self.reads = self.full_reads = 0
         self.open = self.most_open = 0
         self.answer = OK
         self.write_takes_s = 0.0
@@ -53,6 +55,10 @@ class ScriptedMiner:
         self.gives_power = True
         self.read_error: BridgeError | None = None
         self.mode_error: BridgeError | None = None
+        self.effect_within_s: float | None = None
+        self.commands: list[Command] = []
+        self.light = False
+        self.family_name = "scripted"
         self._since_s = -1e9
         self._was_hashing = mode is not WorkMode.SLEEP
 
@@ -67,6 +73,7 @@ class ScriptedMiner:
 
     async def read(self, detail: ReadDetail) -> Reading:
         self.reads += 1
+        self.full_reads += detail is ReadDetail.FULL
         self.open += 1
         self.most_open = max(self.most_open, self.open)
         try:
@@ -83,7 +90,23 @@ class ScriptedMiner:
             state=MinerState.MINING if hashing else MinerState.ASLEEP,
             is_mining=hashing,
             board_temp_c_max=60.0,
+            fault_light=self.light,
+            configured_mode=self.told,
+            uptime_s=int(self._now_s() - self._since_s) if self._since_s > 0 else 90_000,
         )
+
+    def effect_s(self, capability: Capability) -> float | None:
+        return self.effect_within_s
+
+    async def write(self, command: Command) -> WriteResult:
+        self.commands.append(command)
+        await asyncio.sleep(self.write_takes_s)
+        if self.obeys and self.answer.state is not WriteState.REFUSED:
+            if isinstance(command, Locate):
+                self.light = command.on
+            elif isinstance(command, Reboot | RestartMining):
+                self._since_s = self._now_s()
+        return self.answer
 
     async def mode(self) -> WorkMode | None:
         if self.mode_error is not None:

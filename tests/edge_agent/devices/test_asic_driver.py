@@ -10,20 +10,28 @@ from edge_agent.devices.asic_driver import (
     DriverSettings,
     is_effective,
 )
-from edge_agent.devices.ports import AsicAction, DeviceOutcome, OutcomeState
-from firmware_bridges.base import Reading, WorkMode, WriteResult, WriteState
+from edge_agent.devices.late import LateEffects
+from edge_agent.devices.modes import StoredModes
+from edge_agent.devices.ports import AsicAction, DeviceOutcome, ModeMemory, OutcomeState
+from firmware_bridges.base import ReadDetail, Reading, WorkMode, WriteResult, WriteState
+from firmware_bridges.commands import Sleep
 from tests.edge_agent.devices.scripted import S21, ScriptedMiner, loop_clock, run, silence
 
 SETTINGS = DriverSettings()
 NS = 1_000_000_000
 
 
-def driver_of(*miners: ScriptedMiner, settings: DriverSettings = SETTINGS) -> AsicDriver:
+def driver_of(
+    *miners: ScriptedMiner,
+    settings: DriverSettings = SETTINGS,
+    late: LateEffects | None = None,
+    modes: ModeMemory | None = None,
+) -> AsicDriver:
     devices = [
         DrivenAsic(device_id=f"asic-{number}", bridge=miner, nameplate=S21)
         for number, miner in enumerate(miners)
     ]
-    return AsicDriver(devices, clock=loop_clock(), settings=settings)
+    return AsicDriver(devices, clock=loop_clock(), settings=settings, late=late, modes=modes)
 
 
 async def apply(
@@ -320,3 +328,65 @@ def reading(**values: object) -> Reading:
 )
 def test_what_counts_as_an_effect(action: AsicAction, seen: Reading, effective: object) -> None:
     assert is_effective(seen, action, S21, SETTINGS) is effective
+
+
+def test_a_command_without_effect_is_found_out_two_looks_after_its_time() -> None:
+    async def main() -> None:
+        miner = ScriptedMiner()
+        miner.obeys = False
+        miner.effect_within_s = 60.0
+        outcome = await apply(driver_of(miner), deadline_s=3_600.0)
+        assert (outcome.state, outcome.code) == (OutcomeState.UNKNOWN, "effect.none")
+        assert outcome.acknowledged_ns is not None
+        looks_s = 2 * (SETTINGS.watch_s_max + miner.read_takes_s)
+        assert 60 <= asyncio.get_running_loop().time() <= 60 + looks_s
+
+    run(main())
+
+
+def test_an_effect_after_its_time_teaches_the_time_of_the_next_command() -> None:
+    async def main() -> None:
+        miner, late = ScriptedMiner(), LateEffects()
+        miner.effect_within_s, miner.stop_s = 20.0, 40.0
+        driver = driver_of(miner, late=late)
+        first = await apply(driver, deadline_s=600.0)
+        assert first.code == "effect.none"
+        await asyncio.sleep(40 - asyncio.get_running_loop().time())
+        seen_ns = driver._clock.boottime_ns()
+        late.observe("asic-0", await miner.read(ReadDetail.FAST), seen_ns)
+        assert late.effect_s(miner, Sleep()) == pytest.approx(40, abs=6)
+        await apply(driver, AsicAction.MINE, switch="s2")
+        again = await apply(driver, switch="s3", deadline_s=600.0)
+        assert again.state is OutcomeState.CONFIRMED
+
+    run(main())
+
+
+def test_the_mode_before_sleep_outlives_the_agent() -> None:
+    async def main() -> None:
+        rows: dict[str, str] = {}
+
+        async def write(device_id: str, mode: str) -> None:
+            rows[device_id] = mode
+
+        miner = ScriptedMiner(WorkMode.LOW)
+        await apply(driver_of(miner, modes=StoredModes(write)))
+        assert rows == {"asic-0": "low"}
+        restarted = StoredModes(write)
+        restarted.restore({**rows, "asic-9": "turbo"})
+        await apply(driver_of(miner, modes=restarted), AsicAction.MINE, switch="s2")
+        assert miner.writes == [WorkMode.SLEEP, WorkMode.LOW]
+
+    run(main())
+
+
+def test_a_full_store_does_not_hold_up_a_sleep() -> None:
+    async def main() -> None:
+        async def write(device_id: str, mode: str) -> None:
+            raise OSError(f"no space for {device_id} {mode}")
+
+        miner = ScriptedMiner(WorkMode.HIGH)
+        outcome = await apply(driver_of(miner, modes=StoredModes(write)))
+        assert outcome.state is OutcomeState.CONFIRMED
+
+    run(main())

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.devices.breaker import CLOSED, Breaker, BreakerPolicy, after_failure, allows
+from edge_agent.devices.breaker import (
+    CLOSED,
+    Breaker,
+    BreakerPolicy,
+    after_answer,
+    after_failure,
+    allows,
+)
 from edge_agent.devices.poller import AsicPoller, PolledAsic, PollSettings
 from edge_agent.devices.ports import StateCode
 from firmware_bridges.base import WorkMode
@@ -135,6 +142,7 @@ def test_a_dead_device_is_asked_more_and_more_rarely_and_comes_back() -> None:
     st.builds(
         BreakerPolicy,
         failures_to_open=st.integers(1, 9),
+        burst=st.just(1_000),
         wait_s=st.floats(0.1, 30),
         wait_s_max=st.floats(30, 600),
         spread=st.floats(0, 1),
@@ -170,5 +178,68 @@ def test_each_tick_gives_one_batch_at_its_end() -> None:
             batches = [await poller.next_batch() for _ in range(3)]
             polling.cancel()
         assert [batch.at_ns for batch in batches] == [5 * NS, 10 * NS, 15 * NS]
+
+    run(main())
+
+
+def test_a_burst_of_failures_opens_even_with_answers_between_them() -> None:
+    policy = BreakerPolicy(spread=0.0)
+    breaker = CLOSED
+    for second in range(5):
+        assert allows(breaker, second * NS)
+        breaker = after_answer(after_failure(breaker, policy, second * NS, 0))
+        if second < 4:
+            assert breaker.retry_at_ns == 0
+    # The fifth failure within 10 s opened it, though the answer after it closed it again.
+    breaker = CLOSED
+    for second in range(5):
+        breaker = after_failure(
+            breaker, BreakerPolicy(failures_to_open=99, spread=0.0), second * NS, 0
+        )
+    assert breaker.retry_at_ns == (4 + 30) * NS
+    half_open = after_failure(breaker, policy, 34 * NS, 0)
+    assert half_open.retry_at_ns == (34 + 60) * NS
+    assert after_answer(half_open) == CLOSED
+
+
+def test_everything_is_asked_once_a_minute_and_not_of_all_at_once() -> None:
+    async def main() -> None:
+        miners = [ScriptedMiner() for _ in range(24)]
+        poller = poller_of(miners)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(120.001):
+                await poller.run()
+        assert {miner.reads for miner in miners} == {24}
+        assert {miner.full_reads for miner in miners} == {2}
+
+    run(main())
+
+
+def test_one_tick_asks_everything_of_its_share_only() -> None:
+    async def main() -> None:
+        miners = [ScriptedMiner() for _ in range(24)]
+        await poller_of(miners).poll_once()
+        assert sum(miner.full_reads for miner in miners) == 2
+
+    run(main())
+
+
+def test_the_last_good_reading_is_kept_with_its_age_and_the_reason() -> None:
+    async def main() -> None:
+        miner = ScriptedMiner()
+        poller = poller_of([miner])
+        assert poller.known(0).age_s(NS) is None
+        await poller.poll_once()
+        miner.read_error = silence()
+        await poller.poll_once()
+        known = poller.known(0)
+        assert known.reading is not None
+        assert known.reading.hashrate_ths == 200.0
+        # The only device of a site is asked in the last slot of the tick.
+        assert known.age_s(10 * NS) == pytest.approx(5, abs=0.1)
+        assert "10.0.0.1:80: no connection" in known.error
+        miner.read_error = None
+        await poller.poll_once()
+        assert poller.known(0).error == ""
 
     run(main())

@@ -156,3 +156,30 @@ async def test_a_miner_that_lies_is_never_confirmed() -> None:
             assert outcome.acknowledged_ns is not None
             assert outcome.confirmed_ns is None
             assert (outcome.hashrate_ths or 0) > 100
+
+
+async def test_miners_of_unknown_firmware_are_found_out_and_read() -> None:
+    async with (
+        simulator("--count", "2", "--model", "s21,a1566", "--time-scale", "300") as addresses,
+        asyncio.timeout(20),
+        asyncio.TaskGroup() as group,
+    ):
+        plate = AsicNameplate(hashrate_ths=200.0, power_w=3_500.0, sleep_power_w=20.0)
+        fleet = MinerFleet(
+            [
+                AsicUnit(device_id=address.host, address=address, nameplate=plate, family=None)
+                for address in addresses
+            ],
+            clock=loop_clock(),
+            client_nonce=lambda: "c0ffee",
+            settings=SETTINGS,
+        )
+        polling = group.create_task(fleet.run())
+        while (await fleet.next_batch()).state.tolist() != [StateCode.MINING] * 2:
+            assert fleet.counts().ticks < 20
+        known = [fleet.known(address.host).reading for address in addresses]
+        assert [reading and reading.make for reading in known] == ["Bitmain", "Canaan"]
+        assert await fleet.act("locate", "nobody") == ("refused", "no miner nobody on this site")
+        for address in addresses:
+            assert (await fleet.act("locate", address.host))[0] == "done"
+        polling.cancel()

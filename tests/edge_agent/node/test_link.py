@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
 from msgspec import structs
 
-from edge_agent.node.channel import Channel, check_address, split_tcp
-from edge_agent.node.fake import make_pair
+from edge_agent.node.channel import Channel, Silence, check_address, split_tcp
+from edge_agent.node.fake import MemoryChannel, make_pair
 from edge_agent.node.store import NodeChange
+from edge_agent.workloads.ports import MeterPage
 from protocol import codec
 from protocol.node import (
     AgentBeat,
@@ -29,6 +30,7 @@ from protocol.node import (
     ReadingsAck,
 )
 from protocol.resource import Activity
+from simulators.virtual_loop import run
 from tests.edge_agent.node.world import FORWARD, World, lease_work, step
 
 Play = Callable[[Callable[[World], Coroutine[Any, Any, None]]], None]
@@ -59,6 +61,62 @@ def test_inventory_comes_first_then_facts_each_second(play: Play) -> None:
             assert throughs[-1] > world.sink.inventories[0].at
 
     play(scenario)
+
+
+def test_the_facts_and_readings_of_a_second_go_together(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sends: list[int] = []
+    send = MemoryChannel.send
+
+    async def counted(channel: MemoryChannel, messages: Sequence[bytes]) -> None:
+        sends.append(len(messages))
+        await send(channel, messages)
+
+    async def scenario(world: World) -> None:
+        async with world.node(), world.agent():
+            await asyncio.sleep(2.5)
+            monkeypatch.setattr(MemoryChannel, "send", counted)
+            await asyncio.sleep(20)
+            assert sends.count(2) == 20
+            assert len(sends) == 30  # with a beat of the agent every other second
+
+    play(scenario)
+
+
+def test_facts_do_not_wait_for_meters_that_hang(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(since_minute: int | None) -> MeterPage:  # noqa: ARG001 - as the driver's
+        never: asyncio.Future[MeterPage] = asyncio.get_running_loop().create_future()
+        return await never
+
+    async def scenario(world: World) -> None:
+        async with world.node(), world.agent() as links:
+            await asyncio.sleep(2.5)
+            monkeypatch.setattr(world.driver, "meters", hang)
+            before = len(world.sink.facts)
+            await asyncio.sleep(20)
+            assert len(world.sink.facts) == before + 20
+            assert links.stats("n1").connects == 1
+
+    play(scenario)
+
+
+def test_a_peer_that_falls_silent_is_noticed_at_the_limit_and_not_before() -> None:
+    async def main() -> tuple[float, str]:
+        silence = Silence(5.0)
+        watch = asyncio.create_task(silence.watch())
+        for _ in range(7):
+            await asyncio.sleep(0.9)
+            silence.heard()
+        with pytest.raises(TimeoutError) as caught:
+            await watch
+        return asyncio.get_running_loop().time(), str(caught.value)
+
+    ended_s, said = run(main())
+    assert ended_s == pytest.approx(7 * 0.9 + 5.0)
+    assert said == "nothing was heard for 5 s"
 
 
 def test_a_phase_travels_both_ways(play: Play) -> None:

@@ -16,11 +16,19 @@ from protocol.event import (
     LeaseReleased,
     LeaseRunning,
     ReleaseOutcome,
+    SiteReport,
 )
 from protocol.lease import LeaseState, SitePolicy
 from protocol.resource import Activity
 from simulators.virtual_loop import VirtualTimeLoop
-from tests.edge_agent.services.brain_world import MemoryStore, World, build_site, lease, play
+from tests.edge_agent.services.brain_world import (
+    BOOT_NS,
+    MemoryStore,
+    World,
+    build_site,
+    lease,
+    play,
+)
 
 
 def test_a_lease_runs_within_20_ms_and_is_released_with_all_its_usage() -> None:
@@ -275,6 +283,22 @@ def test_an_unreachable_node_keeps_its_lease_and_is_adopted_when_it_returns() ->
     assert len(world.store.of(LeaseRunning)) == 1
 
 
+def test_a_node_is_believed_when_it_contradicts_twice_however_long_it_has_agreed() -> None:
+    world = World()
+
+    async def script(agent: Agent) -> None:
+        await asyncio.sleep(20.5)
+        said = [row.activity for row in agent.devices() if row.device_id == "g0"]
+        assert said == ["mine"]
+        world.nodes.gpus["g0"].activity = Activity.FAULT
+        await asyncio.sleep(1.0)
+        assert [row.activity for row in agent.devices() if row.device_id == "g0"] == ["mine"]
+        await asyncio.sleep(1.3)  # the next facts, and the gap before what tidies up
+        assert [row.activity for row in agent.devices() if row.device_id == "g0"] == ["fault"]
+
+    play(world, script)
+
+
 def test_work_of_an_unknown_lease_stays_until_the_manifest_leaves_it_out() -> None:
     world = World()
 
@@ -317,13 +341,84 @@ def test_drain_moves_the_device_out_of_use_and_undrain_brings_it_back() -> None:
         await asyncio.sleep(10.0)
         assert mines("a1") is False
         assert agent.why("a1").reason == "drained"
+        line = next(row for row in agent.devices() if row.device_id == "a1")
+        assert (line.activity, line.hold) == ("maintenance", "drain")
+        told = {row.device_class: row.by_activity for row in agent.status().classes}
+        assert told["S21"] == {"mine": 3, "maintenance": 1}
         await agent.undrain("a1")
         await asyncio.sleep(60.0)
         assert mines("a1") is True
         with pytest.raises(ActError):
             await agent.drain("nope", None, "")
+        times = {row.activity: row.spent_ns for row in agent.device_time("a1").times}
+        assert 9.0e9 < times[Activity.MAINTENANCE] <= 10.0e9
+        assert sum(times.values()) == agent.ledger_ns() - BOOT_NS
 
     play(world, script)
+
+
+def test_the_hub_is_told_of_devices_in_maintenance() -> None:
+    world = World()
+
+    async def script(agent: Agent) -> None:
+        await asyncio.sleep(5.0)
+        await agent.drain("a1", None, "fan")
+        await asyncio.sleep(70.0)
+
+    play(world, script)
+    told = [row for row in world.store.events if isinstance(row, SiteReport)]
+    by_class = {row.device_class: row.by_activity for row in told[-1].classes}
+    assert by_class["S21"] == {"mine": 3, "maintenance": 1}
+
+
+def test_a_node_unheard_for_a_day_is_unknown_and_its_work_is_billed_as_read() -> None:
+    """The agent is down while the node serves on: its belief is lost, its bill is not."""
+    world = World()
+    gone_s = 25 * 3_600.0
+    times: dict[str, dict[Activity, int]] = {}
+
+    def note(agent: Agent, when: str, device: str) -> None:
+        rows = agent.device_time(device).times
+        times[when] = {row.activity: row.spent_ns for row in rows}
+        assert sum(times[when].values()) == agent.ledger_ns() - BOOT_NS
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as group:
+            agent, tasks = await world.start(group)
+            await asyncio.sleep(2.0)
+            await agent.offer_lease(lease())
+            await asyncio.sleep(60.0)
+            device = next(row.device_id for row in agent.devices() if row.lease_id == "w1.1")
+            note(agent, "before", device)
+            for task in tasks:
+                task.cancel()
+            await asyncio.sleep(gone_s)
+            node_id = world.nodes.node_of(device)
+            world.nodes.up.discard(node_id)
+            agent, tasks = await world.start(group)
+            await asyncio.sleep(10.0)
+            line = next(row for row in agent.devices() if row.device_id == device)
+            assert (line.activity, line.reachable, line.lease_id) == ("unknown", False, "w1.1")
+            assert [row.state for row in agent.status().leases] == ["running"]
+            world.nodes.up.add(node_id)
+            await world.nodes.hello_one(node_id)
+            await asyncio.sleep(10.0)
+            line = next(row for row in agent.devices() if row.device_id == device)
+            assert (line.activity, line.reachable) == ("serve", True)
+            note(agent, "after", device)
+            await agent.offer_lease(lease(generation=2, state=LeaseState.END))
+            await asyncio.sleep(5.0)
+            for task in tasks:
+                task.cancel()
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(main())
+    unknown_s = (times["after"][Activity.UNKNOWN] - times["before"][Activity.UNKNOWN]) / 1e9
+    assert gone_s <= unknown_s <= gone_s + 15.0
+    billed = sum(record.active_ms for record in world.store.records())
+    truth_ms = [ns // 1_000_000 for ns in world.nodes.truth_ns.values()]
+    assert [billed] == truth_ms
+    assert billed > gone_s * 1_000
 
 
 def test_a_replay_of_the_journal_gives_the_same_state_and_plans() -> None:

@@ -53,6 +53,24 @@ async def test_jobs_of_one_group_fail_alone(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["threaded", "inline"])
+async def test_a_job_alone_in_its_group_is_undone_whole_when_it_raises(
+    kind: str, tmp_path: Path
+) -> None:
+    def half(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO t VALUES (5)")
+        raise ValueError("half way")
+
+    writer = _make(kind, tmp_path / "a.sqlite")
+    await writer.start()
+    for value in (1, 2):
+        with pytest.raises(ValueError, match="half way"):
+            await writer.run(half)
+        await writer.run(_insert(value))  # type: ignore[arg-type]
+    assert writer.read("SELECT * FROM t") == [(1,), (2,)]
+    await writer.close()
+
+
+@pytest.mark.parametrize("kind", ["threaded", "inline"])
 async def test_sync_full_unless_whole_group_asks_for_less(kind: str, tmp_path: Path) -> None:
     writer = _make(kind, tmp_path / "a.sqlite")
     await writer.start()

@@ -264,6 +264,7 @@ async def test_what_fails_costs_its_own_fields_only() -> None:
         ("summary", "bridge.garbled"),
         ("version", "bridge.unsupported"),
         ("/cgi-bin/summary.cgi", "bridge.unsupported"),
+        ("/cgi-bin/get_blink_status.cgi", "bridge.unsupported"),
     }
 
 

@@ -17,4 +17,5 @@ async def hub(tmp_path: Path) -> AsyncIterator[Hub]:
     finally:
         await running.client.aclose()
         await server.shutdown()
+        running.long_reads.close()
         store.close()

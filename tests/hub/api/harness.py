@@ -22,6 +22,7 @@ from hub.security.passwords import FakePasswords
 from hub.security.tokens import TokenKeys
 from hub.store import rate_cards, users
 from hub.store.database import Database, connect, open_store
+from hub.store.long_reads import ThreadedReads
 from hub.store.migrations import migrate
 from hub.store.schema import MIGRATIONS
 from hub.store.users import UserRow
@@ -58,6 +59,7 @@ class Hub:
     port: int
     client: httpx.AsyncClient
     path: Path
+    long_reads: ThreadedReads
 
     def token(self, role: str) -> str:
         for user_id, email, user_role, customer in USERS:
@@ -109,9 +111,11 @@ async def start_hub(path: Path, limits: Limits) -> tuple[Hub, uvicorn.Server, Da
     passwords = FakePasswords()
     store = make_store(path, await passwords.hash(PASSWORD))
     clock, dispatcher = ManualClock(NOW), CountingDispatcher()
+    long_reads = ThreadedReads(path)
     deps = make_deps(
         store=store, live=LiveChannel(), dispatcher=dispatcher, clock=clock, ids=IdSource(Ids()),
         tokens=TokenKeys([KEY], ISSUER), passwords=passwords, limits=limits, counts=Counters(),
+        long_reads=long_reads,
     )  # fmt: skip
     front = build_app(deps)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -124,7 +128,7 @@ async def start_hub(path: Path, limits: Limits) -> tuple[Hub, uvicorn.Server, Da
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     hub = Hub(
         front, deps, clock, dispatcher, port,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=5), path,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=5), path, long_reads,
     )  # fmt: skip
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)

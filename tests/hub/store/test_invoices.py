@@ -1,5 +1,6 @@
 """Closing periods over the real tables: nothing billed twice, nothing lost, nothing rewritten."""
 
+import asyncio
 import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from hub.core.workload_states import WorkloadState
 from hub.errors import IllegalTransitionError, InvoiceError
 from hub.store import invoices, rate_cards, sites, usage, workloads
 from hub.store.database import connect, open_store
+from hub.store.long_reads import InlineReads
 from hub.store.migrations import migrate
 from hub.store.schema import MIGRATIONS
 from hub.store.workloads import WorkloadRow
@@ -122,6 +124,23 @@ def test_the_price_read_alone_is_that_of_the_card_in_force(db: sqlite3.Connectio
             expected = rate_cards.price_now(rate_cards.list_cards(store), name, at)
             assert rate_cards.read_price(store, name, at) == expected
     store.close()
+
+
+def test_the_view_of_a_window_is_what_its_invoice_will_bill(db: sqlite3.Connection) -> None:
+    for n in range(7):
+        _use(db, n, 10 * n, ms=7_777 * (n + 1))
+    view = asyncio.run(
+        InlineReads(db).run(
+            lambda reader: invoices.rated_usage(
+                reader, customer_id="c1", start=T0, end=T0 + HOUR, site_id="lubbock"
+            )
+        )
+    )
+    billed = _close(db, 0, 1)
+    assert [(row.active_ms, row.amount_usd) for row in view] == [
+        (row.active_ms, row.amount_usd) for row in billed.lines
+    ]
+    assert billed.lines[0].active_ms == 7_777 * (1 + 2 + 3 + 4 + 5 + 6)
 
 
 def test_a_site_that_holds_a_lease_must_have_reported(db: sqlite3.Connection) -> None:

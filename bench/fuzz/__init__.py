@@ -1,0 +1,1 @@
+"""Fuzz targets: run by hand, in a virtual environment of their own."""

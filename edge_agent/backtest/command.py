@@ -1,0 +1,90 @@
+"""`hcp-agent backtest`: reads the directory and the site's file, runs, prints."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import msgspec
+
+from edge_agent.backtest.files import time_s
+from edge_agent.backtest.frame import Wish, load_frame
+from edge_agent.backtest.policies import NAMES
+from edge_agent.backtest.report import Report, backtest
+from edge_agent.backtest.rows import Demand, build_rows
+from edge_agent.config import build_site, read_config
+from edge_agent.core.outlook import Knowledge
+
+SCHEMA_VERSION = 1
+_EXIT_OK, _EXIT_USAGE = 0, 2
+
+
+class UsageError(Exception):
+    """An option that means nothing."""
+
+
+def run_backtest(args: argparse.Namespace) -> int:
+    """Run the command; give the exit code."""
+    try:
+        report = _report(args)
+    except UsageError as exc:
+        sys.stderr.write(f"hcp-agent: {exc}\n")
+        return _EXIT_USAGE
+    if args.json:
+        body = {"v": SCHEMA_VERSION} | msgspec.to_builtins(report)
+        sys.stdout.write(msgspec.json.encode(body).decode() + "\n")
+    else:
+        sys.stdout.write(_text(report) + "\n")
+    return _EXIT_OK
+
+
+def _report(args: argparse.Namespace) -> Report:
+    names = tuple(dict.fromkeys(name for group in args.policy for name in group)) or NAMES
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        raise UsageError(f"--policy {unknown[0]}: no such policy; there are: {', '.join(NAMES)}")
+    if not 0.0 <= args.true_restart <= 1e6:
+        raise UsageError("--true-restart: want a factor within 0..1e6")
+    config = read_config(Path(args.site))
+    site = build_site(config)
+    own = config.backtest
+    wish = Wish(
+        price=args.price,
+        day_ahead=args.day_ahead,
+        from_s=_instant("--from", args.start),
+        to_s=_instant("--to", args.end),
+        demand_quantile=own.demand_quantile,
+    )
+    frame = load_frame(Path(args.market), wish)
+    demand = Demand(slices=own.demand_slices, preempt_usd=own.preempt_usd)
+    rows = build_rows(site, frame, config.market.gpu_rates, demand, args.true_restart)
+    knowledge: Knowledge = args.knowledge
+    return backtest(site, rows, frame, names, knowledge)
+
+
+def _instant(option: str, text: str) -> int | None:
+    if not text:
+        return None
+    at_s = time_s(text)
+    if at_s is None:
+        raise UsageError(f"{option} {text}: want an ISO 8601 time, e.g. 2024-05-01")
+    return at_s
+
+
+def _text(report: Report) -> str:
+    head = f"{report.site}: {report.devices} devices, {report.span}, {report.knowledge}"
+    lines = [head, *(f"note: {note}" for note in report.notes)]
+    lines.append(
+        f"{'policy':<20}{'profit USD':>16}{'energy USD':>16}{'switches':>12}{'U %':>11}"
+        f"{'miners U %':>12}{'worst month %':>15}{'over cap':>10}"
+    )
+    for name, row in report.policies.items():
+        lines.append(
+            f"{name:<20}{row.profit_usd:>16,.0f}{row.energy_cost_usd:>16,.0f}{row.switches:>12,}"
+            f"{_known(row.uplift_captured):>11}{_known(row.asic_uplift_captured):>12}"
+            f"{_known(row.worst_month_vs_s1, 3):>15}{row.cap_violations:>10}"
+        )
+    return "\n".join(lines)
+
+
+def _known(value: float | None, places: int = 2) -> str:
+    return "-" if value is None else f"{value:,.{places}f}"

@@ -1,0 +1,141 @@
+"""Fits the weights of the outlook to a span of prices and prints ``core/outlook_table.py``.
+
+Run: ``python -m edge_agent.backtest.fit --market DIR --from 2024-01-01 --to 2024-09-01``.
+
+Value iteration with a linear estimate: ``D = clip(gain + share, 0, 1)`` in restart costs, the share
+regressed on the next interval's D. Each span is used at several levels of hashprice and of restart
+cost, so that the weights know ratios only. Weights on the last price are kept >= 0: a higher price
+never makes staying on look better.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from edge_agent.backtest.files import time_s
+from edge_agent.backtest.frame import Frame, Wish, load_frame
+from edge_agent.backtest.live import later, remember
+from edge_agent.backtest.rows import STEP_H
+from edge_agent.core.economics import W_PER_MW, mine_usd_per_ths_h, restart_usd
+from edge_agent.core.outlook import AHEAD, NOW_RAMPS, Knowledge, basis
+from edge_agent.core.site import DeviceClass, FloatColumn, Limits
+from protocol.resource import MODELS
+
+REVENUE_SCALES = (0.5, 0.7, 1.0, 1.4, 2.0)
+COST_SCALES = (0.6, 1.0, 2.0)
+ROUNDS = 14
+GAIN_BOUND = 6.0
+PRUDENCE: dict[Knowledge, float] = {"nowcast": 1.35, "settled": 1.5}
+
+
+def samples(
+    frame: Frame, knowledge: Knowledge, *, has_ahead: bool
+) -> list[tuple[FloatColumn, FloatColumn]]:
+    """Give (gain, terms) for each level of hashprice and cost, in restart costs."""
+    row = DeviceClass(model=MODELS["S21"])
+    model = row.model
+    saved_mwh = (model.mine_w - model.curtailed_w) * row.pue * STEP_H / W_PER_MW
+    memory = remember(frame.price, knowledge, Limits(power_cap_w=1.0))
+    ahead = frame.day_ahead if has_ahead else None
+    out: list[tuple[FloatColumn, FloatColumn]] = []
+    for scale in REVENUE_SCALES:
+        revenue_h = scale * model.hashrate_ths * mine_usd_per_ths_h(row, frame.hashprice)
+        for cost_scale in COST_SCALES:
+            cost = cost_scale * restart_usd(row, revenue_h)
+
+            def gain(
+                price: FloatColumn,
+                revenue_h: FloatColumn = revenue_h,
+                cost: FloatColumn = cost,
+            ) -> FloatColumn:
+                paid = saved_mwh * (price + row.adder_usd_per_mwh)
+                result: FloatColumn = (revenue_h * STEP_H - paid) / cost
+                return result
+
+            told = [gain(price) for price in memory.prices]
+            hours = [] if ahead is None else [gain(later(ahead, n)) for n in range(AHEAD)]
+            terms = np.stack(basis(told, hours, cost / (revenue_h * STEP_H)), axis=1)
+            now = gain(frame.price)
+            whole = ~np.isnan(now) & ~np.isnan(terms).any(axis=1)
+            out.append((now[whole], terms[whole]))
+    return out
+
+
+def fit(
+    sets: list[tuple[FloatColumn, FloatColumn]], knowledge: Knowledge
+) -> tuple[FloatColumn, FloatColumn]:
+    """Give the weights of the share, and of the gain (empty where it is known)."""
+    square = sum((terms.T @ terms for _, terms in sets), np.eye(sets[0][1].shape[1]))
+    none = np.zeros(0)
+    about_gain = none
+    if knowledge == "settled":
+        right = [terms.T @ np.clip(gain, -GAIN_BOUND, GAIN_BOUND) for gain, terms in sets]
+        about_gain = _solve(square, np.sum(right, axis=0))
+    share = np.zeros(len(square))
+    share[0] = 0.5
+    for number in range(ROUNDS):
+        total = np.zeros(len(square))
+        for gain, terms in sets:
+            expected = gain if about_gain is none else terms @ about_gain
+            worth = np.clip(expected + np.clip(terms @ share, 0.0, 1.0), 0.0, 1.0)
+            total += terms.T @ np.concatenate((worth[1:], np.ones(1)))
+        fresh = _solve(square, total)
+        share = fresh if number == 0 else 0.5 * (share + fresh)
+    return share, about_gain
+
+
+def _solve(square: FloatColumn, right: FloatColumn) -> FloatColumn:
+    """Solve the least squares with the weights on the last price kept >= 0."""
+    free = np.ones(len(right), dtype=np.bool_)
+    bound = slice(1, 1 + len(NOW_RAMPS))
+    while True:
+        out = np.zeros(len(right))
+        out[free] = np.linalg.solve(square[np.ix_(free, free)], right[free])
+        negative = np.zeros(len(right), dtype=np.bool_)
+        negative[bound] = out[bound] < 0.0
+        if not negative.any():
+            return out
+        free &= ~negative
+
+
+def _lines(weights: FloatColumn) -> str:
+    numbers = [f"{weight:.4f}" for weight in weights]
+    if not numbers:
+        return "        (),\n"
+    rows = [", ".join(numbers[at : at + 8]) for at in range(0, len(numbers), 8)]
+    return "        (\n" + "".join(f"            {row},\n" for row in rows) + "        ),\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the module with the fitted weights."""
+    program = "python -m edge_agent.backtest.fit"
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
+    parser.add_argument("--market", required=True, type=Path)
+    parser.add_argument("--from", dest="start", default="2024-01-01", type=time_s)
+    parser.add_argument("--to", dest="end", default="2024-09-01", type=time_s)
+    args = parser.parse_args(argv)
+    frame = load_frame(args.market, Wish(from_s=args.start, to_s=args.end))
+    sys.stdout.write(
+        '"""Weights of the outlook; made by ``python -m edge_agent.backtest.fit``.\n'
+        "\n"
+        f"Fitted to {len(frame)} intervals of 15 minutes. Each entry: weights of the\n"
+        "share, of the gain where the price is not known yet, and the prudence on the\n"
+        'assumed restart cost.\n"""\n'
+        "\n# fmt: off\n"
+        "TABLES: dict[tuple[str, bool], tuple[tuple[float, ...], tuple[float, ...], float]] = {\n"
+    )
+    for knowledge, prudence in PRUDENCE.items():
+        for has_ahead in (True, False):
+            share, gain = fit(samples(frame, knowledge, has_ahead=has_ahead), knowledge)
+            sys.stdout.write(
+                f'    ("{knowledge}", {has_ahead}): (\n{_lines(share)}{_lines(gain)}'
+                f"        {prudence},\n    ),\n"
+            )
+    sys.stdout.write("}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

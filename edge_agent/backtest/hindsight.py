@@ -1,0 +1,74 @@
+"""The clairvoyant: the exact optimum of a row that knows the whole future, by dynamic programming.
+
+It pays the same starts and preemptions as any policy, and begins in the same state.
+"""
+
+import numpy as np
+
+from edge_agent.backtest.rows import MINE, OFF, SERVE, ClassSeries, Rows
+from edge_agent.core.site import CodeColumn, FlagColumn, FloatColumn
+
+
+def two_states(gain: FloatColumn, cost: FloatColumn) -> CodeColumn:
+    """Give the best course of off and mine: off -> mine costs, mine -> off is free.
+
+    Unknown intervals earn and cost nothing.
+    """
+    gains, costs = np.nan_to_num(gain).tolist(), np.nan_to_num(cost).tolist()
+    on, off = 0.0, -np.inf  # worth of the best course that ends on, and off
+    on_came_off: list[bool] = []
+    off_came_on: list[bool] = []
+    for earned, start in zip(gains, costs, strict=True):
+        on_came_off.append(off - start > on)
+        off_came_on.append(on > off)
+        on, off = max(on, off - start) + earned, max(on, off)
+    out = np.empty(len(gains), dtype=np.uint8)
+    state = on > off
+    for at in range(len(gains) - 1, -1, -1):
+        out[at] = MINE if state else OFF
+        state = (not on_came_off[at]) if state else off_came_on[at]
+    return out
+
+
+def three_states(series: ClassSeries, asked: FlagColumn, preempt_usd: float) -> CodeColumn:
+    """Give the best course of rows of one class over off, mine and serve, all rows at once.
+
+    Args:
+        asked: (rows, T).
+    """
+    rows, steps = asked.shape
+    values = [np.nan_to_num(value) for value in series.values]
+    mine, serve = np.nan_to_num(series.start_mine), np.nan_to_num(series.start_serve)
+    came = np.zeros((steps, 3, rows), dtype=np.uint8)
+    worth = np.full((3, rows), -1e18)
+    worth[MINE] = 0.0
+    for at in range(steps):
+        left = worth[SERVE] - np.where(asked[:, at], preempt_usd, 0.0)
+        into_mine = np.stack((worth[OFF] - mine[at], worth[MINE], left - mine[at]))
+        into_serve = np.stack((worth[OFF] - serve[at], worth[MINE] - serve[at], worth[SERVE]))
+        options = (np.stack((worth[OFF], worth[MINE], left)), into_mine, into_serve)
+        best = [np.argmax(option, axis=0) for option in options]
+        came[at] = best
+        worth = np.stack([option.max(axis=0) + values[to][at] for to, option in enumerate(options)])
+        worth[SERVE] = np.where(asked[:, at], worth[SERVE], -1e18)
+    out = np.empty((rows, steps), dtype=np.uint8)
+    state = np.argmax(worth, axis=0)
+    every = np.arange(rows)
+    for at in range(steps - 1, -1, -1):
+        out[:, at] = state
+        state = came[at, state, every]
+    return out
+
+
+def clairvoyant(rows: Rows) -> CodeColumn:
+    """Give the best course of every row."""
+    out = np.empty(rows.asked.shape, dtype=np.uint8)
+    for place, series in enumerate(rows.classes):
+        at = [number for number, of in enumerate(rows.class_of) if of == place]
+        if not at:
+            continue
+        if series.is_asic:
+            out[at] = two_states(series.gain, series.start_mine)
+        else:
+            out[at] = three_states(series, rows.asked[at], rows.preempt_usd)
+    return out

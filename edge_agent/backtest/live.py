@@ -1,0 +1,145 @@
+"""Our policy in a back-test: ``core.outlook`` and ``core.rule``, the functions of the live plan.
+
+A pass stands at the start of each interval. Regret and debt grow at the price that was known while
+the interval ran, as in ``core.passes``. An unknown price holds its last value, then the device,
+then the safe policy, at the ages of the site's limits.
+"""
+
+import numpy as np
+from msgspec import Struct
+
+from edge_agent.backtest.frame import HOUR_S, STEP_S
+from edge_agent.backtest.rows import MINE, OFF, SERVE, STEP_H, ClassSeries, Rows
+from edge_agent.core.economics import W_PER_MW
+from edge_agent.core.outlook import AHEAD, Knowledge, Known, Outlook, forecast
+from edge_agent.core.rule import grow_regret, judge, pay_debt
+from edge_agent.core.site import CodeColumn, FlagColumn, FloatColumn, Limits
+
+
+class Memory(Struct, frozen=True, eq=False, kw_only=True):
+    """The price as known at each instant, and how long it may be believed.
+
+    Args:
+        prices: the last known one and the two intervals before it. fresh: it may be acted on.
+        safe: it is so old that the safe policy rules.
+    """
+
+    prices: tuple[FloatColumn, FloatColumn, FloatColumn]
+    fresh: FlagColumn
+    safe: FlagColumn
+
+
+def remember(price: FloatColumn, knowledge: Knowledge, limits: Limits) -> Memory:
+    """Give what is known of the price at the start of each interval."""
+    lag = 0 if knowledge == "nowcast" else 1
+    steps = len(price)
+    place = np.where(np.isnan(price), -1, np.arange(steps))
+    last = np.maximum.accumulate(place)  # of the last known price
+    last = np.concatenate((np.full(lag, -1), last[: steps - lag]))
+    age_s = (np.arange(steps) - lag - last) * STEP_S
+    known = last >= 0
+    fresh = known & (age_s <= limits.price_stale_s)
+    safe = known & (age_s > limits.price_stale_s + limits.safe_after_s)
+    columns = [np.where(known, price[np.maximum(last, 0)], np.nan)]
+    for back in (1, 2):
+        older = price[np.maximum(last - back, 0)]
+        columns.append(np.where((last - back < 0) | np.isnan(older), columns[-1], older))
+    return Memory(prices=(columns[0], columns[1], columns[2]), fresh=fresh, safe=safe)
+
+
+def hcp(
+    rows: Rows,
+    price: FloatColumn,
+    ahead: FloatColumn | None,
+    knowledge: Knowledge,
+    limits: Limits,
+) -> CodeColumn:
+    """Give the course of our decision."""
+    memory = remember(price, knowledge, limits)
+    sheet = np.stack([_class_sheet(row, memory, ahead, knowledge) for row in rows.classes])
+    by_time = np.ascontiguousarray(sheet.transpose(2, 1, 0))
+    return _run(rows, by_time, memory, limits, known=knowledge == "nowcast")
+
+
+def _class_sheet(
+    series: ClassSeries,
+    memory: Memory,
+    ahead: FloatColumn | None,
+    knowledge: Knowledge,
+) -> FloatColumn:
+    """Give (known gain, outlook gain, share, prudent cost) over time."""
+    saved_w = (series.watts[MINE] - series.watts[OFF]) * series.row.pue
+    saved_mwh = saved_w * STEP_H / W_PER_MW
+    now = memory.prices[0]
+    gain = series.revenue - saved_mwh * (now + series.row.adder_usd_per_mwh)
+
+    def told(hours: tuple[FloatColumn, ...]) -> tuple[Outlook, FloatColumn]:
+        known = Known(price=now, older=memory.prices[1:], ahead=hours)
+        return forecast(knowledge, known, gain, saved_mwh, series.assumed_start, series.revenue)
+
+    outlook, cost = told(())
+    columns = [gain, outlook.gain, outlook.share, cost]
+    if ahead is not None:
+        hours = tuple(later(ahead, number) for number in range(AHEAD))
+        better, better_cost = told(hours)
+        has = ~np.isnan(hours[0] + hours[1] + hours[2])
+        pairs = ((gain, gain), (better.gain, outlook.gain), (better.share, outlook.share))
+        columns = [np.where(has, new, old) for new, old in (*pairs, (better_cost, cost))]
+    return np.stack(columns)
+
+
+def later(column: FloatColumn, hours: int) -> FloatColumn:
+    """Give what a column will be so many hours later, as far as the span tells."""
+    by = hours * HOUR_S // STEP_S
+    out = np.concatenate((column[by:], np.full(min(by, len(column)), np.nan)))
+    return out[: len(column)]
+
+
+def _run(
+    rows: Rows, sheet: FloatColumn, memory: Memory, limits: Limits, *, known: bool
+) -> CodeColumn:
+    count, steps = rows.asked.shape
+    of = np.array(rows.class_of)
+    every = [rows.series(at).row for at in range(count)]
+    ski_rental = np.array([row.ski_rental for row in every])
+    dwell = np.array([row.dwell_s for row in every]) / STEP_S
+    state = np.full(count, MINE, dtype=np.uint8)
+    regret, debt = np.zeros(count), np.zeros(count)
+    stayed = np.full(count, np.inf)
+    none = np.zeros(count, dtype=np.bool_)
+    last_gain, last_cost = np.zeros(count), np.ones(count)
+    out = np.empty((count, steps), dtype=np.uint8)
+    for at in range(steps):
+        gain, expected, share, cost = sheet[at][:, of]
+        counts = (state != SERVE) & (memory.fresh[at - 1] if at else none)
+        on = state == MINE
+        regret = grow_regret(regret, on, last_gain, counts)
+        debt = pay_debt(debt, state == OFF, last_gain, last_cost, counts, STEP_S)
+        asked = rows.asked[:, at]
+        done = (state == SERVE) & ~asked
+        if done.any():
+            state = np.where(done, np.where(gain > 0.0, MINE, OFF), state).astype(np.uint8)
+            regret, stayed, on = (
+                np.where(done, 0.0, regret),
+                np.where(done, 0.0, stayed),
+                state == MINE,
+            )
+        stayed = stayed + 1.0
+        free = ~asked & (state != SERVE) & ~done & (stayed >= dwell)
+        change = none
+        if memory.fresh[at]:
+            outlook = Outlook(expected, share)
+            verdict = judge(on, outlook, cost, regret, debt, ski_rental, known=known)
+            change = verdict.change & free
+        elif memory.safe[at]:
+            change = free & (on != (limits.safe_policy == "mine"))
+        if change.any() or asked.any():
+            wakes = change & ~on
+            state = np.where(asked, SERVE, np.where(change, np.where(on, OFF, MINE), state))
+            moved = change | asked
+            regret, stayed = np.where(moved, 0.0, regret), np.where(change, 0.0, stayed)
+            debt = debt + wakes
+            state = state.astype(np.uint8)
+        out[:, at] = state
+        last_gain, last_cost = gain, cost
+    return out

@@ -1,0 +1,165 @@
+"""The outlook: what staying off or on will be worth, from prices seen and the day-ahead shape.
+
+One number per device, the *share*: how much of a restart the run's future is expected to be worth
+after the present interval, 0..1. By dynamic programming the worth of being on above being off is
+``D = clip(gain + E[D'], 0, restart cost)``; the share is the estimate of ``E[D'] / cost``. A share
+near 0 says that the present loss will last, near 1 that it is over with the interval. The expected
+stay follows from it: ``1 / share`` intervals off, ``1 / (1 - share)`` intervals on.
+
+The estimate is a sum of ramps of gains measured in restart costs, so it knows no price level, no
+hashprice level and no currency. The weights are ``outlook_table``; how they were fitted stands in
+docs/adr/0011. A wrong outlook can cost no more than ``rule`` lets it.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from msgspec import Struct
+
+from edge_agent.core.outlook_table import TABLES
+from edge_agent.core.site import FloatColumn
+
+INTERVAL_S = 900.0
+Knowledge = Literal["nowcast", "settled"]
+Ramp = tuple[float, float]
+
+# A ramp (knot, width) is 0 below its knot and grows with the gain to ``width``.
+NOW_RAMPS: tuple[Ramp, ...] = (
+    (-8.0, 4.0), (-4.0, 2.0), (-2.0, 1.0), (-1.0, 0.5), (-0.5, 0.25), (-0.25, 0.25), (0.0, 0.25),
+    (0.25, 0.25), (0.5, 0.5),
+)  # fmt: skip
+LAST_RAMPS: tuple[Ramp, ...] = ((-4.0, 3.0), (-1.0, 1.0), (0.0, 0.5))
+OLDER_RAMPS: tuple[Ramp, ...] = ((-2.0, 2.0), (0.0, 0.5))
+AHEAD_RAMPS: tuple[Ramp, ...] = ((-1.0, 1.0), (0.0, 0.2), (0.2, 0.2), (0.4, 0.4))
+SEEN_RAMPS = (NOW_RAMPS, LAST_RAMPS, OLDER_RAMPS)
+SEEN = len(SEEN_RAMPS)
+AHEAD = 3
+# The forecast never claims certainty: each change it asks for has at least this part behind it.
+SHARE_MIN, SHARE_MAX = 0.05, 0.98
+
+
+class Table(Struct, frozen=True):
+    """Fitted weights: one constant, the ramps in order, and the cost in revenues.
+
+    Args:
+        share: of the future's worth. gain: of the present interval's gain where it is not known
+            yet; empty where it is. prudence: factor on the assumed restart cost.
+    """
+
+    share: tuple[float, ...]
+    gain: tuple[float, ...]
+    prudence: float
+
+
+class Outlook(Struct, frozen=True, eq=False):
+    """Expected gain of being on over the interval, and the share, both in prudent restart costs."""
+
+    gain: FloatColumn
+    share: FloatColumn
+
+
+def table_of(knowledge: Knowledge, *, has_ahead: bool) -> Table:
+    """Give the weights for what is known."""
+    share, gain, prudence = TABLES[(knowledge, has_ahead)]
+    return Table(share, gain, prudence)
+
+
+def look(
+    table: Table,
+    seen: Sequence[FloatColumn],
+    ahead: Sequence[FloatColumn],
+    cost_in_revenue: FloatColumn,
+) -> Outlook:
+    """Estimate gain and share.
+
+    Args:
+        seen: gain of an interval at the last price, the one before, and the one before that, in
+            prudent restart costs. ahead: the same at the day-ahead price of this hour and the two
+            after it; empty: not known. cost_in_revenue: restart cost over an interval's revenue.
+    """
+    share = _sum(table.share, seen, ahead, cost_in_revenue)
+    gain = _sum(table.gain, seen, ahead, cost_in_revenue) if table.gain else seen[0]
+    return Outlook(gain, np.minimum(np.maximum(share, SHARE_MIN), SHARE_MAX))
+
+
+class Known(Struct, frozen=True, eq=False, kw_only=True):
+    """What is known at a decision: numbers live (one instant), columns of time in a back-test.
+
+    Args:
+        price: last known, USD/MWh. older: the two intervals before it. ahead: day-ahead price of
+            this hour and the two after it, or none.
+    """
+
+    price: FloatColumn | float
+    older: tuple[FloatColumn | float, FloatColumn | float]
+    ahead: tuple[FloatColumn | float, ...] = ()
+
+
+def forecast(
+    knowledge: Knowledge,
+    known: Known,
+    gain_usd: FloatColumn,
+    saved_mwh: FloatColumn | float,
+    restart_usd: FloatColumn,
+    revenue_usd: FloatColumn,
+) -> tuple[Outlook, FloatColumn]:
+    """Give the outlook and the prudent restart cost of each device (or each instant).
+
+    Args:
+        gain_usd: of being on over an interval at the known price. saved_mwh: energy of an interval
+            that being off saves, at the meter. restart_usd, revenue_usd: assumed cost of a
+            restart, and what an interval of mining earns.
+    """
+    table = table_of(knowledge, has_ahead=bool(known.ahead))
+    cost = table.prudence * restart_usd
+    unit = 1.0 / np.maximum(cost, 1e-9)
+    at = [gain_usd * unit]
+    at += [(gain_usd + saved_mwh * (known.price - other)) * unit for other in known.older]
+    ahead = [(gain_usd + saved_mwh * (known.price - other)) * unit for other in known.ahead]
+    in_revenue = restart_usd / np.maximum(revenue_usd, 1e-9)
+    return look(table, at, ahead, in_revenue), cost
+
+
+def basis(
+    seen: Sequence[FloatColumn], ahead: Sequence[FloatColumn], cost_in_revenue: FloatColumn
+) -> list[FloatColumn]:
+    """Give the terms that the weights multiply, in their order (for fitting)."""
+    terms: list[FloatColumn] = [np.ones_like(seen[0])]
+    for column, ramps in _columns(seen, ahead):
+        terms += [_ramp(column, ramp) for ramp in ramps]
+    return [*terms, _bounded_cost(cost_in_revenue)]
+
+
+def _sum(
+    weights: tuple[float, ...],
+    seen: Sequence[FloatColumn],
+    ahead: Sequence[FloatColumn],
+    cost_in_revenue: FloatColumn,
+) -> FloatColumn:
+    # In a fixed order and without a matrix product: a replay must give the same bits anywhere.
+    total: FloatColumn = np.full_like(seen[0], weights[0])
+    place = 1
+    for column, ramps in _columns(seen, ahead):
+        for ramp in ramps:
+            if weights[place] != 0.0:
+                total += weights[place] * _ramp(column, ramp)
+            place += 1
+    total += weights[place] * _bounded_cost(cost_in_revenue)
+    return total
+
+
+def _columns(
+    seen: Sequence[FloatColumn], ahead: Sequence[FloatColumn]
+) -> list[tuple[FloatColumn, tuple[Ramp, ...]]]:
+    return [*zip(seen, SEEN_RAMPS, strict=True), *((column, AHEAD_RAMPS) for column in ahead)]
+
+
+def _ramp(column: FloatColumn, ramp: Ramp) -> FloatColumn:
+    out: FloatColumn = np.minimum(np.maximum(column - ramp[0], 0.0), ramp[1])
+    return out
+
+
+def _bounded_cost(cost_in_revenue: FloatColumn) -> FloatColumn:
+    out: FloatColumn = np.minimum(np.maximum(cost_in_revenue, 0.0), 3.0)
+    return out

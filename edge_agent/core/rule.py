@@ -1,0 +1,88 @@
+"""The rule for money: change between on and off, on columns; live and back-test call the same.
+
+- Early, when the outlook says so: the expected gain of the interval outweighs the share of a
+  restart that the future is worth; the same as gain over the expected stay above the cost.
+- At the latest, when the regret of staying reaches ``ski_rental`` restarts, whatever the outlook.
+- Off only on credit: a restart adds 1 to the device's debt, what being off saved and the passing of
+  time pay it back. Without credit only a loss that pays the restart within the interval counts.
+  So no outlook, however wrong, loses more against always-on than the credit and its refill.
+- It always comes back: any gain above 0 that lasts makes regret, and coming back needs no credit.
+"""
+
+import numpy as np
+from msgspec import Struct
+
+from edge_agent.core.outlook import Outlook
+from edge_agent.core.site import FlagColumn, FloatColumn
+
+# Restarts that may be open against always-on, and the time in which that many are forgiven.
+CREDIT = 6.0
+REFILL_S = 30.0 * 86_400.0
+
+
+class Verdict(Struct, frozen=True, eq=False):
+    """What the rule says: change or not, why, and the money of the change over the expected stay.
+
+    Args:
+        early: by the outlook. overdue: by regret. credit: the change is affordable.
+        gain_usd, cost_usd: over the expected stay. stay: expected stay in intervals.
+    """
+
+    change: FlagColumn
+    early: FlagColumn
+    overdue: FlagColumn
+    credit: FlagColumn
+    gain_usd: FloatColumn
+    cost_usd: FloatColumn
+    stay: FloatColumn
+
+
+def judge(
+    on: FlagColumn,
+    outlook: Outlook,
+    cost_usd: FloatColumn,
+    regret_usd: FloatColumn,
+    debt: FloatColumn,
+    ski_rental: FloatColumn | float,
+    *,
+    known: bool,
+) -> Verdict:
+    """Judge each device.
+
+    Args:
+        cost_usd: prudent restart cost. debt: open restarts. known: the interval's price is seen.
+    """
+    gain = np.where(on, -outlook.gain, outlook.gain)
+    need = np.where(on, outlook.share, 1.0 - outlook.share)
+    stay = 1.0 / need
+    wants = gain > 0.0
+    early = wants & (gain > need)
+    overdue = wants & (regret_usd >= ski_rental * cost_usd) & (regret_usd > cost_usd)
+    credit = ~on | (debt <= CREDIT - 1.0) | (known & (gain > 1.0))
+    # What has cost so much already has outlasted the outlook: expect as much again.
+    gain_usd = np.maximum(gain * stay * cost_usd, np.where(overdue, regret_usd, -np.inf))
+    return Verdict((early | overdue) & credit, early, overdue, credit, gain_usd, cost_usd, stay)
+
+
+def grow_regret(
+    regret_usd: FloatColumn, on: FlagColumn, gain_usd: FloatColumn, counts: FlagColumn
+) -> FloatColumn:
+    """Give the regret of staying after a time in which being on earned ``gain_usd`` more."""
+    missed = np.where(counts, np.where(on, -gain_usd, gain_usd), 0.0)
+    out: FloatColumn = np.where(counts, np.maximum(regret_usd + missed, 0.0), regret_usd)
+    return out
+
+
+def pay_debt(
+    debt: FloatColumn,
+    off: FlagColumn,
+    gain_usd: FloatColumn,
+    cost_usd: FloatColumn,
+    counts: FlagColumn,
+    dt_s: FloatColumn | float,
+) -> FloatColumn:
+    """Give the open restarts after ``dt_s``: time forgives, being off pays back or adds."""
+    pays = counts & off & (cost_usd > 0.0)
+    back = np.where(pays, -gain_usd, 0.0) / np.where(pays, cost_usd, 1.0)
+    out: FloatColumn = np.maximum(debt - CREDIT * (dt_s / REFILL_S) - back, 0.0)
+    return out

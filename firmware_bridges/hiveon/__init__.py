@@ -1,0 +1,1 @@
+"""Hiveon: answers of Bitmain's shape, with power for each board."""

@@ -1,0 +1,1 @@
+"""MSKMiner: answers of Bitmain's shape, and a page of its own for the network."""

@@ -1,0 +1,1 @@
+"""Scrypt machines whose pages have Bitmain's shape: Elphapex and Hammer."""

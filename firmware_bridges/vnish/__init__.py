@@ -1,0 +1,1 @@
+"""VNish (AnthillOS): REST with a token, and the cgminer API."""
