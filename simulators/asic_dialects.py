@@ -11,6 +11,8 @@ from simulators.asic_epic import EpicDialect
 from simulators.asic_luxos import LuxosDialect
 from simulators.asic_mara import MaraDialect
 from simulators.asic_vnish import VnishDialect
+from simulators.asic_whatsminer import WhatsminerDialect
+from simulators.asic_whatsminer_v3 import WhatsminerV3Dialect
 
 if TYPE_CHECKING:
     from simulators.asic_dialect import Dialect
@@ -34,5 +36,9 @@ def dialects(login: Login, seed: int) -> dict[str, Dialect]:
         EpicDialect(),
         MaraDialect(login, seed),
         VnishDialect(seed),
+        WhatsminerDialect(seed),
+        WhatsminerDialect(seed, locked=True),
+        WhatsminerV3Dialect(seed),
+        WhatsminerV3Dialect(seed, locked=True),
     )
     return {dialect.name: dialect for dialect in every}

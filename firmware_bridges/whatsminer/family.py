@@ -65,7 +65,8 @@ WHATSMINER_V3: Final = Family(
     make="MicroBT",
     base="whatsminer-v2",
     marks=tuple(
-        Mark(text=text, weight=WEIGHT_SURE + WEIGHT_LIKELY, key=key)
+        # The API v2 beside it says that it is a WhatsMiner, many times over.
+        Mark(text=text, weight=10 * WEIGHT_SURE, key=key)
         for key, text in ((_STATUS, b'"msg"'), (_INFO, b'"msg"'), (_SETTING, b'"msg"'))
     ),
     documents={(Wire.BTMINER_V3, key): each for key, each in decode_v3.DECODERS.items()},

@@ -44,6 +44,8 @@ SIMULATED = {
     "luxos": "s21-luxos",
     "marafw": "s21-mara",
     "vnish": "s21-vnish",
+    "whatsminer-v2": "m50s",
+    "whatsminer-v3": "m60s",
 }
 # Neither bosminer's API nor GraphQL tells the MAC; it is on a page behind luci's login.
 WITHOUT_MAC = {"braiins-api", "braiins-graphql"}
