@@ -11,7 +11,7 @@ from simulators.asic_epic import EpicDialect
 from simulators.asic_luxos import LuxosDialect
 from simulators.asic_mara import MaraDialect
 from simulators.asic_vnish import VnishDialect
-from simulators.asic_whatsminer import WhatsminerV2Dialect
+from simulators.asic_whatsminer import WhatsminerDialect
 from simulators.asic_whatsminer_v3 import WhatsminerV3Dialect
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ def dialects(login: Login, seed: int) -> dict[str, Dialect]:
         EpicDialect(),
         MaraDialect(login, seed),
         VnishDialect(seed),
-        WhatsminerV2Dialect(),
-        WhatsminerV3Dialect(),
+        WhatsminerDialect(seed),
+        WhatsminerDialect(seed, locked=True),
+        WhatsminerV3Dialect(seed),
+        WhatsminerV3Dialect(seed, locked=True),
     )
     return {dialect.name: dialect for dialect in every}

@@ -152,28 +152,26 @@ A1566 = MinerModel(
     dialect="avalon",
 )
 M50S = MinerModel(
-    device_type="WhatsMiner M50S VH50",
+    device_type="M50SVH50",
     hashrate_ths=126.0,
     power_w=3276.0,
-    power_w_asleep=20.0,
+    power_w_asleep=15.0,
     boards=3,
     chips=135,
     frequency_mhz=600,
-    dialect="whatsminer-v2",
+    dialect="whatsminer",
 )
 M60S = MinerModel(
-    device_type="WhatsMiner M60S VK40",
-    hashrate_ths=180.0,
-    power_w=3330.0,
-    power_w_asleep=20.0,
+    device_type="M60S_VK40",
+    hashrate_ths=186.0,
+    power_w=3441.0,
+    power_w_asleep=15.0,
     boards=3,
     chips=75,
     frequency_mhz=625,
     dialect="whatsminer-v3",
 )
 MODELS = {
-    "m50s": M50S,
-    "m60s": M60S,
     "s21": S21,
     "s19xp": S19_XP,
     "s21-old": msgspec.structs.replace(S21, firmware=STOCK_OLD),
@@ -185,6 +183,10 @@ MODELS = {
     "a1566": A1566,
     "s19xp-epic": msgspec.structs.replace(S19_XP, dialect="epic"),
     "s21-vnish": msgspec.structs.replace(S21, dialect="vnish"),
+    "m50s": M50S,
+    "m50s-locked": msgspec.structs.replace(M50S, dialect="whatsminer-locked"),
+    "m60s": M60S,
+    "m60s-locked": msgspec.structs.replace(M60S, dialect="whatsminer-v3-locked"),
     "s21-mara": msgspec.structs.replace(S21, dialect="mara"),
 }
 

@@ -5,10 +5,11 @@ from typing import Final
 
 from firmware_bridges.base import WorkMode, WriteResult, WriteState
 from firmware_bridges.commands import PoolTarget, SetPools
-from firmware_bridges.errors import BridgeError, BridgeUnsupportedError
+from firmware_bridges.errors import BridgeUnsupportedError
 from firmware_bridges.http.digest import Credentials
 from firmware_bridges.transport import Deadlines
 from firmware_bridges.whatsminer.facts import MODES
+from firmware_bridges.writes import refused, unknown
 
 # What the maker ships; public, and writes need it changed by the owner first.
 FACTORY_V2: Final = Credentials("super", "admin")
@@ -17,7 +18,6 @@ FACTORY_V3: Final = Credentials("super", "super")
 # will.
 WRITE_DEADLINES: Final = Deadlines(connect_s=1.5, answer_s=10.0)
 POOLS_MAX: Final = 3
-DETAIL_CHARS_MAX: Final = 160
 MODE_WORDS: Final = {mode: word for word, mode in MODES.items()}
 
 
@@ -45,12 +45,6 @@ def pools_of(command: SetPools, address: str) -> tuple[PoolTarget, ...]:
     return command.pools
 
 
-def not_answered(error: BridgeError) -> WriteResult:
-    """Judge a write that got no answer: refused only where it certainly did not arrive."""
-    state = WriteState.UNKNOWN if error.sent else WriteState.REFUSED
-    return WriteResult(state=state, code=error.code, detail=error.detail[:DETAIL_CHARS_MAX])
-
-
 async def woken(
     start: Callable[[], Awaitable[WriteResult]],
     restore: Callable[[], Awaitable[WriteResult | None]],
@@ -67,5 +61,7 @@ async def woken(
     restored = await restore()
     if restored is None or restored.state is WriteState.ACKNOWLEDGED:
         return started
-    detail = f"woken, but its mode: {restored.detail}"[:DETAIL_CHARS_MAX]
-    return WriteResult(state=restored.state, code=restored.code, detail=detail)
+    detail = f"woken, but its mode: {restored.detail}"
+    if restored.state is WriteState.REFUSED:
+        return refused(restored.code, detail)
+    return unknown(restored.code, detail)

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from firmware_bridges.base import WorkMode, WriteResult, WriteState
+from firmware_bridges.base import WorkMode, WriteResult
 from firmware_bridges.cgminer.codec import Answer, Severity, decode_answers
 from firmware_bridges.commands import (
     Command,
@@ -29,17 +29,16 @@ from firmware_bridges.query import Query, Wire, cgminer
 from firmware_bridges.rows import Row, as_text
 from firmware_bridges.whatsminer.cipher import TokenV2, open_v2, seal_v2, token_v2
 from firmware_bridges.whatsminer.control import (
-    DETAIL_CHARS_MAX,
     FACTORY_V2,
     POOLS_MAX,
     WRITE_DEADLINES,
     mode_word,
-    not_answered,
     pools_of,
     woken,
 )
 from firmware_bridges.whatsminer.decode import decode_status, decode_summary
 from firmware_bridges.whatsminer.facts import mode_of
+from firmware_bridges.writes import acknowledged, refused, send, unknown
 
 TOKEN_LIFE_S: Final = 25 * 60
 CODE_OK: Final = 131
@@ -144,11 +143,11 @@ class WhatsminerV2Control:
         body = msgspec.json.encode({"token": token.sign, "cmd": name, **params})
         sealed = msgspec.json.encode({"enc": 1, "data": seal_v2(token.key, body)})
         query = Query(wire=Wire.CGMINER, key=name, payload=sealed)
-        try:
-            raw = await self._context.asker.ask(query, WRITE_DEADLINES)
+
+        def judge(raw: bytes) -> WriteResult:
             return judged(_opened(raw, token, name, self._context.address), is_write=True)
-        except BridgeError as exc:
-            return not_answered(exc)
+
+        return await send(self._context.asker, query, judge, WRITE_DEADLINES)
 
     async def _read(self, command: str) -> Answer:
         raw = await self._context.asker.ask(cgminer(command))
@@ -166,13 +165,12 @@ def judged(answer: Answer, *, is_write: bool) -> WriteResult:
     code = None if status is None else status.code
     said = ("" if status is None else status.message) or "no reason given"
     detail = (_MEANINGS[code] + ": " if code in _MEANINGS else "") + said
-    state = WriteState.UNKNOWN if is_write else WriteState.REFUSED
-    if status is not None and is_write and _is_yes(status.severity, code):
-        state = WriteState.ACKNOWLEDGED
-    elif status is not None and (code in _MEANINGS or status.severity is Severity.ERROR):
-        state = WriteState.REFUSED
     text = "" if code is None else str(code)
-    return WriteResult(state=state, code=text, detail=detail[:DETAIL_CHARS_MAX])
+    if status is not None and is_write and _is_yes(status.severity, code):
+        return acknowledged(detail, text)
+    if not is_write or code in _MEANINGS or (status and status.severity is Severity.ERROR):
+        return refused(text, detail)
+    return unknown(text, detail)
 
 
 def _is_yes(severity: Severity | None, code: int | None) -> bool:

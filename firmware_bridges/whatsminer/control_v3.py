@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from firmware_bridges.base import WorkMode, WriteResult, WriteState
+from firmware_bridges.base import WorkMode, WriteResult
 from firmware_bridges.commands import (
     Command,
     Locate,
@@ -19,17 +19,15 @@ from firmware_bridges.commands import (
     Wake,
 )
 from firmware_bridges.document import Document, object_of, read_json
-from firmware_bridges.errors import BridgeError, BridgeGarbledError
+from firmware_bridges.errors import BridgeGarbledError
 from firmware_bridges.family import ControlContext
 from firmware_bridges.query import Query, Wire, btminer_v3
 from firmware_bridges.rows import Row, as_text
 from firmware_bridges.whatsminer.cipher import digest_v3, seal_v3, token_v3
 from firmware_bridges.whatsminer.control import (
-    DETAIL_CHARS_MAX,
     FACTORY_V3,
     WRITE_DEADLINES,
     mode_word,
-    not_answered,
     pools_of,
     woken,
 )
@@ -41,6 +39,7 @@ from firmware_bridges.whatsminer.decode_v3 import (
     decode_setting,
     refusal,
 )
+from firmware_bridges.writes import acknowledged, refused, send, unknown
 
 _INFO: Final = "get.device.info"
 _SETTING: Final = "get.miner.setting"
@@ -131,15 +130,15 @@ class WhatsminerV3Control:
         elif param is not None:
             body["param"] = param
         query = Query(wire=Wire.BTMINER_V3, key=name, payload=msgspec.json.encode(body))
-        try:
-            raw = await self._context.asker.ask(query, WRITE_DEADLINES)
-            document = read_json(raw, self._context.address, name)
-        except BridgeGarbledError as exc:
-            # It came after the whole command was sent, so the miner may have acted.
-            return WriteResult(state=WriteState.UNKNOWN, code=exc.code, detail=exc.detail)
-        except BridgeError as exc:
-            return not_answered(exc)
-        return judged(object_of(document))
+
+        def judge(raw: bytes) -> WriteResult:
+            try:
+                return judged(object_of(read_json(raw, self._context.address, name)))
+            except BridgeGarbledError as exc:
+                # It came after the whole command was sent, so the miner may have acted.
+                return unknown(exc.code, exc.detail)
+
+        return await send(self._context.asker, query, judge, WRITE_DEADLINES)
 
     async def _read(self, command: str, parameter: object = None) -> Document:
         raw = await self._context.asker.ask(btminer_v3(command, parameter))
@@ -151,11 +150,10 @@ def judged(answer: Row) -> WriteResult:
     code = code_of(answer)
     said = as_text(answer.get("msg")) or "no reason given"
     if code is None:
-        return WriteResult(state=WriteState.UNKNOWN, code="", detail="answer names no result")
+        return unknown("", "answer names no result")
     if code == CODE_OK:
-        return WriteResult(state=WriteState.ACKNOWLEDGED, code=str(code), detail=said)
-    detail = (_MEANINGS[code] + ": " if code in _MEANINGS else "") + said
-    return WriteResult(state=WriteState.REFUSED, code=str(code), detail=detail[:DETAIL_CHARS_MAX])
+        return acknowledged(said, str(code))
+    return refused(str(code), (_MEANINGS[code] + ": " if code in _MEANINGS else "") + said)
 
 
 def _request(command: Command, address: str) -> tuple[str, object]:

@@ -177,10 +177,14 @@ def _rate_now(reader: RowReader, *, stable: bool | None, truncated: bool) -> flo
 
 
 def _uptime_s(reader: RowReader, *, stable: bool | None, truncated: bool) -> int | None:
-    """Read the time since the start; while it runs up, each try sets `Elapsed` to 0 again."""
-    if truncated and stable is None:
+    """Read the time since the start.
+
+    The builds before `HS RT` came set `Elapsed` to 0 with each try while they run up.
+    """
+    is_new = "HS RT" in reader.row
+    if truncated and not (stable or is_new):
         return None
-    keys = ("Uptime", "Elapsed") if stable is False else ("Elapsed", "Uptime")
+    keys = ("Uptime", "Elapsed") if stable is False and not is_new else ("Elapsed", "Uptime")
     for key in keys[:1] if truncated else keys:
         value = reader.whole(key, low=0, high=UPTIME_S_MAX)
         if value is not None:

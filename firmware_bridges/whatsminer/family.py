@@ -65,19 +65,17 @@ WHATSMINER_V3: Final = Family(
     make="MicroBT",
     base="whatsminer-v2",
     marks=tuple(
-        Mark(text=text, weight=WEIGHT_SURE + WEIGHT_LIKELY, key=key)
+        # The API v2 beside it says that it is a WhatsMiner, many times over.
+        Mark(text=text, weight=10 * WEIGHT_SURE, key=key)
         for key, text in ((_STATUS, b'"msg"'), (_INFO, b'"msg"'), (_SETTING, b'"msg"'))
     ),
     documents={(Wire.BTMINER_V3, key): each for key, each in decode_v3.DECODERS.items()},
     order=(_INFO, _STATUS, _SETTING, *WHATSMINER_V2.order),
     reads=Reads(
-        fast=(btminer_v3(_STATUS, "summary"), btminer_v3(_INFO, "miner")),
-        # On an idle miner `pools` alone is refused.
-        slow=(
-            btminer_v3(_STATUS, "summary+pools+edevs"),
-            btminer_v3(_INFO),
-            btminer_v3(_SETTING),
-        ),
+        # Joined, because an idle miner refuses `pools` alone; whether its service runs is in the
+        # device's information. Nothing of a state is asked slowly: it would outlive a change.
+        fast=(btminer_v3(_STATUS, "summary+pools+edevs"), btminer_v3(_INFO)),
+        slow=(btminer_v3(_SETTING),),
     ),
     ports={Wire.BTMINER_V3: 4433, Wire.CGMINER: 4028},
     control=WhatsminerV3Control,

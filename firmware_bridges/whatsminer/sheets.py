@@ -68,7 +68,7 @@ SHEET_V2: Final = Sheet(
     cases=("tests/firmware_bridges/whatsminer",),
     limits=(
         "the model is told by devdetails and, on some builds, by get_miner_info only",
-        "writes are refused (code 45) until the owner enables the write API with the maker's tool",
+        "writes are refused (code 45) until the owner enables the write API in the maker's tool",
         "16 client addresses, 32 tokens each: code 136 when they are used up",
     ),
     source="recorded answers; the maker's API document 2.0.5",
@@ -81,8 +81,7 @@ SHEET_V3: Final = Sheet(
     abilities=(
         Ability(
             capability=Capability.READ,
-            how="get.miner.status summary, get.device.info miner; slowly summary+pools+edevs, "
-            "get.device.info, get.miner.setting",
+            how="get.miner.status summary+pools+edevs, get.device.info; slowly get.miner.setting",
             answer_s=3.0,
             effect_s=None,
             evidence=Evidence.CAPTURE,

@@ -99,7 +99,9 @@ def test_the_rate_of_a_settled_miner_is_hs_rt_and_not_the_noisy_5_s() -> None:
 def test_a_miner_that_runs_up_gives_its_last_minute() -> None:
     fields = {"HS RT": 20e6, "MHS 1m": 50e6, "Hash Stable": False, "Elapsed": 90, "Uptime": 700}
     found = summary(**fields)
-    assert (found.hashrate_ths, found.state, found.uptime_s) == (50.0, MinerState.TUNING, 700)
+    assert (found.hashrate_ths, found.state, found.uptime_s) == (50.0, MinerState.TUNING, 90)
+    del fields["HS RT"]
+    assert summary(**fields).uptime_s == 700
     silent = summary(**{**fields, "HS RT": 0, "MHS 1m": 0})
     assert (silent.hashrate_ths, silent.state) == (0.0, MinerState.STARTING)
     tuned = summary(**{"HS RT": 20e6, "Upfreq Complete": 0})
