@@ -1,7 +1,8 @@
-"""What models are built for, in TH/s of SHA-256; used to find unit traps only.
+"""What models are built for, in TH/s; used to find unit traps only.
 
 The figure is that of the strongest variant sold under the name: a check by a factor of five needs
-no more. Source: the makers' data sheets.
+no more. Machines of other algorithms are in hashes (or solutions) of theirs, so that a rate under
+a wrong unit is found out with them too. Source: the makers' data sheets.
 """
 
 import re
@@ -25,8 +26,12 @@ _RATED_THS: Final = (
     ("antminer s9", 16.0), ("antminer t9", 13.0),
     ("antminer l3", 0.001), ("antminer l7", 0.0095), ("antminer l9", 0.017),
     ("antminer l11", 0.035), ("antminer d9", 1.77), ("antminer k7", 63.5), ("antminer ks3", 9.4),
-    ("antminer ks5", 21.0), ("antminer ks7", 40.0), ("hammer d10", 0.005), ("dg1", 0.0144),
-    ("dg home", 0.003),
+    ("antminer ks5", 21.0), ("antminer ks7", 40.0), ("antminer s11", 21.0), ("antminer t15", 23.0),
+    ("antminer d3", 0.0193), ("antminer d5", 0.119), ("antminer d7", 1.3), ("antminer e3", 0.0002),
+    ("antminer e9", 0.0037), ("antminer e11", 0.009), ("antminer k5", 1.2), ("antminer hs3", 9.0),
+    ("antminer al1", 16.6), ("antminer a3", 0.82), ("antminer x5", 2.2e-7), ("antminer z9", 4.2e-8),
+    ("antminer z11", 1.4e-7), ("antminer z15", 8.6e-7),
+    ("hammer d10", 0.005), ("dg1", 0.0144), ("dg2", 0.0205), ("dg home", 0.003),
     ("whatsminer m20", 75.0), ("whatsminer m21", 62.0), ("whatsminer m30s++", 118.0),
     ("whatsminer m30", 118.0), ("whatsminer m31", 90.0), ("whatsminer m32", 74.0),
     ("whatsminer m33", 262.0), ("whatsminer m36", 180.0), ("whatsminer m39", 110.0),

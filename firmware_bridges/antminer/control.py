@@ -11,7 +11,12 @@ from typing import Final
 
 import msgspec
 
-from firmware_bridges.antminer.decode import mode_of, with_mode, with_pools
+from firmware_bridges.antminer.configuration import (
+    mode_of,
+    strict_object,
+    with_mode,
+    with_pools,
+)
 from firmware_bridges.base import WorkMode, WriteResult, WriteState
 from firmware_bridges.commands import (
     Command,
@@ -55,11 +60,7 @@ class AntminerControl:
         Raises:
             BridgeError: It could not be read.
         """
-        body = await self._configuration()
-        try:
-            return mode_of(msgspec.json.decode(body, type=dict[str, object]))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            raise BridgeGarbledError(self._address, f"get_miner_conf.cgi: {exc}") from exc
+        return mode_of(strict_object(await self._configuration(), self._address))
 
     async def write(self, command: Command) -> WriteResult:
         """Send one command; see `MinerControl`."""
@@ -86,7 +87,8 @@ class AntminerControl:
         """Read the configuration, edit it and write it back.
 
         Raises:
-            BridgeError: It could not be read whole, so nothing was written.
+            BridgeError: It could not be read whole, or is none that may be written back; nothing
+                was written.
         """
         body = edit(await self._configuration(), self._address)
         query = submit(CGI + "set_miner_conf.cgi", body)

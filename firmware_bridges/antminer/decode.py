@@ -7,28 +7,29 @@ sensors sit on the boards, so `inlet_temp_c` stays unknown.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
-import msgspec
-
+from firmware_bridges.antminer.configuration import MODE_NUMBER_SLEEP_OLD, mode_of
+from firmware_bridges.antminer.units import native_unit
 from firmware_bridges.base import MinerState, Partial, WorkMode
 from firmware_bridges.cgminer.codec import Answer, answer_of
 from firmware_bridges.cgminer.decode import (
+    POWER_W_MIN,
     alarms_of,
     decode_pools,
     decode_summary,
+    is_rate_unit,
     mac_address,
     power_w,
     rate_ths,
     succeeded,
 )
-from firmware_bridges.collect import hottest_c
-from firmware_bridges.commands import PoolTarget
+from firmware_bridges.collect import hottest_c, sum_of
 from firmware_bridges.document import Document, object_of
-from firmware_bridges.errors import BridgeGarbledError, BridgeUnsupportedError
 from firmware_bridges.rows import (
     FAN_RPM_MAX,
+    POWER_W_MAX,
     TEMP_C_MAX,
     UPTIME_S_MAX,
     Row,
@@ -38,30 +39,27 @@ from firmware_bridges.rows import (
     rows_of,
 )
 
-# The numbers that set_miner_conf.cgi takes and get_miner_conf.cgi gives.
-MODE_NUMBERS: Final = {
-    WorkMode.NORMAL: 0,
-    WorkMode.SLEEP: 1,
-    WorkMode.HIGH: 2,
-    WorkMode.LOW: 3,
-}
-MODE_WRITE_KEY: Final = "miner-mode"
-POOLS_MAX: Final = 3
-MODE_READ_KEY: Final = "bitmain-work-mode"
-
-_MODES: Final = {number: mode for mode, number in MODE_NUMBERS.items()}
 _TEMPS: Final = re.compile(r"\d{1,3}")
 _FAN_KEY: Final = re.compile(r"fan(\d{1,2})\Z")
 _CHIP_KEY: Final = re.compile(r"temp_chip\d{1,2}\Z")
 _BOARD_KEY: Final = re.compile(r"temp_pcb\d{1,2}\Z")
 # S9 and its time: tempN on the board, temp2_N at the chips.
 _CHIP_OLD_KEY: Final = re.compile(r"temp2_\d{1,2}\Z")
-_BOARD_OLD_KEY: Final = re.compile(r"temp\d{1,2}\Z")
+_BOARD_OLD_KEY: Final = re.compile(r"temp(?:[1-9]|1[0-6])\Z")
 _CHIPS_KEY: Final = re.compile(r"chain_acn\d{1,2}\Z")
+_POWER_KEY: Final = re.compile(r"chain_power\d{1,2}\Z")
 _CHIPS_MAX: Final = 10_000
 _FANS_MAX: Final = 16
+_COUNT_MAX: Final = 1e15
 # One element is the machine's name alone: no mining process behind it, the machine sleeps.
 _STATS_ROWS_AWAKE: Final = 2
+# Answers of get_blink_status.cgi on builds that do not name the light itself.
+_BLINK_CODES: Final = {"B000": True, "B100": False}
+_FLAGS: Final = {"true": True, "false": False}
+_ALARM_TEMP: Final = "temp:"
+
+
+_AWAKE_KEYS: Final = ("Elapsed", "GHS 5s", "MHS 5s", "GHS av", "MHS av")
 
 
 def decode_stats(answer: Answer) -> Partial:
@@ -69,10 +67,10 @@ def decode_stats(answer: Answer) -> Partial:
     rows = answer.section("STATS")
     if rows is None:
         return Partial(source=answer.command)
-    new_style = next((row for row in rows if "rate_unit" in row and "rate_5s" in row), None)
+    new_style = next((row for row in rows if "rate_5s" in row), None)
     if new_style is not None:
         return _new_style(answer, new_style)
-    old_style = next((row for row in rows if "Elapsed" in row or "GHS 5s" in row), None)
+    old_style = next((row for row in rows if any(key in row for key in _AWAKE_KEYS)), None)
     if old_style is not None:
         return _old_style(answer, old_style)
     asleep = len(rows) < _STATS_ROWS_AWAKE and not answer.truncated and succeeded(answer)
@@ -90,14 +88,18 @@ def decode_web_summary(answer: Answer) -> Partial:
         return decode_summary(answer)
     reader = RowReader(rows[0])
     unit = reader.text("rate_unit") or ""
+    rate = rate_ths(reader, "rate_5s", unit)
+    alarms = alarms_of(rows_of(reader.row.get("status")))
+    hot = rate == 0 and any(str(alarm).startswith(_ALARM_TEMP) for alarm in alarms)
     return Partial(
         source=answer.command,
         model=_type_of(answer),
-        hashrate_ths=rate_ths(reader, "rate_5s", unit),
+        hashrate_ths=rate,
         hashrate_avg_ths=rate_ths(reader, "rate_avg", unit),
-        expected_hashrate_ths=rate_ths(reader, "rate_ideal", unit),
+        expected_hashrate_ths=rate_ths(reader, "rate_ideal", unit) or None,
         uptime_s=reader.whole("elapsed", low=0, high=UPTIME_S_MAX),
-        error_codes=alarms_of(rows_of(reader.row.get("status"))),
+        state=MinerState.OVERHEATED if hot else _counts(rows[0].get("rate_5s"), unit),
+        error_codes=alarms,
         rejected=reader.rejected,
     )
 
@@ -134,64 +136,19 @@ def decode_network_info(document: Document) -> Partial:
 
 
 def decode_blink_status(document: Document) -> Partial:
-    """Decode get_blink_status.cgi."""
-    lit = object_of(document).get("blink")
-    return Partial(source=document.source, fault_light=lit if isinstance(lit, bool) else None)
+    """Decode get_blink_status.cgi: a truth value, or the code of the light."""
+    row = object_of(document)
+    lit = row.get("blink")
+    if not isinstance(lit, bool):
+        lit = _FLAGS.get(
+            (as_text(lit) or "").lower(), _BLINK_CODES.get(as_text(row.get("code")) or "")
+        )
+    return Partial(source=document.source, fault_light=lit)
 
 
 def decode_pools_page(document: Document) -> Partial:
     """Decode pools.cgi."""
     return decode_pools(answer_of(document))
-
-
-def mode_of(configuration: Row) -> WorkMode | None:
-    """Read the configured mode, as a number or a text; `None` = not said or not known."""
-    for key in (MODE_READ_KEY, MODE_WRITE_KEY):
-        number = as_float(configuration.get(key))
-        if number is not None:
-            return _MODES.get(int(number)) if number == int(number) else None
-    return None
-
-
-def with_mode(configuration: bytes, mode: WorkMode, address: str) -> bytes:
-    """Give the whole configuration with another mode, under both names of the field.
-
-    Only an intact configuration is edited: one that was cut and repaired would lose the owner's
-    pools when written back.
-
-    Raises:
-        BridgeGarbledError: The configuration is not strict JSON, or has no pools.
-    """
-    row = _page_object(configuration, "get_miner_conf.cgi", address)
-    if not isinstance(row.get("pools"), list):
-        raise BridgeGarbledError(address, "get_miner_conf.cgi: no list of pools")
-    number = MODE_NUMBERS[mode]
-    return msgspec.json.encode({**row, MODE_READ_KEY: number, MODE_WRITE_KEY: number})
-
-
-def with_pools(configuration: bytes, pools: Sequence[PoolTarget], address: str) -> bytes:
-    """Give the whole configuration with other pools; its mode goes along under both names.
-
-    Raises:
-        BridgeGarbledError: The configuration is not strict JSON, or has no pools.
-        BridgeUnsupportedError: More than three pools, or none.
-    """
-    if not 0 < len(pools) <= POOLS_MAX:
-        raise BridgeUnsupportedError(address, f"{len(pools)} pools, 1..{POOLS_MAX} are possible")
-    row = _page_object(configuration, "get_miner_conf.cgi", address)
-    mode = mode_of(row) or WorkMode.NORMAL
-    body = msgspec.json.decode(with_mode(configuration, mode, address), type=dict[str, object])
-    filled = [{"url": pool.url, "user": pool.user, "pass": pool.password} for pool in pools]
-    empty = [{"url": "", "user": "", "pass": ""}] * (POOLS_MAX - len(pools))
-    return msgspec.json.encode({**body, "pools": [*filled, *empty]})
-
-
-def _page_object(body: bytes, source: str, address: str) -> Row:
-    try:
-        value = msgspec.json.decode(body.rstrip(b"\0"), type=dict[str, object])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise BridgeGarbledError(address, f"{source}: {exc}") from exc
-    return value
 
 
 def _system_info(row: Row, source: str) -> Partial:
@@ -210,38 +167,64 @@ def _system_info(row: Row, source: str) -> Partial:
 
 def _old_style(answer: Answer, row: Row) -> Partial:
     reader = RowReader(row)
+    model = _type_of(answer)
+    unit = as_text(row.get("rate_unit"))
+    # Of a cut answer the name may be lost, and with it what its rates count.
+    known = unit or ("" if model is None and answer.truncated else native_unit(model))
     chips = [
         count
         for key in row
         if key.startswith("chain_acn") and _CHIPS_KEY.match(key) and (count := _chips(reader, key))
     ]
+    rate = _old_rate(reader, "5s", unit, known)
+    fans, fan_count = _old_fans(reader, is_hashing=bool(rate))
+    power = power_w(reader, "watt", "power", "chain_power", "total_power")
     return Partial(
         source=answer.command,
-        model=_type_of(answer),
-        hashrate_ths=_old_rate(reader, "5s"),
-        hashrate_avg_ths=_old_rate(reader, "av"),
-        expected_hashrate_ths=rate_ths(
-            reader, "total_rateideal", as_text(row.get("rate_unit")) or "GH"
-        )
-        or None,
-        power_w=power_w(reader, "watt", "power", "chain_power", "total_power"),
+        model=model,
+        hashrate_ths=rate,
+        hashrate_avg_ths=_old_rate(reader, "av", unit, known),
+        expected_hashrate_ths=rate_ths(reader, "total_rateideal", known) or None,
+        power_w=power if power is not None or answer.truncated else _power_of_boards(row),
         uptime_s=reader.whole("Elapsed", low=0, high=UPTIME_S_MAX),
+        state=_old_state(row, rate, known),
         chip_temp_c_max=_hottest(row, _CHIP_KEY) or _hottest_old(row, _CHIP_OLD_KEY),
         board_temp_c_max=_hottest(row, _BOARD_KEY) or _hottest_old(row, _BOARD_OLD_KEY),
-        fans_rpm=_old_fans(reader),
+        fans_rpm=fans,
+        fan_count=fan_count,
         board_count=len(chips) or None,
         chips_total=sum(chips) or None,
         rejected=reader.rejected,
     )
 
 
-def _old_rate(reader: RowReader, window: str) -> float | None:
-    """Read a rate by its name's unit, unless `rate_unit` says another, as scrypt builds do."""
-    for name, unit in (("GHS", "GH"), ("MHS", "MH"), ("KHS", "KH")):
-        key = f"{name} {window}"
+def _old_rate(reader: RowReader, window: str, unit: str | None, native: str) -> float | None:
+    """Read a rate in the unit beside it, else in that of its name (`GHS`: the machine's own)."""
+    for key, named in ((f"GHS {window}", native), (f"MHS {window}", "MH"), (f"KHS {window}", "KH")):
         if key in reader.row:
-            return rate_ths(reader, key, as_text(reader.row.get("rate_unit")) or unit)
+            return rate_ths(reader, key, unit or named)
     return None
+
+
+def _old_state(row: Row, rate: float | None, unit: str) -> MinerState | None:
+    if rate == 0 and as_float(row.get("Mode")) == MODE_NUMBER_SLEEP_OLD:
+        return MinerState.ASLEEP
+    return None if rate is not None else _counts(row.get("GHS 5s"), unit)
+
+
+def _counts(value: object, unit: str) -> MinerState | None:
+    """Tell that a machine mines whose rate is in a unit that is no hash rate."""
+    number = as_float(value)
+    if is_rate_unit(unit) or number is None or not 0 < number < _COUNT_MAX:
+        return None
+    return MinerState.MINING
+
+
+def _power_of_boards(row: Row) -> float | None:
+    """Add up the boards' own powers, for builds that give no sum."""
+    powers = [as_float(value) for key, value in row.items() if _POWER_KEY.match(key)]
+    known = [power for power in powers if power is not None and POWER_W_MIN <= power <= POWER_W_MAX]
+    return sum_of(known)
 
 
 def _new_style(answer: Answer, row: Row) -> Partial:
@@ -249,17 +232,23 @@ def _new_style(answer: Answer, row: Row) -> Partial:
     unit = reader.text("rate_unit") or ""
     chains = rows_of(row.get("chain"))
     chips = [count for chain in chains if (count := _chips(RowReader(chain), "asic_num"))]
+    rate, mode = rate_ths(reader, "rate_5s", unit), mode_of(row)
+    asleep = rate == 0 and mode is WorkMode.SLEEP
+    fans, fan_count = _listed_fans(row, is_hashing=bool(rate))
     return Partial(
         source=answer.command,
         model=_type_of(answer),
-        hashrate_ths=rate_ths(reader, "rate_5s", unit),
+        hashrate_ths=rate,
         hashrate_avg_ths=rate_ths(reader, "rate_avg", unit),
-        expected_hashrate_ths=rate_ths(reader, "rate_ideal", unit),
+        expected_hashrate_ths=rate_ths(reader, "rate_ideal", unit) or None,
         power_w=power_w(reader, "watt", "power"),
         uptime_s=reader.whole("elapsed", low=0, high=UPTIME_S_MAX),
+        configured_mode=mode,
+        state=MinerState.ASLEEP if asleep else _counts(row.get("rate_5s"), unit),
         chip_temp_c_max=_hottest_listed(chains, "temp_chip"),
         board_temp_c_max=_hottest_listed(chains, "temp_pcb"),
-        fans_rpm=_listed_fans(row.get("fan")),
+        fans_rpm=fans,
+        fan_count=fan_count,
         board_count=len(chips) or None,
         chips_total=sum(chips) or None,
         rejected=reader.rejected,
@@ -304,7 +293,7 @@ def _plausible_max(values: Iterable[float]) -> float | None:
     return max((value for value in values if 0 < value <= TEMP_C_MAX), default=None)
 
 
-def _old_fans(reader: RowReader) -> tuple[int, ...] | None:
+def _old_fans(reader: RowReader, *, is_hashing: bool) -> tuple[tuple[int, ...] | None, int | None]:
     """Read fanN; where there are more names than fans, the silent names are empty places."""
     numbers = sorted(
         int(found.group(1))
@@ -316,11 +305,27 @@ def _old_fans(reader: RowReader) -> tuple[int, ...] | None:
     count = reader.whole("fan_num", low=0, high=_FANS_MAX)
     if count is not None and len(speeds) > count:
         speeds = [rpm for rpm in speeds if rpm > 0]
-    return tuple(speeds) or None
+    return _fans(speeds, count, is_hashing=is_hashing)
 
 
-def _listed_fans(value: object) -> tuple[int, ...] | None:
-    if not isinstance(value, list):
-        return None
-    speeds = [as_float(item) for item in value[:_FANS_MAX]]
-    return tuple(int(rpm) for rpm in speeds if rpm is not None and 0 <= rpm <= FAN_RPM_MAX) or None
+def _listed_fans(row: Row, *, is_hashing: bool) -> tuple[tuple[int, ...] | None, int | None]:
+    value = row.get("fan")
+    listed = value[:_FANS_MAX] if isinstance(value, list) else []
+    speeds = [
+        int(rpm) for rpm in map(as_float, listed) if rpm is not None and 0 <= rpm <= FAN_RPM_MAX
+    ]
+    count = RowReader(row).whole("fan_num", low=0, high=_FANS_MAX)
+    return _fans(speeds, count, is_hashing=is_hashing)
+
+
+def _fans(
+    speeds: list[int], count: int | None, *, is_hashing: bool
+) -> tuple[tuple[int, ...] | None, int | None]:
+    """Give speeds and number of the fans.
+
+    A machine that hashes while all stand is cooled by water: it has none, whether it says so or
+    not. Asleep, even one with fans may say that it has none.
+    """
+    if not any(speeds) and is_hashing:
+        return None, 0 if count == 0 else None
+    return tuple(speeds) or None, count if speeds else None

@@ -81,7 +81,10 @@ ANTMINER_STOCK: Final = Family(
     auth=WebAuth(kind=AuthKind.DIGEST, factory=FACTORY_CREDENTIALS),
     sheet=Sheet(
         title="Bitmain stock (bmminer)",
-        versions=("2022-12 .. 2026-04 (S19, S19 Pro, S21, S21 Pro+)",),
+        versions=(
+            "2022-12 .. 2026-04 (S19, S19 Pro, S21, S21 Pro+)",
+            "S9, S17, T17, hydro, Scrypt, Equihash and kHeavyHash machines from documents",
+        ),
         wires="cgminer API on TCP 4028, web pages with digest on TCP 80",
         abilities=(
             Ability(
@@ -147,6 +150,8 @@ ANTMINER_STOCK: Final = Family(
         limits=(
             "power is unknown on builds that give no watt field",
             "no power limit; the mining program is restarted by a reboot only",
+            "machines from before the S19 take a form: mode and pools are refused, nothing is sent",
+            "solutions of Equihash machines are no hashes: their rate is unknown, their state not",
         ),
         source="recorded answers; notes on the web pages of S9 to S23",
     ),

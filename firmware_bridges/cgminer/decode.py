@@ -77,6 +77,11 @@ def rate_ths(reader: RowReader, key: str, unit: str) -> float | None:
     return None if value is None else value / per_ths
 
 
+def is_rate_unit(unit: str) -> bool:
+    """Tell whether a unit is one of hashes per second that is known here."""
+    return unit.strip().upper().removesuffix("/S") in _PER_THS
+
+
 def power_w(reader: RowReader, *keys: str) -> float | None:
     """Read the first power that is a measurement; 0 and -1 mean unknown and are no fault."""
     for key in keys:

@@ -7,6 +7,8 @@ from firmware_bridges.http.digest import FACTORY_CREDENTIALS
 from firmware_bridges.query import Wire, cgminer, page
 from firmware_bridges.scrypt.decode import (
     decode_elphapex_stats,
+    decode_elphapex_summary,
+    decode_elphapex_system_info,
     decode_hammer_stats,
     decode_hammer_system_info,
     decode_nothing,
@@ -27,7 +29,11 @@ ELPHAPEX: Final = Family(
         Mark(text=b'"dg hydro', weight=WEIGHT_SURE),
         Mark(text=b'"fc-freq', weight=WEIGHT_SURE),
     ),
-    documents={(Wire.HTTP, _CGI + "stats.cgi"): decode_elphapex_stats},
+    documents={
+        (Wire.HTTP, _CGI + "stats.cgi"): decode_elphapex_stats,
+        (Wire.HTTP, _CGI + "summary.cgi"): decode_elphapex_summary,
+        (Wire.HTTP, _CGI + "get_system_info.cgi"): decode_elphapex_system_info,
+    },
     order=(_CGI + "stats.cgi", _CGI + "summary.cgi", _CGI + "get_system_info.cgi"),
     reads=Reads(
         fast=(page(_CGI + "stats.cgi"),),
@@ -55,7 +61,7 @@ ELPHAPEX: Final = Family(
             ),
         ),
         captures=("elphapex-dg1-v1",),
-        cases=("tests/firmware_bridges/test_recordings.py",),
+        cases=("tests/firmware_bridges/test_recordings.py", "tests/firmware_bridges/kin"),
         limits=("read-only; the unit of its power page is not known, so power is unknown",),
         source="recorded pages of a DG-Home1",
     ),
@@ -71,6 +77,8 @@ HAMMER: Final = Family(
     documents={
         (Wire.HTTP, _CGI + "get_system_info.cgi"): decode_hammer_system_info,
         (Wire.HTTP, _CGI + "summary.cgi"): decode_nothing,
+        # It answers with the code of blink.cgi, whether its light is on or not.
+        (Wire.HTTP, _CGI + "get_blink_status.cgi"): decode_nothing,
     },
     order=("stats", "version", "summary", _CGI + "get_system_info.cgi", "pools"),
     reads=Reads(
@@ -98,7 +106,7 @@ HAMMER: Final = Family(
             ),
         ),
         captures=("hammer-d10",),
-        cases=("tests/firmware_bridges/test_recordings.py",),
+        cases=("tests/firmware_bridges/test_recordings.py", "tests/firmware_bridges/kin"),
         limits=("read-only for now",),
         source="recorded answers of a D10",
     ),

@@ -1,7 +1,9 @@
 """VNish: `miner.hr_*` and chains are in GH/s, `average_hashrate` and `instant_hashrate` in TH/s.
 
-Presets are named by their watts. The pool of the developers' fee is not the owner's: left out.
-Source: recorded answers of 1.2.7; the vendor's API documents of 1.2.7 and 1.3.4.
+On Scrypt machines both are a thousandth of that, MH/s and GH/s: /info says so in `hr_measure`, and
+the model tells it in every other answer. Presets are named by their watts. The pool of the
+developers' fee is not the owner's: left out. Source: recorded answers of 1.2.7; the vendor's API
+documents of 1.2.7 and 1.3.4.
 """
 
 import re
@@ -10,9 +12,11 @@ from typing import Final
 import msgspec
 
 from firmware_bridges.antminer.decode import decode_stats as decode_stock_stats
+from firmware_bridges.antminer.units import native_unit
 from firmware_bridges.base import MinerState, Partial, Pool, WorkMode
 from firmware_bridges.cgminer.codec import Answer
 from firmware_bridges.cgminer.decode import decode_pools as decode_common_pools
+from firmware_bridges.cgminer.decode import decode_version as decode_common_version
 from firmware_bridges.cgminer.decode import mac_address, power_w, rate_ths
 from firmware_bridges.collect import chips_of, fans_of, hottest_c, sum_of
 from firmware_bridges.document import Document
@@ -33,6 +37,8 @@ STATES: Final = {
 }
 DEV_FEE: Final = "devfee"
 
+_ABOVE: Final = {"GH": "TH", "MH": "GH"}
+_FAILED: Final = frozenset({"failure", "disconnected"})
 _VERSION_IN_TYPE: Final = re.compile(r"\s*\(vnish\s*([^)]*)\)\s*\Z", re.IGNORECASE)
 _CONSUMPTION: Final = re.compile(r"chain_consumption\d{1,2}\Z")
 _SLEEPING: Final = frozenset({MinerState.STOPPED, MinerState.ASLEEP})
@@ -46,17 +52,18 @@ def decode_summary_page(document: Document) -> Partial:
     chips = chips_of(_chips(row) for row in chains)
     state = STATES.get((as_text(dig(miner, "miner_status", "miner_state")) or "").lower())
     model, version = split_type(as_text(miner.get("miner_type")))
+    # Of a cut answer the model may be lost, and with it what the rates count.
+    unit = "" if cut and model is None else native_unit(model)
+    network = reader_at(document.value, "system", "network_status")
     return Partial(
         source=document.source,
         model=model,
         fw_version=version,
-        hashrate_ths=_rate(
-            reader, ("hr_realtime", "GH"), ("instant_hashrate", "TH"), truncated=cut
-        ),
-        hashrate_avg_ths=_rate(
-            reader, ("hr_average", "GH"), ("average_hashrate", "TH"), truncated=cut
-        ),
-        expected_hashrate_ths=rate_ths(reader, "hr_nominal", "GH") or None,
+        mac=mac_address(network.text("mac")),
+        hostname=network.text("hostname"),
+        hashrate_ths=_rate(reader, "hr_realtime", "instant_hashrate", unit, truncated=cut),
+        hashrate_avg_ths=_rate(reader, "hr_average", "average_hashrate", unit, truncated=cut),
+        expected_hashrate_ths=rate_ths(reader, "hr_nominal", unit) or None,
         power_w=power_w(reader, "power_consumption", "power_usage"),
         configured_mode=told(state),
         state=state,
@@ -66,7 +73,7 @@ def decode_summary_page(document: Document) -> Partial:
         board_count=len(chains) or None,
         chips_total=sum(chips) or None,
         pools=_pools(miner),
-        error_codes=_errors(miner),
+        error_codes=_errors(object_at(miner, "miner_status"), miner),
         rejected=reader.rejected,
     )
 
@@ -94,6 +101,7 @@ def decode_status_page(document: Document) -> Partial:
         source=document.source,
         state=state,
         configured_mode=told(state),
+        error_codes=_errors(object_at(document.value), {}) if word else None,
         fault_light=flag_at(document.value, "find_miner"),
     )
 
@@ -139,6 +147,17 @@ def decode_stats(answer: Answer) -> Partial:
     )
 
 
+def decode_version(answer: Answer) -> Partial:
+    """Decode `version` of the cgminer API, which builds before 1.2 answer."""
+    partial = decode_common_version(answer)
+    model, version = split_type(partial.model)
+    return msgspec.structs.replace(
+        partial,
+        model=model,
+        fw_version=version or (None if answer.truncated else partial.fw_version),
+    )
+
+
 def decode_pools(answer: Answer) -> Partial:
     """Decode `pools` of the cgminer API."""
     partial = decode_common_pools(answer)
@@ -163,9 +182,14 @@ def told(state: MinerState | None) -> WorkMode | None:
     return WorkMode.SLEEP if state in _SLEEPING else WorkMode.NORMAL
 
 
-def _rate(reader: RowReader, *keys: tuple[str, str], truncated: bool) -> float | None:
-    rates = (rate_ths(reader, key, unit) for key, unit in (keys[:1] if truncated else keys))
-    return next((rate for rate in rates if rate is not None), None)
+def _rate(
+    reader: RowReader, key: str, larger_key: str, unit: str, *, truncated: bool
+) -> float | None:
+    """Read a rate, or the older member that says it in a unit a thousand times as large."""
+    rate = rate_ths(reader, key, unit)
+    if rate is not None or truncated:
+        return rate
+    return rate_ths(reader, larger_key, _ABOVE.get(unit, ""))
 
 
 def _hottest(miner: Row, chains: tuple[Row, ...], name: str) -> list[object]:
@@ -200,11 +224,20 @@ def _pool(row: Row) -> Pool | None:
     )
 
 
-def _errors(miner: Row) -> tuple[int | str, ...] | None:
-    status = object_at(miner, "miner_status")
+def _errors(status: Row, miner: Row) -> tuple[int | str, ...] | None:
+    """Give its failure, then what it says of single boards and fans; `None` = it says nothing."""
     if not status:
         return None
     code, text = as_float(status.get("failure_code")), as_text(status.get("description"))
-    if code:
-        return (int(code),)
-    return () if text is None else (text,)
+    own: tuple[int | str, ...] = (int(code),) if code else () if text is None else (text,)
+    boards = tuple(
+        f"board {row.get('id')}: {word}"
+        for row in rows_at(miner, "chains")
+        if (word := as_text(dig(row, "status", "state"))) in _FAILED
+    )
+    fans = tuple(
+        f"fan {row.get('id')}: lost"
+        for row in rows_at(miner, "cooling", "fans")
+        if row.get("status") == "lost"
+    )
+    return (*own, *boards, *fans)

@@ -27,6 +27,7 @@ from firmware_bridges.vnish.decode import (
     decode_stats,
     decode_status_page,
     decode_summary_page,
+    decode_version,
 )
 
 V1: Final = "/api/v1/"
@@ -77,7 +78,7 @@ VNISH: Final = Family(
         Mark(weight=WEIGHT_LIKELY, key=V1 + "autotune/presets"),
         Mark(weight=WEIGHT_LIKELY, key=V1 + "unlock"),
     ),
-    answers={"stats": decode_stats, "pools": decode_pools},
+    answers={"stats": decode_stats, "version": decode_version, "pools": decode_pools},
     documents={(Wire.HTTP, V1 + name): decode for name, decode in _PAGES.items()},
     order=(
         V1 + "summary",

@@ -7,13 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firmware_bridges.antminer.decode import (
-    MODE_NUMBERS,
-    decode_stats,
-    decode_web_summary,
-    mode_of,
-    with_mode,
-)
+from firmware_bridges.antminer.configuration import MODE_NUMBERS, mode_of, with_mode
+from firmware_bridges.antminer.decode import decode_stats, decode_web_summary
 from firmware_bridges.antminer.family import ANTMINER_STOCK
 from firmware_bridges.base import MinerState, Partial, WorkMode, merge
 from firmware_bridges.cgminer.codec import decode_answers
@@ -281,7 +276,9 @@ def test_any_row_decodes_to_plausible_values(rows: list[dict[str, object]], name
     assert reading.hashrate_ths is None or 0 <= reading.hashrate_ths <= 10_000
     assert reading.power_w is None or 0 < reading.power_w <= 100_000
     assert reading.chip_temp_c_max is None or 0 < reading.chip_temp_c_max <= TEMP_C_MAX
-    assert (reading.is_mining is True) == any((part.hashrate_ths or 0) > 0 for part in parts)
+    counted = any(part.state is MinerState.MINING for part in parts)
+    rates = [part.hashrate_ths for part in parts if part.hashrate_ths is not None]
+    assert (reading.is_mining is True) == (any(rates) or (counted and not rates))
 
 
 # --- configuration -------------------------------------------------------------------------------
@@ -294,7 +291,9 @@ def test_any_row_decodes_to_plausible_values(rows: list[dict[str, object]], name
         ({"bitmain-work-mode": 1}, WorkMode.SLEEP),
         ({"bitmain-work-mode": "0"}, WorkMode.NORMAL),
         ({"miner-mode": 3}, WorkMode.LOW),
-        ({"bitmain-work-mode": "254"}, None),
+        ({"bitmain-work-mode": "254"}, WorkMode.SLEEP),
+        ({"fc-work-mode": 1}, WorkMode.SLEEP),
+        ({"bitmain-work-mode": "7"}, None),
         ({"bitmain-work-mode": ""}, None),
         ({}, None),
     ],
