@@ -27,13 +27,17 @@ COUNT_MAX: Final = 1 << 53
 STATES: Final = {
     "mining": MinerState.MINING,
     "auto-tuning": MinerState.TUNING,
+    "auto_tuning": MinerState.TUNING,
     "initializing": MinerState.STARTING,
     "starting": MinerState.STARTING,
     "restarting": MinerState.STARTING,
     "shutting-down": MinerState.STOPPED,
     "stopped": MinerState.STOPPED,
     "paused": MinerState.ASLEEP,
+    "idle": MinerState.IDLE,
     "failure": MinerState.FAULT,
+    "failed": MinerState.FAULT,
+    "broken": MinerState.FAULT,
 }
 DEV_FEE: Final = "devfee"
 
