@@ -126,6 +126,7 @@ class CommitBatch(Struct, frozen=True, kw_only=True):
 
     Args:
         facts: one encoded journal row (the facts of one pass), or None.
+        site: with the row of a run's first pass, the encoded site by which it decides.
         switches: opened, advanced or closed switches.
         usage: items for the usage stream, in order. events: items for the event stream, in order.
         leases: desired leases as received. policy: as received.
@@ -135,6 +136,7 @@ class CommitBatch(Struct, frozen=True, kw_only=True):
     """
 
     facts: bytes | None = None
+    site: bytes | None = None
     switches: tuple[SwitchRow, ...] = ()
     usage: tuple[UsageItem, ...] = ()
     events: tuple[EventItem, ...] = ()
