@@ -6,7 +6,7 @@ service needs no knowledge of a library: ``ConnectionError`` (link lost), ``Perm
 (refused for good), ``TimeoutError``.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
@@ -187,6 +187,45 @@ class CoreStore(Protocol):
 
     def heads(self) -> tuple[StreamHead, ...]:
         """Give the heads of all streams (in memory, as of the last commit)."""
+        ...
+
+
+class StoredRow(Struct, frozen=True, kw_only=True):
+    """One journal row as it lies in the store; an older agent's has no digest."""
+
+    seq: int
+    body: bytes
+    digest: bytes | None
+
+
+class SnapshotMark(Struct, frozen=True, kw_only=True):
+    """A snapshot that is kept: of the state after ``fact_seq``, taken at ``at_ms`` (wall)."""
+
+    fact_seq: int
+    at_ms: int
+
+
+class JournalSource(Protocol):
+    """The history of decisions, read-only: what replay needs of the store."""
+
+    def snapshots(self) -> tuple[SnapshotMark, ...]:
+        """Give the snapshots that are kept, oldest first."""
+        ...
+
+    def snapshot(self, fact_seq: int) -> bytes | None:
+        """Give the snapshot of the state after a row."""
+        ...
+
+    def state_digest(self, fact_seq: int) -> bytes | None:
+        """Give what the state hashed to after a row, where a snapshot was taken."""
+        ...
+
+    def sites(self) -> tuple[tuple[int, bytes], ...]:
+        """Give each site, with the first row decided by it, oldest first."""
+        ...
+
+    def rows(self, after_seq: int) -> Iterator[StoredRow]:
+        """Give the rows above ``after_seq`` in order."""
         ...
 
 
