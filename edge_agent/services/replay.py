@@ -125,6 +125,10 @@ class Walk:
             state = step.state
             yield step
 
+    def first_site(self, from_at: datetime | None = None) -> Site:
+        """Give the site by which the first decision of a span was made."""
+        return self._site_at(self._start(from_at)[0] or 1)
+
     def _start(self, from_at: datetime | None) -> tuple[int, SiteState | None]:
         """Give the row to start after, and the state there (None: before the first row ever)."""
         marks = self._source.snapshots()

@@ -110,7 +110,7 @@ async def _day(world: JournalWorld, agent: Agent, number: int) -> None:
     await agent.offer_lease(lease(f"x{number}.1", count=1, priority=9))
     await agent.drain("a1", 2 * HOUR_S, "fan")
     await asyncio.sleep(2 * HOUR_S)
-    lost = sorted(world.nodes.up)[0]
+    lost = min(world.nodes.up)
     world.nodes.up.discard(lost)
     await agent.on_lost(lost)
     await asyncio.sleep(HOUR_S)
