@@ -31,8 +31,10 @@ def what_if_text(report: WhatIfReport) -> str:
     lines = [
         f"what if {', '.join(report.what_if)}",
         f"span    {stamp(report.from_at)} .. {stamp(report.to_at)}, {report.passes:,} passes",
-        f"profit  {report.profit_was_usd:,.2f} USD as it was, "
-        f"{report.profit_would_usd:,.2f} USD as it would have been",
+        (
+            f"profit  {report.profit_was_usd:,.2f} USD as it was, "
+            f"{report.profit_would_usd:,.2f} USD as it would have been"
+        ),
         f"so      {report.difference_usd:+,.2f} USD",
     ]
     if report.by_conditions_usd is not None and report.by_decisions_usd is not None:

@@ -215,6 +215,8 @@ class OtherWorld:
             & (state.switch_no < 0)
             & (was.switch_no[self._source] < 0)
             & (state.read_ns > 0)
+            # A reading from before the last change says nothing of the present.
+            & (was.read_ns >= was.since_ns)[self._source]
         )
         stale = np.zeros(len(self.site), dtype=np.bool_)
         for name in _READ_COLUMNS:
