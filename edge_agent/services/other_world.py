@@ -27,6 +27,7 @@ from edge_agent.services.overrides import (
     Overrides,
     other_number,
     other_policy,
+    other_rates,
     other_tick,
 )
 from edge_agent.services.replay import Step
@@ -135,17 +136,7 @@ class OtherWorld:
             if held is not None:
                 number = other_number(name, held.value, self._overrides)
                 changes[name] = replace(held, value=number)
-        rates = tuple(
-            replace(
-                rate,
-                **{
-                    name: change.number(getattr(rate, name))
-                    for (row, name), change in self._overrides.rates.items()
-                    if row == rate.device_class
-                },
-            )
-            for rate in market.gpu_rates
-        )
+        rates = other_rates(market.gpu_rates, self._overrides)
         return replace(market, gpu_rates=rates, **changes)
 
     def _kind_of(self, class_name: str) -> DeviceKind:

@@ -17,8 +17,9 @@ from msgspec import Struct, structs
 from edge_agent.core.errors import CoreError
 from edge_agent.core.site import Device, DeviceClass, Limits, Site
 from protocol.lease import SitePolicy
-from protocol.market import PRICE_USD_PER_MWH_MAX, PRICE_USD_PER_MWH_MIN, MarketTick
+from protocol.market import PRICE_USD_PER_MWH_MAX, PRICE_USD_PER_MWH_MIN, GpuRate, MarketTick
 from protocol.resource import DeviceModel
+from protocol.units import EPOCH
 
 _MARKET = ("price_usd_per_mwh", "btc_price_usd", "difficulty", "subsidy_btc", "fees_btc")
 _RATES = ("serve_usd_per_h", "mine_usd_per_h")
@@ -139,36 +140,51 @@ def other_site(site: Site, overrides: Overrides) -> tuple[Site, tuple[int, ...]]
 
 def other_tick(tick: MarketTick, overrides: Overrides) -> MarketTick:
     """Give a market tick of the other world; what it leaves out stays out."""
-    if not overrides.market and not overrides.rates:
-        return tick
     changes: dict[str, Any] = {
         name: other_number(name, was, overrides)
         for name in overrides.market
         if (was := getattr(tick, name)) is not None
     }
-    changes["gpu_rates"] = tuple(
-        structs.replace(
-            rate,
-            **{
-                name: overrides.rates[rate.device_class, name].number(getattr(rate, name))
-                for name in _RATES
-                if (rate.device_class, name) in overrides.rates
-            },
-        )
-        for rate in tick.gpu_rates
-    )
-    return _checked(lambda: structs.replace(tick, **changes))
+    if overrides.rates:
+        changes["gpu_rates"] = other_rates(tick.gpu_rates, overrides)
+    return structs.replace(tick, **changes) if changes else tick
 
 
 def other_number(name: str, was: float, overrides: Overrides) -> float:
-    """Give a market number of the other world; an energy price stays in the legal range."""
+    """Give a market number of the other world; an energy price stays in the legal range.
+
+    Raises:
+        OverrideError: no market says such a number.
+    """
     change = overrides.market.get(name)
     if change is None:
         return was
     value = change.number(was)
     if name == "price_usd_per_mwh":
         return min(max(value, PRICE_USD_PER_MWH_MIN), PRICE_USD_PER_MWH_MAX)
+    _said(**{name: value})
     return value
+
+
+def other_rates(rates: tuple[GpuRate, ...], overrides: Overrides) -> tuple[GpuRate, ...]:
+    """Give the rates of the GPU classes in the other world.
+
+    Raises:
+        OverrideError: no market says such a rate.
+    """
+    made = tuple(
+        structs.replace(
+            rate,
+            **{
+                name: change.number(getattr(rate, name))
+                for (row, name), change in overrides.rates.items()
+                if row == rate.device_class
+            },
+        )
+        for rate in rates
+    )
+    _said(gpu_rates=made)
+    return made
 
 
 def other_policy(
@@ -253,6 +269,11 @@ def _fleet(site: Site, counts: dict[str, Change]) -> Iterator[tuple[int, Device]
             at = own[number % len(own)]
             device_id = f"{site.devices[at].device_id}+{number // len(own) + 1}"
             yield at, structs.replace(site.devices[at], device_id=device_id)
+
+
+def _said(**fields: Any) -> None:  # noqa: ANN401 - one field of a tick or another
+    """Check numbers as if a market had said them."""
+    _checked(lambda: MarketTick(feed="other", measured_at=EPOCH, source_at=EPOCH, **fields))
 
 
 def _checked(make: Callable[[], _T]) -> _T:

@@ -22,7 +22,7 @@ from edge_agent.core.plan import Plan
 from edge_agent.core.site import Site
 from edge_agent.core.site_file import decode_site
 from edge_agent.core.site_state import SiteState, new_state
-from edge_agent.core.snapshot import decode_state, encode_state
+from edge_agent.core.snapshot import decode_state, state_hash
 from edge_agent.ports import JournalSource, StoredRow
 from edge_agent.services.replay_compare import Difference, act_difference, state_difference
 from edge_agent.version import VERSION
@@ -59,6 +59,7 @@ class ReplayReport(Struct, frozen=True, kw_only=True):
         decisions: compared. unkept: decisions of an agent that kept none to compare with.
         states: compared at snapshots. sites: how many sites were in force, one after another.
         programs: versions of the agents that decided. differences: in order; the first is first.
+        state_hash: of the state after the last row, in hex.
     """
 
     v: int
@@ -73,6 +74,7 @@ class ReplayReport(Struct, frozen=True, kw_only=True):
     programs: tuple[str, ...]
     program: str
     differences: tuple[Difference, ...]
+    state_hash: str | None
     took_s: float
 
 
@@ -272,12 +274,14 @@ def replay(
     walk = Walk(source, otherwise)
     count = _Count()
     differences: list[Difference] = []
+    last: Step | None = None
     for step in walk.steps(from_at):
         wall = step.row.instant.wall
         if to_at is not None and wall > to_at:
             break
         if from_at is not None and wall < from_at:
             continue
+        last = step
         found = _compare(source, step, count)
         if found is not None:
             differences.append(found)
@@ -297,6 +301,7 @@ def replay(
         programs=tuple(walk.programs),
         program=VERSION,
         differences=tuple(merged),
+        state_hash=None if last is None else state_hash(last.site, last.state).hex(),
         took_s=round(time.perf_counter() - began_s, 3),
     )
 
@@ -361,7 +366,7 @@ def _compare_state(source: JournalSource, step: Step, count: _Count) -> Differen
     if digest is None:
         return None
     count.states += 1
-    told = digest_of(encode_state(step.site, step.state))
+    told = state_hash(step.site, step.state)
     body = source.snapshot(step.seq)
     if told == digest and (body is None or digest_of(body) == digest):
         return None

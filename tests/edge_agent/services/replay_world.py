@@ -3,7 +3,6 @@
 import asyncio
 import random
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -11,13 +10,12 @@ from msgspec.structs import replace
 from edge_agent.core.site import Site
 from edge_agent.services.agent import Agent, AgentPorts
 from edge_agent.storage.core_store import SqliteCoreStore
-from edge_agent.storage.journal_reader import JournalReader
 from edge_agent.storage.schema import MIGRATIONS
 from edge_agent.storage.writer import InlineWriter
 from protocol.ids import IdSource
 from protocol.lease import LeaseState, SitePolicy
 from simulators.virtual_loop import VirtualTimeLoop
-from tests.edge_agent.services.brain_world import LoopClock, World, build_site, lease
+from tests.edge_agent.services.brain_world import LoopClock, World, lease
 
 HOUR_S = 3_600.0
 DAY_S = 86_400.0
@@ -74,6 +72,22 @@ class JournalWorld(World):
             agent.offer_asic(await self.fleet.read())
             if self.feed_on:
                 self._offer(agent)
+
+    def quiet(self, span_s: float) -> None:
+        """Live a span in which nobody asks for anything."""
+
+        async def main() -> None:
+            async with asyncio.TaskGroup() as group:
+                _, tasks = await self.start(group)
+                await asyncio.sleep(span_s)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+            assert self.kept is not None
+            await self.kept.close()
+
+        with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+            runner.run(main())
 
     async def restart(
         self, group: asyncio.TaskGroup, tasks: list[asyncio.Task[None]]
@@ -156,11 +170,3 @@ def live(world: JournalWorld, days: int, *, changed: Site | None = None) -> byte
 
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(main())
-
-
-def read(path: Path) -> JournalReader:
-    """Open the journal as the command line does."""
-    return JournalReader(path)
-
-
-__all__ = ["DAY_S", "HOUR_S", "JournalWorld", "build_site", "live", "read", "spiky", "timedelta"]
