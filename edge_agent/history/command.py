@@ -28,6 +28,7 @@ from protocol.settings import SettingsError
 _EXIT_OK = 0
 _EXIT_PROBLEM = 1
 _EXIT_USAGE = 2
+_EXIT_NOT_ALLOWED = 4
 _SCHEMA_VERSION = 1
 _R = TypeVar("_R", bound=Struct)
 
@@ -51,6 +52,8 @@ def run_history(args: argparse.Namespace, why_text: Callable[[dict[str, Any]], s
         return _failed(args, exc, _EXIT_USAGE)
     except (StorageError, JournalError, ActError) as exc:
         return _failed(args, exc, _EXIT_PROBLEM)
+    except PermissionError as exc:
+        return _failed(args, exc, _EXIT_NOT_ALLOWED)
 
 
 def _failed(args: argparse.Namespace, exc: Exception, code: int) -> int:

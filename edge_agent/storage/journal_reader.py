@@ -29,11 +29,13 @@ class JournalReader:
 
     Raises:
         StorageError: there is no such file, or one that this program cannot read.
+        PermissionError: it may not be read by this user.
     """
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise StoreIoError(f"{path}: no such file; the agent has not run with this data_dir")
+        path.open("rb").close()
         self._path = path
         self._connection = _open(path)
         (version,) = self._read("PRAGMA user_version")[0]

@@ -8,6 +8,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from msgspec.structs import replace
@@ -329,6 +330,15 @@ def test_codes_are_named_and_symmetric_changes_are_not_misplaced() -> None:
     assert (found.device_id, found.column) == (None, "gates")
     same = with_records(made, target=made.records.target.copy())
     assert mismatch(site, decided(site, made), same) is None
+
+
+def test_what_is_kept_of_a_decision_over_16_000_devices_is_small() -> None:
+    """300 MiB a day is what the journal may take; a pass every 5 s is 17,280 of them."""
+    site = make_site(asics=15_100, gpus=896, cap_w=60e6)
+    plant = Plant(site)
+    made = plant.step(5.0, tick(4_000.0, 5.0), plant.readings())
+    kept = msgspec.msgpack.encode(decided(site, made))
+    assert len(kept) * 17_280 < 0.02 * 300 * 2**20
 
 
 class FewRows:
