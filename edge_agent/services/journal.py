@@ -9,7 +9,7 @@ from edge_agent.core.passes import act, enter
 from edge_agent.core.plan import Plan
 from edge_agent.core.site import NS_PER_S, Site
 from edge_agent.core.site_file import encode_site
-from edge_agent.core.site_state import SiteState
+from edge_agent.core.site_state import SiteState, new_state
 from edge_agent.ports import Clock, CommitBatch, Committed, CoreStore
 from edge_agent.services.lease_events import Running, lease_events
 from edge_agent.version import VERSION
@@ -54,8 +54,8 @@ class Journal:
         Args:
             running: when and how fast the switch made a lease run, for its event.
         """
-        before = self.state
         instant = self.instant()
+        before = self._before(instant)
         self.state = enter(self.site, before, instant, facts)
         events = lease_events(before, self.state, instant.wall, running)
         row = TickRow(ROW_VERSION, instant, planned=False, facts=facts)
@@ -69,8 +69,9 @@ class Journal:
 
     def begin(self, facts: tuple[Fact, ...]) -> tuple[SiteState, Plan]:
         """Begin a pass: apply the facts and plan; gives the state before and the plan."""
-        before = self.state
-        self.state = enter(self.site, before, self.instant(), facts)
+        instant = self.instant()
+        before = self._before(instant)
+        self.state = enter(self.site, before, instant, facts)
         return before, plan(self.site, self.state)
 
     async def finish(
@@ -89,6 +90,10 @@ class Journal:
         return state, await self._store.commit(
             replace(batch, facts=encode_row(row), site=site_body)
         )
+
+    def _before(self, instant: Instant) -> SiteState:
+        """Give the state that a row begins from; history begins with the first row, not before."""
+        return self.state if self.state.rows else new_state(self.site, instant)
 
 
 def _hub_heard_ns(last: Instant, clock: Clock) -> int:

@@ -58,6 +58,7 @@ class JournalWorld(World):
         agent = Agent(self.site, ports, recovered, self.turn_s)
         self._offer(agent)
         agent.offer_asic(await self.fleet.read())
+        await asyncio.sleep(0.003)  # a start takes its time, and history begins after it
         tasks = [group.create_task(agent.run(), name="agent")]
         await asyncio.sleep(0.01)
         await self.nodes.hello(agent)

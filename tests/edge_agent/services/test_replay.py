@@ -90,7 +90,7 @@ def test_a_week_is_replayed_exactly(week: Path) -> None:
     assert report.decisions >= 7 * DAY_S / TURN_S
     assert report.states >= 7 * 24
     assert report.unkept == 0
-    assert (report.from_at, report.sites) == (START, 1)
+    assert (report.from_at, report.sites) == (START + timedelta(milliseconds=3), 1)
     acts = [fact for _, row in rows_of(week) for fact in row.acts]
     opened = [fact for fact in acts if isinstance(fact, f.SwitchOpened)]
     assert {fact.to_activity for fact in opened} >= {
