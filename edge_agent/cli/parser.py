@@ -58,6 +58,20 @@ def _add_programs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     version.add_argument("--json", action="store_true", help="machine-readable")
 
 
+def _add_acts(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    reader: argparse.ArgumentParser,
+) -> None:
+    drain = commands.add_parser(
+        "drain", parents=[reader], help="take devices out of work for maintenance"
+    )
+    drain.add_argument("device", help="device or glob")
+    drain.add_argument("--for", dest="duration", default="", help="ends by itself, e.g. 2h, 30m")
+    drain.add_argument("--reason", default="", help="kept with the act")
+    undrain = commands.add_parser("undrain", parents=[reader], help="give devices back to work")
+    undrain.add_argument("device", help="device or glob")
+
+
 def _add_replay(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
     reader: argparse.ArgumentParser,
@@ -85,20 +99,6 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", default="", help="TOML file: names the data_dir, and the site of old rows"
     )
-
-
-def _add_acts(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    reader: argparse.ArgumentParser,
-) -> None:
-    drain = commands.add_parser(
-        "drain", parents=[reader], help="take devices out of work for maintenance"
-    )
-    drain.add_argument("device", help="device or glob")
-    drain.add_argument("--for", dest="duration", default="", help="ends by itself, e.g. 2h, 30m")
-    drain.add_argument("--reason", default="", help="kept with the act")
-    undrain = commands.add_parser("undrain", parents=[reader], help="give devices back to work")
-    undrain.add_argument("device", help="device or glob")
 
 
 def _reader() -> argparse.ArgumentParser:

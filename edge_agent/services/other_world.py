@@ -25,6 +25,7 @@ from edge_agent.core.site_state import (
 from edge_agent.core.snapshot import COLUMNS
 from edge_agent.services.overrides import (
     Overrides,
+    other_hours,
     other_number,
     other_policy,
     other_rates,
@@ -130,7 +131,7 @@ class OtherWorld:
         )
 
     def _market(self, market: MarketState) -> MarketState:
-        changes = {}
+        changes: dict[str, object] = dict(other_hours(market, self._overrides))
         for name in self._overrides.market:
             held = getattr(market, name)
             if held is not None:

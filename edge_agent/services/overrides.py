@@ -29,6 +29,10 @@ _MODEL = tuple(
 )
 _CLASS = tuple(row.name for row in structs.fields(DeviceClass) if row.name not in ("model", "name"))
 _LIMITS = tuple(row.name for row in structs.fields(Limits))
+# What takes a word, not a number.
+_WORDS = tuple(
+    f"limits.{row.name}" for row in structs.fields(Limits) if isinstance(row.default, str)
+)
 DEVICES_MAX = 65_536
 _T = TypeVar("_T")
 
@@ -144,7 +148,7 @@ def other_tick(tick: MarketTick, overrides: Overrides) -> MarketTick:
         name: other_number(name, was, overrides)
         for name in overrides.market
         if (was := getattr(tick, name)) is not None
-    }
+    } | other_hours(tick, overrides)
     if overrides.rates:
         changes["gpu_rates"] = other_rates(tick.gpu_rates, overrides)
     return structs.replace(tick, **changes) if changes else tick
@@ -164,6 +168,18 @@ def other_number(name: str, was: float, overrides: Overrides) -> float:
         return min(max(value, PRICE_USD_PER_MWH_MIN), PRICE_USD_PER_MWH_MAX)
     _said(**{name: value})
     return value
+
+
+def other_hours(value: Struct, overrides: Overrides) -> dict[str, tuple[float, ...]]:
+    """Give what a tick or a state knows of the energy price at other times: it moves with it."""
+    if "price_usd_per_mwh" not in overrides.market:
+        return {}
+    return {
+        row.name: tuple(other_number("price_usd_per_mwh", hour, overrides) for hour in hours)
+        for row in structs.fields(value)
+        if row.name.endswith("_usd_per_mwh")
+        and isinstance(hours := getattr(value, row.name), tuple)
+    }
 
 
 def other_rates(rates: tuple[GpuRate, ...], overrides: Overrides) -> tuple[GpuRate, ...]:
@@ -219,7 +235,7 @@ def _put(out: Overrides, change: Change) -> None:
         {"limits": out.limits, "market": out.market, "policy": out.policy}[family][rest] = change
     if change.key == "policy.curtail":
         _flag(change)
-    elif change.key != "limits.safe_policy":
+    elif change.key not in _WORDS:
         change.number(1.0)
 
 

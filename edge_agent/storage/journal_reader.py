@@ -16,8 +16,6 @@ from edge_agent.storage.schema import MIGRATIONS
 from edge_agent.storage.writer import storage_error
 
 ROWS_PER_READ = 500
-# The tables that replay needs came with this version of the schema.
-_SCHEMA_MIN = 2
 _BUSY_TIMEOUT_MS = 5_000
 
 
@@ -44,7 +42,7 @@ class JournalReader:
             raise StoreTooNewError(
                 f"{path} has schema {version}, this program knows {len(MIGRATIONS)}"
             )
-        if version < _SCHEMA_MIN:
+        if not self._read("SELECT 1 FROM sqlite_master WHERE name = 'site_file'"):
             self._connection.close()
             raise StoreIoError(
                 f"{path} has schema {version}: written by an agent that kept no decisions"

@@ -18,6 +18,7 @@ from edge_agent.core.decided import decided, mismatch
 from edge_agent.core.errors import ActError, JournalError
 from edge_agent.core.plan import DecisionRecords, Plan, Reason
 from edge_agent.core.site import CURTAILED, MINE, Device, Site
+from edge_agent.core.snapshot import COLUMNS
 from edge_agent.ports import StoredRow
 from edge_agent.services.replay import ReplayReport, Walk, replay, why_at
 from edge_agent.storage.errors import StoreIoError
@@ -202,14 +203,14 @@ def test_one_bit_of_a_snapshot_is_found_and_named(copy: Path) -> None:
             "SELECT fact_seq, body FROM snapshot ORDER BY fact_seq DESC LIMIT 1"
         ).fetchone()
         text = bytearray(body)
-        text[-3] ^= 1  # in the last column: the ledger of the last device's time
+        text[-3] ^= 1  # in the last column, and its last device
         connection.execute("UPDATE snapshot SET body = ? WHERE fact_seq = ?", (text, seq))
     connection.close()
     at = next(row.instant.wall for number, row in rows_of(copy) if number == seq)
     report = run(copy, from_at=at + timedelta(seconds=1))
     assert [row.kind for row in report.differences][:1] == ["snapshot"]
     (found,) = run(copy).differences
-    assert (found.kind, found.seq, found.column) == ("snapshot", seq, "spent_ns")
+    assert (found.kind, found.seq, found.column) == ("snapshot", seq, COLUMNS[-1][0])
     assert found.device_id == "a5"
     assert found.journalled != found.replayed
 
@@ -256,7 +257,7 @@ def test_why_at_a_time_explains_what_was_decided_then(week: Path) -> None:
 def test_a_changed_site_is_taken_over_where_it_came_into_force(tmp_path: Path) -> None:
     path = tmp_path / "core.sqlite"
     site = build_site(asics=4, gpus=4)
-    classes = (replace(site.classes[0], off_margin=0.9, pool_fee=0.03), site.classes[1])
+    classes = (replace(site.classes[0], wear_usd=0.002, pool_fee=0.03), site.classes[1])
     devices = (*site.devices, Device(device_id="a9", device_class="S21", address="127.0.0.1"))
     changed = Site("s1", classes, devices, site.limits)
     world = JournalWorld(path, site=site, turn_s=TURN_S, price_at=spiky(2))
