@@ -18,8 +18,9 @@ from edge_agent.config import build_site, read_config
 from edge_agent.core.errors import ActError, JournalError
 from edge_agent.core.site import Site
 from edge_agent.history.text import replay_text, stamp, what_if_text
+from edge_agent.services.journal_walk import Walk
 from edge_agent.services.overrides import OverrideError, parse_overrides
-from edge_agent.services.replay import Walk, replay, why_at
+from edge_agent.services.replay import replay, why_at
 from edge_agent.services.what_if import what_if
 from edge_agent.storage.errors import StorageError
 from edge_agent.storage.journal_reader import JournalReader

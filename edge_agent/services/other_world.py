@@ -23,6 +23,7 @@ from edge_agent.core.site_state import (
     new_state,
 )
 from edge_agent.core.snapshot import COLUMNS
+from edge_agent.services.journal_walk import Step
 from edge_agent.services.overrides import (
     Overrides,
     other_hours,
@@ -31,7 +32,6 @@ from edge_agent.services.overrides import (
     other_rates,
     other_tick,
 )
-from edge_agent.services.replay import Step
 from protocol.node import NodeDevice, NodeEventKind
 from protocol.resource import Activity, DeviceKind
 

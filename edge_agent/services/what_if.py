@@ -22,10 +22,10 @@ from edge_agent.core.site import NS_PER_S, Site
 from edge_agent.core.site_state import OFF_CODES, SiteState
 from edge_agent.ports import JournalSource
 from edge_agent.services.intents import open_switch
+from edge_agent.services.journal_walk import Step, Walk
 from edge_agent.services.lease_events import tell
 from edge_agent.services.other_world import OtherWorld
 from edge_agent.services.overrides import Overrides, other_site
-from edge_agent.services.replay import Step, Walk
 from protocol.resource import Activity
 
 VIEW_VERSION = 1

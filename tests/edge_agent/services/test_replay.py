@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from edge_agent.__main__ import main
 from edge_agent.core import facts as f
 from edge_agent.core.decided import decided, mismatch
 from edge_agent.core.errors import ActError, JournalError
@@ -20,7 +21,8 @@ from edge_agent.core.plan import DecisionRecords, Plan, Reason
 from edge_agent.core.site import CURTAILED, MINE, Device, Site
 from edge_agent.core.snapshot import COLUMNS
 from edge_agent.ports import StoredRow
-from edge_agent.services.replay import ReplayReport, Walk, replay, why_at
+from edge_agent.services.journal_walk import Walk
+from edge_agent.services.replay import ReplayReport, replay, why_at
 from edge_agent.storage.errors import StoreIoError
 from edge_agent.storage.journal_reader import JournalReader
 from protocol.resource import Activity
@@ -128,7 +130,9 @@ def test_the_hash_seed_does_not_matter(week: Path, hash_seed: str) -> None:
     assert "equal" in done.stdout
 
 
-def test_one_bit_of_a_reading_is_found_and_named(copy: Path) -> None:
+def test_one_bit_of_a_reading_is_found_and_named(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The highest bit of the mantissa of one miner's rate: 200 TH/s become another number."""
     seq, row, at = next(
         (seq, row, number)
@@ -156,6 +160,11 @@ def test_one_bit_of_a_reading_is_found_and_named(copy: Path) -> None:
     assert isinstance(second.journalled, float)
     assert isinstance(second.replayed, float)
     assert second.journalled != second.replayed
+    assert main(["replay", "--data-dir", str(copy.parent)]) == 1
+    told = capsys.readouterr().out
+    assert f"row {seq}  decision  {device}  gain_usd" in told
+    assert f"journal  {second.journalled!r}" in told
+    assert f"replay   {second.replayed!r}" in told
 
 
 def test_a_change_with_a_mended_chain_is_found_by_the_decision(copy: Path) -> None:

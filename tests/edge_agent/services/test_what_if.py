@@ -16,6 +16,7 @@ from edge_agent.core import facts as f
 from edge_agent.core import power as pw
 from edge_agent.core.site import CURTAILED, MINE, SERVE, DeviceClass, Limits
 from edge_agent.core.snapshot import state_hash
+from edge_agent.services.journal_walk import Walk
 from edge_agent.services.overrides import (
     OverrideError,
     Overrides,
@@ -23,7 +24,6 @@ from edge_agent.services.overrides import (
     other_site,
     parse_overrides,
 )
-from edge_agent.services.replay import Walk
 from edge_agent.services.what_if import Pair, WhatIfReport, pairs, what_if
 from edge_agent.storage.journal_reader import JournalReader
 from tests.edge_agent.core.plant import make_site
