@@ -6,7 +6,7 @@ service needs no knowledge of a library: ``ConnectionError`` (link lost), ``Perm
 (refused for good), ``TimeoutError``.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
@@ -126,6 +126,7 @@ class CommitBatch(Struct, frozen=True, kw_only=True):
 
     Args:
         facts: one encoded journal row (the facts of one pass), or None.
+        site: with the row of a run's first pass, the encoded site by which it decides.
         switches: opened, advanced or closed switches.
         usage: items for the usage stream, in order. events: items for the event stream, in order.
         leases: desired leases as received. policy: as received.
@@ -137,6 +138,7 @@ class CommitBatch(Struct, frozen=True, kw_only=True):
     """
 
     facts: bytes | None = None
+    site: bytes | None = None
     switches: tuple[SwitchRow, ...] = ()
     usage: tuple[UsageItem, ...] = ()
     events: tuple[EventItem, ...] = ()
@@ -191,6 +193,45 @@ class CoreStore(Protocol):
 
     def heads(self) -> tuple[StreamHead, ...]:
         """Give the heads of all streams (in memory, as of the last commit)."""
+        ...
+
+
+class StoredRow(Struct, frozen=True, kw_only=True):
+    """One journal row as it lies in the store; an older agent's has no digest."""
+
+    seq: int
+    body: bytes
+    digest: bytes | None
+
+
+class SnapshotMark(Struct, frozen=True, kw_only=True):
+    """A snapshot that is kept: of the state after ``fact_seq``, taken at ``at_ms`` (wall)."""
+
+    fact_seq: int
+    at_ms: int
+
+
+class JournalSource(Protocol):
+    """The history of decisions, read-only: what replay needs of the store."""
+
+    def snapshots(self) -> tuple[SnapshotMark, ...]:
+        """Give the snapshots that are kept, oldest first."""
+        ...
+
+    def snapshot(self, fact_seq: int) -> bytes | None:
+        """Give the snapshot of the state after a row."""
+        ...
+
+    def state_digest(self, fact_seq: int) -> bytes | None:
+        """Give what the state hashed to after a row, where a snapshot was taken."""
+        ...
+
+    def sites(self) -> tuple[tuple[int, bytes], ...]:
+        """Give each site, with the first row decided by it, oldest first."""
+        ...
+
+    def rows(self, after_seq: int) -> Iterator[StoredRow]:
+        """Give the rows above ``after_seq`` in order."""
         ...
 
 

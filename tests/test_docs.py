@@ -40,5 +40,15 @@ def test_the_readme_shows_the_two_commands() -> None:
 
 def test_every_agent_command_has_a_help_text() -> None:
     told = build_parser().format_help()
-    for command in ("status", "devices", "why", "plan", "switches", "drain", "undrain", "buffer"):
+    for command in (
+        "status",
+        "devices",
+        "why",
+        "plan",
+        "switches",
+        "drain",
+        "undrain",
+        "buffer",
+        "replay",
+    ):
         assert re.search(rf"^ +{command} +\w", told, re.MULTILINE), command

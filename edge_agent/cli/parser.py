@@ -28,6 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
     devices.add_argument("--times", action="store_true", help="with each device's time ledger")
     why = add("why", parents=[reader], help="explain the decision on one device, with the numbers")
     why.add_argument("device")
+    why.add_argument("--at", default="", help="the decision of then, e.g. 2026-03-01T14:05Z")
+    _add_config(why)
+    _add_replay(commands, reader)
     add("plan", parents=[reader], help="what the agent would do now (a dry run)")
     switches = add("switches", parents=[reader], help="the last switches with their phase times")
     switches.add_argument("--limit", type=int, default=20, help="how many (default 20)")
@@ -85,6 +88,35 @@ def _add_acts(
     drain.add_argument("--reason", default="", help="kept with the act")
     undrain = commands.add_parser("undrain", parents=[reader], help="give devices back to work")
     undrain.add_argument("device", help="device or glob")
+
+
+def _add_replay(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    reader: argparse.ArgumentParser,
+) -> None:
+    replay = commands.add_parser(
+        "replay",
+        parents=[reader],
+        help="recompute each decision from the journal, and say the first difference",
+        epilog="times are ISO 8601, UTC where no zone is given",
+    )
+    _add_config(replay)
+    replay.add_argument("--from", dest="from_at", default="", help="start (default: the oldest)")
+    replay.add_argument("--to", dest="to_at", default="", help="end (default: the newest)")
+    replay.add_argument(
+        "--what-if",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="decide the span again with another value, e.g. limits.power_cap_w=45e6, "
+        "market.price_usd_per_mwh=+20, class.S21.pool_fee=0.01; may be repeated",
+    )
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", default="", help="TOML file: names the data_dir, and the site of old rows"
+    )
 
 
 def _reader() -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
 """Facts: everything that may change a decision, as journalled; one ``TickRow`` per pass.
 
-A row is (instant, facts, acts). Replay applies the facts, plans, and applies the acts (what was
-then decided, with the ids that were drawn), so state and plan come out the same, byte for byte.
+A row is (instant, facts, acts, what was decided). Replay applies the facts, plans, compares, and
+applies the acts (with the ids that were drawn), so state and plan come out the same, byte for byte.
 """
 
 from datetime import datetime
@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from edge_agent.core.decided import Decided
 from edge_agent.core.errors import JournalError
 from edge_agent.core.site import CodeColumn, FloatColumn, IndexColumn
 from protocol.event import ReleaseOutcome
@@ -228,13 +229,17 @@ class Instant(Struct, frozen=True, array_like=True):
 
 
 class TickRow(Struct, frozen=True, array_like=True):
-    """One journal row; ``planned`` tells whether a plan was made between facts and acts."""
+    """One journal row; ``planned`` tells whether a plan was made between facts and acts.
+
+    ``decided`` stands in rows with a plan, but for those of an agent that did not yet keep it.
+    """
 
     version: int
     instant: Instant
     planned: bool
     facts: tuple[Fact, ...]
     acts: tuple[Fact, ...] = ()
+    decided: Decided | None = None
 
 
 class ReadingColumns(Struct, frozen=True, eq=False):

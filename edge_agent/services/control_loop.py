@@ -177,7 +177,9 @@ class ControlLoop:
             before, made = self._journal.begin(facts)
             opened, acts, batch = self._decide(facts, before, made)
             durable = bool(acts or waiting or batch.events)
-            state, committed = await self._journal.finish(facts, acts, replace(batch, sync=durable))
+            state, committed = await self._journal.finish(
+                facts, made, acts, replace(batch, sync=durable)
+            )
         except BaseException as exc:
             for future in waiting:
                 if not future.done():

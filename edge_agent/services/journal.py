@@ -2,14 +2,17 @@
 
 from msgspec.structs import replace
 
+from edge_agent.core.decided import decided
 from edge_agent.core.facts import ROW_VERSION, Fact, Instant, TickRow, encode_row
 from edge_agent.core.optimizer import plan
 from edge_agent.core.passes import act, enter
 from edge_agent.core.plan import Plan
 from edge_agent.core.site import NS_PER_S, Site
-from edge_agent.core.site_state import SiteState
+from edge_agent.core.site_file import encode_site
+from edge_agent.core.site_state import SiteState, new_state
 from edge_agent.ports import Clock, CommitBatch, Committed, CoreStore
 from edge_agent.services.lease_events import Running, lease_events
+from edge_agent.version import VERSION
 
 
 class Journal:
@@ -29,6 +32,7 @@ class Journal:
         self.hub_heard_ns = _hub_heard_ns(state.instant, clock)
         self._store = store
         self._clock = clock
+        self._site_body: bytes | None = encode_site(site, VERSION)
 
     def instant(self) -> Instant:
         """Give the present instant; boottime never goes back within a boot."""
@@ -50,8 +54,8 @@ class Journal:
         Args:
             running: when and how fast the switch made a lease run, for its event.
         """
-        before = self.state
         instant = self.instant()
+        before = self._before(instant)
         self.state = enter(self.site, before, instant, facts)
         events = lease_events(before, self.state, instant.wall, running)
         row = TickRow(ROW_VERSION, instant, planned=False, facts=facts)
@@ -65,17 +69,31 @@ class Journal:
 
     def begin(self, facts: tuple[Fact, ...]) -> tuple[SiteState, Plan]:
         """Begin a pass: apply the facts and plan; gives the state before and the plan."""
-        before = self.state
-        self.state = enter(self.site, before, self.instant(), facts)
+        instant = self.instant()
+        before = self._before(instant)
+        self.state = enter(self.site, before, instant, facts)
         return before, plan(self.site, self.state)
 
     async def finish(
-        self, facts: tuple[Fact, ...], acts: tuple[Fact, ...], batch: CommitBatch
+        self, facts: tuple[Fact, ...], made: Plan, acts: tuple[Fact, ...], batch: CommitBatch
     ) -> tuple[SiteState, Committed]:
-        """End the pass begun in this turn of the loop: apply the acts, commit the row."""
+        """End the pass begun in this turn of the loop: apply the acts, commit the row.
+
+        The first row of a run says by which site its decisions are made.
+        """
         state = self.state = act(self.site, self.state, acts)
-        row = TickRow(ROW_VERSION, state.instant, planned=True, facts=facts, acts=acts)
-        return state, await self._store.commit(replace(batch, facts=encode_row(row)))
+        row = TickRow(
+            ROW_VERSION, state.instant, planned=True, facts=facts, acts=acts,
+            decided=decided(self.site, made),
+        )  # fmt: skip
+        site_body, self._site_body = self._site_body, None
+        return state, await self._store.commit(
+            replace(batch, facts=encode_row(row), site=site_body)
+        )
+
+    def _before(self, instant: Instant) -> SiteState:
+        """Give the state that a row begins from; history begins with the first row, not before."""
+        return self.state if self.state.rows else new_state(self.site, instant)
 
 
 def _hub_heard_ns(last: Instant, clock: Clock) -> int:

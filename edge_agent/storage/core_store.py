@@ -15,6 +15,8 @@ from edge_agent.storage import outbox
 from edge_agent.storage.outbox import SegmentRow
 from edge_agent.storage.state_tables import (
     append_fact,
+    keep_site,
+    keep_snapshot,
     note_meta,
     raise_meta,
     read_recovered,
@@ -140,9 +142,7 @@ class SqliteCoreStore:
         now_ms = self._now_ms()
 
         def job(connection: sqlite3.Connection) -> None:
-            connection.execute(
-                "INSERT OR REPLACE INTO snapshot VALUES (?, ?, ?)", (fact_seq, now_ms, body)
-            )
+            keep_snapshot(connection, fact_seq, body, now_ms)
             self._trim(connection, now_ms)
 
         await self._writer.run(job)
@@ -380,6 +380,8 @@ class SqliteCoreStore:
     ) -> _Done:
         number, _ = outbox.found_store(connection, "", at_ms)
         fact_seq = append_fact(connection, batch.facts, at_ms)
+        if batch.site is not None:
+            keep_site(connection, batch.site, fact_seq, at_ms)
         usage_log = outbox.append(connection, number, Stream.USAGE, usage, at_ms)
         events, skipped = self._admitted(connection, batch.events)
         bodies = [codec.encode(_clamped(item, usage_log.next_seq - 1)) for item in events]

@@ -49,4 +49,14 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """CREATE TABLE one_off (
             command_id TEXT PRIMARY KEY, at_ms INTEGER NOT NULL) WITHOUT ROWID""",
     ),
+    (
+        # Hash chain of the journal: each row's covers its body and the digest of the row before.
+        "ALTER TABLE journal ADD COLUMN digest BLOB",
+        # What every snapshot hashed to; stays when the snapshot itself is thinned out.
+        """CREATE TABLE state_digest (
+            fact_seq INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, digest BLOB NOT NULL)""",
+        # The site by which rows from ``fact_seq`` on were decided; a row only when it changed.
+        """CREATE TABLE site_file (
+            fact_seq INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, body BLOB NOT NULL)""",
+    ),
 )

@@ -11,6 +11,7 @@ from edge_agent.storage.errors import StoreCorruptError
 from edge_agent.storage.outbox import JOURNAL
 from protocol import codec
 from protocol.errors import DecodeError
+from protocol.sync import digest_of
 
 _HEAD_DECODER = msgspec.msgpack.Decoder(MeterHead)
 _ENCODER = msgspec.msgpack.Encoder()
@@ -42,12 +43,42 @@ def append_fact(connection: sqlite3.Connection, body: bytes | None, at_ms: int) 
     log = outbox.read_log(connection, JOURNAL)
     if body is None:
         return log.next_seq - 1
-    connection.execute("INSERT INTO journal VALUES (?, ?, ?)", (log.next_seq, at_ms, body))
+    digest = chained(log.last_digest, body)
+    connection.execute(
+        "INSERT INTO journal VALUES (?, ?, ?, ?)", (log.next_seq, at_ms, body, digest)
+    )
     outbox.write_log(
         connection,
-        structs.replace(log, next_seq=log.next_seq + 1, kept_bytes=log.kept_bytes + len(body)),
+        structs.replace(
+            log,
+            next_seq=log.next_seq + 1,
+            last_digest=digest,
+            kept_bytes=log.kept_bytes + len(body),
+        ),
     )
     return log.next_seq
+
+
+def chained(before: bytes, body: bytes) -> bytes:
+    """Give the digest of a journal row from that of the row before ("" for the first)."""
+    return digest_of(before + body)
+
+
+def keep_site(connection: sqlite3.Connection, body: bytes, fact_seq: int, at_ms: int) -> None:
+    """Keep the site by which rows from ``fact_seq`` on are decided, if it is another one."""
+    known = connection.execute(
+        "SELECT body FROM site_file ORDER BY fact_seq DESC LIMIT 1"
+    ).fetchone()
+    if known is None or known[0] != body:
+        connection.execute("INSERT INTO site_file VALUES (?, ?, ?)", (fact_seq, at_ms, body))
+
+
+def keep_snapshot(connection: sqlite3.Connection, fact_seq: int, body: bytes, at_ms: int) -> None:
+    """Keep a snapshot and its digest."""
+    connection.execute("INSERT OR REPLACE INTO snapshot VALUES (?, ?, ?)", (fact_seq, at_ms, body))
+    connection.execute(
+        "INSERT OR REPLACE INTO state_digest VALUES (?, ?, ?)", (fact_seq, at_ms, digest_of(body))
+    )
 
 
 def write_state(connection: sqlite3.Connection, batch: CommitBatch, at_ms: int) -> None:
@@ -156,10 +187,19 @@ def trim_journal(connection: sqlite3.Connection, before_ms: int, bytes_max: int)
     if last:
         connection.execute("DELETE FROM journal WHERE seq <= ?", (last,))
         outbox.write_log(connection, structs.replace(log, kept_bytes=kept_bytes))
-    # One snapshot a day is enough to replay from; the newest few serve recovery.
+    # One snapshot a day, and one of each change of the site, is enough to replay from; the newest
+    # few serve recovery.
     connection.execute(
         "DELETE FROM snapshot WHERE at_ms < ? OR (fact_seq NOT IN "
         "(SELECT fact_seq FROM snapshot ORDER BY fact_seq DESC LIMIT ?) AND fact_seq NOT IN "
-        "(SELECT min(fact_seq) FROM snapshot GROUP BY at_ms / ?))",
+        "(SELECT min(fact_seq) FROM snapshot GROUP BY at_ms / ?) AND fact_seq NOT IN "
+        "(SELECT fact_seq FROM site_file))",
         (before_ms, _SNAPSHOTS_KEPT, _DAY_MS),
+    )
+    connection.execute("DELETE FROM state_digest WHERE at_ms < ?", (before_ms,))
+    # The site in force at the oldest row that is left stays, however old it is.
+    connection.execute(
+        "DELETE FROM site_file WHERE fact_seq < (SELECT max(fact_seq) FROM site_file "
+        "WHERE fact_seq <= (SELECT coalesce(min(seq), ?) FROM journal))",
+        (newest,),
     )

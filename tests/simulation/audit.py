@@ -19,10 +19,9 @@ from edge_agent.core.facts import (
     TickRow,
     decode_row,
 )
-from edge_agent.core.passes import replay_row
-from edge_agent.core.site_state import new_state
-from edge_agent.core.snapshot import decode_state, state_hash
 from edge_agent.core.switching import decode_switch
+from edge_agent.services.replay import replay
+from edge_agent.storage.journal_reader import JournalReader
 from hub.core.invoicing import Invoice, Period
 from hub.errors import HubError
 from hub.store import invoices
@@ -312,9 +311,6 @@ def _journal(world: World, site: SiteWorld, counts: dict[str, int]) -> None:
         decode_switch(body)
         for (body,) in connection.execute("SELECT body FROM switch WHERE closed = 0")
     ]
-    snapshots = connection.execute(
-        "SELECT fact_seq, body FROM snapshot ORDER BY fact_seq"
-    ).fetchall()
     reports = _switch_reports(connection)
     connection.close()
     counts["journal_rows"] += len(rows)
@@ -339,7 +335,7 @@ def _journal(world: World, site: SiteWorld, counts: dict[str, int]) -> None:
     )
     _dwell(world, site, rows)
     if site.number % 2 == world.seed % 2:
-        _replay(world, site, rows, snapshots)
+        _replay(world, site)
 
 
 def _switch_reports(connection: sqlite3.Connection) -> list[Any]:
@@ -376,20 +372,17 @@ def _passed_ns(before: Instant, after: Instant) -> int:
     return (after.wall - before.wall) // timedelta(microseconds=1) * 1_000
 
 
-def _replay(
-    world: World, site: SiteWorld, rows: list[TickRow], snapshots: list[tuple[int, bytes]]
-) -> None:
-    """Replay the journal from its first row: state and hash come out the same."""
-    state = new_state(site.site, rows[0].instant)
-    taken = dict(snapshots)
-    for seq, row in enumerate(rows, start=1):
-        state, _ = replay_row(site.site, state, row)
-        if seq in taken:
-            kept = decode_state(site.site, taken[seq])
-            if state_hash(site.site, kept) != state_hash(site.site, state):
-                world.problem(f"{site.site_id}: the replay differs from the snapshot of row {seq}")
-    if site.last_hash is not None and state_hash(site.site, state) != site.last_hash:
-        world.problem(f"{site.site_id}: the replay of {len(rows)} rows differs from the state")
+def _replay(world: World, site: SiteWorld) -> None:
+    """Replay the journal: every decision, act, snapshot and the last state come out the same."""
+    reader = JournalReader(site.core_path)
+    report = replay(reader)
+    reader.close()
+    for found in report.differences[:1]:
+        world.problem(f"{site.site_id}: the replay differs: {found}")
+    if report.unkept:
+        world.problem(f"{site.site_id}: {report.unkept} decisions were not kept")
+    if site.last_hash is not None and report.state_hash != site.last_hash.hex():
+        world.problem(f"{site.site_id}: the replay of {report.rows} rows differs from the state")
 
 
 def _ms(at: datetime) -> int:

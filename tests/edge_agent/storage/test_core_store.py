@@ -3,12 +3,17 @@
 from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
 from edge_agent.ports import CommitBatch, MeterHead, SwitchRow
 from edge_agent.storage.core_store import SqliteCoreStore, StoreLimits
-from edge_agent.storage.outbox import SegmentRow
+from edge_agent.storage.errors import StoreIoError
+from edge_agent.storage.journal_reader import JournalReader
+from edge_agent.storage.outbox import SegmentRow, found_store
+from edge_agent.storage.schema import MIGRATIONS
+from edge_agent.storage.writer import open_database
 from protocol import codec
 from protocol.event import Alarm, GapRecord, LeaseReleased, ReleaseOutcome
 from protocol.lease import Lease, LeaseState, SitePolicy, WorkloadSpec
@@ -129,6 +134,62 @@ async def test_snapshot_bounds_what_is_replayed(make_store: MakeStore) -> None:
     assert again._writer.read("SELECT min(seq), count(*) FROM journal") == [(5, 6)]
     assert (await again.commit(CommitBatch(facts=b"x"))).fact_seq == 11
     await again.close()
+
+
+async def test_the_journal_is_a_chain_that_begins_where_an_older_schema_ended(
+    tmp_path: Path, make_store: MakeStore
+) -> None:
+    before = next(
+        at for at, step in enumerate(MIGRATIONS) if any("site_file" in text for text in step)
+    )
+    old = open_database(tmp_path / "core.sqlite", MIGRATIONS[:before])
+    found_store(old, "st-1", 0)
+    old.execute("INSERT INTO journal VALUES (1, 0, x'01')")
+    old.execute("UPDATE log SET next_seq = 2 WHERE name = 'journal'")
+    old.close()
+    with pytest.raises(StoreIoError, match="kept no decisions"):
+        JournalReader(tmp_path / "core.sqlite")
+    store = make_store()
+    await store.recover()
+    await store.commit(CommitBatch(facts=b"two", site=b"here"))
+    await store.commit(CommitBatch(facts=b"three", site=b"here"))
+    await store.commit(CommitBatch(facts=b"four", site=b"there"))
+    await store.close()
+    reader = JournalReader(tmp_path / "core.sqlite")
+    second = digest_of(b"two")
+    third = digest_of(second + b"three")
+    assert [(row.seq, row.digest) for row in reader.rows(0)] == [
+        (1, None), (2, second), (3, third), (4, digest_of(third + b"four")),
+    ]  # fmt: skip
+    assert reader.sites() == ((2, b"here"), (4, b"there"))
+    reader.close()
+
+
+async def test_what_replay_needs_outlives_the_snapshots(
+    make_store: MakeStore, clock: object, tmp_path: Path
+) -> None:
+    """Of 30 snapshots in 10 days stay the first of each day, those of a new site, and the last."""
+    store = make_store(StoreLimits(retention=timedelta(days=35)))
+    await store.recover()
+    for number in range(1, 31):
+        site = b"a" if number < 12 else b"b"
+        await store.commit(CommitBatch(facts=b"%d" % number, site=site))
+        await store.save_snapshot(number, b"state %d" % number)
+        clock.advance(timedelta(hours=8))  # type: ignore[attr-defined]
+    reader = JournalReader(tmp_path / "core.sqlite")
+    kept = [row.fact_seq for row in reader.snapshots()]
+    assert kept == sorted({*range(1, 31, 3), 12, 28, 29, 30})
+    assert reader.state_digest(2) == digest_of(b"state 2")
+    assert (reader.snapshot(2), reader.snapshot(12)) == (None, b"state 12")
+    # Two months later the journal of then is gone, and the site in force is still known.
+    clock.advance(timedelta(days=60))  # type: ignore[attr-defined]
+    await store.commit(CommitBatch(facts=b"31", site=b"b"))
+    await store.save_snapshot(31, b"state 31")
+    assert [row.seq for row in reader.rows(0)] == [31]
+    assert [seq for seq, _ in reader.sites()] == [12]
+    assert reader.state_digest(30) is None
+    reader.close()
+    await store.close()
 
 
 async def test_older_lease_never_replaces_newer(store: SqliteCoreStore, clock: object) -> None:

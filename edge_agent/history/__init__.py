@@ -1,0 +1,1 @@
+"""Commands over the journal: replay, what-if, and why at a past time."""
