@@ -9,9 +9,11 @@ from typing import Final, Protocol
 import msgspec
 
 from firmware_bridges.base import WorkMode, WriteResult
+from firmware_bridges.rows import POWER_W_MAX
 
 PERCENT_MIN: Final = 1
 PERCENT_MAX: Final = 100
+POOL_CHARS_MAX: Final = 512
 
 
 class Sleep(msgspec.Struct, frozen=True, tag="sleep"):
@@ -35,15 +37,33 @@ class SetMode(msgspec.Struct, frozen=True, tag="set_mode"):
 
 
 class SetPowerLimit(msgspec.Struct, frozen=True, tag="set_power_limit"):
-    """Draw at most so many watts."""
+    """Draw at most so many watts, 1..100,000.
+
+    Raises:
+        ValueError: Outside that.
+    """
 
     power_w: int
 
+    def __post_init__(self) -> None:
+        """Refuse what no miner can be told."""
+        if not 0 < self.power_w <= POWER_W_MAX:
+            raise ValueError(f"power_w: {self.power_w} is outside 1..{POWER_W_MAX:.0f}")
+
 
 class SetPowerPercent(msgspec.Struct, frozen=True, tag="set_power_percent"):
-    """Draw at most this share of the full power, 1..100."""
+    """Draw at most this share of the full power, 1..100.
+
+    Raises:
+        ValueError: Outside that.
+    """
 
     percent: int
+
+    def __post_init__(self) -> None:
+        """Refuse what no miner can be told."""
+        if not PERCENT_MIN <= self.percent <= PERCENT_MAX:
+            raise ValueError(f"percent: {self.percent} is outside {PERCENT_MIN}..{PERCENT_MAX}")
 
 
 class RestartMining(msgspec.Struct, frozen=True, tag="restart"):
@@ -61,11 +81,22 @@ class Locate(msgspec.Struct, frozen=True, tag="locate"):
 
 
 class PoolTarget(msgspec.Struct, frozen=True, kw_only=True):
-    """One pool to mine for; the password is kept out of every printed form."""
+    """One pool to mine for; the password is kept out of every printed form.
+
+    Raises:
+        ValueError: A text is over 512 characters, or has control characters in it.
+    """
 
     url: str
     user: str
     password: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what would break a request: a miner reads 4,095 bytes of it."""
+        for name in ("url", "user", "password"):
+            text = getattr(self, name)
+            if len(text) > POOL_CHARS_MAX or (text and not text.isprintable()):
+                raise ValueError(f"pool.{name}: over {POOL_CHARS_MAX} characters, or not printable")
 
     def __repr__(self) -> str:
         """Hide the password."""

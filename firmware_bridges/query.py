@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from firmware_bridges.cgminer.codec import encode_request
 from firmware_bridges.transport import Deadlines
 
 GRAPHQL_KEY: Final = "graphql"
@@ -78,13 +79,13 @@ def cgminer(*commands: str, new_api: bool = False, parameter: str | None = None)
         commands: Command names, at least one.
         new_api: Ask a Bitmain build for the shape of its web pages.
         parameter: Of a single command.
+
+    Raises:
+        ValueError: No command, a name with other characters, a parameter with several commands, or
+            more than the 4,095 bytes that a miner reads.
     """
-    body: dict[str, object] = {"command": "+".join(commands)}
-    if parameter is not None:
-        body["parameter"] = parameter
-    if new_api:
-        body["new_api"] = True
-    return Query(wire=Wire.CGMINER, key="+".join(commands), payload=_compact(body))
+    payload = encode_request(commands, parameter, new_api=new_api)
+    return Query(wire=Wire.CGMINER, key="+".join(commands), payload=payload)
 
 
 def btminer_v3(command: str, parameter: object = None) -> Query:

@@ -8,6 +8,7 @@ Source: recorded answers of an A1566 and a Home Q.
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Final
 
 from firmware_bridges.base import MinerState, Partial, WorkMode
@@ -72,7 +73,7 @@ def decode_devs(answer: Answer) -> Partial:
 def decode_stats(answer: Answer) -> Partial:
     """Decode `stats`, `estats` or `litestats`: everything that the modules say."""
     rows = answer.section("STATS") or ()
-    modules = list(_modules(answer))
+    modules = list(islice(_modules(answer), MODULES_MAX))
     if not modules:
         return Partial(source=answer.command)
     elapsed = RowReader(next((row for row in rows if "Elapsed" in row), {}))

@@ -120,17 +120,6 @@ def encode_request(
     return _sized(json.dumps(body, separators=(",", ":")).encode())
 
 
-def encode_text_request(command: str, parameter: str | None = None) -> bytes:
-    """Encode one request in the text form, for programs that know no JSON.
-
-    Raises:
-        ValueError: As for `encode_request`.
-    """
-    if _COMMAND.match(command) is None:
-        raise ValueError(f"command: {command!r} is no command name")
-    return _sized((command if parameter is None else f"{command}|{parameter}").encode())
-
-
 def _sized(request: bytes) -> bytes:
     if len(request) > REQUEST_BYTES_MAX:
         raise ValueError(f"request: {len(request)} bytes, the miner reads {REQUEST_BYTES_MAX}")

@@ -19,7 +19,7 @@ from firmware_bridges.commands import (
 from firmware_bridges.errors import BridgeError, BridgeTimeoutError, BridgeUnsupportedError
 from firmware_bridges.families import FAMILIES, FAMILY_OF
 from firmware_bridges.family import ControlContext, Family
-from firmware_bridges.query import Query, keys_of
+from firmware_bridges.query import Query, cgminer, keys_of
 from firmware_bridges.sheet import Capability
 from firmware_bridges.transport import Deadlines
 
@@ -114,3 +114,28 @@ def test_names_of_families_are_their_own() -> None:
 
 def test_a_pool_password_is_in_no_printed_form() -> None:
     assert "hunter2" not in repr(PoolTarget(url="u", user="w", password="hunter2"))
+
+
+@pytest.mark.parametrize("power_w", [0, -1, 100_001])
+def test_a_power_limit_that_no_miner_can_have_is_refused_by_name(power_w: int) -> None:
+    with pytest.raises(ValueError, match="power_w"):
+        SetPowerLimit(power_w=power_w)
+
+
+@pytest.mark.parametrize("percent", [0, 101])
+def test_a_share_outside_its_range_is_refused_by_name(percent: int) -> None:
+    with pytest.raises(ValueError, match="percent"):
+        SetPowerPercent(percent=percent)
+
+
+@pytest.mark.parametrize("user", ["x" * 513, "a\nb", "a\0"])
+def test_a_pool_that_would_break_a_request_is_refused_by_name(user: str) -> None:
+    with pytest.raises(ValueError, match=r"pool\.user"):
+        PoolTarget(url="stratum+tcp://p:1", user=user)
+
+
+def test_a_request_longer_than_a_miner_reads_is_not_made() -> None:
+    with pytest.raises(ValueError, match="4095"):
+        cgminer("addpool", parameter="x" * 5_000)
+    with pytest.raises(ValueError, match="command"):
+        cgminer("summary|x")

@@ -13,7 +13,6 @@ from firmware_bridges.cgminer.codec import (
     Severity,
     decode_answers,
     encode_request,
-    encode_text_request,
     raise_for_status,
 )
 from firmware_bridges.document import ANSWER_BYTES_MAX
@@ -49,8 +48,6 @@ def test_requests_have_the_documented_form() -> None:
         "command": "stats",
         "new_api": True,
     }
-    assert encode_text_request("summary") == b"summary"
-    assert encode_text_request("switchpool", "1") == b"switchpool|1"
 
 
 @pytest.mark.parametrize("commands", [[], ["a b"], ["a+b"], [""], ['a"b'], ["a\n"]])
