@@ -19,7 +19,7 @@ from bench.figure import Figure, at_least, at_most, quantile
 from edge_agent.clock import SystemClock
 from edge_agent.devices.fleet import AsicUnit, FleetSettings, MinerFleet
 from edge_agent.devices.ports import AsicNameplate
-from edge_agent.main import raise_file_limit
+from edge_agent.process_limits import calm_collector, raise_file_limit
 from firmware_bridges.base import MinerAddress
 
 MINERS = int(os.environ.get("HCP_BENCH_FLEET_MINERS", "15000"))
@@ -49,6 +49,7 @@ async def _run() -> list[Figure]:
     async with simulator(*options) as addresses:
         before_mib = resident_mib(os.getpid())
         fleet = fleet_of(addresses)
+        calm_collector()
         lags_ms: list[float] = []
         async with asyncio.TaskGroup() as group:
             polling = group.create_task(fleet.run(), name="poller")

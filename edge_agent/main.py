@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import random
-import resource
 import secrets
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +23,7 @@ from edge_agent.market.series import load_market
 from edge_agent.node.link import NodeAddress, NodeLinksClient
 from edge_agent.notify import Pulse, sd_notify, watchdog_period_s
 from edge_agent.ports import Clock, CommitBatch
+from edge_agent.process_limits import calm_collector, raise_file_limit
 from edge_agent.services.agent import Agent, AgentPorts, Sample
 from edge_agent.services.hub_words import HubWords
 from edge_agent.services.node_sink import LateSink
@@ -204,6 +204,7 @@ class AgentProgram:
             _log.info("agent stops site_id=%s", self._config.site_id)
 
     def _ready(self) -> None:
+        calm_collector()
         sd_notify("READY=1")
         _log.info("agent ready site_id=%s devices=%d", self._config.site_id, len(self._site))
 
@@ -387,14 +388,6 @@ class AgentProgram:
                 if isinstance(event, SwitchReport):
                     found.setdefault(event.switch_id, event)
         return tuple(found.values())[:limit]
-
-
-def raise_file_limit(wanted: int) -> None:
-    """Raise the soft limit of open files towards the hard one: each miner needs its own socket."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    target = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft < target:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
 
 
 def _instant(text: str, otherwise: datetime) -> datetime:

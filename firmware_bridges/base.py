@@ -6,8 +6,10 @@ placeholder such as -273 C, or 0 W on a hashing unit, never becomes a value.
 """
 
 import ipaddress
+import sys
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -112,7 +114,7 @@ class MinerAddress(msgspec.Struct, frozen=True, kw_only=True):
         return usual if given is None else given
 
 
-class Pool(msgspec.Struct, frozen=True, kw_only=True):
+class Pool(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One mining pool as the miner sees it."""
 
     url: str
@@ -124,7 +126,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     rejected: int | None = None
 
 
-class ReadingFields(msgspec.Struct, frozen=True, kw_only=True):
+class ReadingFields(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a miner may say of itself; `None` = it did not say.
 
     Args:
@@ -183,7 +185,7 @@ class ReadingFields(msgspec.Struct, frozen=True, kw_only=True):
     power_profiles: tuple[tuple[str, float], ...] | None = None
 
 
-class Partial(ReadingFields, frozen=True, kw_only=True):
+class Partial(ReadingFields, frozen=True, kw_only=True, gc=False):
     """What one answer says.
 
     Args:
@@ -197,14 +199,14 @@ class Partial(ReadingFields, frozen=True, kw_only=True):
     repairs: tuple[str, ...] = ()
 
 
-class Failure(msgspec.Struct, frozen=True):
+class Failure(msgspec.Struct, frozen=True, gc=False):
     """A command or page that gave nothing, and the stable code of the reason."""
 
     source: str
     code: str
 
 
-class Reading(ReadingFields, frozen=True, kw_only=True):
+class Reading(ReadingFields, frozen=True, kw_only=True, gc=False):
     """One miner at one moment, merged from the answers that came.
 
     Args:
@@ -225,35 +227,92 @@ class Reading(ReadingFields, frozen=True, kw_only=True):
     repairs: tuple[str, ...] = ()
 
 
-def merge(address: str, partials: Sequence[Partial], failed: Sequence[Failure] = ()) -> Reading:
+class Kept(msgspec.Struct, frozen=True, gc=False):
+    """What one answer said, without what it left unsaid: a tenth of a `Partial`, for keeping.
+
+    Args:
+        source: Key of the query that was asked.
+        names: Of the fields that it knows; equal tuples are one object.
+        values: Theirs, in the same order.
+    """
+
+    source: str
+    names: tuple[str, ...]
+    values: tuple[object, ...]
+
+
+def keep(partial: Partial, without: frozenset[str]) -> Kept:
+    """Give what a partial knows, for keeping.
+
+    Args:
+        partial: As decoded.
+        without: Fields that are left out, because they hold for their own moment only.
+    """
+    told = _told(partial)
+    names = tuple(name for name in told if name not in without)
+    values = tuple(_shared(told[name]) for name in names)
+    return Kept(partial.source, _one_of(names), values)
+
+
+def _told(partial: Partial) -> dict[str, object]:
+    """Give the fields that a partial knows, by name."""
+    told = {
+        name: value for name, value in msgspec.structs.asdict(partial).items() if value is not None
+    }
+    for name in _OF_THE_ANSWER:
+        del told[name]
+    return told
+
+
+# Fields of a partial that speak of the answer, not of the machine.
+_OF_THE_ANSWER: Final = ("source", "rejected", "repairs")
+
+
+@lru_cache(maxsize=4_096)
+def _one_of(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Give the one object that stands for equal tuples; a site has few of them and many miners."""
+    return texts
+
+
+def _shared(value: object) -> object:
+    """Let equal texts of many miners (models, versions, pools) be one object."""
+    if isinstance(value, str):
+        return sys.intern(value)
+    return value
+
+
+def merge(
+    address: str, partials: Sequence[Partial | Kept], failed: Sequence[Failure] = ()
+) -> Reading:
     """Merge what came into one reading; for each field the first source that knows it wins.
 
     Args:
         address: Host of the miner.
-        partials: Decoded answers, most trusted first.
+        partials: Decoded answers and kept ones, most trusted first.
         failed: The answers that did not come.
     """
     values: dict[str, object] = {}
-    for partial in partials:
-        for name in ReadingFields.__struct_fields__:
-            if name not in values and (value := getattr(partial, name)) is not None:
-                values[name] = value
-    state = _state(partials)
-    values["state"] = state
+    for part in reversed(partials):
+        if isinstance(part, Kept):
+            values.update(zip(part.names, part.values, strict=True))
+        else:
+            values.update(_told(part))
+    fresh = [part for part in partials if isinstance(part, Partial)]
+    state = values["state"] = _state(fresh)
     if "power_limit_w" not in values:
         values["power_limit_w"] = _profile_w(values)
     fans = values.get("fans_rpm")
     if "fan_count" not in values and isinstance(fans, tuple):
         values["fan_count"] = len(fans)
-    reading = Reading(
+    return Reading(
         address=address,
         is_mining=None if state is None else state in STATES_MINING,
-        answered=tuple(part.source for part in partials),
+        answered=_one_of(tuple([part.source for part in partials])),
         failed=tuple(failed),
-        rejected=tuple(f"{part.source}.{name}" for part in partials for name in part.rejected),
-        repairs=tuple(f"{part.source}:{name}" for part in partials for name in part.repairs),
+        rejected=tuple([f"{part.source}.{name}" for part in fresh for name in part.rejected]),
+        repairs=tuple([f"{part.source}:{name}" for part in fresh for name in part.repairs]),
+        **values,  # type: ignore[arg-type] # the names are those of ReadingFields
     )
-    return msgspec.structs.replace(reading, **values)
 
 
 def _profile_w(values: Mapping[str, object]) -> float | None:

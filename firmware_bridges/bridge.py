@@ -4,16 +4,16 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import msgspec
-
 from firmware_bridges.base import (
     Failure,
+    Kept,
     MinerAddress,
     Partial,
     ReadDetail,
     Reading,
     WorkMode,
     WriteResult,
+    keep,
 )
 from firmware_bridges.commands import Command, MinerControl, Sleep, Wake
 from firmware_bridges.errors import BridgeError, BridgeUnsupportedError
@@ -25,8 +25,8 @@ from firmware_bridges.recognise import decode_query, read_partials
 from firmware_bridges.sheet import Capability
 
 # What changes from one moment to the next: of an older answer it would be told as of now.
-_OF_THE_MOMENT: Final = dict.fromkeys(
-    (
+_OF_THE_MOMENT: Final = frozenset(
+    {
         "hashrate_ths",
         "hashrate_avg_ths",
         "power_w",
@@ -36,7 +36,7 @@ _OF_THE_MOMENT: Final = dict.fromkeys(
         "board_temp_c_max",
         "inlet_temp_c",
         "fans_rpm",
-    )
+    }
 )
 
 
@@ -62,8 +62,8 @@ class MinerBridge:
         self._host = host
         self._control = control
         self._reads = family.reads
-        self._slow: list[Partial] = []
-        self._unknown: set[str] = set()
+        self._kept: tuple[Kept, ...] = ()
+        self._unknown: frozenset[str] = frozenset()
 
     async def read(self, detail: ReadDetail) -> Reading:
         """Read the miner; what does not answer costs its own fields only.
@@ -82,14 +82,15 @@ class MinerBridge:
         first = await self._gather(self._reads.fast, partials, failed, silent)
         slow: list[Partial] = []
         if detail is ReadDetail.FULL:
-            self._unknown.clear()
+            self._unknown = frozenset()
             await self._gather(self._reads.slow, slow, failed, silent)
         if not partials and not slow and first is not None:
             raise first
-        kept = _newest(self._slow, slow)
+        told = {part.source for part in slow}
+        older = tuple(part for part in self._kept if part.source not in told)
         if slow:
-            self._slow = [_lasting(part) for part in kept]
-        return read_partials(self.family, self._host, [*partials, *kept], failed)
+            self._kept = (*(keep(part, _OF_THE_MOMENT) for part in slow), *older)
+        return read_partials(self.family, self._host, [*partials, *slow, *older], failed)
 
     @property
     def family_name(self) -> str:
@@ -152,7 +153,7 @@ class MinerBridge:
                 first = first or exc
                 failed.append(Failure(query.key, exc.code))
                 if isinstance(exc, BridgeUnsupportedError):
-                    self._unknown.add(query.key)
+                    self._unknown |= {query.key}
                 if exc.is_silence:
                     silent[query.wire] = exc
                 continue
@@ -202,13 +203,3 @@ def bridge_of(
     )
     control = None if family.control is None else family.control(context)
     return MinerBridge(family, link, address.host, control=control)
-
-
-def _newest(old: list[Partial], new: list[Partial]) -> list[Partial]:
-    """Keep what was known where it was not told again."""
-    told = {part.source for part in new}
-    return [*new, *(part for part in old if part.source not in told)]
-
-
-def _lasting(partial: Partial) -> Partial:
-    return msgspec.structs.replace(partial, **_OF_THE_MOMENT, rejected=(), repairs=())

@@ -22,7 +22,7 @@ _BRACKETS: Final = re.compile(r'"(?:[^"\\]|\\.)*"?|[][{}]', re.DOTALL)
 _PADDING: Final = b"\0 \r\n\t"
 
 
-class Document(msgspec.Struct, frozen=True, kw_only=True):
+class Document(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One answer as a JSON value.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from firmware_bridges.base import Failure, Partial, Reading, merge
+from firmware_bridges.base import Failure, Kept, Partial, Reading, merge
 from firmware_bridges.cgminer.codec import Answer, decode_answers, raise_for_status
 from firmware_bridges.document import read_json
 from firmware_bridges.errors import BridgeError, BridgeGarbledError, BridgeUnsupportedError
@@ -105,7 +105,7 @@ def decode_exchanges(exchanges: Sequence[Exchange], address: str) -> Decoded:
 def read_partials(
     family: Family,
     address: str,
-    partials: Sequence[Partial],
+    partials: Sequence[Partial | Kept],
     failed: Sequence[Failure],
     *,
     sure: bool = True,
@@ -115,11 +115,13 @@ def read_partials(
     Args:
         family: Whose order and names are used.
         address: Host of the miner.
-        partials: Decoded answers. failed: the answers that did not come.
+        partials: Decoded answers, and those kept from before. failed: answers that did not come.
         sure: The family is no guess; see `named`.
     """
-    rank = {key: place for place, key in enumerate(family.order)}
-    ordered = sorted(partials, key=lambda part: rank.get(part.source, len(rank)))
+    order = family.order
+    ordered = sorted(
+        partials, key=lambda part: order.index(part.source) if part.source in order else len(order)
+    )
     return checked(named(merge(address, ordered, failed), family, sure=sure))
 
 

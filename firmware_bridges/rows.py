@@ -77,6 +77,8 @@ def first_text(reader: RowReader, *keys: str, truncated: bool) -> str | None:
 
 def as_float(value: object) -> float | None:
     """Read a finite number from a number, or from a text of one and its unit ("3250 W")."""
+    if type(value) is float:
+        return value if math.isfinite(value) else None
     if isinstance(value, bool):
         return None
     if isinstance(value, str):

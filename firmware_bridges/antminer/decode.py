@@ -8,7 +8,10 @@ sensors sit on the boards, so `inlet_temp_c` stays unknown.
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
+
+import msgspec
 
 from firmware_bridges.antminer.configuration import MODE_NUMBER_SLEEP_OLD, mode_of
 from firmware_bridges.antminer.units import native_unit
@@ -51,6 +54,7 @@ _POWER_KEY: Final = re.compile(r"chain_power\d{1,2}\Z")
 _CHIPS_MAX: Final = 10_000
 _FANS_MAX: Final = 16
 _COUNT_MAX: Final = 1e15
+_NAMES_CHARS_MAX: Final = 16_384
 # One element is the machine's name alone: no mining process behind it, the machine sleeps.
 _STATS_ROWS_AWAKE: Final = 2
 # Answers of get_blink_status.cgi on builds that do not name the light itself.
@@ -165,19 +169,55 @@ def _system_info(row: Row, source: str) -> Partial:
     )
 
 
+class _Names(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of an old answer's some two hundred names count what."""
+
+    chips: tuple[str, ...]
+    powers: tuple[str, ...]
+    fans: tuple[str, ...]
+    chip_temps: tuple[str, ...]
+    board_temps: tuple[str, ...]
+    chip_temps_old: tuple[str, ...]
+    board_temps_old: tuple[str, ...]
+
+
+def _names_of_row(row: Row) -> _Names:
+    keys = tuple(row)
+    # The recorded answers have up to 3,000 characters of names; a flood of them is not kept.
+    return (_names_of if len("".join(keys)) <= _NAMES_CHARS_MAX else _names_of.__wrapped__)(keys)
+
+
+# A firmware answers with the same names each time, so they are looked through once.
+@lru_cache(maxsize=256)
+def _names_of(keys: tuple[str, ...]) -> _Names:
+    """Sort the names of a row by what they count; fans by their numbers."""
+
+    def matching(form: re.Pattern[str]) -> tuple[str, ...]:
+        return tuple(key for key in keys if form.match(key))
+
+    # "fan1" and "fan01" would be one fan: the number, written plainly, is its name.
+    numbers = sorted({int(found.group(1)) for key in keys if (found := _FAN_KEY.match(key))})
+    return _Names(
+        chips=matching(_CHIPS_KEY),
+        powers=matching(_POWER_KEY),
+        fans=tuple(f"fan{number}" for number in numbers),
+        chip_temps=matching(_CHIP_KEY),
+        board_temps=matching(_BOARD_KEY),
+        chip_temps_old=matching(_CHIP_OLD_KEY),
+        board_temps_old=matching(_BOARD_OLD_KEY),
+    )
+
+
 def _old_style(answer: Answer, row: Row) -> Partial:
     reader = RowReader(row)
     model = _type_of(answer)
     unit = as_text(row.get("rate_unit"))
     # Of a cut answer the name may be lost, and with it what its rates count.
     known = unit or ("" if model is None and answer.truncated else native_unit(model))
-    chips = [
-        count
-        for key in row
-        if key.startswith("chain_acn") and _CHIPS_KEY.match(key) and (count := _chips(reader, key))
-    ]
+    names = _names_of_row(row)
+    chips = [count for key in names.chips if (count := _chips(reader, key))]
     rate = _old_rate(reader, "5s", unit, known)
-    fans, fan_count = _old_fans(reader, is_hashing=bool(rate))
+    fans, fan_count = _old_fans(reader, names.fans, is_hashing=bool(rate))
     power = power_w(reader, "watt", "power", "chain_power", "total_power")
     return Partial(
         source=answer.command,
@@ -185,11 +225,12 @@ def _old_style(answer: Answer, row: Row) -> Partial:
         hashrate_ths=rate,
         hashrate_avg_ths=_old_rate(reader, "av", unit, known),
         expected_hashrate_ths=rate_ths(reader, "total_rateideal", known) or None,
-        power_w=power if power is not None or answer.truncated else _power_of_boards(row),
+        power_w=power if power is not None or answer.truncated else _power_of(row, names.powers),
         uptime_s=reader.whole("Elapsed", low=0, high=UPTIME_S_MAX),
         state=_old_state(row, rate, known),
-        chip_temp_c_max=_hottest(row, _CHIP_KEY) or _hottest_old(row, _CHIP_OLD_KEY),
-        board_temp_c_max=_hottest(row, _BOARD_KEY) or _hottest_old(row, _BOARD_OLD_KEY),
+        chip_temp_c_max=_hottest(row, names.chip_temps) or _hottest_old(row, names.chip_temps_old),
+        board_temp_c_max=_hottest(row, names.board_temps)
+        or _hottest_old(row, names.board_temps_old),
         fans_rpm=fans,
         fan_count=fan_count,
         board_count=len(chips) or None,
@@ -220,9 +261,9 @@ def _counts(value: object, unit: str) -> MinerState | None:
     return MinerState.MINING
 
 
-def _power_of_boards(row: Row) -> float | None:
+def _power_of(row: Row, keys: Iterable[str]) -> float | None:
     """Add up the boards' own powers, for builds that give no sum."""
-    powers = [as_float(value) for key, value in row.items() if _POWER_KEY.match(key)]
+    powers = [as_float(row[key]) for key in keys]
     known = [power for power in powers if power is not None and POWER_W_MIN <= power <= POWER_W_MAX]
     return sum_of(known)
 
@@ -267,20 +308,15 @@ def _chips(reader: RowReader, key: str) -> int | None:
     return reader.whole(key, low=0, high=_CHIPS_MAX)
 
 
-def _hottest(row: Row, key_form: re.Pattern[str]) -> float | None:
+def _hottest(row: Row, keys: Iterable[str]) -> float | None:
     """Give the highest of the "a-b-c-d" fields; 0 stands for an absent sensor."""
-    texts = [
-        value
-        for key, value in row.items()
-        # One old answer has some two hundred keys: the cheap test first.
-        if key.startswith("temp") and key_form.match(key) and isinstance(value, str)
-    ]
-    return _plausible_max(float(found) for text in texts for found in _TEMPS.findall(text))
+    texts = [value for key in keys if isinstance(value := row[key], str)]
+    return _plausible_max([float(found) for text in texts for found in _TEMPS.findall(text)])
 
 
-def _hottest_old(row: Row, key_form: re.Pattern[str]) -> float | None:
+def _hottest_old(row: Row, keys: Iterable[str]) -> float | None:
     """Give the highest of the plain numbers that builds before the S19 have."""
-    return hottest_c(value for key, value in row.items() if key_form.match(key))
+    return hottest_c(row[key] for key in keys)
 
 
 def _hottest_listed(chains: tuple[Row, ...], key: str) -> float | None:
@@ -293,14 +329,11 @@ def _plausible_max(values: Iterable[float]) -> float | None:
     return max((value for value in values if 0 < value <= TEMP_C_MAX), default=None)
 
 
-def _old_fans(reader: RowReader, *, is_hashing: bool) -> tuple[tuple[int, ...] | None, int | None]:
+def _old_fans(
+    reader: RowReader, names: Iterable[str], *, is_hashing: bool
+) -> tuple[tuple[int, ...] | None, int | None]:
     """Read fanN; where there are more names than fans, the silent names are empty places."""
-    numbers = sorted(
-        int(found.group(1))
-        for key in reader.row
-        if key.startswith("fan") and (found := _FAN_KEY.match(key))
-    )
-    read = [reader.whole(f"fan{number}", low=0, high=FAN_RPM_MAX) for number in numbers]
+    read = [reader.whole(name, low=0, high=FAN_RPM_MAX) for name in names]
     speeds = [rpm for rpm in read if rpm is not None]
     count = reader.whole("fan_num", low=0, high=_FANS_MAX)
     if count is not None and len(speeds) > count:

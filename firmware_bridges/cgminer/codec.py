@@ -53,7 +53,10 @@ class Severity(StrEnum):
     FATAL = "F"
 
 
-class Status(msgspec.Struct, frozen=True, kw_only=True):
+_SEVERITIES: Final = {severity.value: severity for severity in Severity}
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One STATUS entry; `severity` is `None` where the firmware sent no known letter."""
 
     severity: Severity | None
@@ -62,14 +65,14 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     description: str | None
 
 
-class Section(msgspec.Struct, frozen=True, kw_only=True):
+class Section(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One named list of rows, such as SUMMARY or POOLS."""
 
     name: str
     rows: tuple[Row, ...]
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The answer to one command.
 
     Args:
@@ -224,7 +227,7 @@ def _status(row: Row) -> Status:
     letter = row.get("STATUS")
     code = as_float(row.get("Code"))
     return Status(
-        severity=Severity(letter) if isinstance(letter, str) and letter in set(Severity) else None,
+        severity=_SEVERITIES.get(letter) if isinstance(letter, str) else None,
         code=None if code is None else int(code),
         message=as_text(row.get("Msg")),
         description=as_text(row.get("Description")),
