@@ -1,8 +1,8 @@
 """`bridges-fleet`: 15,000 miners of which some hang and some are hostile, polled every 5 s.
 
 The agent's own fleet (poller, driver, breakers) on uvloop, against a simulator that is a process of
-its own. Every healthy miner must be read in every tick; the jitter is that of the ticks and of the
-loop, sampled twenty times a second. `HCP_BENCH_FLEET_S` shortens the run for a first look.
+its own. Every healthy miner must be read in every tick; the jitter is by how much the time from one
+tick to the next differs from 5 s, or the lag of the loop, sampled twenty times a second. `HCP_BENCH_FLEET_S` shortens the run for a first look.
 """
 
 import asyncio
@@ -93,14 +93,16 @@ class _Ticks:
 
 
 async def _watch(fleet: MinerFleet) -> _Ticks:
-    """Wait for each tick; note how late it ended and which share of the healthy it read."""
+    """Wait for each tick; note how far it was from its length, and the share that was read."""
     seen = _Ticks()
     loop = asyncio.get_running_loop()
     began, cpu = loop.time(), time.process_time()
-    read = fleet.counts().read
-    for number in range(1, max(2, round(RUN_S / TICK_S)) + 1):
+    last, read = began, fleet.counts().read
+    for _ in range(max(2, round(RUN_S / TICK_S))):
         await fleet.next_batch()
-        seen.late_ms.append(abs(loop.time() - began - number * TICK_S) * 1e3)
+        ended = loop.time()
+        seen.late_ms.append(abs(ended - last - TICK_S) * 1e3)
+        last = ended
         now = fleet.counts().read
         seen.shares.append((now - read) / (MINERS * (1.0 - ILL_SHARE)))
         read = now

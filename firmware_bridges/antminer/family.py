@@ -67,8 +67,8 @@ ANTMINER_STOCK: Final = Family(
     ),
     reads=Reads(
         fast=(cgminer("stats"),),
+        # `summary` says nothing that `stats` and summary.cgi do not.
         slow=(
-            cgminer("summary"),
             page(_CGI + "get_system_info.cgi"),
             cgminer("version"),
             cgminer("pools"),
@@ -89,7 +89,7 @@ ANTMINER_STOCK: Final = Family(
         abilities=(
             Ability(
                 capability=Capability.READ,
-                how="stats; slowly summary, version, pools, get_system_info.cgi, summary.cgi",
+                how="stats; slowly version, pools, get_system_info.cgi, summary.cgi",
                 answer_s=3.0,
                 effect_s=None,
                 evidence=Evidence.CAPTURE,
