@@ -2,7 +2,8 @@
 
 The agent's own fleet (poller, driver, breakers) on uvloop, against a simulator that is a process of
 its own. Every healthy miner must be read in every tick; the jitter is by how much the time from one
-tick to the next differs from 5 s, or the lag of the loop, sampled twenty times a second. `HCP_BENCH_FLEET_S` shortens the run for a first look.
+tick to the next differs from 5 s, or the lag of the loop, sampled twenty times a second.
+`HCP_BENCH_FLEET_S` shortens the run for a first look.
 """
 
 import asyncio

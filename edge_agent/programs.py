@@ -23,6 +23,7 @@ from edge_agent.market.errors import MarketError
 from edge_agent.node.config import load_node_config
 from edge_agent.node.errors import NodeError
 from edge_agent.node.main import run_node
+from edge_agent.process_limits import limit_heaps
 from edge_agent.storage.errors import StorageError
 from protocol.settings import SettingsError
 
@@ -106,6 +107,7 @@ def _only_one(path: Path) -> IO[str]:
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
+    limit_heaps()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main)
 

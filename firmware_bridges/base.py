@@ -276,9 +276,8 @@ def _one_of(texts: tuple[str, ...]) -> tuple[str, ...]:
 
 def _shared(value: object) -> object:
     """Let equal texts of many miners (models, versions, pools) be one object."""
-    if isinstance(value, str):
-        return sys.intern(value)
-    return value
+    # Not an enum's member, which is one object as it is.
+    return sys.intern(value) if type(value) is str else value
 
 
 def merge(

@@ -1,7 +1,8 @@
 """One miner, whatever its firmware: read with its family's decoders, written by its control."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
 from firmware_bridges.base import (
@@ -38,6 +39,7 @@ _OF_THE_MOMENT: Final = frozenset(
         "fans_rpm",
     }
 )
+_NONE: Final[frozenset[str]] = frozenset()
 
 
 class MinerBridge:
@@ -54,6 +56,8 @@ class MinerBridge:
         control: Of its family; `None` = read-only.
     """
 
+    __slots__ = ("_asker", "_control", "_host", "_kept", "_unknown", "family")
+
     def __init__(
         self, family: Family, asker: Asker, host: str, *, control: MinerControl | None = None
     ) -> None:
@@ -61,9 +65,8 @@ class MinerBridge:
         self._asker = asker
         self._host = host
         self._control = control
-        self._reads = family.reads
         self._kept: tuple[Kept, ...] = ()
-        self._unknown: frozenset[str] = frozenset()
+        self._unknown = _NONE
 
     async def read(self, detail: ReadDetail) -> Reading:
         """Read the miner; what does not answer costs its own fields only.
@@ -74,16 +77,17 @@ class MinerBridge:
         Raises:
             BridgeError: Nothing answered; the first failure is raised.
         """
-        if self._reads is None:
+        reads = self.family.reads
+        if reads is None:
             raise BridgeUnsupportedError(self._host, f"{self.family.name}: recordings only")
         partials: list[Partial] = []
         failed: list[Failure] = []
         silent: dict[Wire, BridgeError] = {}
-        first = await self._gather(self._reads.fast, partials, failed, silent)
+        first = await self._gather(reads.fast, partials, failed, silent)
         slow: list[Partial] = []
         if detail is ReadDetail.FULL:
-            self._unknown = frozenset()
-            await self._gather(self._reads.slow, slow, failed, silent)
+            self._unknown = _NONE
+            await self._gather(reads.slow, slow, failed, silent)
         if not partials and not slow and first is not None:
             raise first
         told = {part.source for part in slow}
@@ -185,7 +189,7 @@ def bridge_of(
         client_nonce: Fresh random text, for digests, salts and sessions.
         wall_s: Unix seconds, for the commands that carry a time.
     """
-    ports = {wire: address.port_for(port) for wire, port in family.ports.items()}
+    ports = _ports_of(tuple((wire, address.port_for(port)) for wire, port in family.ports.items()))
     link = MinerLink(
         address.host,
         ports,
@@ -203,3 +207,9 @@ def bridge_of(
     )
     control = None if family.control is None else family.control(context)
     return MinerBridge(family, link, address.host, control=control)
+
+
+@lru_cache(maxsize=1_024)
+def _ports_of(pairs: tuple[tuple[Wire, int], ...]) -> Mapping[Wire, int]:
+    """Give the one mapping that all miners with these ports share."""
+    return dict(pairs)

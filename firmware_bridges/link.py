@@ -27,7 +27,8 @@ _WEB: Final[tuple[Wire, ...]] = (Wire.HTTP, Wire.GRAPHQL)
 class MinerLink:
     """Asks one miner; at most one request is under way on each of its ports.
 
-    Most servers have a single thread and a short backlog: requests wait here instead.
+    Most servers have a single thread and a short backlog: requests wait here instead. A site has
+    15,000 of these, so they hold little: what they have in common is shared, not copied.
 
     Args:
         host: IP address.
@@ -36,8 +37,10 @@ class MinerLink:
         client_nonce: Gives fresh random text for digest authentication.
         auth: How its web server knows its clients.
         credentials: Of the owner; `None` = the factory's.
-        deadlines: By wire; what is left out takes the usual ones.
+        deadlines: By wire; a wire that is left out takes the usual ones.
     """
+
+    __slots__ = ("_deadlines", "_in_flight", "_one", "_ports", "_web", "host")
 
     def __init__(
         self,
@@ -51,22 +54,26 @@ class MinerLink:
         deadlines: Mapping[Wire, Deadlines] = DEADLINES,
     ) -> None:
         self.host = host
-        self._ports = dict(ports)
+        self._ports = ports
         self._in_flight = in_flight
-        self._deadlines = {**DEADLINES, **deadlines}
-        self._one = {port: asyncio.Lock() for port in set(self._ports.values())}
-        self._web: dict[Wire, WebClient] = {
-            wire: WebClient(
-                host,
-                self._ports[wire],
-                auth=auth if wire is Wire.HTTP else NO_AUTH,
-                credentials=credentials,
-                in_flight=in_flight,
-                client_nonce=client_nonce,
+        self._deadlines = deadlines
+        plain = {port for wire, port in ports.items() if wire not in _WEB}
+        self._one = tuple((port, asyncio.Lock()) for port in plain)
+        self._web = tuple(
+            (
+                wire,
+                WebClient(
+                    host,
+                    ports[wire],
+                    auth=auth if wire is Wire.HTTP else NO_AUTH,
+                    credentials=credentials,
+                    in_flight=in_flight,
+                    client_nonce=client_nonce,
+                ),
             )
             for wire in _WEB
-            if wire in self._ports
-        }
+            if wire in ports
+        )
 
     async def ask(self, query: Query, deadlines: Deadlines | None = None) -> bytes:
         """Send one query; see `Asker`."""
@@ -74,11 +81,11 @@ class MinerLink:
         port = self._ports.get(wire)
         if port is None:
             raise BridgeUnsupportedError(self.host, f"no port for {wire}")
-        limits = self._deadlines[wire] if deadlines is None else deadlines
-        web = self._web.get(wire)
-        if web is not None:
-            return await web.ask(query, limits)
-        async with self._one[port], self._in_flight:
+        limits = deadlines or self._deadlines.get(wire) or DEADLINES[wire]
+        for known, client in self._web:
+            if known is wire:
+                return await client.ask(query, limits)
+        async with self._lock_of(port), self._in_flight:
             if wire is Wire.BTMINER_V3:
                 data = await exchange(
                     self.host,
@@ -91,6 +98,10 @@ class MinerLink:
             return await exchange(
                 self.host, port, query.payload, is_complete=_ends_with_nul, deadlines=limits
             )
+
+    def _lock_of(self, port: int) -> asyncio.Lock:
+        """Give the lock of a port; there are two of them at most."""
+        return next(lock for known, lock in self._one if known == port)
 
 
 def _ends_with_nul(buffer: bytearray, start: int) -> bool:

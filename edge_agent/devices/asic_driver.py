@@ -123,7 +123,8 @@ class AsicDriver:
         modes: ModeMemory | None = None,
     ) -> None:
         self._devices = {device.device_id: device for device in devices}
-        self._locks = {device.device_id: asyncio.Lock() for device in devices}
+        # Made when first wanted: most devices are never commanded between two restarts.
+        self._locks: dict[str, asyncio.Lock] = {}
         self._clock = clock
         self._settings = settings
         self._at_once = asyncio.Semaphore(settings.at_once)
@@ -181,7 +182,7 @@ class AsicDriver:
         self, device: DrivenAsic, action: AsicAction, attempt: _Try
     ) -> DeviceOutcome:
         # The lock covers the command alone: a grid order need not wait for a warm-up of minutes.
-        async with self._locks[device.device_id]:
+        async with self._locks.setdefault(device.device_id, asyncio.Lock()):
             if attempt.outcome.state is OutcomeState.CONFIRMED:
                 return attempt.outcome
             attempt.note(state=OutcomeState.UNKNOWN)

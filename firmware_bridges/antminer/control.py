@@ -50,6 +50,8 @@ class AntminerControl:
         context: To the machine.
     """
 
+    __slots__ = ("_address", "_asker")
+
     def __init__(self, context: ControlContext) -> None:
         self._asker = context.asker
         self._address = context.address

@@ -50,6 +50,20 @@ class WebClient:
         client_nonce: Gives fresh random text for digest authentication.
     """
 
+    __slots__ = (
+        "_auth",
+        "_challenge",
+        "_client_nonce",
+        "_credentials",
+        "_host",
+        "_in_flight",
+        "_nonce_count",
+        "_one",
+        "_port",
+        "_token",
+        "address",
+    )
+
     def __init__(
         self,
         host: str,

@@ -13,8 +13,13 @@ from firmware_bridges.transport import Deadlines
 
 OK = {"STATUS": [{"STATUS": "S", "Code": 70}]}
 AWAKE = {
-    "stats": OK | {"STATS": [{"Type": "Antminer S21"}, {"Elapsed": 900, "GHS 5s": 200_000.0}]},
-    "summary": OK | {"SUMMARY": [{"Elapsed": 900, "GHS 5s": 200_000.0, "GHS av": 199_000.0}]},
+    "stats": OK
+    | {
+        "STATS": [
+            {"Type": "Antminer S21"},
+            {"Elapsed": 900, "GHS 5s": 200_000.0, "GHS av": 199_000.0},
+        ]
+    },
     "version": OK | {"VERSION": [{"Type": "Antminer S21"}]},
     "pools": OK | {"POOLS": [{"URL": "stratum+tcp://p.example:1", "Status": "Alive"}]},
     "/cgi-bin/get_system_info.cgi": {"minertype": "Antminer S21", "serinum": "SN1"},
