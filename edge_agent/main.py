@@ -17,6 +17,7 @@ from edge_agent.devices.poller import PollSettings
 from edge_agent.devices.ports import AsicNameplate
 from edge_agent.local_api.api import BufferView, HubLink, InputLine, LocalApi, StreamLine
 from edge_agent.local_api.http import LocalServer
+from edge_agent.local_api.miners import MinerDesk
 from edge_agent.market.feeds import HttpFeed, ReplayFeed
 from edge_agent.market.replay import ReplayMap
 from edge_agent.market.series import load_market
@@ -171,6 +172,12 @@ class AgentProgram:
     async def _run_tasks(self, agent: Agent, links: NodeLinksClient, stop: asyncio.Event) -> None:
         run_dir = Path(self._config.run_dir)
         feed = self._make_feed(agent)
+        miners = MinerDesk(
+            asic_addresses(self._config),
+            self._fleet,
+            self._clock,
+            lambda: self._ids.new("act", self._clock.wall()),
+        )
         api = LocalApi(
             agent,
             self._clock,
@@ -178,6 +185,7 @@ class AgentProgram:
             buffer=self._buffer,
             switches=lambda limit: self._switches(agent, limit),
             inputs=lambda: self._inputs(feed),
+            miners=miners,
         )
         server = LocalServer(run_dir / "view.sock", run_dir / "ctl.sock", api.handle)
         snapshots = SnapshotWriter(run_dir / "snapshot.json", api.snapshot, self._snapshots)
@@ -193,6 +201,7 @@ class AgentProgram:
                     group.create_task(self._uplink.run(), name="uplink")
                     group.create_task(self._words.run(), name="one-off-commands")
                 if self._config.asics:
+                    group.create_task(miners.run(), name="miner-acts")
                     group.create_task(self._fleet.run(), name="asic-poller")
                     group.create_task(self._offer_asics(agent), name="asic-readings")
                 if feed is not None:

@@ -61,7 +61,7 @@ class Stack:
         self.root = root
         self.sites = sites
         self.programs: dict[str, Program] = {}
-        self._market = market or SeededMarket()
+        self.market = market or SeededMarket()
         self._tuning = tuning or Tuning()
         self._op_ms = op_ms
         self.market_started = datetime.now(UTC)
@@ -236,7 +236,7 @@ class Stack:
         await self._log_in(self.customer, CUSTOMER)
 
     async def _start_market(self) -> MarketSpec | HttpMarket:
-        market = self._market
+        market = self.market
         if not isinstance(market, SeededMarket):
             return market
         port = free_port()

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 
-from edge_agent.cli import render
+from edge_agent.cli import miners, render
 from edge_agent.cli.client import (
     EXIT_OK,
     EXIT_PROBLEM,
@@ -143,6 +143,12 @@ def _show(
         print(as_text(value))
 
 
+def _shower(
+    args: argparse.Namespace,
+) -> Callable[[dict[str, Any], Callable[[dict[str, Any]], str]], None]:
+    return lambda value, as_text: _show(args, value, as_text)
+
+
 def _seconds(text: str) -> float | None:
     if not text:
         return None
@@ -161,4 +167,5 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "buffer": _buffer,
     "drain": _drain,
     "undrain": _undrain,
-}
+    "miners": lambda args: miners.miners(args, _shower(args)),
+} | dict.fromkeys(miners.ACTS, lambda args: miners.tell(args, _shower(args)))

@@ -2,6 +2,8 @@
 
 import argparse
 
+from edge_agent.cli.miners import add_miner_commands
+
 DEFAULT_RUN_DIR = "/run/hcp-agent"
 DEFAULT_DATA_DIR = "/var/lib/hcp-agent"
 DEFAULT_CONFIG = "/etc/hcp-agent/agent.toml"
@@ -39,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     inner = buffer.add_subparsers(dest="verb", required=True, metavar="VERB")
     inner.add_parser("show", parents=[reader], help="records, oldest, bytes per stream")
     _add_acts(commands, reader)
+    add_miner_commands(commands, reader)
     return parser
 
 

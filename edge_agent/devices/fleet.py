@@ -22,6 +22,7 @@ from edge_agent.ports import Clock
 from firmware_bridges.antminer.family import ANTMINER_STOCK
 from firmware_bridges.base import MinerAddress, Reading, WorkMode
 from firmware_bridges.bridge import MinerBridge, bridge_of
+from firmware_bridges.commands import Command
 from firmware_bridges.detect import Prober
 from firmware_bridges.family import Family
 from firmware_bridges.http.digest import Credentials
@@ -162,6 +163,10 @@ class MinerFleet:
     async def act(self, verb: str, device_id: str) -> tuple[str, str]:
         """Do a one-off act; see `OneOffDriver.act`."""
         return await self._one_offs.act(verb, device_id)
+
+    async def tell(self, command: Command, device_id: str) -> tuple[str, str]:
+        """Send one command; see `OneOffDriver.tell`."""
+        return await self._one_offs.tell(command, device_id)
 
     async def read(self) -> AsicReadings:
         """Give the newest reading of every device."""

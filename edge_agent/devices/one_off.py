@@ -6,9 +6,17 @@ from typing import Final
 
 from edge_agent.devices.asic_driver import LOOKS_AFTER_DUE, DrivenAsic, DriverSettings, rated_of
 from edge_agent.devices.late import LateEffects
+from edge_agent.devices.ports import AsicNameplate
 from edge_agent.ports import Clock
-from firmware_bridges.base import ReadDetail, Reading
-from firmware_bridges.commands import Command, Locate, Reboot, RestartMining
+from firmware_bridges.base import ReadDetail, Reading, WorkMode
+from firmware_bridges.commands import (
+    Command,
+    Locate,
+    Reboot,
+    RestartMining,
+    SetMode,
+    SetPowerLimit,
+)
 from firmware_bridges.effects import Rated
 from firmware_bridges.errors import BridgeError
 from firmware_bridges.track import ENDED, Stage, Track, answered, expired, observed
@@ -47,16 +55,24 @@ class OneOffDriver:
         self._late = late
 
     async def act(self, verb: str, device_id: str) -> tuple[str, str]:
-        """Do one act, at most once: nothing is ever written twice.
-
-        Returns:
-            Outcome (`done`, `refused`, `failed`) and the reason for a person.
-        """
-        command, device = VERBS.get(verb), self._devices.get(device_id)
+        """Do one of the `VERBS`; see `tell`."""
+        command = VERBS.get(verb)
         if command is None:
             return "refused", f"verb {verb} has no executor; known: {', '.join(sorted(VERBS))}"
+        return await self.tell(command, device_id)
+
+    async def tell(self, command: Command, device_id: str) -> tuple[str, str]:
+        """Send one command, at most once: nothing is ever written twice.
+
+        Returns:
+            Outcome (`done`, `refused`, `unsafe`, `failed`) and the reason for a person.
+        """
+        device = self._devices.get(device_id)
         if device is None:
             return "refused", f"no miner {device_id} on this site"
+        danger = _danger(command, device.nameplate)
+        if danger:
+            return "unsafe", danger
         try:
             track = await self._drive(device, command)
         except BridgeError as exc:
@@ -99,6 +115,16 @@ class OneOffDriver:
 
     def _rated(self, device: DrivenAsic) -> Rated:
         return rated_of(device.nameplate, self._settings)
+
+
+def _danger(command: Command, nameplate: AsicNameplate) -> str:
+    """Tell why a command may not be sent: the cap counts no miner above its nameplate."""
+    rated_w = nameplate.power_w
+    if isinstance(command, SetPowerLimit) and command.power_w > rated_w:
+        return f"{command.power_w} W is over the {rated_w:,.0f} W that the power cap counts for it"
+    if isinstance(command, SetMode) and command.mode is WorkMode.HIGH:
+        return f"mode high may draw more than the {rated_w:,.0f} W that the power cap counts for it"
+    return ""
 
 
 async def _read(device: DrivenAsic) -> Reading | None:

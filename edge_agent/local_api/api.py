@@ -11,6 +11,7 @@ from msgspec import Struct
 from edge_agent.core.errors import ActError
 from edge_agent.core.explain import Explanation
 from edge_agent.local_api.http import LocalError, LocalRequest
+from edge_agent.local_api.miners import MinerDesk
 from edge_agent.ports import Clock
 from edge_agent.services.state_report import DeviceLine, PlanView, Status, TimeLine
 from edge_agent.version import VERSION
@@ -166,7 +167,7 @@ class LocalApi:
 
     Args:
         hub: gives the state of the hub link. buffer: of the outbox. switches: newest first.
-        inputs: counts of what the sources said.
+        inputs: counts of what the sources said. miners: shows and tells them.
     """
 
     def __init__(
@@ -178,6 +179,7 @@ class LocalApi:
         buffer: Callable[[], BufferView],
         switches: Callable[[int], tuple[SwitchReport, ...]],
         inputs: Callable[[], tuple[InputLine, ...]] = tuple,
+        miners: MinerDesk | None = None,
     ) -> None:
         """Keep the sources; the start of the process is now."""
         self._brain = brain
@@ -199,6 +201,9 @@ class LocalApi:
             "/v1/drain": self._drain,
             "/v1/undrain": self._undrain,
         }
+        if miners is not None:
+            self._reads |= {"/v1/miners": miners.lines, "/v1/acts": miners.acted}
+            self._acts["/v1/acts"] = miners.act
 
     async def handle(self, request: LocalRequest) -> object:
         """Answer one request.

@@ -29,6 +29,8 @@ BAND_SHARE = 0.02
 BAND_TEMP_C = 1.0
 BAND_UTILISATION = 0.1
 THS_PER_MHS = 1e-6
+# Share of the mining power up to which a miner sleeps, as when its command is confirmed.
+ASLEEP_SHARE = 0.1
 _ACTIVITY_OF_STATE = np.full(256, UNKNOWN, dtype=np.uint8)
 _ACTIVITY_OF_STATE[[StateCode.MINING, StateCode.IDLE, StateCode.ASLEEP]] = (MINE, IDLE, CURTAILED)
 
@@ -46,6 +48,8 @@ class ReadingsBuffer:
         self._activity: CodeColumn = np.zeros(n, dtype=np.uint8)
         self._reachable: FlagColumn = np.zeros(n, dtype=np.bool_)
         self._measured_ns = np.full(n, -1, dtype=np.int64)
+        rated_w = site.nameplate_w[site.class_of]
+        self._asleep_w = np.maximum(2.0 * rated_w[:, CURTAILED], ASLEEP_SHARE * rated_w[:, MINE])
         none = np.zeros(0, dtype=np.int32)
         self._rows_of: tuple[tuple[str, ...], IndexColumn, IndexColumn] = ((), none, none)
 
@@ -85,7 +89,8 @@ class ReadingsBuffer:
         """Give the devices whose values left their band against the state; None when none did."""
         # A reading older than the present mode says nothing about it.
         newer = self._measured_ns > state.mode_since_ns
-        activity = np.where(newer & self._reachable, self._activity, np.uint8(UNKNOWN))
+        seen = np.where((self._activity == IDLE) & self._rests(state), CURTAILED, self._activity)
+        activity = np.where(newer & self._reachable, seen, UNKNOWN).astype(np.uint8)
         heard = self._measured_ns >= 0
         with np.errstate(invalid="ignore"):
             changed = (
@@ -111,6 +116,14 @@ class ReadingsBuffer:
                 self.utilisation[index],
             ),
         )
+
+    def _rests(self, state: SiteState) -> FlagColumn:
+        """Tell which curtailed devices do not draw more than sleep does.
+
+        Some firmwares say of a miner told to pause no more than that it has no rate.
+        """
+        out: FlagColumn = (mode_of(state) == CURTAILED) & ~(self.power_w > self._asleep_w)
+        return out
 
     def _rows(self, device_ids: tuple[str, ...]) -> tuple[IndexColumn, IndexColumn]:
         if device_ids != self._rows_of[0]:

@@ -177,6 +177,7 @@ BRAIINS_REST: Final = Family(
             page(V1 + "miner/errors"),
             page(V1 + "version/"),
             page(V1 + "network/"),
+            page(V1 + "actions/locate"),
         ),
     ),
     ports={Wire.CGMINER: 4028, Wire.HTTP: 80},

@@ -50,6 +50,24 @@ DEVICE = {
     "lease_id": None,
     "reason": "keep_best",
 }
+MINER = {
+    "device_id": "s21-0001",
+    "device_class": "S21",
+    "address": "10.0.0.1",
+    "kind": "auto",
+    "rack": "r7",
+    "row": "",
+    "customer": "acme",
+    "age_s": 4.0,
+    "error": "",
+    "reading": {"model": "Antminer S21", "firmware": "luxos", "state": "mining", "power_w": 3500.0},
+}
+ACT: dict[str, Any] = {
+    "act_id": "act-1",
+    "verb": "limit",
+    "ended": True,
+    "items": [{"device_id": "s21-0001", "outcome": "unsafe", "detail": "9000 W is over 3,500 W"}],
+}
 ANSWERS: dict[str, tuple[int, dict[str, Any]]] = {
     "/v1/status": (200, STATUS),
     "/v1/devices": (
@@ -59,6 +77,8 @@ ANSWERS: dict[str, tuple[int, dict[str, Any]]] = {
     "/v1/why": (404, {"error": "unknown_device", "detail": "no device x"}),
     "/v1/drain": (200, {"devices": ["s21-0001"]}),
     "/v1/undrain": (409, {"error": "gate", "detail": "the device is too hot"}),
+    "/v1/miners": (200, {"items": [MINER]}),
+    "/v1/acts": (200, ACT),
 }
 
 
@@ -176,3 +196,33 @@ def test_the_command_line_imports_nothing_heavy() -> None:
 )
 def test_durations_are_told_in_two_units(seconds: float | None, text: str) -> None:
     assert render.duration(seconds) == text
+
+
+def test_miners_are_listed_with_what_they_are_and_how_old_that_is(
+    agent: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "miners", "--run-dir", str(agent))
+    assert code == 0
+    header, row = out.splitlines()[0].split(), out.splitlines()[-1]
+    assert header[:5] == ["device", "address", "rack", "row", "customer"]
+    for text in ("s21-0001", "10.0.0.1", "r7", "acme", "Antminer S21", "luxos", "3,500", "4 s ago"):
+        assert text in row
+
+
+def test_an_act_that_the_power_cap_forbids_exits_with_5(
+    agent: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "limit", "s21-0001", "9000", "--run-dir", str(agent))
+    assert code == 5
+    assert "unsafe" in out
+    assert "over 3,500 W" in out
+
+
+def test_an_act_whose_effect_is_not_seen_in_time_exits_with_6(
+    agent: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = ACT | {"ended": False, "items": [ACT["items"][0] | {"outcome": "running"}]}
+    monkeypatch.setitem(ANSWERS, "/v1/acts", (200, waits))
+    code, out, _ = run(capsys, "reboot", "s21-*", "--wait", "0", "--run-dir", str(agent))
+    assert code == 6
+    assert "act-1" in out
