@@ -23,7 +23,7 @@ _SETTINGS = {
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
     "enable_external_access": "false",
-    "memory_limit": "192MB",
+    "memory_limit": "64MB",
     "threads": "1",
 }
 
