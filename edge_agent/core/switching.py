@@ -86,6 +86,8 @@ PATHS[DeviceKind.CPU] = PATHS[DeviceKind.GPU]
 
 _UNDO = {Stage.ROLLBACK: Phase.ROLLBACK, Stage.QUARANTINE: Phase.QUARANTINE}
 
+STRATEGY_CHARS_MAX = 32
+
 DEADLINE_S: dict[Phase, float] = {
     Phase.VALIDATE: 3.0,
     Phase.DRAIN: 10.0,
@@ -101,7 +103,10 @@ DEADLINE_S: dict[Phase, float] = {
 
 
 class SwitchDevice(Struct, frozen=True, array_like=True):
-    """One device: what it leaves (the undo), what it enters, and where it stands."""
+    """One device: what it leaves (the undo), what it enters, and where it stands.
+
+    ``strategy`` and ``moved_mib`` are what its node told of the way it is switched.
+    """
 
     device_id: str
     node_id: str | None
@@ -111,6 +116,8 @@ class SwitchDevice(Struct, frozen=True, array_like=True):
     answered: bool = False
     code: str = ""
     committed_at: datetime | None = None
+    strategy: str = ""
+    moved_mib: int = 0
 
 
 class PhaseSpan(Struct, frozen=True, array_like=True):
@@ -243,6 +250,12 @@ def _take(switch: Switch, outcomes: tuple[DeviceOutcome, ...]) -> Switch:
             devices.append(device)
             continue
         judged = _judge(switch.stage, device, done=outcome.status == "done", code=outcome.code)
+        if outcome.strategy or outcome.moved_mib:
+            judged = replace(
+                judged,
+                strategy=outcome.strategy[:STRATEGY_CHARS_MAX] or device.strategy,
+                moved_mib=device.moved_mib + (outcome.moved_mib or 0),
+            )
         if switch.phase is Phase.COMMIT:
             judged = replace(judged, committed_at=outcome.at)
         devices.append(judged)
