@@ -87,6 +87,8 @@ PATHS[DeviceKind.CPU] = PATHS[DeviceKind.GPU]
 _UNDO = {Stage.ROLLBACK: Phase.ROLLBACK, Stage.QUARANTINE: Phase.QUARANTINE}
 
 STRATEGY_CHARS_MAX = 32
+# How long what a switch saved may be gone back to.
+SAVED_S = 86_400.0
 
 DEADLINE_S: dict[Phase, float] = {
     Phase.VALIDATE: 3.0,
@@ -206,6 +208,23 @@ def step(switch: Switch, event: Event, now_ns: int) -> tuple[Switch, tuple[Effec
     if any(not device.answered for device in _concerned(switch)):
         return switch, ()
     return _advance(switch, now_ns)
+
+
+def expired(switch: Switch) -> Switch:
+    """Give a switch whose saved state has outlived its time: it goes back, not on.
+
+    What ``PAUSE`` and ``SAVE`` kept (jobs, nonce ranges, requests) means nothing after so long. A
+    switch that may have committed goes on: its gates may be open, and the nodes know.
+    """
+    if switch.stage is not Stage.FORWARD or switch.commit_asked or switch.kind is DeviceKind.ASIC:
+        return switch
+    devices = tuple(
+        replace(device, status=Status.FAILED, answered=False, code=device.code or "expired")
+        if device.status in (Status.LIVE, Status.FAILED)
+        else device
+        for device in switch.devices
+    )
+    return replace(switch, stage=Stage.ROLLBACK, phase=Phase.ROLLBACK, devices=devices)
 
 
 def outcomes_of(switch: Switch) -> tuple[str, ...]:
