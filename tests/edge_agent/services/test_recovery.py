@@ -39,16 +39,16 @@ def begun(at: f.Instant) -> tuple[bytes, SwitchRow]:
     return f.encode_row(row), SwitchRow(switch_id="s1", body=encode_switch(switch), closed=False)
 
 
-@pytest.mark.parametrize("rebooted", [False, True])
+@pytest.mark.parametrize("boot_id", ["b", "another boot"])
 @pytest.mark.parametrize(("gone_h", "stage"), [(23.9, Stage.FORWARD), (24.1, Stage.ROLLBACK)])
 def test_a_switch_of_more_than_a_day_ago_goes_back_over_restarts_and_reboots(
-    rebooted: bool, gone_h: float, stage: Stage
+    boot_id: str, gone_h: float, stage: Stage
 ) -> None:
     body, stored = begun(instant(10.0))
     later = instant(10.0 + gone_h * HOUR_S)
-    if rebooted:
+    if boot_id != later.boot_id:
         wall = START + timedelta(seconds=10.0 + gone_h * HOUR_S)
-        later = f.Instant("another boot", 5_000_000_000, wall)
+        later = f.Instant(boot_id, 5_000_000_000, wall)
     recovered = Recovered(
         store_id="st",
         agent_epoch=2,

@@ -86,10 +86,11 @@ def test_a_restarted_learner_goes_on_from_the_facts() -> None:
 
 
 def test_miners_restarts_and_undone_switches_teach_no_latency() -> None:
+    silent = CostLearner(make_site(), ())
+    silent.take(closed(1, kind=DeviceKind.ASIC), 9 * S)
+    silent.take(closed(2, resumed=True), 9 * S)
+    assert silent.book.cells == ()
     learner = CostLearner(make_site(), ())
-    learner.take(closed(1, kind=DeviceKind.ASIC), 9 * S)
-    learner.take(closed(2, resumed=True), 9 * S)
-    assert learner.book.cells == ()
     learner.take(closed(3, status=Status.ROLLED_BACK), 9 * S)
     cell = learner.book.cells[0][1]
     assert (cell.done, cell.failed, cell.buckets) == (0.0, 1.0, ())
