@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from edge_agent.workloads.engine import Strategy
+from edge_agent.workloads.engine import EngineCapabilities, EngineSpec, Strategy
 from edge_agent.workloads.switching.vram import Card, Claim
 
 ORDER: tuple[Strategy, ...] = (
@@ -40,6 +40,24 @@ class Side(Struct, frozen=True, kw_only=True):
     def whole_mib(self) -> int:
         """Give what it takes while it is active, context included."""
         return self.claim.active_mib + self.claim.context_mib
+
+
+def side_of(
+    spec: EngineSpec,
+    capabilities: EngineCapabilities,
+    *,
+    mirror_pinned: bool = False,
+    traits: frozenset[str] = frozenset(),
+) -> Side:
+    """Make one engine's side of what it was made of and what it can do."""
+    claim = Claim(
+        engine_id=spec.engine_id,
+        weights_mib=spec.vram_mib,
+        mirror_mib=max(spec.mirror_mib, capabilities.mirror_mib or 0),
+        mirror_pinned=mirror_pinned,
+    )
+    kept = capabilities.resident_mib if capabilities.releases_memory else None
+    return Side(claim=claim, strategies=capabilities.strategies, resident_mib=kept, traits=traits)
 
 
 class Rejected(Struct, frozen=True, kw_only=True):

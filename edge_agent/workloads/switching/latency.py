@@ -196,6 +196,18 @@ def estimate_all(book: Book) -> Estimate | None:
     return None if total.done == 0.0 else _estimate(total, None, 0)
 
 
+def expected_s(
+    book: Book, driver: str, move: str, moved_mib: int, card: str
+) -> dict[Strategy, float]:
+    """Give the expected time of one move by each strategy, for the chooser."""
+    size = size_of(moved_mib)
+    found = {
+        strategy: estimate(book, Key(driver, strategy.value, move, size, card))
+        for strategy in Strategy
+    }
+    return {strategy: row.expected_s for strategy, row in found.items() if row is not None}
+
+
 def encode_book(book: Book) -> bytes:
     """Encode for the journal."""
     return msgspec.msgpack.encode(book)

@@ -3,9 +3,11 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
-from edge_agent.workloads.engine import Strategy
-from edge_agent.workloads.switching.chooser import ORDER, Choice, Side, choose
+from edge_agent.workloads.engine import EngineCapabilities, EngineSpec, Strategy
+from edge_agent.workloads.switching.chooser import ORDER, Choice, Side, choose, side_of
+from edge_agent.workloads.switching.latency import Book, Key, expected_s, observe, size_of
 from edge_agent.workloads.switching.vram import Card, Claim
 
 H100 = Card(gpu="0", vram_mib=81_559)
@@ -93,6 +95,29 @@ def test_learnt_times_beat_the_order_only_when_all_are_known() -> None:
         H100, leaving, entering, host_free_mib=free, expected_s={Strategy.PINNED_SWAP: 0.3}
     )
     assert some.strategy is Strategy.RESIDENT_GATE
+
+
+def test_an_engine_that_frees_nothing_counts_in_full_whatever_it_says_it_keeps() -> None:
+    spec = EngineSpec(engine_id="e", gpu="0", vram_mib=14_336, mirror_mib=100)
+    able = EngineCapabilities(
+        strategies=(Strategy.EXTERNAL_API,), resident_mib=1_229, mirror_mib=14_336
+    )
+    assert side_of(spec, able).resident_mib is None
+    frees = side_of(spec, structs.replace(able, releases_memory=True), mirror_pinned=True)
+    assert (frees.resident_mib, frees.claim.mirror_mib) == (1_229, 14_336)
+    assert frees.claim.mirror_pinned
+
+
+def test_times_of_the_book_choose_among_what_fits() -> None:
+    book = Book()
+    for _ in range(200):
+        book = observe(
+            book, Key("host", "resident-gate", "mine-serve", size_of(14_336), "H100"), 2.0
+        )
+    times = expected_s(book, "host", "mine-serve", 14_336, "H100")
+    assert set(times) == set(Strategy)
+    choice = choose(H100, MINER, GB14, host_free_mib=50_000, expected_s=times)
+    assert choice.strategy is Strategy.PINNED_SWAP  # 0.24 s by its prior, the gate 1.9 s as learnt
 
 
 @settings(max_examples=60)
