@@ -1,7 +1,8 @@
 """The model on a GPU: a Llama-like decoder in torch, random fp16 weights, static KV.
 
-All weights lie in one arena, so that they can leave and come back under the same addresses, and a
-captured graph of the decode step stays valid. Written for a GPU that was not at hand.
+For a swap all weights lie in one arena, so that they can leave and come back under the same
+addresses, and a captured graph of the decode step stays valid; else in plain memory, which every
+driver can checkpoint. Written for a GPU that was not at hand.
 """
 
 import hashlib
@@ -57,8 +58,7 @@ class CudaModel:
         self._device = torch.device("cuda:0")
         torch.zeros(1, device=self._device)  # makes the context current
         count = weight_count(self._options.layers)
-        self._arena = Arena(2 * count)
-        self._flat = torch.as_tensor(_Raw(self._arena.address, count), device=self._device)
+        self._flat = self._weights(count)
         generator = torch.Generator(device=self._device).manual_seed(1)
         for at in range(0, count, _FILL):
             self._flat[at : at + _FILL].normal_(0.0, 0.02, generator=generator)
@@ -117,6 +117,13 @@ class CudaModel:
             torch.cuda.current_stream().wait_stream(stream)
 
     # --- making it ------------------------------------------------------------------------
+
+    def _weights(self, count: int) -> Any:  # noqa: ANN401 - a tensor of an optional package
+        torch = self._torch
+        if not self._options.mirror:
+            return torch.empty(count, dtype=torch.float16, device=self._device)
+        self._arena = Arena(2 * count)
+        return torch.as_tensor(_Raw(self._arena.address, count), device=self._device)
 
     def _pin(self) -> float:
         torch = self._torch

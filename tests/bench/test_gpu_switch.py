@@ -18,6 +18,7 @@ from bench import gpu_switch
 from bench.__main__ import main
 from bench.figure import quantile
 from bench.gpu import cuda_miner, cuda_model
+from bench.gpu.arena import Arena, ArenaError
 from bench.gpu.supervisor import BenchError, Pair, Row, prepared, switch_often, tax
 from bench.gpu.wire import Gate
 from bench.gpu.workload import (
@@ -196,6 +197,26 @@ def test_the_gate_is_one_page_for_both_sides() -> None:
     assert struct.unpack_from("<i", theirs.page, 0)[0] == 1  # the stop word, for a kernel
     theirs.close()
     mine.close()
+
+
+# --- the arena --------------------------------------------------------------------------------
+
+
+def test_the_arena_keeps_its_addresses_and_gives_its_memory_back(tmp_path: Path) -> None:
+    library = build(tmp_path)
+    readable = ctypes.CDLL(str(library)).fake_readable
+    readable.restype = ctypes.c_uint64
+    arena = Arena(5 << 20, str(library))
+    assert arena.size == 6 << 20  # whole granules of 2 MiB
+    for _ in range(3):
+        assert readable() == arena.size
+        arena.map()  # mapped already: nothing happens
+        arena.unmap()
+        assert readable() == 0
+        arena.unmap()
+        arena.map()
+    with pytest.raises(ArenaError, match="cuMemAddressReserve gave 1"):
+        Arena(1, str(library))
 
 
 # --- the kernel ------------------------------------------------------------------------------

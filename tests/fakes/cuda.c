@@ -1,4 +1,5 @@
-/* A stand-in of libcuda.so.1: the checkpoint functions and their state machine, nothing else.
+/* A stand-in of libcuda.so.1: the checkpoint functions with their state machine, and those of
+ * virtual memory that the GPU bench needs, with their rules.
  *
  * State lies in a file named by HCP_FAKE_CUDA, mapped shared, so that a test reads and drives it
  * while another process calls. Built with -DOLD_DRIVER it lacks the checkpoint functions, as
@@ -12,7 +13,7 @@
 #include <unistd.h>
 
 enum { RUNNING, LOCKED, CHECKPOINTED, FAILED };
-enum { SUCCESS = 0, INVALID_VALUE = 1, NOT_INITIALIZED = 3, OPERATING_SYSTEM = 304,
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, OPERATING_SYSTEM = 304,
        ILLEGAL_STATE = 401, NOT_READY = 600 };
 enum { SLOTS = 8 };
 
@@ -60,6 +61,75 @@ int cuDriverGetVersion(int *version) {
     *version = shared->version;
     return SUCCESS;
 }
+
+/* Virtual memory: one range and one piece of memory are enough; the order of calls is held. */
+enum { GRANULE = 2 << 20 };
+struct properties {
+    int type, handle_types, location_type, location_id;
+    void *win32;
+    unsigned char flags[8];
+};
+struct access {
+    int location_type, location_id, flags;
+};
+static uint64_t reserved, created, mapped, readable;
+
+static int is_device(int type, int id) { return type == 1 && id == 0; }
+
+int cuMemGetAllocationGranularity(size_t *unit, struct properties *wanted, int option) {
+    if (option != 0 || wanted->type != 1) return INVALID_VALUE;
+    if (!is_device(wanted->location_type, wanted->location_id)) return INVALID_VALUE;
+    *unit = GRANULE;
+    return SUCCESS;
+}
+
+int cuMemAddressReserve(uint64_t *at, size_t size, size_t align, uint64_t hint, uint64_t flags) {
+    if (size == 0 || size % GRANULE != 0 || align != 0 || hint != 0 || flags != 0 || reserved != 0)
+        return INVALID_VALUE;
+    reserved = size;
+    *at = 0x7f0000000000u;
+    return SUCCESS;
+}
+
+int cuMemCreate(uint64_t *handle, size_t size, struct properties *wanted, uint64_t flags) {
+    if (flags != 0 || size % GRANULE != 0 || wanted->type != 1 || wanted->win32 != NULL)
+        return INVALID_VALUE;
+    if (created != 0) return OUT_OF_MEMORY;
+    created = size;
+    *handle = 77;
+    return SUCCESS;
+}
+
+int cuMemMap(uint64_t at, size_t size, size_t offset, uint64_t handle, uint64_t flags) {
+    if (at != 0x7f0000000000u || size != reserved || offset != 0 || handle != 77 || flags != 0)
+        return INVALID_VALUE;
+    if (created != size || mapped != 0) return INVALID_VALUE;
+    mapped = size;
+    return SUCCESS;
+}
+
+int cuMemSetAccess(uint64_t at, size_t size, struct access *access, size_t count) {
+    if (at != 0x7f0000000000u || size != mapped || count != 1 || access->flags != 3)
+        return INVALID_VALUE;
+    if (!is_device(access->location_type, access->location_id)) return INVALID_VALUE;
+    readable = size;
+    return SUCCESS;
+}
+
+int cuMemUnmap(uint64_t at, size_t size) {
+    if (at != 0x7f0000000000u || size != mapped) return INVALID_VALUE;
+    mapped = readable = 0;
+    return SUCCESS;
+}
+
+int cuMemRelease(uint64_t handle) {
+    if (handle != 77 || created == 0 || mapped != 0) return INVALID_VALUE;
+    created = 0;
+    return SUCCESS;
+}
+
+/* For tests: what is readable now. */
+uint64_t fake_readable(void) { return readable; }
 
 #ifndef OLD_DRIVER
 static void pause_ms(int ms) {

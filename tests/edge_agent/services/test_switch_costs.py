@@ -7,7 +7,6 @@ import pytest
 
 from edge_agent.core import facts as f
 from edge_agent.core.economics import COST_SAMPLES_MIN, learnt_cost
-from edge_agent.core.site import Site
 from edge_agent.core.switching import Stage, Status, Switch, SwitchDevice
 from edge_agent.services.journal_walk import Walk
 from edge_agent.services.overrides import parse_overrides
@@ -105,15 +104,55 @@ def test_what_the_node_says_of_the_strategy_is_part_of_the_key() -> None:
     assert [key.strategy for key, _ in learner.book.cells] == ["resident-gate"]
 
 
-def test_a_what_if_of_the_constant_is_not_silenced_by_what_was_learnt(tmp_path: Path) -> None:
+def restless(at_s: float) -> float:
+    """Prices by the hour at which a GPU mines, and at which it does not."""
+    return 4_500.0 if int(at_s // HOUR_S) % 2 else 20.0
+
+
+def lived(path: Path, hours: float) -> Path:
+    """A journal of a small site at restless prices."""
     site = build_site(asics=1, gpus=2)
-    path = tmp_path / "core.sqlite"
-    JournalWorld(path, site=site, turn_s=600.0, price_at=restless).quiet(50.0 * HOUR_S)
+    JournalWorld(path, site=site, turn_s=900.0, price_at=restless).quiet(hours * HOUR_S)
+    return path
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One long enough that what switches cost was learnt; never written to."""
+    return lived(tmp_path_factory.mktemp("learnt") / "core.sqlite", 50.0)
+
+
+def replayed(path: Path) -> tuple[int, bool]:
+    """Replay a journal; gives how many costs stand in it, and whether the last one counts."""
     reader = JournalReader(path)
+    try:
+        report = replay(reader)
+        rows = list(Walk(reader).steps(None))
+    finally:
+        reader.close()
+    assert report.decisions > 0
+    assert (report.equal, report.differences) == (True, ())
+    told = [row for step in rows for row in step.row.facts if isinstance(row, f.SwitchCost)]
+    last = rows[-1]
+    return len(told), learnt_cost(last.state, last.site.classes[1]) is not None
+
+
+def test_a_journal_with_learnt_costs_is_replayed_exactly(learnt: Path) -> None:
+    told, counts = replayed(learnt)
+    assert told > 0
+    assert counts
+
+
+def test_a_journal_without_them_is_replayed_as_ever(tmp_path: Path) -> None:
+    assert replayed(lived(tmp_path / "core.sqlite", 6.0)) == (0, False)
+
+
+def test_a_what_if_of_the_constant_is_not_silenced_by_what_was_learnt(learnt: Path) -> None:
+    site = build_site(asics=1, gpus=2)
+    reader = JournalReader(learnt)
     try:
         last = list(Walk(reader).steps(None))[-1]
         from_at = last.row.instant.wall - timedelta(hours=12)
-        assert last.state.switch_costs
         changed = [
             what_if(reader, (text,), parse_overrides([text], site), from_at=from_at).changed
             for text in ("class.H100.mine_start_s=10", "class.H100.mine_start_s=36000")
@@ -122,38 +161,3 @@ def test_a_what_if_of_the_constant_is_not_silenced_by_what_was_learnt(tmp_path: 
         reader.close()
     assert changed[0] == 0  # the same constant: the same world
     assert changed[1] > 0
-
-
-def restless(at_s: float) -> float:
-    """Prices by the hour at which a GPU mines, and at which it does not."""
-    return 4_500.0 if int(at_s // HOUR_S) % 2 else 20.0
-
-
-def steps_of(site: Site, path: Path) -> tuple[list[f.SwitchCost], bool]:
-    reader = JournalReader(path)
-    try:
-        rows = list(Walk(reader).steps(None))
-        last = rows[-1].state
-        counted = learnt_cost(last, site.classes[1]) is not None
-        return [row for step in rows for row in step.row.facts if isinstance(row, f.SwitchCost)], (
-            counted
-        )
-    finally:
-        reader.close()
-
-
-def test_a_journal_with_and_without_learnt_costs_is_replayed_exactly(tmp_path: Path) -> None:
-    site = build_site(asics=1, gpus=2)
-    for name, hours, learns in (("short", 8.0, False), ("long", 50.0, True)):
-        path = tmp_path / f"{name}.sqlite"
-        JournalWorld(path, site=site, turn_s=600.0, price_at=restless).quiet(hours * HOUR_S)
-        told, counted = steps_of(site, path)
-        assert bool(told) is learns
-        assert counted is learns
-        reader = JournalReader(path)
-        try:
-            report = replay(reader)
-        finally:
-            reader.close()
-        assert report.decisions > 50 * learns
-        assert (report.equal, report.differences) == (True, ())
