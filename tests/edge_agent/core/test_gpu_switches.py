@@ -8,6 +8,7 @@ from edge_agent.core import facts as f
 from edge_agent.core import power as pw
 from edge_agent.core.site import CODE_OF
 from edge_agent.core.switching import (
+    Answered,
     Ask,
     Begun,
     Expired,
@@ -15,11 +16,13 @@ from edge_agent.core.switching import (
     Status,
     Switch,
     SwitchDevice,
+    decode_switch,
+    encode_switch,
     expired,
     step,
 )
 from protocol.event import ReleaseOutcome
-from protocol.node import NodeDevice, Phase
+from protocol.node import DeviceOutcome, NodeDevice, Phase
 from protocol.resource import Activity, DeviceKind
 from tests.edge_agent.core.plant import Plant, make_lease, make_site, tick
 
@@ -149,7 +152,7 @@ def open_switch(**changes: object) -> Switch:
         "to_activity": Activity.SERVE,
         "reason": "lease",
         "lease_id": "w.1",
-        "all_or_none": True,
+        "all_or_none": False,
         "opened_ns": 0,
         "activate_s": 0.0,
         "gain_usd": None,
@@ -195,3 +198,18 @@ def test_a_switch_that_may_have_committed_or_has_nothing_saved_goes_on(
 ) -> None:
     switch = open_switch(**changes)
     assert expired(switch) == switch
+
+
+def test_a_switch_keeps_what_its_nodes_tell_of_the_way_it_is_made() -> None:
+    switch, _ = step(open_switch(phase=Phase.DRAIN), Begun(), 0)
+    long = "x" * 99
+    for phase, strategy, moved in (
+        (Phase.DRAIN, "", None),
+        (Phase.PAUSE, long, 100),
+        (Phase.SAVE, "", 28),
+    ):
+        outcome = DeviceOutcome(device_id="g0", status="done", strategy=strategy, moved_mib=moved)
+        switch, _ = step(switch, Answered(phase, (outcome,)), 1)
+    (device, _) = switch.devices
+    assert (device.strategy, device.moved_mib) == ("x" * 32, 128)
+    assert decode_switch(encode_switch(switch)) == switch

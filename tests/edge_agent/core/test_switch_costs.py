@@ -11,6 +11,8 @@ from edge_agent.core.economics import (
     learnt_cost,
     value,
 )
+from edge_agent.core.explain import why
+from edge_agent.core.optimizer import plan
 from edge_agent.core.passes import enter
 from edge_agent.core.site_state import SiteState
 from edge_agent.core.snapshot import (
@@ -116,3 +118,11 @@ def test_a_state_without_costs_is_stored_as_before_them_and_one_with_comes_back(
     back = decode_state(plant.site, body)
     assert back.switch_costs == state.switch_costs
     assert state_hash(plant.site, back) == state_hash(plant.site, state)
+
+
+def test_why_tells_a_learnt_cost() -> None:
+    for facts, said in (((), False), ((cost(0.5), cost(0.25, off=True)), True)):
+        plant, state = told(*facts)
+        found = why(plant.site, state, plan(plant.site, state), GPU)
+        detail = next(gate.detail for gate in found.gates if gate.name == "gain")
+        assert ("(off and on take 0.75 s, as learnt)" in detail) is said
