@@ -20,6 +20,7 @@ from msgspec import Struct
 from bench.figure import Figure, at_least, at_most, pending, quantile
 from bench.gpu.supervisor import (
     BenchError,
+    Pair,
     Row,
     Suspender,
     prepared,
@@ -27,7 +28,7 @@ from bench.gpu.supervisor import (
     tax,
 )
 from bench.gpu.workload import Options
-from edge_agent.workloads.errors import WorkloadError
+from edge_agent.workloads.errors import DriverRefusedError, WorkloadError
 from edge_agent.workloads.switching.cuda_checkpoint import CudaCheckpointer
 
 # 9 layers are 4 GB of weights, 32 are 13.5 GB.
@@ -35,6 +36,8 @@ SMALL, LARGE = 9, 32
 SUSPEND_S = 60.0
 TAX_WINDOW_S, TAX_ROUNDS = 5.0, 3
 TAX_LIMIT = 0.995
+# The driver cannot do it at all: nothing to judge. Whatever else it refuses is a miss.
+_NOT_HERE = frozenset({"no_driver", "no_checkpoint_api"})
 
 
 class Target(Struct, frozen=True, kw_only=True):
@@ -159,11 +162,12 @@ def run(rows: Path | None = None) -> list[Figure]:
     """
     missing = why_not()
     if missing is not None:
-        return [*(figure for plan in PLANS for figure in unmeasured(plan, missing)), _tax(missing)]
+        plans = (figure for plan in PLANS for figure in unmeasured(plan, missing))
+        return [*plans, *_no_tax(missing)]
     figures: list[Figure] = []
     for plan in PLANS:
         figures += measured(plan, "cuda", rows=rows)
-    return [*figures, measured_tax("cuda", PLANS[0], TAX_WINDOW_S, TAX_ROUNDS)]
+    return [*figures, *measured_tax("cuda", PLANS[0], TAX_WINDOW_S, TAX_ROUNDS)]
 
 
 def why_not() -> str | None:
@@ -198,11 +202,12 @@ def measured(
     try:
         with prepared(backend, plan.miner, plan.model, taker) as made:
             found = switch_often(made, plan.strategy, plan.count)
-            facts = {"model": made.infer.facts, "miner": made.mine.facts}
-    except WorkloadError as exc:
-        return unmeasured(plan, f"{exc.code}: {exc}")
-    except BenchError as exc:
-        return [_missed(figure, str(exc)) for figure in unmeasured(plan, str(exc))]
+            facts = _shared(made)
+    except (BenchError, WorkloadError) as exc:
+        left = unmeasured(plan, str(exc))
+        if isinstance(exc, DriverRefusedError) and exc.answer_code in _NOT_HERE:
+            return left
+        return [_missed(figure, str(exc)) for figure in left]
     finally:
         if own is not None:
             own.close()
@@ -211,22 +216,40 @@ def measured(
     return judged(plan, found, facts)
 
 
-def measured_tax(backend: str, plan: Plan, window_s: float, rounds: int) -> Figure:
-    """Measure what a paused neighbour costs the miner."""
+def measured_tax(backend: str, plan: Plan, window_s: float, rounds: int) -> list[Figure]:
+    """Measure what a paused neighbour costs the side that works."""
+    figures: list[Figure] = []
     try:
         with prepared(backend, plan.miner, plan.model) as made:
-            ratio, rates = tax(made, window_s, rounds)
+            shared = _shared(made)
+            for role in ("mine", "infer"):
+                if role == "infer":
+                    made.switch("resident-gate", "in", 0)
+                ratio, rates = tax(made, role, window_s, rounds)
+                told: dict[str, Any] = {
+                    "rates": [list(pair) for pair in rates],
+                    "window_s": window_s,
+                } | shared
+                name = f"gpu-switch tax {role}"
+                figures.append(at_least(name, ratio, "of alone", TAX_LIMIT, told))
     except BenchError as exc:
-        return _missed(_tax(str(exc)), str(exc))
-    conditions = {"rates": [list(pair) for pair in rates], "window_s": window_s}
-    return at_least("gpu-switch tax", ratio, "of alone", TAX_LIMIT, conditions)
+        return [_missed(figure, str(exc)) for figure in _no_tax(str(exc))]
+    return figures
+
+
+def _shared(made: Pair) -> dict[str, Any]:
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "model": made.infer.facts,
+        "miner": made.mine.facts,
+    }
 
 
 def judged(plan: Plan, rows: list[Row], facts: dict[str, Any]) -> list[Figure]:
     """Make the figures of a plan from its rows."""
     figures = []
     wrong = sum(not row.verified for row in rows)
-    shared = {"date": datetime.now(UTC).date().isoformat(), "switches_each_way": plan.count} | facts
+    shared = {"switches_each_way": plan.count} | facts
     for target in plan.targets:
         values = [getattr(row, target.phase) for row in rows if row.way == target.way]
         value = quantile(values, target.share)
@@ -249,8 +272,9 @@ def unmeasured(plan: Plan, reason: str) -> list[Figure]:
     return [pending(name, unit, target, reason, {}) for name, unit, target in names]
 
 
-def _tax(reason: str) -> Figure:
-    return pending("gpu-switch tax", "of alone", f">= {TAX_LIMIT}", reason, {})
+def _no_tax(reason: str) -> list[Figure]:
+    names = (f"gpu-switch tax {role}" for role in ("mine", "infer"))
+    return [pending(name, "of alone", f">= {TAX_LIMIT}", reason, {}) for name in names]
 
 
 def _name(plan: Plan, target: Target) -> str:

@@ -62,7 +62,7 @@ class CudaModel:
         generator = torch.Generator(device=self._device).manual_seed(1)
         for at in range(0, count, _FILL):
             self._flat[at : at + _FILL].normal_(0.0, 0.02, generator=generator)
-        pin_s = self._pin() if self._options.mirror else 0.0
+        mirror = self._pin() if self._options.mirror else {}
         with torch.no_grad():
             self._make_views()
             self._make_state()
@@ -70,13 +70,16 @@ class CudaModel:
             if self._options.mode == "graph":
                 self._capture()
             self.first()
-        return facts_of() | {
-            "torch": str(torch.__version__),
-            "cuda": str(torch.version.cuda),
-            "card": str(torch.cuda.get_device_name(0)),
-            "weights_bytes": 2 * count,
-            "pin_s": round(pin_s, 3),
-        }
+        return (
+            facts_of()
+            | mirror
+            | {
+                "torch": str(torch.__version__),
+                "cuda": str(torch.version.cuda),
+                "card": str(torch.cuda.get_device_name(0)),
+                "weights_bytes": 2 * count,
+            }
+        )
 
     def first(self) -> str:
         """Give the digest of the logits after the fixed prompt."""
@@ -125,14 +128,21 @@ class CudaModel:
         self._arena = Arena(2 * count)
         return torch.as_tensor(_Raw(self._arena.address, count), device=self._device)
 
-    def _pin(self) -> float:
+    def _pin(self) -> dict[str, float]:
         torch = self._torch
         began = time.perf_counter()
         self._mirror = torch.empty(self._flat.numel(), dtype=torch.float16, pin_memory=True)
         self._mirror.copy_(self._flat)
         torch.cuda.synchronize()
+        took_s = time.perf_counter() - began
         self._streams = [torch.cuda.Stream() for _ in range(STREAMS)]
-        return time.perf_counter() - began
+        self.offload()
+        began = time.perf_counter()
+        self.load()
+        torch.cuda.synchronize()
+        load_s = time.perf_counter() - began
+        gb = 2 * self._flat.numel() / 1e9
+        return {"pin_s": round(took_s, 3), "load_gb_per_s": round(gb / load_s, 2)}
 
     def _make_views(self) -> None:
         views, at = [], 0

@@ -152,11 +152,13 @@ class Pair:
         self, backend: str, miner: Options, model: Options, suspender: Suspender | None = None
     ) -> None:
         self._backend = backend
-        self._model = model
+        self._options = {"mine": miner, "infer": model}
         self._suspender = suspender
         self.gate = Gate.make()
-        self.mine = Worker("mine", backend, miner, self.gate)
-        self.infer = Worker("infer", backend, model, self.gate)
+        self._workers = {
+            role: Worker(role, backend, options, self.gate)
+            for role, options in self._options.items()
+        }
         self._steps: dict[str, tuple[Callable[[], None], Callable[[], None], bool]] = {
             # off, on, and whether off waits until the other side works
             "resident-gate": (_nothing, _nothing, False),
@@ -165,9 +167,31 @@ class Pair:
             "restart": (self._kill, self._start, False),
         }
 
+    @property
+    def mine(self) -> Worker:
+        """Give the miner."""
+        return self._workers["mine"]
+
+    @property
+    def infer(self) -> Worker:
+        """Give the model."""
+        return self._workers["infer"]
+
+    def end(self, role: str) -> None:
+        """End one side."""
+        self._workers[role].end()
+
+    def begin(self, role: str) -> None:
+        """Start one side anew, paused; what its first output must be is known."""
+        known = self._workers[role].digest
+        worker = Worker(role, self._backend, self._options[role], self.gate)
+        worker.digest = known
+        self._workers[role] = worker
+        worker.start()
+
     def prepare(self) -> None:
         """Warm both up, and let the miner work."""
-        for worker in (self.mine, self.infer):
+        for worker in self._workers.values():
             worker.prepare()
         self.mine.run()
 
@@ -199,7 +223,7 @@ class Pair:
             off()
         return Row(
             strategy=strategy,
-            mode=self._model.mode,
+            mode=self._options["infer"].mode,
             way=way,
             number=number,
             total_ms=(first.at_ns - start_ns) / MS,
@@ -220,7 +244,7 @@ class Pair:
 
     def close(self) -> None:
         """End both."""
-        for worker in (self.mine, self.infer):
+        for worker in self._workers.values():
             worker.end()
         self.gate.close()
 
@@ -242,13 +266,10 @@ class Pair:
         return self._suspender
 
     def _kill(self) -> None:
-        self.infer.end()
+        self.end("infer")
 
     def _start(self) -> None:
-        known = self.infer.digest
-        self.infer = Worker("infer", self._backend, self._model, self.gate)
-        self.infer.digest = known
-        self.infer.start()
+        self.begin("infer")
 
 
 def _nothing() -> None:
@@ -279,18 +300,21 @@ def switch_often(pair_: Pair, strategy: str, count: int) -> list[Row]:
     return rows
 
 
-def tax(pair_: Pair, window_s: float, rounds: int) -> tuple[float, list[tuple[float, float]]]:
-    """Give the miner's rate beside a paused model over its rate alone, and each round's rates.
+def tax(
+    pair_: Pair, role: str, window_s: float, rounds: int
+) -> tuple[float, list[tuple[float, float]]]:
+    """Give the rate of the side that works beside a paused one over its rate alone, and all rates.
 
-    The model is ended for ``alone`` and comes back for the next round: rates that drift, as a card
+    The other is ended for ``alone`` and comes back for the next round: rates that drift, as a card
     that warms up, meet both alike. Of the ratios the median counts.
     """
+    other = "infer" if role == "mine" else "mine"
     rates: list[tuple[float, float]] = []
     for _ in range(rounds):
-        beside = pair_.rate("mine", window_s)
-        pair_.set_out("restart")
-        alone = pair_.rate("mine", window_s)
-        pair_.come_back("restart")
+        beside = pair_.rate(role, window_s)
+        pair_.end(other)
+        alone = pair_.rate(role, window_s)
+        pair_.begin(other)
         rates.append((beside, alone))
     ratios = sorted(beside / alone for beside, alone in rates)
     return ratios[len(ratios) // 2], rates
