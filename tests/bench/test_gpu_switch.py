@@ -201,11 +201,18 @@ def test_without_a_gpu_every_figure_is_printed_unjudged_with_its_reason(
     assert "not judged" in capsys.readouterr().out
 
 
-def test_this_machine_is_judged_by_what_it_has() -> None:
-    missing = gpu_switch.why_not()
-    if missing is None:
-        pytest.skip("this machine has all that the bench needs: run it")
-    assert missing.startswith(("not installed", "no driver", "the driver", "no GPU"))
+def test_what_is_missing_is_named_in_order(
+    tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    assert gpu_switch.why_not() == "not installed: torch, cupy"
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: "there")
+    build(tmp_path)  # a driver that does not start, and then one that has no devices to count
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    cuda.refuse_init(100)
+    assert gpu_switch.why_not() == "no driver: AssertionError: the driver does not start"
+    cuda.refuse_init(0)
+    assert "cuDeviceGetCount" in str(gpu_switch.why_not())
 
 
 def test_the_gate_is_one_page_for_both_sides() -> None:

@@ -99,6 +99,37 @@ def test_a_lease_larger_than_the_bucket_starts_from_a_full_one_and_is_paid_off()
     assert plant.state.ramp_left_w <= pw.ramp_bucket_w(plant.site)
 
 
+@settings(max_examples=30)
+@given(
+    st.lists(st.tuples(st.sampled_from(["lease", "price", "wait"]), st.integers(1, 6)), max_size=25)
+)
+def test_no_minute_raises_more_than_the_ramp_and_one_start_beyond_the_bucket(
+    acts: list[tuple[str, int]],
+) -> None:
+    plant = idle_plant(gpus=12)
+    raised: list[tuple[float, float]] = []
+    price = 4_000.0
+    for number, (what, value) in enumerate(acts):
+        facts: list[f.Fact] = [plant.close(switch_id) for switch_id in list(plant.open)]
+        if what == "lease":
+            facts.append(f.LeaseSeen(make_lease(f"w{number}.1", count=value)))
+        price = [10.0, 4_000.0][value % 2] if what == "price" else price
+        dt_s = 7.0 * value if what == "wait" else 1.0
+        before = plant.activity.copy()
+        made = plant.step(dt_s, *facts, plant.readings(), tick(price, plant.at_s + dt_s))
+        for row in made.intents:
+            if row.to_activity in (Activity.SERVE, Activity.MINE):
+                at = row.indices
+                code = CODE_OF[row.to_activity]
+                raised.append(
+                    (plant.at_s, pw.total(pw.ramp_rise_w(plant.site, at, before[at], code)))
+                )
+    largest = max(6 * RISE_W - BUCKET_W, 0.0)
+    for at_s, _ in raised:
+        in_minute = sum(watts for t, watts in raised if at_s <= t < at_s + 60.0)
+        assert in_minute <= RAMP_W + largest + 1e-6
+
+
 def test_gpus_that_mine_start_to_serve_at_once() -> None:
     plant = Plant(make_site(asics=0, gpus=8, cap_w=1e6, ramp_w_per_min=1.0))
     plant.settle(1.0, tick(10.0, 1.0), plant.readings())
