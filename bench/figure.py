@@ -12,15 +12,16 @@ class Figure(Struct, frozen=True, kw_only=True):
     """One promised figure.
 
     Args:
-        target: text such as ``<= 20``. ok: whether it was reached in this run.
+        value: None: not measured. target: text such as ``<= 20``.
+        ok: whether it was reached in this run; None: not judged, the conditions say why.
         conditions: machine, load, sizes: what a reader needs to judge the value.
     """
 
     name: str
-    value: float
+    value: float | None
     unit: str
     target: str
-    ok: bool
+    ok: bool | None
     conditions: dict[str, Any]
 
 
@@ -47,6 +48,18 @@ def at_least(
         target=f">= {limit:g}",
         ok=value >= limit,
         conditions=conditions | machine(),
+    )
+
+
+def pending(name: str, unit: str, target: str, reason: str, conditions: dict[str, Any]) -> Figure:
+    """Make a figure that could not be taken here."""
+    return Figure(
+        name=name,
+        value=None,
+        unit=unit,
+        target=target,
+        ok=None,
+        conditions={"test pending": reason} | conditions | machine(),
     )
 
 

@@ -53,13 +53,20 @@ class DeviceStep(Struct, frozen=True, kw_only=True):
 
 
 class DeviceOutcome(Struct, frozen=True, kw_only=True):
-    """How one phase ended on one device: ``done``, ``refused``, ``failed`` or ``unknown``."""
+    """How one phase ended on one device: ``done``, ``refused``, ``failed`` or ``unknown``.
+
+    Args:
+        strategy: by which the device is switched, where its host has one; empty: not told.
+        moved_mib: weights and state that this phase moved; None: not told.
+    """
 
     device_id: Ident
     status: Ident
     code: str = ""
     detail: Text = ""
     at: UtcDatetime | None = None
+    strategy: str = ""
+    moved_mib: Count | None = None
 
 
 # agent -> node

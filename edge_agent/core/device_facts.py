@@ -6,6 +6,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from edge_agent.core import facts as f
+from edge_agent.core import power as pw
 from edge_agent.core.lease_facts import lease_after_switch, lease_ending, slot_changed
 from edge_agent.core.site import (
     CODE_OF,
@@ -14,7 +15,6 @@ from edge_agent.core.site import (
     SERVE,
     SWITCHING,
     UNKNOWN,
-    CodeColumn,
     FlagColumn,
     IntColumn,
     Site,
@@ -51,7 +51,9 @@ def switch_opened(site: Site, state: SiteState, fact: f.SwitchOpened) -> SiteSta
     if fact.to_activity == Activity.MINE:
         wakes = at[np.isin(origin, OFF_CODES)]
         columns["debt"] = put(state.debt, wakes, state.debt[wakes] + 1.0)
-        columns["ramp_left_w"] = state.ramp_left_w - _ramp_w(site, at, origin, to_code)
+    if fact.to_activity in (Activity.MINE, Activity.SERVE):
+        raised_w = pw.total(pw.ramp_rise_w(site, at, origin, to_code))
+        columns["ramp_left_w"] = state.ramp_left_w - raised_w
     state = replace(state, next_no=no + 1, switches=(*state.switches, entry), **columns)
     lease = None if fact.lease_id is None else lease_by_id(state, fact.lease_id)
     if lease is None or to_code != SERVE:
@@ -68,14 +70,6 @@ def switch_opened(site: Site, state: SiteState, fact: f.SwitchOpened) -> SiteSta
         restarts_ns=(*lease.restarts_ns, state.now_ns)[-16:] if again else lease.restarts_ns,
     )
     return replace(state, leases=put_lease(state, lease))
-
-
-def _ramp_w(site: Site, at: IntColumn, origin: CodeColumn, to_code: int) -> float:
-    """Give the site watts by which a wake-up raises the load; only from an activity that is off."""
-    classes = site.class_of[at]
-    rise = (site.nameplate_w[classes, to_code] - site.nameplate_w[classes, origin]) * site.pue[at]
-    rise = np.where(np.isin(origin, OFF_CODES), np.maximum(rise, 0.0), 0.0)
-    return float(np.add.accumulate(rise)[-1]) if len(rise) else 0.0
 
 
 def switch_closed(site: Site, state: SiteState, fact: f.SwitchClosed) -> SiteState:

@@ -34,10 +34,13 @@ from edge_agent.core.site import (
     Site,
 )
 from edge_agent.core.site_state import MarketState, MarketValue, SiteState, mode_of
-from protocol.resource import DeviceKind
+from protocol.resource import Activity, DeviceKind
 
 SECONDS_PER_H = 3_600.0
 W_PER_MW = 1e6
+# A learnt switch cost counts from so many real switches on, and within these bounds.
+COST_SAMPLES_MIN = 20.0
+START_S_MIN, START_S_MAX = 0.05, 3_600.0
 _MINE_W = attrgetter("model.mine_w")
 _MINE_THS = attrgetter("model.hashrate_ths")
 _IDLE_W = attrgetter("model.idle_w")
@@ -192,7 +195,7 @@ def value(site: Site, state: SiteState) -> Values:
         revenue - mine_w * energy_usd_per_wh,
         -idle_w * energy_usd_per_wh,
         revenue,
-        site.column(_wear) + np.maximum(revenue, 0.0) * site.column(_start_h),
+        _restart_usd(site, state, revenue, energy_usd_per_wh),
         energy_usd_per_wh,
         site.once(_off_codes),
         (mine_w - idle_w) * site.pue / W_PER_MW,
@@ -244,6 +247,52 @@ def break_even_usd_per_mwh(site: Site, state: SiteState, index: int) -> float | 
     if np.isnan(revenue) or saved_w <= 0.0:
         return None
     return revenue / (saved_w * row.pue / W_PER_MW) - row.adder_usd_per_mwh
+
+
+def learnt_cost(state: SiteState, row: DeviceClass) -> tuple[float, float | None] | None:
+    """Give seconds and Wh of one off -> on cycle of a GPU, as learnt; None: not enough was.
+
+    The way off counts once it is learnt as well; until then it is free, as in the constant. Energy
+    is known when that of each way is.
+    """
+    if row.model.kind is DeviceKind.ASIC or not state.switch_costs:
+        return None
+    ways = {
+        (cost.from_activity, cost.to_activity): cost
+        for cost in state.switch_costs
+        if cost.device_class == row.class_name and cost.samples >= COST_SAMPLES_MIN
+    }
+    on = ways.get((Activity.IDLE, Activity.MINE))
+    if on is None:
+        return None
+    off = ways.get((Activity.MINE, Activity.IDLE))
+    seconds, energy = on.seconds, on.energy_wh
+    if off is not None:
+        seconds += off.seconds
+        energy = None if energy is None or off.energy_wh is None else energy + off.energy_wh
+    return min(max(seconds, START_S_MIN), START_S_MAX), energy
+
+
+def _restart_usd(
+    site: Site, state: SiteState, revenue: FloatColumn, energy_usd_per_wh: FloatColumn
+) -> FloatColumn:
+    learnt = [learnt_cost(state, row) for row in site.classes]
+    if not any(learnt):
+        return site.column(_wear) + np.maximum(revenue, 0.0) * site.column(_start_h)
+    start_h = [
+        _start_h(row) if cost is None else cost[0] / SECONDS_PER_H
+        for row, cost in zip(site.classes, learnt, strict=True)
+    ]
+    # What mining itself draws stands in its margin already; only what is above it is a cost.
+    above_wh = [
+        0.0 if cost is None or cost[1] is None else max(cost[1] - row.model.mine_w * hours, 0.0)
+        for row, cost, hours in zip(site.classes, learnt, start_h, strict=True)
+    ]
+    lost = site.column(_wear) + np.maximum(revenue, 0.0) * site.spread(start_h)
+    above = site.spread(above_wh)
+    drawn = np.where(above > 0.0, above * np.maximum(energy_usd_per_wh, 0.0), 0.0)
+    out: FloatColumn = lost + drawn
+    return out
 
 
 def _or_nameplate(column: FloatColumn, nameplate: FloatColumn) -> FloatColumn:

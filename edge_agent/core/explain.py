@@ -11,6 +11,7 @@ from edge_agent.core.economics import (
     age_s,
     break_even_usd_per_mwh,
     hashprice,
+    learnt_cost,
     outlook,
     serve_usd_per_h,
     value,
@@ -177,7 +178,11 @@ def _gates(
         (Gates.FRESH, "fresh", f"price {age}, stale after {site.limits.price_stale_s:.0f} s"),
         (Gates.REACHABLE, "reachable", "answers and is not in quarantine"),
         (Gates.FREE, "free", "no lease, no open switch, an activity that can change"),
-        (Gates.GAIN, "gain", f"gain {gain:.4f} USD against cost {cost:.4f} USD"),
+        (
+            Gates.GAIN,
+            "gain",
+            f"gain {gain:.4f} USD against cost {cost:.4f} USD{_learnt(state, row)}",
+        ),
         (
             Gates.HYSTERESIS,
             "hysteresis",
@@ -190,6 +195,11 @@ def _gates(
     return tuple(
         GateResult(name=name, ok=bool(bits & bit), detail=detail) for bit, name, detail in details
     )
+
+
+def _learnt(state: SiteState, row: DeviceClass) -> str:
+    cost = learnt_cost(state, row)
+    return "" if cost is None else f" (off and on take {cost[0]:.2f} s, as learnt)"
 
 
 def _latest(row: DeviceClass, regret_usd: float, cost_usd: float) -> str:

@@ -192,6 +192,24 @@ class OwnerSeen(Struct, frozen=True, array_like=True, tag="owner"):
     owner: bool
 
 
+class SwitchCost(Struct, frozen=True, array_like=True, tag="switch_cost"):
+    """What a switch of a class's devices was learnt to cost; stands in place of its constant.
+
+    Args:
+        seconds: expected from intent to effect, failed tries paid for. samples: real switches
+            behind it, old ones count less. energy_wh: of one device meanwhile; None: unknown.
+        learnt: what the learner goes on from after a restart; opaque to the decision.
+    """
+
+    device_class: str
+    from_activity: Activity
+    to_activity: Activity
+    seconds: float
+    samples: float
+    energy_wh: float | None = None
+    learnt: bytes = b""
+
+
 Fact = (
     Booted
     | OwnerSeen
@@ -213,6 +231,7 @@ Fact = (
     | LeaseReplaced
     | MetersPassed
     | ClockSuspected
+    | SwitchCost
 )
 
 

@@ -10,6 +10,7 @@ from operator import attrgetter
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from edge_agent.core import facts as f
 from edge_agent.core import leases as ls
@@ -188,25 +189,49 @@ def _recover(site: Site, state: SiteState, draft: _Draft) -> None:
     np.copyto(draft.reason, np.uint8(R.QUARANTINE_OVER), where=where)
 
 
-def _admit_starts(
-    site: Site, state: SiteState, power: p.PowerView
-) -> tuple[tuple[ls.Start, ...], float, float]:
-    """Split lease starts into those that fit under the cap now; the rest needs load shed first."""
-    left, missing = power.headroom_w, 0.0
+class _Starts(Struct, frozen=True, eq=False):
+    """Lease starts that may go now.
+
+    Args:
+        left_w, ramp_left_w: room under the cap and in the ramp behind them. missing_w: what the
+            others lack under the cap.
+    """
+
+    fits: tuple[ls.Start, ...]
+    left_w: float
+    ramp_left_w: float
+    missing_w: float = 0.0
+
+
+def _admit_starts(site: Site, state: SiteState, power: p.PowerView) -> _Starts:
+    """Split lease starts into those that fit under the cap and the ramp; the others wait.
+
+    What does not fit under the cap needs load shed first. What does not fit in the ramp waits, and
+    holds up what comes behind it; a full bucket lets through even a start that is larger.
+    """
+    left, missing, ramp = power.headroom_w, 0.0, state.ramp_left_w
     fits: list[ls.Start] = []
     starts = ls.starts(site, state)
     if not starts:
-        return (), left, 0.0
+        return _Starts((), left, ramp)
     now, after = pw.counted_w(site, state), pw.counted_after_w(site, state, SERVE)
+    full = ramp >= pw.ramp_bucket_w(site)
     for start in starts:
-        need = pw.total(after[start.indices] - now[start.indices])
+        at = start.indices
+        need = pw.total(after[at] - now[at])
+        rise = pw.total(pw.ramp_rise_w(site, at, state.activity[at], SERVE))
         # A start that raises nothing may go even with the load above the cap.
-        if need <= max(left, 0.0):
+        if need > max(left, 0.0):
+            missing += need
+        elif rise > 0.0 and rise > ramp and not full:
+            ramp = 0.0
+        else:
             fits.append(start)
             left -= need
-        else:
-            missing += need
-    return tuple(fits), left, max(missing - max(left, 0.0), 0.0) if missing else 0.0
+            ramp -= rise
+            full = full and rise == 0.0
+    missing = max(missing - max(left, 0.0), 0.0) if missing else 0.0
+    return _Starts(tuple(fits), left, ramp, missing)
 
 
 def _cap(
@@ -216,9 +241,9 @@ def _cap(
     power: p.PowerView,
     counted: FloatColumn,
     draft: _Draft,
-    starts: tuple[tuple[ls.Start, ...], float, float],
+    starts: _Starts,
 ) -> tuple[tuple[p.LeaseAct, ...], tuple[p.Intent, ...]]:
-    fits, left, missing = starts
+    missing = starts.missing_w
     merit = _merit(site, values)
     need_w = max(pw.to_shed_w(site, state, power), 0.0)
     if missing:
@@ -227,8 +252,9 @@ def _cap(
     ends: tuple[p.LeaseAct, ...] = ()
     if still > 0.0 and pw.to_shed_w(site, state, power) > 0.0:
         ends = _shed_leases(site, state, counted, min(still, pw.to_shed_w(site, state, power)))
-    _admit_wakes(site, state, counted, draft, merit, 0.0 if missing else left)
-    return ends, tuple(_start_intent(site, state, start) for start in fits)
+    room = replace(starts, left_w=0.0) if missing else starts
+    _admit_wakes(site, state, counted, draft, merit, room)
+    return ends, tuple(_start_intent(site, state, start) for start in starts.fits)
 
 
 def _merit(site: Site, values: Values) -> FloatColumn:
@@ -313,7 +339,7 @@ def _admit_wakes(
     counted: FloatColumn,
     draft: _Draft,
     merit: FloatColumn,
-    headroom_w: float,
+    room: _Starts,
 ) -> None:
     """Let wake-ups in by merit while they fit under the cap and the ramp; the others wait."""
     ups = np.flatnonzero(draft.free & (draft.target == MINE) & (state.activity != MINE))
@@ -325,8 +351,8 @@ def _admit_wakes(
         (site.nameplate_w[site.class_of, MINE] - site.nameplate_w[site.class_of, state.activity])
         * site.pue
     )[order]
-    fits = np.add.accumulate(np.maximum(rise, 0.0)) <= headroom_w
-    ramps = np.add.accumulate(np.maximum(ramp, 0.0)) <= state.ramp_left_w
+    fits = np.add.accumulate(np.maximum(rise, 0.0)) <= room.left_w
+    ramps = np.add.accumulate(np.maximum(ramp, 0.0)) <= room.ramp_left_w
     for passed, gate, why in ((ramps, G.RAMP, R.RAMP), (fits, G.CAP, R.CAP)):
         late = order[~passed]
         draft.target[late] = state.activity[late]

@@ -22,11 +22,13 @@ from edge_agent.core.site import (
     SERVE,
     SWITCHING,
     UNKNOWN,
+    CodeColumn,
     FlagColumn,
     FloatColumn,
+    IntColumn,
     Site,
 )
-from edge_agent.core.site_state import SiteState, mode_of
+from edge_agent.core.site_state import OFF_CODES, SiteState, mode_of
 
 # Refill below the ramp, so that bucket and refill together stay within one minute's ramp.
 BUCKET_S = 6.0
@@ -117,6 +119,14 @@ def refill_ramp(site: Site, state: SiteState, dt_s: float) -> float:
     bucket = ramp_bucket_w(site)
     refill = max(rate - bucket / 60.0, rate * 0.1)
     return min(bucket, state.ramp_left_w + refill * dt_s)
+
+
+def ramp_rise_w(site: Site, at: IntColumn, origin: CodeColumn, target: int) -> FloatColumn:
+    """Give the site watts by which a change raises the load of devices that are off; else 0."""
+    classes = site.class_of[at]
+    rise = (site.nameplate_w[classes, target] - site.nameplate_w[classes, origin]) * site.pue[at]
+    out: FloatColumn = np.where(np.isin(origin, OFF_CODES), np.maximum(rise, 0.0), 0.0)
+    return out
 
 
 def view(site: Site, state: SiteState, counted: FloatColumn | None = None) -> PowerView:

@@ -132,7 +132,7 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     which it was reachable), ``read_ns`` (last reading), ``mine_ths`` and ``mine_w`` (last confirmed
     while mining), ``regret_usd`` (of staying, since the last change), ``debt`` (restarts that
     being off has not earned yet), ``quarantine_ns`` (ends, or ended, then; 0 is none), ``spent_ns``
-    (closed intervals by activity, (D, 8)).
+    (closed intervals by activity, (D, 8)). ``switch_costs``: the newest of each class and move.
     """
 
     rows: int
@@ -140,6 +140,7 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     suspect: bool
     owner: bool
     market: MarketState
+    switch_costs: tuple[f.SwitchCost, ...]
     policy: SitePolicy | None
     leases: tuple[LeaseEntry, ...]
     switches: tuple[SwitchEntry, ...]
@@ -193,6 +194,7 @@ def new_state(site: Site, instant: f.Instant) -> SiteState:
         suspect=False,
         owner=True,
         market=MarketState(),
+        switch_costs=(),
         policy=None,
         leases=(),
         switches=(),

@@ -2,7 +2,8 @@
 
 Columns are kept under device ids, so that a changed site file finds its devices again; what is new
 starts unknown, what is gone is dropped. A snapshot of an older version is read; columns that it has
-not got are made from those it has.
+not got are made from those it has. A state that has learnt no switch cost is written as before such
+costs were known, so that what older snapshots hashed to stays true.
 """
 
 from hashlib import blake2b
@@ -12,7 +13,7 @@ import numpy as np
 from msgspec import Struct, structs
 
 from edge_agent.core.errors import JournalError
-from edge_agent.core.facts import Instant
+from edge_agent.core.facts import Instant, SwitchCost
 from edge_agent.core.site import Site
 from edge_agent.core.site_state import (
     LeaseEntry,
@@ -24,6 +25,8 @@ from edge_agent.core.site_state import (
 from protocol.lease import SitePolicy
 
 SNAPSHOT_VERSION = 2
+# With learnt switch costs after the columns.
+COSTS_VERSION = 3
 COLUMNS: tuple[tuple[str, str], ...] = (
     ("activity", "u1"),
     ("origin", "u1"),
@@ -51,7 +54,7 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("debt", "<f8"),
 )
 # How many columns each version has; a version only ever adds some at the end.
-COLUMNS_OF = {1: len(COLUMNS) - 3, SNAPSHOT_VERSION: len(COLUMNS)}
+COLUMNS_OF = {1: len(COLUMNS) - 3, SNAPSHOT_VERSION: len(COLUMNS), COSTS_VERSION: len(COLUMNS)}
 
 
 class Snapshot(Struct, frozen=True, array_like=True):
@@ -75,8 +78,14 @@ class Snapshot(Struct, frozen=True, array_like=True):
     columns: tuple[bytes, ...]
 
 
+class _WithCosts(Snapshot, frozen=True, array_like=True):
+    """Stored form of a state that has learnt what switches cost."""
+
+    switch_costs: tuple[SwitchCost, ...] = ()
+
+
 _ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(Snapshot)
+_DECODER = msgspec.msgpack.Decoder(_WithCosts)
 _SAME = tuple(
     field.name
     for field in structs.fields(Snapshot)
@@ -91,9 +100,11 @@ def encode_state(site: Site, state: SiteState) -> bytes:
     )
     values = {name: getattr(state, name) for name in _SAME}
     device_ids = tuple(device.device_id for device in site.devices)
-    return _ENCODER.encode(
-        Snapshot(version=SNAPSHOT_VERSION, device_ids=device_ids, columns=columns, **values)
-    )
+    values |= {"device_ids": device_ids, "columns": columns}
+    if not state.switch_costs:
+        return _ENCODER.encode(Snapshot(version=SNAPSHOT_VERSION, **values))
+    body = _WithCosts(version=COSTS_VERSION, switch_costs=state.switch_costs, **values)
+    return _ENCODER.encode(body)
 
 
 def decode_state(site: Site, data: bytes) -> SiteState:
@@ -133,7 +144,7 @@ def decode_state(site: Site, data: bytes) -> SiteState:
         # Nobody wrote down who was silent: the day of silence begins with the snapshot.
         columns["mode_since_ns"] = columns["since_ns"]
     values = {name: getattr(body, name) for name in _SAME}
-    return structs.replace(state, **values, **columns)
+    return structs.replace(state, switch_costs=body.switch_costs, **values, **columns)
 
 
 def state_hash(site: Site, state: SiteState) -> bytes:

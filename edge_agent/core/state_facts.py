@@ -34,6 +34,9 @@ from edge_agent.core.site_state import (
 from protocol.lease import SitePolicy
 from protocol.market import MarketTick
 
+# More than the classes and moves of any site.
+SWITCH_COSTS_MAX = 256
+
 
 def apply(site: Site, state: SiteState, fact: f.Fact) -> SiteState:
     """Give the state after one fact."""
@@ -65,6 +68,8 @@ def _site_fact(site: Site, state: SiteState, fact: f.Fact) -> SiteState:
             return replace(state, suspect=fact.suspect)
         case f.OwnerSeen():
             return replace(state, owner=fact.owner)
+        case f.SwitchCost():
+            return replace(state, switch_costs=_costs(state, fact))
     return lease_fact(site, state, fact)
 
 
@@ -131,6 +136,21 @@ def _policy(state: SiteState, policy: SitePolicy) -> SiteState:
         held.generation,
     )
     return replace(state, policy=policy) if newer else state
+
+
+def _costs(state: SiteState, fact: f.SwitchCost) -> tuple[f.SwitchCost, ...]:
+    """Give the costs with the newest of its class and move; a number that is none changes nothing.
+
+    The order is that of the names, so that equal costs make equal states.
+    """
+    if not (0.0 <= fact.seconds < np.inf and 0.0 <= fact.samples < np.inf):
+        return state.switch_costs
+    held = {_move(row): row for row in state.switch_costs} | {_move(fact): fact}
+    return tuple(held[key] for key in sorted(held)[:SWITCH_COSTS_MAX])
+
+
+def _move(cost: f.SwitchCost) -> tuple[str, str, str]:
+    return cost.device_class, cost.from_activity.value, cost.to_activity.value
 
 
 def _held(site: Site, state: SiteState, fact: f.OperatorHeld) -> SiteState:

@@ -86,6 +86,10 @@ PATHS[DeviceKind.CPU] = PATHS[DeviceKind.GPU]
 
 _UNDO = {Stage.ROLLBACK: Phase.ROLLBACK, Stage.QUARANTINE: Phase.QUARANTINE}
 
+STRATEGY_CHARS_MAX = 32
+# How long what a switch saved may be gone back to.
+SAVED_S = 86_400.0
+
 DEADLINE_S: dict[Phase, float] = {
     Phase.VALIDATE: 3.0,
     Phase.DRAIN: 10.0,
@@ -101,7 +105,10 @@ DEADLINE_S: dict[Phase, float] = {
 
 
 class SwitchDevice(Struct, frozen=True, array_like=True):
-    """One device: what it leaves (the undo), what it enters, and where it stands."""
+    """One device: what it leaves (the undo), what it enters, and where it stands.
+
+    ``strategy`` and ``moved_mib`` are what its node told of the way it is switched.
+    """
 
     device_id: str
     node_id: str | None
@@ -111,6 +118,8 @@ class SwitchDevice(Struct, frozen=True, array_like=True):
     answered: bool = False
     code: str = ""
     committed_at: datetime | None = None
+    strategy: str = ""
+    moved_mib: int = 0
 
 
 class PhaseSpan(Struct, frozen=True, array_like=True):
@@ -201,6 +210,23 @@ def step(switch: Switch, event: Event, now_ns: int) -> tuple[Switch, tuple[Effec
     return _advance(switch, now_ns)
 
 
+def expired(switch: Switch) -> Switch:
+    """Give a switch whose saved state has outlived its time: it goes back, not on.
+
+    What ``PAUSE`` and ``SAVE`` kept (jobs, nonce ranges, requests) means nothing after so long. A
+    switch that may have committed goes on: its gates may be open, and the nodes know.
+    """
+    if switch.stage is not Stage.FORWARD or switch.commit_asked or switch.kind is DeviceKind.ASIC:
+        return switch
+    devices = tuple(
+        replace(device, status=Status.FAILED, answered=False, code=device.code or "expired")
+        if device.status in (Status.LIVE, Status.FAILED)
+        else device
+        for device in switch.devices
+    )
+    return replace(switch, stage=Stage.ROLLBACK, phase=Phase.ROLLBACK, devices=devices)
+
+
 def outcomes_of(switch: Switch) -> tuple[str, ...]:
     """Give how each device ended."""
     return tuple(device.status.value for device in switch.devices)
@@ -243,6 +269,12 @@ def _take(switch: Switch, outcomes: tuple[DeviceOutcome, ...]) -> Switch:
             devices.append(device)
             continue
         judged = _judge(switch.stage, device, done=outcome.status == "done", code=outcome.code)
+        if outcome.strategy or outcome.moved_mib:
+            judged = replace(
+                judged,
+                strategy=outcome.strategy[:STRATEGY_CHARS_MAX] or device.strategy,
+                moved_mib=device.moved_mib + (outcome.moved_mib or 0),
+            )
         if switch.phase is Phase.COMMIT:
             judged = replace(judged, committed_at=outcome.at)
         devices.append(judged)

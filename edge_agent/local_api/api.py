@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from edge_agent.core.errors import ActError
 from edge_agent.core.explain import Explanation
-from edge_agent.local_api.http import LocalError, LocalRequest
+from edge_agent.local_api.http import LocalError, LocalRequest, PlainText
 from edge_agent.local_api.miners import MinerDesk
 from edge_agent.ports import Clock
 from edge_agent.services.state_report import DeviceLine, PlanView, Status, TimeLine
@@ -48,6 +48,10 @@ class Brain(Protocol):
 
     def plan(self) -> PlanView:
         """Give what would be done now."""
+        ...
+
+    def metrics(self) -> str:
+        """Give metrics in the text form of Prometheus."""
         ...
 
     async def drain(self, device_id: str, for_s: float | None, reason: str) -> None:
@@ -196,6 +200,7 @@ class LocalApi:
             "/v1/plan": lambda _: self._brain.plan(),
             "/v1/switches": self._switch_lines,
             "/v1/buffer": lambda _: self._buffer(),
+            "/metrics": lambda _: PlainText(self._brain.metrics()),
         }
         self._acts: dict[str, Callable[[LocalRequest], Awaitable[object]]] = {
             "/v1/drain": self._drain,

@@ -45,6 +45,12 @@ class LocalRequest(Struct, frozen=True, kw_only=True):
     writable: bool
 
 
+class PlainText(Struct, frozen=True):
+    """An answer that is no JSON: text as Prometheus reads it."""
+
+    text: str
+
+
 class LocalError(Exception):
     """An answer other than 200.
 
@@ -67,8 +73,9 @@ class LocalServer:
     """Serves a handler on two sockets: ``view`` for reading, ``control`` for acting as well.
 
     Args:
-        handler: gives a JSON-able value, or raises LocalError. The modes of the two socket files
-            (0660, each with its group) decide who may connect; the kernel enforces them.
+        handler: gives a JSON-able value, bytes of JSON or PlainText, or raises LocalError. The
+            modes of the two socket files (0660, each with its group) decide who may connect; the
+            kernel enforces them.
     """
 
     def __init__(self, view: Path, control: Path, handler: Handler) -> None:
@@ -115,14 +122,21 @@ class LocalServer:
             status, value = 200, await self._handler(request)
         except LocalError as exc:
             status, value = exc.status, {"error": exc.code, "detail": exc.detail}
-        body = value if isinstance(value, bytes) else msgspec.json.encode(value)
+        kind, body = _encoded(value)
         head = (
             f"HTTP/1.1 {status} {_REASONS.get(status, 'Error')}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
             "Connection: close\r\n\r\n"
         )
         writer.write(head.encode() + body)
         await writer.drain()
+
+
+def _encoded(value: object) -> tuple[str, bytes]:
+    if isinstance(value, PlainText):
+        return "text/plain; version=0.0.4; charset=utf-8", value.text.encode()
+    body = value if isinstance(value, bytes) else msgspec.json.encode(value)
+    return "application/json", body
 
 
 async def _read_request(

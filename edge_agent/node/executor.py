@@ -28,6 +28,11 @@ class ActExecutor:
         """Tell whether the workload host is there to be asked."""
         return self._driver.info() is not None
 
+    def strategy(self) -> str:
+        """Give the way in which the host switches, where it has one only; empty otherwise."""
+        offered = self._driver.capabilities().strategies
+        return offered[0].replace("_", "-") if len(offered) == 1 else ""
+
     async def wait_for_host(self) -> None:
         """Wait until the workload host is there; the caller bounds the wait."""
         while not self.host_up():  # noqa: ASYNC110 - a driver has no event to wait for

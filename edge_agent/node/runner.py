@@ -215,7 +215,7 @@ class PhaseRunner:
                             break
         except TimeoutError:
             outcome = _outcome(job.step, "unknown", "deadline", f"{phase.value} took too long")
-        return structs.replace(outcome, at=self._clock.wall())
+        return structs.replace(outcome, at=self._clock.wall(), strategy=self._executor.strategy())
 
     async def _one(self, slot: Slot, act: phases.Act, stopped: dict[str, None]) -> None:
         if isinstance(act, phases.ShutGate | phases.Stop):

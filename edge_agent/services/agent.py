@@ -291,6 +291,10 @@ class Agent:
         """Give the finished switches of this run, newest last."""
         return tuple(self._loop.recent)
 
+    def metrics(self) -> str:
+        """Give the histograms of this run in the text form of Prometheus."""
+        return self._loop.metrics.text(self.state.switch_costs)
+
     def device_time(self, device_id: str) -> report.TimeLine:
         """Give the ledger of a device's time.
 

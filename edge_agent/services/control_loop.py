@@ -35,7 +35,9 @@ from edge_agent.services.journal import Journal
 from edge_agent.services.lease_events import Running, lease_events, tell, told_again
 from edge_agent.services.metering import MeteringService
 from edge_agent.services.readings_buffer import ReadingsBuffer
+from edge_agent.services.switch_costs import CostLearner
 from edge_agent.services.switch_executor import SwitchExecutor
+from edge_agent.services.switch_metrics import SwitchMetrics
 from edge_agent.services.waiting import set_or_until
 from protocol.event import Alarm, SwitchReport
 from protocol.market import MarketTick
@@ -104,6 +106,8 @@ class ControlLoop:
         self._snapshot_ns: int | None = None
         self._price: float | None = None
         self._alarmed: tuple[str, ...] = ()
+        self.costs = CostLearner(journal.site, journal.state.switch_costs)
+        self.metrics = SwitchMetrics()
         self.executor: SwitchExecutor | None = None
         self.on_pass: Callable[[Plan], None] | None = None
         self.counters = LoopCounters()
@@ -224,6 +228,10 @@ class ControlLoop:
             running=Running(gate_opened_at(switch), told.took_us / 1_000),
         )
         self.recent.append(told)
+        self.metrics.take(switch, instant.now_ns)
+        cost = self.costs.take(switch, instant.now_ns)
+        if cost is not None:
+            self.offer(cost, wake=False)
         self.wake()
 
     def dry_run(self) -> Plan:

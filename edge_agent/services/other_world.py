@@ -127,6 +127,7 @@ class OtherWorld:
         return replace(
             state,
             market=self._market(state.market),
+            switch_costs=tuple(row for row in state.switch_costs if not self._assumed(row)),
             policy=other_policy(state.policy, self.site.site_id, self._overrides),
         )
 
@@ -166,7 +167,15 @@ class OtherWorld:
                 return (self._adopted(fact),)
             case f.NodeSaid():
                 return self._said(fact)
-        return (fact,)
+        return () if isinstance(fact, f.SwitchCost) and self._assumed(fact) else (fact,)
+
+    def _assumed(self, fact: f.SwitchCost) -> bool:
+        """Tell whether the other world assumes another start of a class: nothing learnt stands."""
+        was, told = (
+            next((row for row in one.classes if row.class_name == fact.device_class), None)
+            for one in (self.base, self.site)
+        )
+        return was is not None and told is not None and was.mine_start_s != told.mine_start_s
 
     def _closed(self, fact: f.SwitchClosed) -> tuple[f.Fact, ...]:
         self._learn(fact)

@@ -8,10 +8,16 @@ from msgspec.structs import replace
 from edge_agent.core import facts as f
 from edge_agent.core.errors import JournalError
 from edge_agent.core.passes import replay_row
-from edge_agent.core.site import Site
-from edge_agent.core.site_state import LeaseStatus, SiteState, lease_by_id, new_state
+from edge_agent.core.site import NS_PER_S, Site
+from edge_agent.core.site_state import (
+    LeaseStatus,
+    SiteState,
+    enter_instant,
+    lease_by_id,
+    new_state,
+)
 from edge_agent.core.snapshot import decode_state
-from edge_agent.core.switching import Switch, decode_switch
+from edge_agent.core.switching import SAVED_S, Switch, decode_switch, expired
 from edge_agent.ports import Recovered
 from protocol.resource import Activity
 
@@ -54,6 +60,7 @@ def restore(site: Site, recovered: Recovered, instant: f.Instant) -> Restored:
     if state is None:
         state = new_state(site, instant)
     switches, bad_switches = _open_switches(recovered)
+    switches = _without_expired(state, switches, instant)
     facts = (
         f.Booted(recovered.agent_epoch),
         *_missing(state, recovered),
@@ -74,6 +81,21 @@ def _open_switches(recovered: Recovered) -> tuple[tuple[Switch, ...], int]:
             bad += 1
             logger.exception("switch unreadable", extra={"switch": row.switch_id, "code": exc.code})
     return tuple(out), bad
+
+
+def _without_expired(
+    state: SiteState, switches: tuple[Switch, ...], instant: f.Instant
+) -> tuple[Switch, ...]:
+    """Turn back what was begun more than a day ago, by the state's clock over reboots."""
+    now = enter_instant(state, instant)
+    old = {
+        entry.switch_id
+        for entry in now.switches
+        if now.now_ns - entry.opened_ns > int(SAVED_S * NS_PER_S)
+    }
+    for switch_id in sorted(old):
+        logger.warning("switch expired", extra={"switch": switch_id})
+    return tuple(expired(row) if row.switch_id in old else row for row in switches)
 
 
 def _missing(state: SiteState, recovered: Recovered) -> tuple[f.Fact, ...]:

@@ -56,6 +56,7 @@ def test_close_is_durable_before_drain_is_answered(play: Play) -> None:
             await asyncio.sleep(3.3)
             done = await world.phase("sx", Phase.DRAIN, step("d0", SERVE, MINE))
             assert done.outcomes[0].status == "done"
+            assert done.outcomes[0].strategy == "resident-gate"  # the host has no other
             last = world.stored_readings()[-1]
             assert last.kind is ReadingKind.CLOSE
             assert last.served_ns == world.truth[-1].served_ns

@@ -1,0 +1,1 @@
+"""How one engine leaves a GPU and another enters it: what fits, which way, what it costs."""

@@ -1,0 +1,285 @@
+"""The GPU bench without a GPU: the same supervisor, wire, gate and statistics on CPU stand-ins.
+
+What is CUDA in it is not run here, but for the kernel's arithmetic, which a C compiler builds.
+"""
+
+import ctypes
+import os
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from bench import gpu_switch
+from bench.__main__ import main
+from bench.figure import quantile
+from bench.gpu import cuda_miner, cuda_model
+from bench.gpu.arena import Arena, ArenaError
+from bench.gpu.supervisor import BenchError, Pair, Row, prepared, switch_often, tax
+from bench.gpu.wire import Gate
+from bench.gpu.workload import (
+    GENESIS_HASH,
+    GENESIS_HEADER,
+    GENESIS_NONCE,
+    Options,
+    hash_of,
+)
+from tests.edge_agent.workloads.switching.fake_cuda import FakeCuda, build
+
+SMALL = Options(layers=2)
+
+
+class Recorder:
+    """Stands in for the driver's checkpoint: notes who was taken off and brought back."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int]] = []
+
+    def suspend(self, pid: int) -> None:
+        self.calls.append(("suspend", pid))
+
+    def resume(self, pid: int) -> None:
+        self.calls.append(("resume", pid))
+
+
+def plan(strategy: str, count: int = 3, limit_ms: float = 60_000.0) -> gpu_switch.Plan:
+    targets = (gpu_switch.Target(way="in", share=0.5, limit_ms=limit_ms),)
+    return gpu_switch.Plan(name="try", strategy=strategy, count=count, targets=targets, layers=2)
+
+
+@pytest.mark.parametrize("strategy", ["resident-gate", "pinned-swap", "cuda-checkpoint", "restart"])
+def test_each_strategy_switches_both_ways_and_every_output_is_verified(strategy: str) -> None:
+    recorder = Recorder()
+    options = Options(layers=2, mirror=strategy == "pinned-swap")
+    with prepared("cpu", SMALL, options, recorder) as made:
+        pid = made.infer.process.pid
+        rows = switch_often(made, strategy, 2)
+    assert [(row.way, row.number) for row in rows] == [("in", 0), ("out", 0), ("in", 1), ("out", 1)]
+    assert all(row.verified for row in rows)
+    for row in rows:
+        parts = row.pause_ms + row.save_ms + row.activate_ms + row.verify_ms
+        assert parts == pytest.approx(row.total_ms)
+        assert 0.0 < row.idle_gap_ms < row.total_ms
+    expected = [("suspend", pid), ("resume", pid)] * 3 if strategy == "cuda-checkpoint" else []
+    assert recorder.calls == expected
+
+
+def test_only_one_side_works_at_a_time() -> None:
+    with prepared("cpu", SMALL, SMALL) as made:
+        assert made.gate.is_open("mine")
+        assert not made.gate.is_open("infer")
+        made.switch("resident-gate", "in", 0)
+        assert not made.gate.is_open("mine")
+        still = made.gate.count("mine")
+        while made.gate.count("infer") < 100:  # the model does work, by its own count
+            assert made.infer.process.poll() is None
+        assert made.gate.count("mine") == still
+
+
+def test_a_wrong_output_is_counted_and_misses_the_figure() -> None:
+    with prepared("cpu", SMALL, SMALL) as made:
+        made.infer.digest = "0" * 64
+        rows = switch_often(made, "resident-gate", 1)
+    assert [row.verified for row in rows] == [False, True]
+    last = gpu_switch.judged(plan("resident-gate"), rows, {})[-1]
+    assert (last.name, last.value, last.ok) == ("gpu-switch try wrong outputs", 1.0, False)
+
+
+def test_a_worker_that_fails_is_told_with_its_error() -> None:
+    with prepared("cpu", SMALL, SMALL) as made, pytest.raises(BenchError, match="needs a mirror"):
+        made.set_out("pinned-swap")
+    with prepared("cpu", SMALL, SMALL) as made:
+        made.mine.process.kill()
+        with pytest.raises(BenchError, match=r"^mine: "):
+            made.switch("resident-gate", "in", 0)
+
+
+def test_the_tax_is_a_ratio_of_rates_and_the_other_side_is_back_after_it() -> None:
+    with prepared("cpu", SMALL, SMALL) as made:
+        ratio, rates = tax(made, "mine", 0.05, 1)
+        assert len(rates) == 1
+        assert ratio == rates[0][0] / rates[0][1] > 0.0
+        assert made.switch("resident-gate", "in", 0).verified
+        tax(made, "infer", 0.05, 1)
+        assert made.switch("resident-gate", "out", 0).verified
+
+
+def test_both_taxes_are_figures_with_the_rates_behind_them() -> None:
+    figures = gpu_switch.measured_tax("cpu", plan("resident-gate"), 0.02, 1)
+    assert [figure.name for figure in figures] == ["gpu-switch tax mine", "gpu-switch tax infer"]
+    for figure in figures:
+        ((beside, alone),) = figure.conditions["rates"]
+        assert figure.value == round(beside / alone, 4)
+        assert figure.conditions["model"]["backend"] == "cpu"
+
+
+def test_a_measured_plan_gives_its_quantiles_and_raw_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    figures = gpu_switch.measured(plan("resident-gate"), "cpu", rows=path, suspender=Recorder())
+    assert [figure.ok for figure in figures] == [True, True]
+    rows = [msgspec.json.decode(line, type=Row) for line in path.read_bytes().splitlines()]
+    assert len(rows) == 6
+    inward = [row.total_ms for row in rows if row.way == "in"]
+    assert figures[0].value == round(quantile(inward, 0.5), 4)
+    assert figures[0].conditions["max"] == round(max(inward), 3)
+    assert figures[0].conditions["rows_ms"] == [round(value, 3) for value in inward]
+    assert figures[0].conditions["miner"]["backend"] == "cpu"
+    missed = gpu_switch.judged(plan("resident-gate", limit_ms=0.0), rows, {})
+    assert missed[0].ok is False
+
+
+@pytest.fixture
+def cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda(tmp_path)
+    monkeypatch.setenv("HCP_FAKE_CUDA", str(fake.path))
+    return fake
+
+
+def test_the_real_client_runs_under_the_bench(tmp_path: Path, cuda: FakeCuda) -> None:
+    taker = gpu_switch.DriverSuspender(str(build(tmp_path)))
+    try:
+        with prepared("cpu", SMALL, SMALL, taker) as made:
+            cuda.add(made.infer.process.pid)
+            rows = switch_often(made, "cuda-checkpoint", 2)
+        assert all(row.verified for row in rows)
+        assert cuda.inits == 1
+        # It does not know the next process: a refusal where all is at hand is a miss.
+        figures = gpu_switch.measured(plan("cuda-checkpoint"), "cpu", suspender=taker)
+        assert {figure.ok for figure in figures} == {False}
+        assert "no_process" in figures[0].conditions["failed"]
+    finally:
+        taker.close()
+
+
+@pytest.mark.usefixtures("cuda")
+def test_a_driver_without_checkpoint_leaves_its_figures_unjudged(tmp_path: Path) -> None:
+    taker = gpu_switch.DriverSuspender(str(build(tmp_path, "-DOLD_DRIVER")))
+    try:
+        figures = gpu_switch.measured(plan("cuda-checkpoint"), "cpu", suspender=taker)
+    finally:
+        taker.close()
+    assert {figure.ok for figure in figures} == {None}
+    assert "no_checkpoint_api" in figures[0].conditions["test pending"]
+
+
+def test_a_run_that_fails_where_all_is_at_hand_misses_its_figures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(_pair: Pair) -> None:
+        raise BenchError("infer: it is gone")
+
+    monkeypatch.setattr(Pair, "prepare", broken)
+    figures = gpu_switch.measured(plan("resident-gate"), "cpu", suspender=Recorder())
+    assert {figure.ok for figure in figures} == {False}
+    assert figures[0].conditions["failed"] == "infer: it is gone"
+    taxes = gpu_switch.measured_tax("cpu", plan("resident-gate"), 0.1, 1)
+    assert [figure.ok for figure in taxes] == [False, False]
+
+
+def test_without_a_gpu_every_figure_is_printed_unjudged_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_switch, "why_not", lambda: "no GPU")
+    assert main(["gpu-switch", "--json"]) == 0
+    lines = [msgspec.json.decode(line) for line in capsys.readouterr().out.splitlines()]
+    targets = {line["name"]: line["target"] for line in lines}
+    # The issue's figures.
+    assert targets["gpu-switch resident graph in p99"] == "<= 25"
+    assert targets["gpu-switch resident eager in p50"] == "<= 35"
+    assert targets["gpu-switch swap 14 GB in p99"] == "<= 350"
+    assert targets["gpu-switch swap 14 GB out p50"] == "<= 15"
+    assert targets["gpu-switch checkpoint 14 GB in activate p99"] == "<= 1500"
+    assert targets["gpu-switch tax infer"] == ">= 0.995"
+    for line in lines:
+        assert (line["ok"], line["value"]) == (None, None)
+        assert line["conditions"]["test pending"] == "no GPU"
+    assert main(["gpu-switch"]) == 0
+    assert "not judged" in capsys.readouterr().out
+
+
+def test_what_is_missing_is_named_in_order(
+    tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    assert gpu_switch.why_not() == "not installed: torch, cupy"
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: "there")
+    build(tmp_path)  # a driver that does not start, and then one that has no devices to count
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    cuda.refuse_init(100)
+    assert gpu_switch.why_not() == "no driver: AssertionError: the driver does not start"
+    cuda.refuse_init(0)
+    assert "cuDeviceGetCount" in str(gpu_switch.why_not())
+
+
+def test_the_gate_is_one_page_for_both_sides() -> None:
+    mine = Gate.make()
+    theirs = Gate(os.dup(mine.fd))
+    mine.open("infer")
+    theirs.add("infer", 5)
+    assert theirs.is_open("infer")
+    assert not theirs.is_open("mine")
+    assert mine.count("infer") == 5
+    assert struct.unpack_from("<i", theirs.page, 0)[0] == 0
+    mine.shut("infer")
+    assert struct.unpack_from("<i", theirs.page, 0)[0] == 1  # the stop word, for a kernel
+    theirs.close()
+    mine.close()
+
+
+# --- the arena --------------------------------------------------------------------------------
+
+
+def test_the_arena_keeps_its_addresses_and_gives_its_memory_back(tmp_path: Path) -> None:
+    library = build(tmp_path)
+    readable = ctypes.CDLL(str(library)).fake_readable
+    readable.restype = ctypes.c_uint64
+    arena = Arena(5 << 20, str(library))
+    assert arena.size == 6 << 20  # whole granules of 2 MiB
+    for _ in range(3):
+        assert readable() == arena.size
+        arena.map()  # mapped already: nothing happens
+        arena.unmap()
+        assert readable() == 0
+        arena.unmap()
+        arena.map()
+    with pytest.raises(ArenaError, match="cuMemAddressReserve gave 1"):
+        Arena(1, str(library))
+
+
+# --- the kernel ------------------------------------------------------------------------------
+
+
+def test_the_reference_is_bitcoins_first_block() -> None:
+    assert hash_of(GENESIS_NONCE)[::-1].hex() == GENESIS_HASH
+
+
+def test_the_kernels_arithmetic_is_that_of_hashlib(tmp_path: Path) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler: the kernel's source cannot be built for the CPU")
+    shell = tmp_path / "host.c"
+    shell.write_text(
+        f'#define HOST_CHECK\n#include "{cuda_miner.SOURCE}"\n'
+        "void one(const u32 *m, const u32 *t, u32 n, u32 *o) { sha256d(m, t, n, o); }\n"
+    )
+    target = tmp_path / "host.so"
+    flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Werror"]
+    subprocess.run([compiler, *flags, "-o", str(target), str(shell)], check=True)
+    one = ctypes.CDLL(str(target)).one
+    state = (ctypes.c_uint32 * 8)(*cuda_miner.midstate_of(GENESIS_HEADER))
+    tail = (ctypes.c_uint32 * 3)(*struct.unpack(">3I", GENESIS_HEADER[64:76]))
+    out = (ctypes.c_uint32 * 8)()
+    rng = np.random.default_rng(1)
+    drawn = (int(value) for value in rng.integers(0, 1 << 32, 2_000))
+    for nonce in (0, 1, GENESIS_NONCE, 0xFFFFFFFF, *drawn):
+        one(state, tail, ctypes.c_uint32(nonce), out)
+        assert struct.pack(">8I", *out) == hash_of(nonce)
+
+
+def test_the_models_sizes_are_those_of_the_figures() -> None:
+    assert 2 * cuda_model.weight_count(gpu_switch.LARGE) == pytest.approx(13.5e9, rel=0.01)
+    assert 2 * cuda_model.weight_count(gpu_switch.SMALL) == pytest.approx(4.0e9, rel=0.05)

@@ -1,0 +1,189 @@
+"""The driver checkpoint client through the real ctypes path, on a stand-in of libcuda.so.1.
+
+No GPU was at hand: these tests prove the client against the documented state machine, not against
+a driver.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError
+from edge_agent.workloads.switching.cuda_checkpoint import CudaCheckpointer, ProcessState
+from tests.edge_agent.workloads.switching.fake_cuda import FakeCuda, build
+
+PID = 4_242
+OUT_OF_MEMORY, UNKNOWN_ERROR = 2, 999
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture
+def cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda(tmp_path)
+    monkeypatch.setenv("HCP_FAKE_CUDA", str(fake.path))
+    fake.add(PID)
+    return fake
+
+
+@pytest.fixture
+async def client(library: Path, cuda: FakeCuda) -> AsyncIterator[CudaCheckpointer]:
+    assert cuda.inits == 0
+    made = CudaCheckpointer(str(library))
+    yield made
+    await made.close()
+
+
+async def test_a_process_goes_and_comes_by_one_child(
+    client: CudaCheckpointer, cuda: FakeCuda
+) -> None:
+    for _ in range(3):
+        out = await client.suspend(PID, 5.0)
+        assert cuda.get(PID, "state") == ProcessState.CHECKPOINTED
+        assert out.idle_ns is not None
+        assert out.idle_ns >= out.acked_ns
+        back = await client.resume(PID, 5.0)
+        assert await client.state(PID, 5.0) is ProcessState.RUNNING
+        assert back.evidence == "driver says running"
+    assert (client.starts, cuda.inits, client.version) == (1, 1, 12_080)
+
+
+async def test_asking_again_is_the_same_as_asking_once(
+    client: CudaCheckpointer, cuda: FakeCuda
+) -> None:
+    await client.suspend(PID, 5.0)
+    await client.suspend(PID, 5.0)
+    await client.resume(PID, 5.0)
+    await client.resume(PID, 5.0)
+    cuda.set(PID, state=ProcessState.LOCKED)  # an earlier one was cut off between its steps
+    await client.suspend(PID, 5.0)
+    assert cuda.get(PID, "state") == ProcessState.CHECKPOINTED
+
+
+async def test_a_lock_that_times_out_leaves_the_process_running(
+    client: CudaCheckpointer, cuda: FakeCuda
+) -> None:
+    cuda.set(PID, busy_ms=10_000)
+    with pytest.raises(DriverRefusedError) as caught:
+        await client.suspend(PID, 5.0, lock_s=0.02)
+    assert caught.value.answer_code == "lock_timeout"
+    assert cuda.get(PID, "state") == ProcessState.RUNNING
+    cuda.set(PID, busy_ms=1)
+    await client.suspend(PID, 5.0, lock_s=0.5)
+
+
+async def test_a_checkpoint_that_fails_lets_the_process_run_on(
+    client: CudaCheckpointer, cuda: FakeCuda
+) -> None:
+    cuda.set(PID, checkpoint_code=OUT_OF_MEMORY)
+    with pytest.raises(DriverRefusedError) as caught:
+        await client.suspend(PID, 5.0)
+    assert caught.value.answer_code == "checkpoint_failed"
+    assert cuda.get(PID, "state") == ProcessState.RUNNING
+
+
+@pytest.mark.parametrize("where", ["checkpoint_code", "restore_code"])
+async def test_a_failure_that_loses_the_process_is_said_as_such(
+    client: CudaCheckpointer, cuda: FakeCuda, where: str
+) -> None:
+    if where == "restore_code":
+        await client.suspend(PID, 5.0)
+    cuda.set(PID, **{where: UNKNOWN_ERROR, "lose": 1})
+    for _ in range(2):
+        with pytest.raises(DriverRefusedError) as caught:
+            await (client.resume if where == "restore_code" else client.suspend)(PID, 5.0)
+        assert caught.value.answer_code == "process_lost"
+    assert await client.state(PID, 5.0) is ProcessState.FAILED
+
+
+async def test_a_restore_into_a_full_gpu_may_be_tried_again(
+    client: CudaCheckpointer, cuda: FakeCuda
+) -> None:
+    await client.suspend(PID, 5.0)
+    cuda.set(PID, restore_code=OUT_OF_MEMORY)
+    with pytest.raises(DriverRefusedError) as caught:
+        await client.resume(PID, 5.0)
+    assert caught.value.answer_code == "restore_failed"
+    assert cuda.get(PID, "state") == ProcessState.CHECKPOINTED
+    cuda.set(PID, restore_code=0)
+    await client.resume(PID, 5.0)
+    assert cuda.get(PID, "state") == ProcessState.RUNNING
+
+
+async def test_a_hanging_driver_is_cut_off_and_asked_by_a_new_child(
+    client: CudaCheckpointer, cuda: FakeCuda
+) -> None:
+    await client.state(PID, 5.0)
+    cuda.set(PID, hang_ms=60_000)
+    with pytest.raises(DriverUnavailableError):
+        await client.suspend(PID, 0.1)
+    cuda.set(PID, hang_ms=0)
+    await client.suspend(PID, 5.0)
+    assert client.starts == 2
+
+
+async def test_a_killed_child_is_unavailable_once_and_then_replaced(
+    client: CudaCheckpointer, cuda: FakeCuda
+) -> None:
+    await client.state(PID, 5.0)
+    child = client._child
+    assert child is not None
+    child.kill()
+    await child.wait()
+    with pytest.raises(DriverUnavailableError):
+        await client.state(PID, 5.0)
+    assert await client.state(PID, 5.0) is ProcessState.RUNNING
+    assert cuda.inits == 2
+
+
+async def test_a_process_left_locked_is_let_run(client: CudaCheckpointer, cuda: FakeCuda) -> None:
+    cuda.set(PID, state=ProcessState.LOCKED)
+    await client.resume(PID, 5.0)
+    assert cuda.get(PID, "state") == ProcessState.RUNNING
+
+
+async def test_unknown_processes_and_states_are_refused(
+    client: CudaCheckpointer, cuda: FakeCuda
+) -> None:
+    with pytest.raises(DriverRefusedError) as caught:
+        await client.suspend(1, 5.0)
+    assert caught.value.answer_code == "no_process"
+    cuda.set(PID, state=9)
+    with pytest.raises(DriverRefusedError) as caught:
+        await client.suspend(PID, 5.0)
+    assert caught.value.answer_code == "bad_state"
+
+
+async def test_calls_of_several_tasks_go_one_after_another(
+    client: CudaCheckpointer, cuda: FakeCuda
+) -> None:
+    cuda.add(PID + 1)
+    async with asyncio.TaskGroup() as group:
+        for pid in (PID, PID + 1):
+            group.create_task(client.suspend(pid, 5.0), name=f"suspend {pid}")
+    assert [cuda.get(pid, "state") for pid in (PID, PID + 1)] == [ProcessState.CHECKPOINTED] * 2
+    assert client.starts == 1
+
+
+async def test_an_old_driver_a_missing_one_and_a_refused_start_are_told_apart(
+    tmp_path: Path, cuda: FakeCuda, library: Path
+) -> None:
+    (tmp_path / "old").mkdir()
+    old = build(tmp_path / "old", "-DOLD_DRIVER")
+    cases = [
+        (str(old), 0, "no_checkpoint_api"),
+        (str(tmp_path / "none.so"), 0, "no_driver"),
+        (str(library), 100, "cuda_init"),
+    ]
+    for path, init_code, code in cases:
+        cuda.refuse_init(init_code)
+        client = CudaCheckpointer(path)
+        with pytest.raises(DriverRefusedError) as caught:
+            await client.suspend(PID, 5.0)
+        assert caught.value.answer_code == code
+        await client.close()
