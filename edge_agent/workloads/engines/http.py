@@ -77,13 +77,14 @@ class EngineHttp:
         response = await self.ask("POST", path, msgspec.json.encode(body), deadline)
         return self._decoded(response, path, kind)
 
-    async def act(self, path: str, deadline: Deadline) -> None:
+    async def act(self, path: str, deadline: Deadline, body: object = None) -> None:
         """Act; the body of the answer says nothing that would be believed.
 
         Raises:
             WorkloadError: It was refused, or not answered.
         """
-        await self.ask("POST", path, b"", deadline)
+        content = b"" if body is None else msgspec.json.encode(body)
+        await self.ask("POST", path, content, deadline)
 
     async def ask(
         self, method: str, path: str, body: bytes | None, deadline: Deadline

@@ -4,6 +4,7 @@ Source: proc(5), /proc/PID/stat fields 3 (state), 5 (pgrp), 14, 15 (utime, stime
 """
 
 import os
+import signal
 from typing import Final
 
 from msgspec import Struct
@@ -44,25 +45,46 @@ def find(pid: int) -> Found | None:
     )
 
 
-def marked(mark: str) -> list[Found]:
-    """Give every living process whose environment carries the mark, first started first."""
+def family(mark: str, leader: Found | None) -> list[Found]:
+    """Give every living process that carries the mark or is in the leader's group, oldest first.
+
+    The group counts only while its leader lives: after that its number may be another's.
+    """
     wanted = b"\0" + f"{MARK}={mark}".encode() + b"\0"
     own = os.getpid()
-    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 - as above
-    carrying = [pid for pid in pids if pid != own and wanted in _environment(pid)]
-    found = [process for process in map(find, carrying) if process is not None]
-    return sorted(found, key=lambda process: (process.start_ticks, process.pid))
+    kin = []
+    for name in os.listdir("/proc"):  # noqa: PTH208 - hundreds of entries
+        if not name.isdigit() or int(name) == own:
+            continue
+        process = find(int(name))
+        if process is None:
+            continue
+        in_group = leader is not None and process.group == leader.pid
+        if in_group or wanted in _environment(process.pid):
+            kin.append(process)
+    return sorted(kin, key=lambda process: (process.start_ticks, process.pid))
 
 
-def group_lives(group: int) -> bool:
-    """Tell whether anybody, a zombie included, is in a process group."""
+def lives(process: Found) -> bool:
+    """Tell whether that very process lives, and not another one of its pid."""
+    now = find(process.pid)
+    return now is not None and now.start_ticks == process.start_ticks
+
+
+def send(process: Found, number: signal.Signals) -> None:
+    """Signal that very process; nothing happens when it is gone."""
     try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        handle = os.pidfd_open(process.pid)
+    except OSError:
+        return
+    try:
+        # the handle holds this pid's owner: what lives now is what the signal reaches
+        if lives(process):
+            signal.pidfd_send_signal(handle, number)
+    except ProcessLookupError:  # it ended in between
+        return
+    finally:
+        os.close(handle)
 
 
 def _environment(pid: int) -> bytes:

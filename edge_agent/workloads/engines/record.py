@@ -20,20 +20,21 @@ class EngineRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One engine.
 
     Args:
-        mark: Stands in the environment of everything that it starts.
         boot_id: Of the boot in which it was started.
         pid: Of its first process, 0 = not started; it leads its own session.
         start_ticks: When that process started (/proc/PID/stat, field 22): pids are used again.
         canary_sha256: Of the right answer, as learnt.
-        asleep_level: How deep it was last put to sleep; 0 = awake.
+        parked: It was ended to free its GPU, and starts again when it is resumed.
+        asleep_level: How deep it is put to sleep; 0 = awake. asleep_from_mib: memory used before.
     """
 
-    mark: str = ""
     boot_id: str = ""
     pid: int = 0
     start_ticks: int = 0
     canary_sha256: str = ""
+    parked: bool = False
     asleep_level: int = 0
+    asleep_from_mib: int | None = None
 
 
 class Records(Protocol):
@@ -65,7 +66,7 @@ class RecordFile:
         self._path = folder / f"{engine_id}.json"
 
     def read(self) -> EngineRecord:
-        """Give the record; a damaged file counts as none, and the engine is found by its mark."""
+        """Give the record; a damaged file counts as none: the program is found by its mark."""
         try:
             with self._path.open("rb") as file:
                 return msgspec.json.decode(file.read(_RECORD_BYTES_MAX), type=EngineRecord)
