@@ -1,7 +1,6 @@
 """A driver whose engine has an HTTP API: starting it, and waiting until it answers."""
 
 import asyncio
-import contextlib
 from typing import Final
 
 from edge_agent.workloads.engine import EngineSpec
@@ -50,9 +49,11 @@ class ApiEngine(EngineBase):
             DriverUnavailableError: Somebody else's engine is silent.
         """
         if quick and not self._record().parked:
-            with contextlib.suppress(DriverUnavailableError):
-                ask = Deadline(deadline.act, min(ASK_S_MAX, deadline.left_s()))
-                return await self._greet(ask)
+            try:
+                return await self._greet(Deadline(deadline.act, deadline.left_s() / 2))
+            except DriverUnavailableError:
+                if not self._program.ours:
+                    raise
         await self._program.start(deadline.left_s())
         self._note(parked=False)
         limit = Deadline(deadline.act, min(deadline.left_s(), self._spec.start_s))

@@ -1,6 +1,5 @@
 """What all drivers share: ports, the program behind the engine, memory and canary as evidence."""
 
-import hashlib
 from typing import Final
 
 import msgspec
@@ -25,6 +24,7 @@ CONTEXT_MIB: Final = 1_229
 # A sleeping vLLM frees "90 % and more" (its documentation); less than this of a claim is a lie.
 FREED_SHARE_MIN: Final = 0.9
 PROBE_S: Final = 2.0
+CANARY_UNKNOWN: Final = "no right answer to the canary is known: prepare it first"
 # Of what is left of a deadline, for an end that was asked for; the rest is for the kill.
 _GRACE_SHARE: Final = 0.7
 
@@ -136,28 +136,23 @@ class EngineBase:
         await until(lacking, deadline, period_s=LOOK_PERIOD_S)
         return freed
 
-    def _judge(self, output: str, *, learn: bool) -> None:
-        """Compare an answer to the canary with the right one.
+    def _judge(self, digest: str, *, learn: bool) -> None:
+        """Compare the digest of an answer to the canary with that of the right one.
 
         Args:
-            output: The answer. learn: take it for the right one where none is known.
+            digest: SHA-256 of the answer. learn: take it for right where nothing is known.
 
         Raises:
             DriverRefusedError: It is wrong, or nobody knows the right one.
         """
-        digest = hashlib.sha256(output.encode()).hexdigest()
         expected = self._spec.canary_sha256 or self._record().canary_sha256
         if not expected and learn:
             self._note(canary_sha256=digest)
         elif not expected:
-            raise DriverRefusedError(
-                Refusal.WRONG_OUTPUT, "no right answer to the canary is known: prepare it first"
-            )
+            raise DriverRefusedError(Refusal.WRONG_OUTPUT, CANARY_UNKNOWN)
         elif digest != expected:
-            raise DriverRefusedError(
-                Refusal.WRONG_OUTPUT,
-                f"canary: digest {digest[:12]} of {output[:40]!r}, not {expected[:12]}",
-            )
+            detail = f"canary: digest {digest[:12]}, not {expected[:12]}"
+            raise DriverRefusedError(Refusal.WRONG_OUTPUT, detail)
 
     def _knows_canary(self) -> bool:
         """Tell whether the right answer is known."""

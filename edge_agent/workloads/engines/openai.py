@@ -4,6 +4,7 @@ It is ready when /health answers and the canary's answer is right. /v1/models pr
 static, and SGLang answers it before it is warmed up (gpustack#6203).
 """
 
+import hashlib
 from typing import Final
 
 from msgspec import Struct
@@ -19,7 +20,7 @@ from edge_agent.workloads.engine import (
     TokenSample,
 )
 from edge_agent.workloads.engines.api import ApiEngine
-from edge_agent.workloads.engines.base import PROBE_S, EnginePorts
+from edge_agent.workloads.engines.base import CANARY_UNKNOWN, PROBE_S, EnginePorts
 from edge_agent.workloads.engines.evidence import Deadline, stands_still, until, within
 from edge_agent.workloads.errors import DriverRefusedError, Refusal, WorkloadError
 
@@ -141,7 +142,7 @@ class OpenAiEngine(ApiEngine):
         state = EngineState.WARM if self._held else EngineState.ACTIVE
         ready, detail = True, "canary is right"
         if not self._knows_canary():
-            ready, detail = False, "no right answer to the canary is known: prepare it first"
+            ready, detail = False, CANARY_UNKNOWN
         else:
             try:
                 await self._verify(deadline, learn=False)
@@ -155,7 +156,8 @@ class OpenAiEngine(ApiEngine):
         Raises:
             WorkloadError: It does not answer, or wrongly.
         """
-        self._judge(await self._complete(self._spec.canary_prompt, deadline), learn=learn)
+        answer = await self._complete(self._spec.canary_prompt, deadline)
+        self._judge(hashlib.sha256(answer.encode()).hexdigest(), learn=learn)
 
     async def _complete(self, prompt: str, deadline: Deadline) -> str:
         """Ask for a completion that is the same each time.
