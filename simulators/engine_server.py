@@ -23,7 +23,7 @@ DRIP_S = 1.0
 _PAGE = b"<!DOCTYPE html><html><body><h1>It works!</h1></body></html>"
 _REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found"}
 # The same whatever the engine would say; it is not even asked.
-_INSTEAD = frozenset({Lie.HTML, Lie.GATEWAY, Lie.GARBAGE, Lie.SHAPE, Lie.FLOOD, Lie.HANG})
+_INSTEAD = frozenset({Lie.HTML, Lie.GATEWAY, Lie.GARBAGE, Lie.SHAPE, Lie.FLOOD, Lie.ERROR})
 
 
 class Reply(Struct, frozen=True):
@@ -68,7 +68,7 @@ class EngineServer:
         self._engine = engine
         self._host = host
         self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self.requests: list[str] = []
         self.died = asyncio.Event()
         self.port = 0
@@ -93,23 +93,28 @@ class EngineServer:
         self._engine.die()
         if self._server is not None:
             self._server.close()
-        for writer in list(self._writers):
+        for task, writer in list(self._open.items()):
             writer.transport.abort()
+            if task is not asyncio.current_task():
+                task.cancel()
         self.died.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._writers) >= CONNECTIONS_MAX:
+        task = asyncio.current_task()
+        assert task is not None
+        if len(self._open) >= CONNECTIONS_MAX:
             writer.transport.abort()
             return
-        self._writers.add(writer)
+        self._open[task] = writer
         try:
             await self._converse(reader, writer)
-        except (OSError, EngineDiedError) as exc:
-            if isinstance(exc, EngineDiedError):
-                self.kill()
+        except EngineDiedError:
+            self.kill()
+        except (OSError, asyncio.CancelledError):
+            pass  # the client left, or the engine was killed: this task is the connection's own
         finally:
-            self._writers.discard(writer)
-            writer.transport.abort() if writer.is_closing() else writer.close()
+            del self._open[task]
+            writer.close()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         buffer = bytearray()
@@ -134,8 +139,6 @@ class EngineServer:
         if lie is Lie.LOST:
             writer.transport.abort()
             return False
-        if lie is Lie.ERROR:
-            reply = json_reply({"error": "asked to fail"}, 500)
         data = _encoded(reply, keep_alive=request.keep_alive)
         if lie is Lie.CUT:
             data = data[: len(data) - max(1, len(reply.body) // 2)]
@@ -160,6 +163,8 @@ def _instead(lie: Lie | None) -> Reply:
             return Reply(502, _PAGE, "text/html")
         case Lie.GARBAGE:
             return Reply(200, b'{"is_sleeping": tr')
+        case Lie.ERROR:
+            return json_reply({"error": "asked to fail"}, 500)
         case Lie.FLOOD:
             return Reply(200, b" " * FLOOD_BYTES)
         case _:
