@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from simulators.http_wire import HttpRequest
 
 TAGS = frozenset({"weights", "kv_cache"})
+ALL_TAGS = TAGS | {"scheduling"}
 MODES = frozenset({"abort", "wait", "keep"})
 CONTEXT_MIB = 1_229
 # A sleep that is answered early is done so much later.
@@ -139,7 +140,7 @@ class VllmStandIn(OpenAiStandIn):
                 level, mode = query.get("level", ["1"])[0], query.get("mode", ["abort"])[0]
                 return await self._sleep(int(level), mode, lie)
             case ("POST", "/wake_up"):
-                return self._wake(frozenset(query.get("tags", TAGS)), lie)
+                return self._wake(frozenset(query.get("tags", ALL_TAGS)), lie)
             case ("POST", "/collective_rpc"):
                 return self._rpc(request.body, lie)
             case ("POST", "/reset_prefix_cache"):
@@ -197,6 +198,8 @@ class VllmStandIn(OpenAiStandIn):
         return Reply()
 
     def _awake(self, tags: frozenset[str]) -> None:
+        if tags == ALL_TAGS:
+            self.go.set()
         if not self._asleep:
             return
         self._unfreed_mib = 0

@@ -266,7 +266,10 @@ class VllmEngine(OpenAiEngine):
             if self._record().asleep_level == DEEPEST:
                 await self._reload(deadline)
             await self._api.act("/wake_up?tags=kv_cache", deadline)
-        if await self._paused(deadline):
+        paused = await self._paused(deadline)
+        if paused is None:  # an older version: what level 0 paused, a whole wake-up lets go on
+            await self._api.act("/wake_up", deadline)
+        elif paused:
             await self._api.act("/resume", deadline)
         await until(lambda: self._lacks_waking(deadline), deadline)
         self._note(asleep_level=0, asleep_from_mib=None)

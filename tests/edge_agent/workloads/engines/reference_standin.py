@@ -32,9 +32,10 @@ class MinerStandIn:
 
     @property
     def works(self) -> bool:
-        return self.state == "active" or self._works_on
+        return (self.state == "active" and not self._idles) or self._works_on
 
     _works_on = False
+    _idles = False
 
     async def answer(self, request: HttpRequest, lie: Lie | None) -> Reply:
         match (request.method, request.path):
@@ -58,12 +59,10 @@ class MinerStandIn:
                 self.state = self.state if lie is Lie.FALSE else "paused"
                 return json_reply({"state": self.state})
             case ("POST", "/resume"):
-                if lie not in (Lie.FALSE, Lie.WORKS_ON):
-                    self._since_s -= 0 if self.works else 1e-3  # the first verified batch
-                if lie is not Lie.FALSE:
+                self._idles = lie is Lie.WORKS_ON  # it says so, and its counter stands
+                if lie is not Lie.FALSE and not self.works:
                     self.state = "active"
-                if lie is Lie.WORKS_ON:  # it says so, and its counter stands
-                    self._since_s = float("inf")
+                    self._since_s = self._now_s() - 1e-3  # the first verified batch is done
                 return json_reply({"state": self.state})
         return json_reply({"error": "no such path"}, 404)
 
