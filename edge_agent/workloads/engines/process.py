@@ -23,7 +23,7 @@ from edge_agent.workloads.engines.base import EngineBase, EnginePorts
 from edge_agent.workloads.engines.evidence import Deadline, within
 from edge_agent.workloads.engines.group import GroupProgram
 from edge_agent.workloads.engines.output import Output
-from edge_agent.workloads.engines.program import ForeignProgram, Program
+from edge_agent.workloads.engines.program import WEIGHT_NORMAL, ForeignProgram, Program
 from edge_agent.workloads.engines.record import RecordFile
 from edge_agent.workloads.engines.unit import RUNNING_SYSTEMD, UnitLimits, UnitProgram
 from edge_agent.workloads.errors import DriverRefusedError, Refusal
@@ -141,15 +141,26 @@ def program_for(
     if not spec.argv:
         return ForeignProgram()
     limits = limits or UnitLimits()
-    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    mark = f"{spec.engine_id}@{place}"
     if RUNNING_SYSTEMD.is_dir():
-        return UnitProgram(spec, mark=mark, limits=limits)
+        return UnitProgram(spec, mark=_mark(spec, folder), limits=limits)
+    return group_for(spec, folder=folder, boot_id=boot_id, weight=limits.weight)
+
+
+def group_for(
+    spec: EngineSpec, *, folder: Path, boot_id: str, weight: int = WEIGHT_NORMAL
+) -> GroupProgram:
+    """Give the program behind an engine as a process group, whatever runs here."""
     return GroupProgram(
         spec,
         RecordFile(folder, spec.engine_id),
         Output(folder / f"{spec.engine_id}.log"),
-        mark=mark,
+        mark=_mark(spec, folder),
         boot_id=boot_id,
-        weight=limits.weight,
+        weight=weight,
     )
+
+
+def _mark(spec: EngineSpec, folder: Path) -> str:
+    """Give a name that is unique on this machine and the same after every restart of ours."""
+    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return f"{spec.engine_id}@{place}"

@@ -12,7 +12,7 @@ from edge_agent.workloads.engine import Engine, EngineSpec
 from edge_agent.workloads.engines.base import EnginePorts
 from edge_agent.workloads.engines.catalogue import EngineKind, engine_of
 from edge_agent.workloads.engines.evidence import UnknownMemory, UnknownWork
-from edge_agent.workloads.engines.process import program_for
+from edge_agent.workloads.engines.process import group_for
 from edge_agent.workloads.engines.program import ForeignProgram, Program
 from edge_agent.workloads.engines.record import RecordFile
 from edge_agent.workloads.engines.simulated import SimulatedEngine, SimulatedMachine
@@ -98,7 +98,7 @@ async def rigged(name: str, folder: Path, program: Program | None = None) -> Asy
         spec = spec_of(name, argv=("sleep", "60"), vram_mib=0)
 
         def make() -> Engine:
-            sleeper = program_for(spec, folder=folder, boot_id=clock.boot_id())
+            sleeper = group_for(spec, folder=folder, boot_id=clock.boot_id())
             return engine_of(
                 EngineKind.PROCESS,
                 spec,

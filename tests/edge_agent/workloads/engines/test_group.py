@@ -20,20 +20,15 @@ from edge_agent.workloads.engines.base import EnginePorts
 from edge_agent.workloads.engines.evidence import stands_still
 from edge_agent.workloads.engines.group import GroupProgram
 from edge_agent.workloads.engines.output import KEPT_BYTES, OUTPUT_BYTES_MAX, Output
-from edge_agent.workloads.engines.process import ProcessEngine, program_for
+from edge_agent.workloads.engines.process import ProcessEngine, group_for
 from edge_agent.workloads.engines.processes import family, find
 from edge_agent.workloads.engines.program import WEIGHT_MINER, ForeignProgram, ProgramWork
 from edge_agent.workloads.engines.record import EngineRecord, RecordFile
-from edge_agent.workloads.engines.unit import RUNNING_SYSTEMD, UnitLimits
 from edge_agent.workloads.errors import DriverRefusedError, Refusal
 from tests.edge_agent.workloads.engines.rigs import ROOT, python, spec_of
 
 BOOT_ID = SystemClock().boot_id()
 LONG_S = 10.0
-
-pytestmark = pytest.mark.skipif(
-    RUNNING_SYSTEMD.is_dir(), reason="systemd runs here: programs are units, not groups"
-)
 
 
 class Host:
@@ -45,10 +40,7 @@ class Host:
 
     def program(self, *argv: str, weight: int = 100, **fields: object) -> GroupProgram:
         spec = spec_of("thing", argv=argv, **fields)
-        program = program_for(
-            spec, folder=self.folder, boot_id=BOOT_ID, limits=UnitLimits(weight=weight)
-        )
-        assert isinstance(program, GroupProgram)
+        program = group_for(spec, folder=self.folder, boot_id=BOOT_ID, weight=weight)
         self.programs.append(program)
         return program
 
@@ -125,9 +117,9 @@ import asyncio, os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from edge_agent.workloads.engine import EngineSpec
-from edge_agent.workloads.engines.process import program_for
+from edge_agent.workloads.engines.process import group_for
 spec = EngineSpec(engine_id="thing", gpu="gpu0", argv=("sleep", "60"))
-program = program_for(spec, folder=Path({str(host.folder)!r}), boot_id={BOOT_ID!r})
+program = group_for(spec, folder=Path({str(host.folder)!r}), boot_id={BOOT_ID!r})
 asyncio.run(program.start(5))
 os.kill(os.getpid(), signal.SIGKILL)
 """

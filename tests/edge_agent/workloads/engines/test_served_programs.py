@@ -15,19 +15,14 @@ from edge_agent.clock import SystemClock
 from edge_agent.workloads.engine import Engine, EngineState, PauseMode, Strategy
 from edge_agent.workloads.engines.base import EnginePorts
 from edge_agent.workloads.engines.catalogue import EngineKind, engine_of
-from edge_agent.workloads.engines.process import program_for
+from edge_agent.workloads.engines.process import group_for
 from edge_agent.workloads.engines.processes import find
 from edge_agent.workloads.engines.program import ProgramWork
 from edge_agent.workloads.engines.record import RecordFile
-from edge_agent.workloads.engines.unit import RUNNING_SYSTEMD
 from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError, Refusal
 from tests.edge_agent.workloads.engines.rigs import ROOT, python, spec_of
 
 LONG_S = 20.0
-
-pytestmark = pytest.mark.skipif(
-    RUNNING_SYSTEMD.is_dir(), reason="systemd runs here: programs are units, not groups"
-)
 
 
 class Server:
@@ -49,7 +44,7 @@ class Server:
             start_s=start_s,
         )
         clock = SystemClock()
-        program = program_for(spec, folder=self.folder, boot_id=clock.boot_id())
+        program = group_for(spec, folder=self.folder, boot_id=clock.boot_id())
         ports = EnginePorts(
             clock=clock,
             program=program,
