@@ -9,6 +9,8 @@ from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableErr
 
 # Between two looks at an engine; a look over loopback takes about half of it.
 LOOK_PERIOD_S: Final = 0.002
+# The end of a deadline belongs to the last look: one that is cut off proves nothing either way.
+LAST_LOOK_SHARE: Final = 0.2
 
 
 class BootClock(Protocol):
@@ -101,10 +103,10 @@ async def until(
         period_s: Between two looks.
 
     Raises:
-        DriverRefusedError: The engine said yes, and up to the deadline the evidence said no.
+        DriverRefusedError: The engine said yes, and to the last the evidence said no.
     """
     while reason := await lacking():
-        if deadline.left_s() <= 2 * period_s:
+        if deadline.left_s() <= max(2 * period_s, LAST_LOOK_SHARE * deadline.seconds):
             raise DriverRefusedError(
                 Refusal.NO_EFFECT, f"{deadline.act}: {reason} after {deadline.seconds:g} s"
             )
