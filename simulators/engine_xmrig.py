@@ -133,7 +133,8 @@ class XmrigStandIn:
 
     def _part(self, now_s: float) -> int:
         end_s = min(now_s, self._until_s)
-        return max(0, round((end_s - self._since_s) / self._hash_s - 0.5))
+        # the end of a hash under way is a whole number of them, and no float is just below it
+        return max(0, math.floor((end_s - self._since_s) / self._hash_s + 1e-6))
 
     def _summary(self) -> dict[str, object]:
         good = self.done() // SHARE_EVERY

@@ -117,6 +117,8 @@ class XmrigEngine(ApiEngine):
             await self._start(deadline)
             await self._order("pause", deadline)
             await until(lambda: self._lacks(deadline, paused=True), deadline)
+            # its hash under way must not pass for work when it is resumed
+            await self._idle(deadline)
         return await self.probe()
 
     async def pause(self, mode: PauseMode, deadline_s: float) -> Receipt:
