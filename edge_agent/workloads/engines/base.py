@@ -176,6 +176,8 @@ class EngineBase:
             return _not_ready(EngineState.FAILED, started=True, live=True, detail=detail)
         if look.alive is None and not isinstance(error, DriverRefusedError):
             return _not_ready(EngineState.ABSENT, detail=detail)
+        if look.age_s is not None and look.age_s > self._spec.start_s:
+            return _not_ready(EngineState.FAILED, started=True, detail=detail)
         return _not_ready(EngineState.STARTING, started=True, detail=detail)
 
 

@@ -1,13 +1,18 @@
 """The kinds of engine, by the name that a host's config gives them."""
 
 from enum import StrEnum
-from typing import assert_never
+from pathlib import Path
+from typing import Protocol, assert_never
 
 from edge_agent.workloads.engine import Engine, EngineSpec
 from edge_agent.workloads.engines.base import EnginePorts
+from edge_agent.workloads.engines.evidence import GpuMemory, UnknownWork
 from edge_agent.workloads.engines.openai import OpenAiEngine
-from edge_agent.workloads.engines.process import ProcessEngine
+from edge_agent.workloads.engines.process import ProcessEngine, program_for
+from edge_agent.workloads.engines.program import WEIGHT_MINER, WEIGHT_NORMAL, ProgramWork
+from edge_agent.workloads.engines.record import RecordFile
 from edge_agent.workloads.engines.reference import ReferenceMiner, ReferenceServer
+from edge_agent.workloads.engines.unit import UnitLimits
 from edge_agent.workloads.engines.vllm import VllmEngine
 from edge_agent.workloads.engines.xmrig import XmrigEngine
 
@@ -21,6 +26,52 @@ class EngineKind(StrEnum):
     XMRIG = "xmrig"
     REFERENCE_MINER = "reference-miner"
     REFERENCE_SERVER = "reference-server"
+
+
+class Machine(Protocol):
+    """What the drivers need of the clocks."""
+
+    def boottime_ns(self) -> int:
+        """Give CLOCK_BOOTTIME."""
+        ...
+
+    def boot_id(self) -> str:
+        """Give the boot's identity."""
+        ...
+
+
+def engine_here(
+    kind: EngineKind,
+    spec: EngineSpec,
+    *,
+    folder: Path,
+    clock: Machine,
+    memory: GpuMemory,
+    limits: UnitLimits | None = None,
+) -> Engine:
+    """Make the driver of an engine of this machine, with its program and its record.
+
+    Args:
+        kind: Names the driver. spec: the engine. folder: of records and output.
+        clock: Of this machine. memory: of its GPUs.
+        limits: Of its program; by default a miner takes what processors others leave.
+
+    Raises:
+        DriverRefusedError: The engine has an API, and its address is none.
+        ValueError: Its id is no name for a file.
+    """
+    mines = kind in (EngineKind.XMRIG, EngineKind.REFERENCE_MINER)
+    limits = limits or UnitLimits(weight=WEIGHT_MINER if mines else WEIGHT_NORMAL)
+    program = program_for(spec, folder=folder, boot_id=clock.boot_id(), limits=limits)
+    ports = EnginePorts(
+        clock=clock,
+        program=program,
+        records=RecordFile(folder, spec.engine_id),
+        memory=memory,
+        # what works on a GPU may do so with idle processors: there this is no evidence
+        work=UnknownWork() if spec.vram_mib else ProgramWork(program),
+    )
+    return engine_of(kind, spec, ports)
 
 
 def engine_of(kind: EngineKind, spec: EngineSpec, ports: EnginePorts) -> Engine:

@@ -72,7 +72,7 @@ class GroupProgram:
         self._output.cut()
         leader = await self._leader()
         if leader is not None:
-            return Look(alive=True, detail=f"process {leader.pid}")
+            return Look(alive=True, detail=f"process {leader.pid}", age_s=leader.age_s())
         self._reap()
         return Look(alive=False, detail=self._ended)
 

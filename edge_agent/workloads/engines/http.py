@@ -4,6 +4,7 @@ What an answer means for the act: a refusal says that it did not happen; silence
 the error page of a gateway in between leave it unknown.
 """
 
+import ipaddress
 import re
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
@@ -42,7 +43,7 @@ class EngineHttp:
         token: Bearer token; empty = none.
 
     Raises:
-        DriverRefusedError: The address is none.
+        DriverRefusedError: The address is none, or of another machine.
     """
 
     def __init__(self, url: str, token: str = "") -> None:
@@ -51,13 +52,16 @@ class EngineHttp:
             port = parts.port or 80
         except ValueError:
             port = 0
-        if parts.scheme != "http" or not parts.hostname or not port or not _is_header(token):
-            raise DriverRefusedError(Refusal.BAD_REQUEST, f"no address of an API: {url!r}")
-        self._host = parts.hostname
+        host = parts.hostname or ""
+        # the token goes over it in the clear, and these APIs let anybody do anything
+        if parts.scheme != "http" or not port or not _is_loopback(host) or not _is_header(token):
+            detail = f"no address of an API on this machine: {url!r}"
+            raise DriverRefusedError(Refusal.BAD_REQUEST, detail)
+        self._host = host
         self._port = port
         self._base = parts.path.rstrip("/")
         self._proof = ("Authorization", f"Bearer {token}") if token else None
-        self.address = f"{self._host}:{self._port}"
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def get(self, path: str, kind: type[T], deadline: Deadline) -> T:
         """Read a JSON document.
@@ -153,6 +157,13 @@ def _words(body: bytes) -> str:
     text = " ".join(body[: 4 * DETAIL_CHARS_MAX].decode("utf-8", "replace").split())
     printable = "".join(char if char.isprintable() else "?" for char in text)
     return printable[:DETAIL_CHARS_MAX] or "nothing"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _is_header(token: str) -> bool:

@@ -5,6 +5,7 @@ Source: proc(5), /proc/PID/stat fields 3 (state), 5 (pgrp), 14, 15 (utime, stime
 
 import os
 import signal
+import time
 from typing import Final
 
 from msgspec import Struct
@@ -27,6 +28,11 @@ class Found(Struct, frozen=True):
     group: int
     start_ticks: int
     cpu_ns: int
+
+    def age_s(self) -> float:
+        """Give how long it has lived: ticks count from boot, as CLOCK_BOOTTIME does."""
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        return max(0.0, (now_ns - self.start_ticks * _TICK_NS) / 1e9)
 
 
 def find(pid: int) -> Found | None:

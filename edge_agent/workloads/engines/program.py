@@ -25,10 +25,12 @@ class Look(Struct, frozen=True):
     Args:
         alive: None = it is not ours to see.
         detail: How it ended, or who it is.
+        age_s: How long it has lived; None = unknown.
     """
 
     alive: bool | None
     detail: str = ""
+    age_s: float | None = None
 
 
 class Program(Protocol):

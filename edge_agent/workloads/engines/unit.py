@@ -8,6 +8,7 @@ Source: systemd-run(1), systemd.exec(5), systemd.kill(5), systemd.resource-contr
 import asyncio
 import contextlib
 import re
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -25,7 +26,16 @@ LOOK_PERIOD_S: Final = 0.02
 # Longer than any grace of ours: it is systemd's own end of a stop whose asker has died.
 STOP_S: Final = 90
 _SAID_CHARS_MAX: Final = 300
-_SHOWN: Final = "ActiveState,SubState,MainPID,Result,ExecMainStatus,CPUUsageNSec"
+_SHOWN: Final = ",".join(
+    (
+        "ActiveState",
+        "MainPID",
+        "Result",
+        "ExecMainStatus",
+        "CPUUsageNSec",
+        "ExecMainStartTimestampMonotonic",
+    )
+)
 
 
 class Ran(Struct, frozen=True):
@@ -86,7 +96,8 @@ class UnitProgram:
             return Look(None, "systemd does not answer")
         state = shown.get("ActiveState", "")
         if state in ("active", "activating", "deactivating", "reloading"):
-            return Look(alive=True, detail=f"{self.unit}: process {shown.get('MainPID', '?')}")
+            detail = f"{self.unit}: process {shown.get('MainPID', '?')}"
+            return Look(alive=True, detail=detail, age_s=_age_s(shown))
         if state == "failed":
             status = shown.get("ExecMainStatus", "?")
             detail = f"{self.unit} failed: {shown.get('Result', '?')}, status {status}"
@@ -121,8 +132,7 @@ class UnitProgram:
 
     async def cpu_ns(self) -> int | None:
         """Give the processor time of the control group."""
-        text = (await self._show() or {}).get("CPUUsageNSec", "")
-        return int(text) if text.isascii() and text.isdigit() else None
+        return _number((await self._show() or {}).get("CPUUsageNSec", ""))
 
     async def _gone(self, limit_s: float) -> bool:
         end = asyncio.get_running_loop().time() + limit_s
@@ -161,6 +171,18 @@ class UnitProgram:
             "--",
             *self._spec.argv,
         ]
+
+
+def _age_s(shown: dict[str, str]) -> float | None:
+    """Give how long its process has lived; systemd counts microseconds of CLOCK_MONOTONIC."""
+    started_us = _number(shown.get("ExecMainStartTimestampMonotonic", ""))
+    if not started_us:
+        return None
+    return max(0.0, time.monotonic_ns() / 1e9 - started_us / 1e6)
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() else None
 
 
 def _properties(limits: UnitLimits) -> list[str]:

@@ -90,8 +90,11 @@ class VllmEngine(OpenAiEngine):
         """Start or adopt it, wake it, have it answer the canary, and pause it."""
         async with within("prepare", deadline_s) as deadline:
             await self._start(deadline)
+            asleep, level = await self._sleeps(deadline), self._record().asleep_level
             await self._wake(deadline)
-            await self._verify(deadline, learn=True)
+            if asleep and not level and not self._knows_canary():
+                await self._reload(deadline)  # never learn what a deep sleep left behind
+            await self._verify_or_heal(level, deadline, learn=True)
             await self._hold(PauseMode.KEEP, deadline)
             return Probe(
                 state=EngineState.WARM,
@@ -138,14 +141,7 @@ class VllmEngine(OpenAiEngine):
             level = self._record().asleep_level
             await self._wake(deadline)
             acked_ns = self._now_ns()
-            try:
-                await self._verify(deadline, learn=False)
-            except DriverRefusedError as exc:
-                # it may have slept deeper than our record knows
-                if exc.answer_code != Refusal.WRONG_OUTPUT or level == DEEPEST:
-                    raise
-                await self._reload(deadline)
-                await self._verify(deadline, learn=False)
+            await self._verify_or_heal(level, deadline, learn=False)
             return Receipt(
                 acked_ns=acked_ns,
                 idle_ns=self._now_ns(),
@@ -278,6 +274,22 @@ class VllmEngine(OpenAiEngine):
         """Read the weights again; what is cached of other weights is worth nothing."""
         await self._api.act("/collective_rpc", deadline, {"method": "reload_weights"})
         await self._api.act("/reset_prefix_cache", deadline)
+
+    async def _verify_or_heal(self, level: int, deadline: Deadline, *, learn: bool) -> None:
+        """Judge the canary; once, weights that may have slept deeper than we know are read again.
+
+        Args:
+            level: Of the sleep that it woke from, as recorded. deadline: of the act.
+            learn: Take the answer for right where nothing is known.
+        """
+        try:
+            await self._verify(deadline, learn=learn)
+        except DriverRefusedError as exc:
+            wrong = exc.answer_code == Refusal.WRONG_OUTPUT and self._knows_canary()
+            if not wrong or level == DEEPEST:
+                raise
+            await self._reload(deadline)
+            await self._verify(deadline, learn=False)
 
     async def _lacks_waking(self, deadline: Deadline) -> str:
         if await self._sleeps(deadline):

@@ -102,9 +102,19 @@ async def test_words_of_an_engine_are_bounded_and_printable() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "127.0.0.1:8000", "https://127.0.0.1", "http://", "http://h:99999", "ftp://h"]
+    "url",
+    [
+        "",
+        "127.0.0.1:8000",
+        "https://127.0.0.1",
+        "http://",
+        "http://127.0.0.1:99999",
+        "ftp://localhost",
+        "http://192.0.2.1:8000",
+        "http://engine.example",
+    ],
 )
-def test_what_is_no_address_is_refused(url: str) -> None:
+def test_what_is_no_address_on_this_machine_is_refused(url: str) -> None:
     with pytest.raises(DriverRefusedError):
         EngineHttp(url)
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edge_agent.workloads.engine import EngineState, PauseMode
 from edge_agent.workloads.engines.base import EnginePorts
 from edge_agent.workloads.engines.evidence import UnknownMemory, UnknownWork
+from edge_agent.workloads.engines.record import RecordFile
 from edge_agent.workloads.engines.vllm import VllmEngine
 from edge_agent.workloads.errors import (
     DriverRefusedError,
@@ -20,7 +22,7 @@ from edge_agent.workloads.errors import (
     WorkloadError,
 )
 from simulators.engine_lies import EVERY_PATH, Lie
-from simulators.engine_openai import OpenAiStandIn
+from simulators.engine_openai import OpenAiStandIn, right_answer
 from simulators.engine_vllm import VllmStandIn, VllmVersion
 from simulators.engine_xmrig import XmrigStandIn
 from tests.edge_agent.workloads.engines.rigs import FOREIGN, VRAM_MIB, Rig, rigged
@@ -397,6 +399,32 @@ async def test_rubbish_after_level_two_without_our_record_is_healed_once(tmp_pat
         await rig.standin._sleep(2, "abort", None)  # by somebody else
         await engine.resume(LONG_S)
         assert (await engine.probe()).ready
+
+
+async def test_what_a_deep_sleep_left_behind_is_never_learnt(tmp_path: Path) -> None:
+    async with rigged("vllm", tmp_path) as rig:
+        assert isinstance(rig.standin, VllmStandIn)
+        await rig.standin._sleep(2, "abort", None)  # by somebody else, before we knew it
+        engine = rig.again()
+        await engine.prepare(LONG_S)
+        await engine.resume(LONG_S)
+        assert await engine.canary("canary", LONG_S) == right_answer("tiny", "canary", 8)
+
+
+@pytest.mark.parametrize("name", ["vllm", "vllm-newer"])
+async def test_a_sleep_that_was_only_written_down_is_done_when_asked_again(
+    name: str, tmp_path: Path
+) -> None:
+    async with rigged(name, tmp_path) as rig:
+        await rig.again().prepare(LONG_S)
+        # the host died between the record and the act
+        records = RecordFile(tmp_path, name)
+        record = msgspec.structs.replace(records.read(), asleep_level=1, asleep_from_mib=VRAM_MIB)
+        records.write(record)
+        receipt = await rig.again().offload(LONG_S)
+        assert rig.used_mib is not None
+        assert receipt.freed_mib == VRAM_MIB - rig.used_mib()
+        assert rig.used_mib() < VRAM_MIB / 2
 
 
 @pytest.mark.parametrize("levels", [(1,), (2,)])

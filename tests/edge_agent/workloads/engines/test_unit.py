@@ -6,6 +6,7 @@ Answers are as `systemctl show` of systemd 252 prints them (systemctl(1), org.fr
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,7 +65,7 @@ class Systemd:
         pid = 77 if self.state in ("active", "deactivating") else 0
         return (
             f"ActiveState={self.state}\nSubState=running\nMainPID={pid}\nResult={self.result}\n"
-            "ExecMainStatus=1\nCPUUsageNSec=123456789\n"
+            "ExecMainStatus=1\nCPUUsageNSec=123456789\nExecMainStartTimestampMonotonic=1000000\n"
         )
 
     def asked(self, word: str) -> bool:
@@ -121,6 +122,8 @@ async def test_a_unit_of_its_name_is_adopted() -> None:
     look = await _program(systemd).look()
     assert look.alive
     assert "process 77" in look.detail
+    # it started one second after boot
+    assert look.age_s == pytest.approx(time.monotonic() - 1, abs=5)
     assert await _program(systemd).cpu_ns() == 123_456_789
 
 
