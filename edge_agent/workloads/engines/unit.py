@@ -26,15 +26,13 @@ LOOK_PERIOD_S: Final = 0.02
 # Longer than any grace of ours: it is systemd's own end of a stop whose asker has died.
 STOP_S: Final = 90
 _SAID_CHARS_MAX: Final = 300
-_SHOWN: Final = ",".join(
-    (
-        "ActiveState",
-        "MainPID",
-        "Result",
-        "ExecMainStatus",
-        "CPUUsageNSec",
-        "ExecMainStartTimestampMonotonic",
-    )
+_SHOWN: Final = (
+    "ActiveState",
+    "MainPID",
+    "Result",
+    "ExecMainStatus",
+    "CPUUsageNSec",
+    "ExecMainStartTimestampMonotonic",
 )
 
 
@@ -146,9 +144,8 @@ class UnitProgram:
 
     async def _show(self) -> dict[str, str] | None:
         try:
-            ran = await self._run(
-                ["systemctl", "show", f"--property={_SHOWN}", self.unit], COMMAND_S
-            )
+            shown = f"--property={','.join(_SHOWN)}"
+            ran = await self._run(["systemctl", "show", shown, self.unit], COMMAND_S)
         except DriverUnavailableError:
             return None
         if ran.status != 0:

@@ -134,7 +134,9 @@ async def test_a_model_that_never_gets_ready_is_named_and_can_be_killed(server: 
     assert refused.value.answer_code == Refusal.START_FAILED
     assert "not ready after 0.2 s" in refused.value.detail
     # it runs for longer than its start may take, and is not ready
-    assert (await engine.probe()).state is EngineState.FAILED
+    async with asyncio.timeout(LONG_S):
+        while (await engine.probe()).state is not EngineState.FAILED:
+            await asyncio.sleep(0.01)
     patient = server.engine("vllm", start_s=LONG_S)
     assert (await patient.probe()).state is EngineState.STARTING
     await engine.kill()
