@@ -135,7 +135,7 @@ async def test_a_model_that_never_gets_ready_is_named_and_can_be_killed(server: 
     assert "not ready after 0.2 s" in refused.value.detail
     # it runs for longer than its start may take, and is not ready
     async with asyncio.timeout(LONG_S):
-        while (await engine.probe()).state is not EngineState.FAILED:
+        while (await engine.probe()).state is not EngineState.FAILED:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.01)
     patient = server.engine("vllm", start_s=LONG_S)
     assert (await patient.probe()).state is EngineState.STARTING
