@@ -83,6 +83,37 @@ async def test_no_lie_of_the_wire_passes_for_a_pause(name: str, tmp_path: Path) 
         assert outcomes == {lie: WIRE.get(lie, Refusal.NOT_API) for lie in lies}
 
 
+ACTS = [
+    *((name, "resume") for name in FOREIGN),
+    *((name, "offload") for name in ("vllm", "vllm-newer", "reference-server")),
+]
+
+
+@pytest.mark.parametrize(("name", "act"), ACTS)
+async def test_no_lie_of_the_wire_passes_for_an_act_and_the_truth_does(
+    name: str, act: str, tmp_path: Path
+) -> None:
+    async with rigged(name, tmp_path) as rig:
+        engine = rig.again()
+        await engine.prepare(LONG_S)
+
+        async def outcome(lie: Lie | None, deadline_s: float) -> str:
+            rig.lie_always(lie)
+            try:
+                await (engine.resume(deadline_s) if act == "resume" else engine.offload(deadline_s))
+            except WorkloadError as exc:
+                assert str(exc)
+                return _outcome(exc)
+            return "done"
+
+        *lies, death = _lies_of(name, of_probe=True)
+        outcomes = {lie: await outcome(lie, SHORT_S) for lie in lies}
+        assert outcomes == {lie: WIRE.get(lie, Refusal.NOT_API) for lie in lies}
+        assert await outcome(None, LONG_S) == "done"
+        assert await outcome(death, SHORT_S) == UNKNOWN
+        assert (await engine.probe()).state is EngineState.ABSENT
+
+
 @pytest.mark.parametrize("name", FOREIGN)
 async def test_an_engine_that_lies_on_the_wire_is_never_ready(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
