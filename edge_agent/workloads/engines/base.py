@@ -1,5 +1,6 @@
 """What all drivers share: ports, the program behind the engine, memory and canary as evidence."""
 
+import hashlib
 from typing import Final
 
 import msgspec
@@ -136,15 +137,16 @@ class EngineBase:
         await until(lacking, deadline, period_s=LOOK_PERIOD_S)
         return freed
 
-    def _judge(self, digest: str, *, learn: bool) -> None:
+    def _judge(self, output: str, *, learn: bool) -> None:
         """Compare the digest of an answer to the canary with that of the right one.
 
         Args:
-            digest: SHA-256 of the answer. learn: take it for right where nothing is known.
+            output: The answer. learn: take it for right where nothing is known.
 
         Raises:
             DriverRefusedError: It is wrong, or nobody knows the right one.
         """
+        digest = hashlib.sha256(output.encode()).hexdigest()
         expected = self._spec.canary_sha256 or self._record().canary_sha256
         if not expected and learn:
             self._note(canary_sha256=digest)

@@ -2,7 +2,9 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol, assert_never
+from typing import Final, Protocol, assert_never
+
+import msgspec
 
 from edge_agent.workloads.engine import Engine, EngineSpec
 from edge_agent.workloads.engines.base import EnginePorts
@@ -11,7 +13,8 @@ from edge_agent.workloads.engines.openai import OpenAiEngine
 from edge_agent.workloads.engines.process import ProcessEngine, program_for
 from edge_agent.workloads.engines.program import WEIGHT_MINER, WEIGHT_NORMAL, ProgramWork
 from edge_agent.workloads.engines.record import RecordFile
-from edge_agent.workloads.engines.reference import ReferenceMiner, ReferenceServer
+from edge_agent.workloads.engines.reference_miner import ReferenceMiner
+from edge_agent.workloads.engines.reference_server import ReferenceServer
 from edge_agent.workloads.engines.unit import UnitLimits
 from edge_agent.workloads.engines.vllm import VllmEngine
 from edge_agent.workloads.engines.xmrig import XmrigEngine
@@ -26,6 +29,14 @@ class EngineKind(StrEnum):
     XMRIG = "xmrig"
     REFERENCE_MINER = "reference-miner"
     REFERENCE_SERVER = "reference-server"
+
+
+# XMRig takes its token by its command line or config alone.
+_TOKEN_VARIABLES: Final = {
+    EngineKind.VLLM: "VLLM_API_KEY",
+    EngineKind.REFERENCE_MINER: "HCP_REFERENCE_TOKEN",
+    EngineKind.REFERENCE_SERVER: "HCP_REFERENCE_TOKEN",
+}
 
 
 class Machine(Protocol):
@@ -60,6 +71,7 @@ def engine_here(
         DriverRefusedError: The engine has an API, and its address is none.
         ValueError: Its id is no name for a file.
     """
+    spec = _with_token(kind, spec)
     mines = kind in (EngineKind.XMRIG, EngineKind.REFERENCE_MINER)
     limits = limits or UnitLimits(weight=WEIGHT_MINER if mines else WEIGHT_NORMAL)
     program = program_for(spec, folder=folder, boot_id=clock.boot_id(), limits=limits)
@@ -72,6 +84,14 @@ def engine_here(
         work=UnknownWork() if spec.vram_mib else ProgramWork(program),
     )
     return engine_of(kind, spec, ports)
+
+
+def _with_token(kind: EngineKind, spec: EngineSpec) -> EngineSpec:
+    """Give a program of ours its API's token by its environment, where it reads it from there."""
+    name = _TOKEN_VARIABLES.get(kind)
+    if name is None or not spec.token or not spec.argv:
+        return spec
+    return msgspec.structs.replace(spec, environment=(*spec.environment, (name, spec.token)))
 
 
 def engine_of(kind: EngineKind, spec: EngineSpec, ports: EnginePorts) -> Engine:

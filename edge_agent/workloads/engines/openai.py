@@ -4,7 +4,6 @@ It is ready when /health answers and the canary's answer is right. /v1/models pr
 static, and SGLang answers it before it is warmed up (gpustack#6203).
 """
 
-import hashlib
 from typing import Final
 
 from msgspec import Struct
@@ -156,8 +155,7 @@ class OpenAiEngine(ApiEngine):
         Raises:
             WorkloadError: It does not answer, or wrongly.
         """
-        answer = await self._complete(self._spec.canary_prompt, deadline)
-        self._judge(hashlib.sha256(answer.encode()).hexdigest(), learn=learn)
+        self._judge(await self._complete(self._spec.canary_prompt, deadline), learn=learn)
 
     async def _complete(self, prompt: str, deadline: Deadline) -> str:
         """Ask for a completion that is the same each time.

@@ -72,12 +72,11 @@ class ProcessEngine(EngineBase):
         )
 
     async def prepare(self, deadline_s: float) -> Probe:
-        """Adopt it where it runs; else leave it ended: a start is its resume."""
-        async with within("prepare", deadline_s):
+        """Start or adopt it; it works from then on, as it has no pause."""
+        async with within("prepare", deadline_s) as deadline:
             if not self._program.ours:
                 raise DriverRefusedError(Refusal.NOT_OURS, "no program to start")
-            if not (await self._program.look()).alive:
-                self._note(parked=True)
+            await self._start(deadline)
             return await self.probe()
 
     async def pause(self, mode: PauseMode, deadline_s: float) -> Receipt:
@@ -92,11 +91,8 @@ class ProcessEngine(EngineBase):
     async def resume(self, deadline_s: float) -> Receipt:
         """Start it, and see that it stays."""
         async with within("resume", deadline_s) as deadline:
-            is_new = await self._program.start(deadline.left_s())
-            self._note(parked=False)
-            acked_ns = self._now_ns()
             before = await self._ports.work.read()
-            detail = await self._stays(deadline, self._settle_s if is_new else 0.0)
+            acked_ns, detail = await self._start(deadline)
             works = await self._works(before)
             return Receipt(
                 acked_ns=acked_ns,
@@ -112,8 +108,19 @@ class ProcessEngine(EngineBase):
         """Give nothing: it counts nothing that can be read."""
         return HashSample()
 
+    async def _start(self, deadline: Deadline) -> tuple[int, str]:
+        """Have it run, and see that it stays; gives when it was started and who it is."""
+        is_new = await self._program.start(deadline.left_s())
+        self._note(parked=False)
+        started_ns = self._now_ns()
+        return started_ns, await self._stays(deadline, self._settle_s if is_new else 0.0)
+
     async def _stays(self, deadline: Deadline, settle_s: float) -> str:
-        """See that it does not end at once; gives who it is."""
+        """See that it does not end at once; gives who it is.
+
+        Raises:
+            DriverRefusedError: It ended.
+        """
         end = Deadline(deadline.act, min(settle_s, deadline.left_s() / 2))
         while True:
             look = await self._program.look()
@@ -125,7 +132,7 @@ class ProcessEngine(EngineBase):
 
     async def _works(self, before: int | None) -> bool:
         after = await self._ports.work.read()
-        return before is not None and after is not None and after > before
+        return after is not None and after > (before or 0)
 
 
 def program_for(
@@ -142,7 +149,7 @@ def program_for(
         return ForeignProgram()
     limits = limits or UnitLimits()
     if RUNNING_SYSTEMD.is_dir():
-        return UnitProgram(spec, mark=_mark(spec, folder), limits=limits)
+        return UnitProgram(spec, folder, mark=_mark(spec, folder), limits=limits)
     return group_for(spec, folder=folder, boot_id=boot_id, weight=limits.weight)
 
 

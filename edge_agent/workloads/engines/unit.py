@@ -7,6 +7,7 @@ Source: systemd-run(1), systemd.exec(5), systemd.kill(5), systemd.resource-contr
 
 import asyncio
 import contextlib
+import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -69,14 +70,21 @@ class UnitProgram:
     """One program as a unit.
 
     Args:
-        spec: What to start. mark: stands in its environment. limits: of the machine.
-        run: Runs systemd's commands.
+        spec: What to start. folder: for its environment. mark: stands in that.
+        limits: Of the machine. run: runs systemd's commands.
     """
 
     def __init__(
-        self, spec: EngineSpec, *, mark: str, limits: UnitLimits, run: Run | None = None
+        self,
+        spec: EngineSpec,
+        folder: Path,
+        *,
+        mark: str,
+        limits: UnitLimits,
+        run: Run | None = None,
     ) -> None:
         self._spec = spec
+        self._environment = folder / f"{spec.engine_id}.env"
         self._mark = mark
         self._limits = limits
         self._run = run or run_command
@@ -107,6 +115,7 @@ class UnitProgram:
         if (await self.look()).alive:
             return False
         await self._run(["systemctl", "reset-failed", self.unit], COMMAND_S)
+        self._write_environment()
         ran = await self._run(self._command(), deadline_s)
         if ran.status == 0:
             return True
@@ -153,9 +162,18 @@ class UnitProgram:
         pairs = (line.partition("=") for line in ran.out.splitlines())
         return {name: value for name, _, value in pairs}
 
+    def _write_environment(self) -> None:
+        """Write the environment for systemd alone: a unit's properties are public on the bus."""
+        lines = environment_of(self._spec, self._mark).items()
+        text = "".join(f"{name}={_quoted(value)}\n" for name, value in lines)
+        self._environment.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._environment.unlink(missing_ok=True)
+        file = os.open(self._environment, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(file, "w", encoding="utf-8") as writer:
+            writer.write(text)
+
     def _command(self) -> list[str]:
         slice_name = f"hcp-{re.sub('[^A-Za-z0-9_]', '_', self._spec.gpu)}.slice"
-        environment = environment_of(self._spec, self._mark)
         return [
             "systemd-run",
             "--quiet",
@@ -164,10 +182,21 @@ class UnitProgram:
             f"--slice={slice_name}",
             "--service-type=exec",
             *(f"--property={line}" for line in _properties(self._limits)),
-            *(f"--setenv={name}={value}" for name, value in environment.items()),
+            f"--property=EnvironmentFile={self._environment}",
             "--",
             *self._spec.argv,
         ]
+
+
+def _quoted(value: str) -> str:
+    """Quote a value of an EnvironmentFile (systemd.exec(5)).
+
+    Raises:
+        DriverRefusedError: It cannot stand in one.
+    """
+    if not value.isprintable():
+        raise DriverRefusedError(Refusal.BAD_REQUEST, "environment: a value is not printable")
+    return '"' + re.sub(r'([\\"`$])', r"\\\1", value) + '"'
 
 
 def _age_s(shown: dict[str, str]) -> float | None:

@@ -1,4 +1,7 @@
-"""Our two workloads' control API as agreed, in a few lines: the programs themselves come apart."""
+"""Our two workloads' control API as agreed, in a few lines: the programs themselves come apart.
+
+The proof of the miner is the first block of Bitcoin, whose hash everybody knows.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,22 @@ from simulators.engine_server import Reply, json_reply
 from simulators.http_wire import HttpRequest
 
 RATE_HS = 1_000_000.0
+GENESIS_HASH = "000000000019d6689c085ae165831e934ff763ae46a2a6c172b3f1b60a8ce26f"
+GENESIS_NONCE = 2_083_236_893
+GENESIS_PREFIX = bytes.fromhex(
+    "01000000"
+    + "00" * 32
+    + "3ba3edfd7a7b12b27ac72c3e67768f617fc81bc3888a51323a9fb8aa4b1e5e4a"
+    + "29ab5f49"
+    + "ffff001d"
+)
 WEIGHTS_BYTES = 14_000 << 20
 
 
 class MinerStandIn:
     def __init__(self) -> None:
         self.lies = Lies()
-        self.state = "active"
+        self.state = "mining"
         self._now_s = asyncio.get_running_loop().time
         self._before = 0
         self._since_s = self._now_s()
@@ -32,12 +44,14 @@ class MinerStandIn:
 
     @property
     def works(self) -> bool:
-        return (self.state == "active" and not self._idles) or self._works_on
+        return (self.state == "mining" and not self._idles) or self._works_on
 
     _works_on = False
     _idles = False
 
     async def answer(self, request: HttpRequest, lie: Lie | None) -> Reply:
+        if request.method == "POST":  # every act is told how long it may take
+            assert 0 < float(parse_qs(request.query)["timeout_s"][0]) <= 600
         match (request.method, request.path):
             case ("GET", "/status"):
                 return json_reply(
@@ -61,9 +75,16 @@ class MinerStandIn:
             case ("POST", "/resume"):
                 self._idles = lie is Lie.WORKS_ON  # it says so, and its counter stands
                 if lie is not Lie.FALSE and not self.works:
-                    self.state = "active"
+                    self.state = "mining"
                     self._since_s = self._now_s() - 1e-3  # the first verified batch is done
-                return json_reply({"state": self.state})
+                proof = {
+                    "prefix": GENESIS_PREFIX,
+                    "nonce": GENESIS_NONCE + (lie is Lie.RUBBISH),
+                    "hash": GENESIS_HASH,
+                    "checked": 64,
+                    "at_ns": 0,
+                }
+                return json_reply({"state": self.state, "evidence": proof})
         return json_reply({"error": "no such path"}, 404)
 
 
@@ -71,21 +92,19 @@ class ServerStandIn:
     def __init__(self) -> None:
         self.lies = Lies()
         self.state = "active"
-        self.resident_bytes = WEIGHTS_BYTES
+        self.device_bytes = WEIGHTS_BYTES
         self.in_flight = 0
         self.rubbish = False
 
     def die(self) -> None:
-        self.state, self.resident_bytes = "failed", 0
+        self.state, self.device_bytes = "failed", 0
 
     def used_mib(self) -> int:
-        return self.resident_bytes >> 20
+        return self.device_bytes >> 20
 
     async def answer(self, request: HttpRequest, lie: Lie | None) -> Reply:
         if lie is Lie.RUBBISH:
             self.rubbish = True
-        if lie is Lie.OUT_OF_MEMORY:
-            return json_reply({"error": "out of memory"}, 500)
         match (request.method, request.path):
             case ("GET", "/status"):
                 return json_reply(
@@ -95,24 +114,33 @@ class ServerStandIn:
                         "requests": 5,
                         "tokens_in": 50,
                         "tokens_out": 70,
-                        "resident_bytes": self.resident_bytes,
+                        "device_bytes": self.device_bytes,
                     }
                 )
             case ("GET", "/canary"):
+                if self.state != "active":
+                    return json_reply({"error": "paused"}, 503)
                 logits = "rubbish" if self.rubbish else "good"
                 return json_reply({"logits_sha256": sha256(logits.encode()).hexdigest()})
-            case ("POST", _) if lie is Lie.FALSE:
-                return json_reply({"state": self.state})
-            case ("POST", "/pause"):
+            case ("POST", _) if lie is Lie.OUT_OF_MEMORY:
+                return json_reply({"error": "out of memory"}, 500)
+            case ("POST", path):
+                return self._act(path, request, lie)
+        return json_reply({"error": "no such path"}, 404)
+
+    def _act(self, path: str, request: HttpRequest, lie: Lie | None) -> Reply:
+        match path:
+            case _ if lie is Lie.FALSE:
+                pass
+            case "/pause":
                 assert parse_qs(request.query)["mode"][0] in {"keep", "wait", "abort"}
                 self.state = "paused" if self.state == "active" else self.state
-                return json_reply({"state": self.state})
-            case ("POST", "/offload"):
+            case "/offload":
                 self.state = "offloaded"
                 if lie is not Lie.KEEPS_MEMORY:
-                    self.resident_bytes = 0
-                return json_reply({"state": self.state})
-            case ("POST", "/resume"):
-                self.state, self.resident_bytes = "active", WEIGHTS_BYTES
-                return json_reply({"state": self.state})
-        return json_reply({"error": "no such path"}, 404)
+                    self.device_bytes = 0
+            case "/resume":
+                self.state, self.device_bytes = "active", WEIGHTS_BYTES
+            case _:
+                return json_reply({"error": "no such path"}, 404)
+        return json_reply({"state": self.state})

@@ -48,10 +48,10 @@ async def test_prepare_makes_warm_and_again_changes_nothing(name: str, tmp_path:
         engine = rig.again()
         first = await engine.prepare(LONG_S)
         second = await engine.prepare(LONG_S)
-        # without a pause of its own, warm is "it can start"
-        warm = EngineState.OFFLOADED if name == "process" else EngineState.WARM
+        # without a pause of its own, what is prepared works
+        warm = EngineState.ACTIVE if name == "process" else EngineState.WARM
         assert (first.state, second.state) == (warm, warm)
-        assert first.live == (name != "process")
+        assert first.live
 
 
 @pytest.mark.parametrize("name", PAUSERS)
@@ -210,7 +210,7 @@ async def test_an_engine_that_died_before_an_act_is_found_so(
 async def test_a_mute_engine_is_probed_without_an_error(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("openai", "vllm", "xmrig", "reference"):
+    for module in ("openai", "vllm", "xmrig", "reference_miner", "reference_server"):
         monkeypatch.setattr(f"edge_agent.workloads.engines.{module}.PROBE_S", SHORT_S)
     async with rigged(name, tmp_path) as rig:
         engine = rig.again()

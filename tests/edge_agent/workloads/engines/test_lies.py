@@ -25,6 +25,7 @@ from simulators.engine_lies import EVERY_PATH, Lie
 from simulators.engine_openai import OpenAiStandIn, right_answer
 from simulators.engine_vllm import VllmStandIn, VllmVersion
 from simulators.engine_xmrig import XmrigStandIn
+from tests.edge_agent.workloads.engines.reference_standin import GENESIS_HASH, GENESIS_NONCE
 from tests.edge_agent.workloads.engines.rigs import FOREIGN, VRAM_MIB, Rig, rigged
 
 LONG_S = 5.0
@@ -118,7 +119,7 @@ async def test_no_lie_of_the_wire_passes_for_an_act_and_the_truth_does(
 async def test_an_engine_that_lies_on_the_wire_is_never_ready(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("openai", "vllm", "xmrig", "reference"):
+    for module in ("openai", "vllm", "xmrig", "reference_miner", "reference_server"):
         monkeypatch.setattr(f"edge_agent.workloads.engines.{module}.PROBE_S", SHORT_S)
     async with rigged(name, tmp_path) as rig:
         engine = rig.again()
@@ -289,6 +290,20 @@ async def test_what_is_learnt_outlives_the_driver(tmp_path: Path) -> None:
         with pytest.raises(DriverRefusedError) as refused:
             await rig.again().prepare(LONG_S)
         assert refused.value.answer_code == Refusal.WRONG_OUTPUT
+
+
+async def test_a_nonce_that_does_not_hash_as_the_miner_says_is_wrong(tmp_path: Path) -> None:
+    async with rigged("reference-miner", tmp_path) as rig:
+        engine = rig.again()
+        await engine.prepare(LONG_S)
+        receipt = await engine.resume(LONG_S)
+        assert receipt.evidence == f"nonce {GENESIS_NONCE} hashes as it says"
+        assert await engine.canary("any", LONG_S) == GENESIS_HASH
+        rig.lie("/resume", Lie.RUBBISH)
+        for act in (engine.resume(LONG_S), engine.canary("any", LONG_S)):
+            with pytest.raises(DriverRefusedError) as refused:
+                await act
+            assert refused.value.answer_code == Refusal.WRONG_OUTPUT
 
 
 # --- sleep and wake --------------------------------------------------------------------------

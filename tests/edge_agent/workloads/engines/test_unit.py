@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,8 @@ from edge_agent.workloads.engines.unit import (
 )
 from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError, Refusal
 from tests.edge_agent.workloads.engines.rigs import spec_of
+
+Make = Callable[..., UnitProgram]
 
 LONG_S = 5.0
 UNIT = "hcp-engine-thing.service"
@@ -72,12 +74,22 @@ class Systemd:
         return any(word in call[:2] for call in self.calls)
 
 
-def _program(systemd: Systemd, limits: UnitLimits | None = None) -> UnitProgram:
-    spec = spec_of("thing", argv=("vllm", "serve", "a model"), gpu="gpu 0/x", gpu_uuid="GPU-1")
-    return UnitProgram(spec, mark="m", limits=limits or UnitLimits(), run=systemd.run)
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def program(systemd: Systemd, limits: UnitLimits | None = None) -> UnitProgram:
+        spec = spec_of(
+            "thing",
+            argv=("vllm", "serve", "a model"),
+            environment=(("VLLM_API_KEY", 'a "$ecret`\\'),),
+            gpu="gpu 0/x",
+            gpu_uuid="GPU-1",
+        )
+        return UnitProgram(spec, tmp_path, mark="m", limits=limits or UnitLimits(), run=systemd.run)
+
+    return program
 
 
-async def test_the_unit_has_its_name_its_slice_and_its_fences() -> None:
+async def test_the_unit_has_its_name_its_slice_and_its_fences(make: Make, tmp_path: Path) -> None:
     systemd = Systemd()
     limits = UnitLimits(
         weight=10,
@@ -86,7 +98,7 @@ async def test_the_unit_has_its_name_its_slice_and_its_fences() -> None:
         memory_max_mib=20_000,
         writable=("/var/lib/models",),
     )
-    assert await _program(systemd, limits).start(LONG_S)
+    assert await make(systemd, limits).start(LONG_S)
     command = systemd.calls[-1]
     assert command[0] == "systemd-run"
     assert f"--unit={UNIT}" in command
@@ -107,38 +119,46 @@ async def test_the_unit_has_its_name_its_slice_and_its_fences() -> None:
         "MemoryMax=20000M",
         "ReadWritePaths=/var/lib/models",
     } <= properties
-    assert "--setenv=CUDA_VISIBLE_DEVICES=GPU-1" in command
-    assert "--setenv=CUDA_DEVICE_ORDER=PCI_BUS_ID" in command
+    # a unit's properties are public on the bus: what is secret is in a file
+    assert not any("ecret" in word for word in command)
+    file = tmp_path / "thing.env"
+    assert f"EnvironmentFile={file}" in properties
+    assert file.stat().st_mode & 0o077 == 0
+    lines = file.read_text().splitlines()
+    assert 'CUDA_VISIBLE_DEVICES="GPU-1"' in lines
+    assert 'CUDA_DEVICE_ORDER="PCI_BUS_ID"' in lines
+    # systemd.exec(5): inside double quotes a backslash goes before each of these
+    assert 'VLLM_API_KEY="a \\"\\$ecret\\`\\\\"' in lines
     assert command[command.index("--") + 1 :] == ["vllm", "serve", "a model"]
     # a reload takes their GPUs from containers: never asked for
     assert not any("daemon-reload" in call for call in systemd.calls)
 
 
-async def test_a_unit_of_its_name_is_adopted() -> None:
+async def test_a_unit_of_its_name_is_adopted(make: Make) -> None:
     systemd = Systemd()
-    assert await _program(systemd).start(LONG_S)
-    assert not await _program(systemd).start(LONG_S)
+    assert await make(systemd).start(LONG_S)
+    assert not await make(systemd).start(LONG_S)
     assert sum(call[0] == "systemd-run" for call in systemd.calls) == 1
-    look = await _program(systemd).look()
+    look = await make(systemd).look()
     assert look.alive
     assert "process 77" in look.detail
     # it started one second after boot
     assert look.age_s == pytest.approx(time.monotonic() - 1, abs=5)
-    assert await _program(systemd).cpu_ns() == 123_456_789
+    assert await make(systemd).cpu_ns() == 123_456_789
 
 
-async def test_a_unit_that_does_not_start_says_why() -> None:
+async def test_a_unit_that_does_not_start_says_why(make: Make) -> None:
     systemd = Systemd()
     systemd.fails = "Failed to find executable vllm: No such file or directory"
     with pytest.raises(DriverRefusedError, match="No such file") as refused:
-        await _program(systemd).start(LONG_S)
+        await make(systemd).start(LONG_S)
     assert refused.value.answer_code == Refusal.START_FAILED
 
 
-async def test_a_failed_unit_is_absent_with_its_result() -> None:
+async def test_a_failed_unit_is_absent_with_its_result(make: Make) -> None:
     systemd = Systemd()
     systemd.state, systemd.result = "failed", "exit-code"
-    program = _program(systemd)
+    program = make(systemd)
     engine = ProcessEngine(
         spec_of("thing", argv=("x",)), EnginePorts(clock=SystemClock(), program=program)
     )
@@ -150,9 +170,9 @@ async def test_a_failed_unit_is_absent_with_its_result() -> None:
     assert systemd.asked("reset-failed")
 
 
-async def test_stop_is_asked_first_and_killed_after_the_grace() -> None:
+async def test_stop_is_asked_first_and_killed_after_the_grace(make: Make) -> None:
     systemd = Systemd()
-    program = _program(systemd)
+    program = make(systemd)
     await program.start(LONG_S)
     await program.end(LONG_S)
     assert not systemd.asked("kill")
@@ -164,12 +184,12 @@ async def test_stop_is_asked_first_and_killed_after_the_grace() -> None:
     await program.end(LONG_S)  # there is nothing left, and that is fine
 
 
-async def test_a_mute_systemd_is_unknown_and_not_absent() -> None:
+async def test_a_mute_systemd_is_unknown_and_not_absent(make: Make) -> None:
     systemd = Systemd()
     systemd.mute = True
-    assert (await _program(systemd).look()).alive is None
-    assert await _program(systemd).cpu_ns() is None
-    for act in (_program(systemd).start(LONG_S), _program(systemd).kill()):
+    assert (await make(systemd).look()).alive is None
+    assert await make(systemd).cpu_ns() is None
+    for act in (make(systemd).start(LONG_S), make(systemd).kill()):
         with pytest.raises(DriverUnavailableError):
             await act
 
