@@ -36,6 +36,12 @@ class ServerStatus(Struct, frozen=True):
     device_bytes: int | None = None
 
 
+class ResumeReply(Struct, frozen=True):
+    """Answer of the server's /resume: what its canary just gave."""
+
+    logits_sha256: str | None = None
+
+
 class LogitsHash(Struct, frozen=True):
     """Answer of the server's /canary."""
 
@@ -76,8 +82,7 @@ class ReferenceServer(ApiEngine):
         """Start or adopt it, have it work, judge its logits, and pause it."""
         async with within("prepare", deadline_s) as deadline:
             await self._start(deadline)
-            await self._api.act(f"/resume?{timeout_of(deadline)}", deadline)
-            self._judge(await self._logits(deadline), learn=True)
+            self._judge(await self._resumed(deadline), learn=True)
             await self._api.act(f"/pause?mode={PauseMode.KEEP}&{timeout_of(deadline)}", deadline)
             await until(lambda: self._lacks(EngineState.WARM, deadline), deadline)
         return await self.probe()
@@ -121,10 +126,10 @@ class ReferenceServer(ApiEngine):
         """Let it work again; logits that are right are its first sign of work."""
         async with within("resume", deadline_s) as deadline:
             await self._start(deadline, quick=True)
-            await self._api.act(f"/resume?{timeout_of(deadline)}", deadline)
+            logits = await self._resumed(deadline)
             acked_ns = self._now_ns()
             await until(lambda: self._lacks(EngineState.ACTIVE, deadline), deadline)
-            self._judge(await self._logits(deadline), learn=False)
+            self._judge(logits, learn=False)
             return Receipt(acked_ns=acked_ns, idle_ns=self._now_ns(), evidence="logits are right")
 
     async def canary(self, prompt: str, deadline_s: float) -> str:
@@ -149,6 +154,12 @@ class ReferenceServer(ApiEngine):
 
     async def _status(self, deadline: Deadline) -> ServerStatus:
         return await self._api.get("/status", ServerStatus, deadline)
+
+    async def _resumed(self, deadline: Deadline) -> str:
+        """Order a resume; gives the hash of the logits that came of it."""
+        path = f"/resume?{timeout_of(deadline)}"
+        logits = (await self._api.post(path, None, ResumeReply, deadline)).logits_sha256
+        return logits if logits is not None else await self._logits(deadline)
 
     async def _logits(self, deadline: Deadline) -> str:
         return (await self._api.get("/canary", LogitsHash, deadline)).logits_sha256

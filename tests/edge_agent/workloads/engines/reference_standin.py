@@ -120,13 +120,15 @@ class ServerStandIn:
             case ("GET", "/canary"):
                 if self.state != "active":
                     return json_reply({"error": "paused"}, 503)
-                logits = "rubbish" if self.rubbish else "good"
-                return json_reply({"logits_sha256": sha256(logits.encode()).hexdigest()})
+                return json_reply({"logits_sha256": self._logits()})
             case ("POST", _) if lie is Lie.OUT_OF_MEMORY:
                 return json_reply({"error": "out of memory"}, 500)
             case ("POST", path):
                 return self._act(path, request, lie)
         return json_reply({"error": "no such path"}, 404)
+
+    def _logits(self) -> str:
+        return sha256(b"rubbish" if self.rubbish else b"good").hexdigest()
 
     def _act(self, path: str, request: HttpRequest, lie: Lie | None) -> Reply:
         match path:
@@ -141,6 +143,7 @@ class ServerStandIn:
                     self.device_bytes = 0
             case "/resume":
                 self.state, self.device_bytes = "active", WEIGHTS_BYTES
+                return json_reply({"state": self.state, "logits_sha256": self._logits()})
             case _:
                 return json_reply({"error": "no such path"}, 404)
         return json_reply({"state": self.state})

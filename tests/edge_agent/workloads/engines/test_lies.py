@@ -275,6 +275,17 @@ async def test_an_engine_that_talks_rubbish_is_failed_though_it_is_healthy(
         assert "canary" in probe.detail
 
 
+async def test_rubbish_after_a_resume_is_refused(tmp_path: Path) -> None:
+    async with rigged("reference-server", tmp_path) as rig:
+        engine = rig.again()
+        await engine.prepare(LONG_S)
+        await engine.offload(LONG_S)
+        rig.lie("/resume", Lie.RUBBISH)
+        with pytest.raises(DriverRefusedError) as refused:
+            await engine.resume(LONG_S)
+        assert refused.value.answer_code == Refusal.WRONG_OUTPUT
+
+
 async def test_models_alone_make_no_server_ready(tmp_path: Path) -> None:
     async with rigged("openai", tmp_path) as rig:
         engine = rig.again()
