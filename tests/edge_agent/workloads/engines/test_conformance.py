@@ -18,7 +18,7 @@ from simulators.engine_lies import Lie
 from tests.edge_agent.workloads.engines.rigs import ALL, FOREIGN, Rig, rigged
 
 LONG_S = 5.0
-SHORT_S = 0.15
+SHORT_S = 0.1
 SLEEPERS = ("vllm", "vllm-newer", "reference-server")
 PAUSERS = tuple(name for name in ALL if name != "process")
 
