@@ -9,13 +9,15 @@ BODY_BYTES_MAX = 65_536
 
 
 class HttpRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One request, with what matters of its head."""
+    """One request, with what matters of its head; `path` is without its `query`."""
 
     method: str
     path: str
     authorization: str
     keep_alive: bool
     body: bytes
+    query: str = ""
+    content_type: str = ""
 
 
 class HttpRefused(msgspec.Struct, frozen=True):
@@ -49,12 +51,15 @@ def take_request(buffer: bytearray) -> HttpRequest | HttpRefused | None:
     body = bytes(buffer[end + 4 : end + 4 + length])
     del buffer[: end + 4 + length]
     connection = headers.get("connection", "").lower()
+    path, _, query = parts[1].partition("?")
     return HttpRequest(
         method=parts[0],
-        path=parts[1].partition("?")[0],
+        path=path,
         authorization=headers.get("authorization", ""),
         keep_alive=connection != "close" and parts[2] == "HTTP/1.1",
         body=body,
+        query=query,
+        content_type=headers.get("content-type", ""),
     )
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from simulators import asic_command, gpu_command, market_command
+from simulators import asic_command, engine_command, gpu_command, market_command
 from simulators.errors import SimulatorError
 
 
@@ -15,6 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="hcp-sim", description="Simulators of HCP's world.")
     commands = parser.add_subparsers(required=True, metavar="SIMULATOR")
     asic_command.add_parser(commands)
+    engine_command.add_parser(commands)
     gpu_command.add_parser(commands)
     market_command.add_parser(commands)
     options = parser.parse_args(argv)

@@ -114,14 +114,14 @@ class Receipt(Struct, frozen=True, kw_only=True):
         acked_ns: When it was answered. idle_ns: when evidence showed the effect; None = none seen.
         evidence: What showed it, such as ``hash counter stood still for 50 ms``.
         freed_mib: GPU memory that came free; None = not measured.
-        inflight_left: Requests that were still under way.
+        inflight_left: Requests that were still under way; None = it does not tell.
     """
 
     acked_ns: int
     idle_ns: int | None = None
     evidence: str = ""
     freed_mib: int | None = None
-    inflight_left: int = 0
+    inflight_left: int | None = None
 
 
 class HashSample(Struct, frozen=True, kw_only=True):

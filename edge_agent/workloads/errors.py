@@ -7,6 +7,37 @@ Tree::
     └── DriverUnavailableError    no answer: whether the act happened is unknown
 """
 
+from enum import StrEnum
+
+
+class Refusal(StrEnum):
+    """Why an engine or its driver refused; beside the codes of a workload host."""
+
+    UNSUPPORTED = "unsupported"
+    """It has no such act, or its switch for it is off."""
+    NOT_OURS = "not_ours"
+    """Somebody else runs the program: it is neither started nor ended from here."""
+    NOT_RUNNING = "not_running"
+    """There is no such process."""
+    START_FAILED = "start_failed"
+    """The program did not start, or ended before it was ready."""
+    DENIED = "denied"
+    """Token missing, wrong, or of too little power."""
+    NOT_API = "not_api"
+    """What answered does not speak the engine's API: a page, or another shape."""
+    BAD_REQUEST = "bad_request"
+    """It does not take the request."""
+    BUSY = "busy"
+    """It still works, sleeps or loads: not now."""
+    ENGINE_ERROR = "engine_error"
+    """It says that the act failed."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """It says that memory was short."""
+    NO_EFFECT = "no_effect"
+    """It said yes, and the evidence says no."""
+    WRONG_OUTPUT = "wrong_output"
+    """It answers the canary, and wrongly."""
+
 
 class WorkloadError(Exception):
     """Base of every error that a workload driver raises."""
@@ -19,7 +50,7 @@ class DriverRefusedError(WorkloadError):
 
     Args:
         answer_code: the host's code: ``no_gpu``, ``no_instance``, ``busy``, ``gpu_lost``,
-            ``bad_request``.
+            ``bad_request``, or one of ``Refusal``.
         detail: one sentence for a person.
     """
 

@@ -1,0 +1,1 @@
+"""Drivers of engines: one module for each kind of miner or server, and what they share."""
