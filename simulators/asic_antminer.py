@@ -89,6 +89,7 @@ def _view(unit: Unit) -> View:
         pools=_memory(unit).conf.pools,
         reported_mode=_configured(unit),
         wall_s=unit.wall_s,
+        is_hot=unit.is_hot,
     )
 
 

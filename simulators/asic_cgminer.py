@@ -31,7 +31,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         wall_s: The miner's wall clock, Unix seconds.
-        reported_mode: The mode that the configuration says.
+        reported_mode: The mode that the configuration says. is_hot: it stopped for heat.
     """
 
     who: MinerTraits
@@ -39,6 +39,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     pools: tuple[Pool, ...]
     reported_mode: WorkMode
     wall_s: int
+    is_hot: bool = False
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -118,7 +119,8 @@ def web_answer(page: str, view: View) -> _Json:
         "rate_unit": "GH/s",
     }
     if page == "summary":
-        alarms = [_alarm(name) for name in ("rate", "network", "fans", "temp")]
+        alarms = [_alarm(name) for name in ("rate", "network", "fans")]
+        alarms.append(_alarm("temp", is_raised=view.is_hot))
         body = {**rates, "hw_all": 0, "bestshare": 0, "status": alarms}
         status: object = [_status("S", 0, "summary", view.wall_s)]
         return {"STATUS": status, "INFO": info, "SUMMARY": [] if seen.asleep else [body]}
@@ -321,7 +323,9 @@ def _temperatures(seen: Snapshot, below_c: int) -> list[int]:
     return [inlet_c, inlet_c, outlet_c, outlet_c]
 
 
-def _alarm(name: str) -> _Json:
+def _alarm(name: str, *, is_raised: bool = False) -> _Json:
+    if is_raised:
+        return {"type": name, "status": "e", "code": 1, "msg": "temp is too high"}
     return {"type": name, "status": "s", "code": 0, "msg": ""}
 
 

@@ -99,6 +99,11 @@ class Unit:
         return self.fault is not None and self.fault.kind is FaultKind.LYING
 
     @property
+    def is_hot(self) -> bool:
+        """Tell whether it stopped for heat."""
+        return self.fault is not None and self.fault.kind is FaultKind.HOT
+
+    @property
     def is_api_away(self) -> bool:
         """Tell whether the mining program's API is away."""
         return self.now_ns < self.state.api_back_ns

@@ -133,6 +133,8 @@ def _summary(unit: Unit) -> object:
 def _state(unit: Unit, seen: Snapshot) -> str:
     if unit.mode is WorkMode.SLEEP:
         return "Idling"
+    if unit.is_hot:
+        return "Overheated"
     return "Initializing" if seen.asleep or seen.hashrate_ths <= 0 else "Mining"
 
 

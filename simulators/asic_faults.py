@@ -30,6 +30,8 @@ class FaultKind(StrEnum):
     """Without power: every connection is reset, nothing is drawn."""
     LYING = "lying"
     """Acknowledges every change of mode, reports it as set, and does not follow."""
+    HOT = "hot"
+    """Stopped hashing for heat; its API goes on, and says so where the firmware has words."""
     SLOW = "slow"
     """Answers late."""
     GARBAGE = "garbage"

@@ -151,9 +151,11 @@ class Fleet:
             unit.fault = Fault(kind=kind, until_ns=until_ns)
             if kind is FaultKind.DEAD:
                 unit.state = asic_physics.cut_power(unit.who, unit.state, now_ns)
+            elif kind is FaultKind.HOT:
+                unit.state = asic_physics.overheat(unit.who, unit.state, now_ns)
 
     def clear(self, indices: Sequence[int]) -> None:
-        """End the faults of some miners; one without power starts up again."""
+        """End the faults of some miners; one without power, or too hot, starts up again."""
         for index in indices:
             if not 0 <= index < len(self._miners):
                 raise SettingError("miners", f"there is no miner {index}")
@@ -217,7 +219,7 @@ class Fleet:
 
     def _heal(self, unit: Unit) -> None:
         was, unit.fault = unit.fault, None
-        if was is not None and was.kind is FaultKind.DEAD:
+        if was is not None and was.kind in {FaultKind.DEAD, FaultKind.HOT}:
             self._dialect(unit).restart(unit)
 
     def _spoiled(self, unit: Unit, outcome: Outcome) -> Outcome:

@@ -113,9 +113,15 @@ def _config(unit: Unit) -> list[Json]:
             "Profile": memory.profile.name,
             "ProfileStep": str(memory.profile.step),
             "SerialNumber": unit.serial,
-            "SystemStatus": "Initializing" if is_starting else "Normal",
+            "SystemStatus": _system_status(unit, is_starting=is_starting),
         }
     ]
+
+
+def _system_status(unit: Unit, *, is_starting: bool) -> str:
+    if unit.is_hot:
+        return "Overheat"
+    return "Initializing" if is_starting else "Normal"
 
 
 def _devs(unit: Unit) -> list[Json]:

@@ -114,6 +114,8 @@ def _brief(unit: Unit) -> object:
 def _status(unit: Unit, seen: Snapshot) -> str:
     if unit.mode is WorkMode.SLEEP:
         return "Sleep"
+    if unit.is_hot:
+        return "Overheat"
     return "Initializing" if seen.asleep or seen.hashrate_ths <= 0 else "Mining"
 
 

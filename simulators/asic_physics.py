@@ -19,6 +19,8 @@ AMBIENT_C = 25.0
 # Rise over the inlet air at rated power, from recorded S21 answers: chip 59 C in, 73 C out.
 RISE_C_INLET = 34.0
 RISE_C_OUTLET = 48.0
+# Where firmwares stop: chips beyond 100 C at the outlet, as a share of the rise at rated power.
+RISE_OVERHEATED = 1.65
 HASHES_PER_SHARE = 2.0**32 * 262_144
 NOISE_BUCKET_NS = 5 * 10**9
 RATE_NOISE = 0.01
@@ -271,6 +273,16 @@ def cut_power(who: MinerTraits, state: MinerState, now_ns: int) -> MinerState:
         hashrate_ths=Course(((now_ns, 0.0),)),
         chip_rise=chip_rise(who, state, now_ns),
         energy_j=energy_j(state, now_ns),
+    )
+
+
+def overheat(who: MinerTraits, state: MinerState, now_ns: int) -> MinerState:
+    """Return the state after the firmware stopped hashing for heat, its mode unchanged."""
+    step = Step(stop_s=0.0, fall_s=who.timing.fall_s, boot_s=0.0, rise_s=0.0, warm_up_s=0.0)
+    stopped = change(who, state, state.mode, now_ns, step.scaled(1.0 / who.timing.factor),
+                     hashing=False)  # fmt: skip
+    return msgspec.structs.replace(
+        stopped, chip_rise=RISE_OVERHEATED, started_ns=state.started_ns or now_ns
     )
 
 

@@ -116,6 +116,8 @@ def _mode(memory: Memory) -> WorkMode:
 def _state(unit: Unit, seen: Snapshot) -> str:
     if unit.mode is WorkMode.SLEEP:
         return "stopped" if seen.hashrate_ths <= 0 else "shutting-down"
+    if unit.is_hot:
+        return "failure"
     return "starting" if seen.asleep or seen.hashrate_ths <= 0 else "mining"
 
 

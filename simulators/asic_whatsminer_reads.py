@@ -162,11 +162,17 @@ def _pools(unit: Unit) -> list[Json]:
     ]
 
 
+def _off_reason(unit: Unit) -> str:
+    if memory_of(unit).off:
+        return "by whatsminer api"
+    return "Hash board over temperature protect" if unit.is_hot else ""
+
+
 def _status(unit: Unit) -> Json:
     memory = memory_of(unit)
     return {
-        "mineroff": str(memory.off).lower(),
-        "mineroff_reason": "by whatsminer api" if memory.off else "",
+        "mineroff": str(memory.off or unit.is_hot).lower(),
+        "mineroff_reason": _off_reason(unit),
         "mineroff_time": "",
         "FirmwareVersion": FIRMWARE,
         "power_mode": MODE_NAMES[memory.mode],

@@ -227,7 +227,8 @@ def _information(unit: Unit, *, locked: bool) -> Json:
         },
         "miner": {
             "type": model.device_type,
-            "working": str(not memory.off).lower(),
+            "working": str(not (memory.off or unit.is_hot)).lower(),
+            **({"miner-off-reason": "over temperature"} if unit.is_hot else {}),
             "board-num": str(model.boards),
             "miner-sn": unit.serial,
         },

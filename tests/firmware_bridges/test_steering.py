@@ -11,7 +11,14 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 
-from firmware_bridges.base import MinerAddress, ReadDetail, Reading, WorkMode, WriteState
+from firmware_bridges.base import (
+    MinerAddress,
+    MinerState,
+    ReadDetail,
+    Reading,
+    WorkMode,
+    WriteState,
+)
 from firmware_bridges.bridge import MinerBridge, bridge_of
 from firmware_bridges.commands import (
     Locate,
@@ -46,6 +53,17 @@ SIMULATED = {
     "vnish": "s21-vnish",
     "whatsminer-v2": "m50s",
     "whatsminer-v3": "m60s",
+}
+# What firmwares say of a machine that stopped itself for heat; of the others there is no more than
+# a rate of 0 and hot chips.
+SAYS_HOT = {
+    "antminer-stock": MinerState.OVERHEATED,
+    "epic": MinerState.OVERHEATED,
+    "luxos": MinerState.OVERHEATED,
+    "marafw": MinerState.OVERHEATED,
+    "vnish": MinerState.FAULT,
+    "whatsminer-v2": MinerState.OVERHEATED,
+    "whatsminer-v3": MinerState.OVERHEATED,
 }
 # Neither bosminer's API nor GraphQL tells the MAC; it is on a page behind luci's login.
 WITHOUT_MAC = {"braiins-api", "braiins-graphql"}
@@ -181,6 +199,27 @@ async def test_a_lying_machine_is_found_out_by_its_readings(family: Family) -> N
         reading = await place.read()
         place.clock.turn(effect_s(family, Capability.SLEEP))
         assert reading.hashrate_ths or (await place.read()).hashrate_ths, "it hashes on"
+
+
+@pytest.mark.parametrize("family", STEERED, ids=lambda family: family.name)
+async def test_a_machine_that_stopped_for_heat_is_no_miner_and_hashes_when_it_is_well(
+    family: Family,
+) -> None:
+    async with site(family) as place:
+        before = await place.read()
+        place.fleet.inject(FaultKind.HOT, [0])
+        place.clock.turn(10.0)
+        hot = await place.read()
+        place.fleet.clear([0])
+        place.clock.turn(effect_s(family, Capability.WAKE))
+        well = await place.read()
+    assert hot.is_mining is False
+    for name in ("chip_temp_c_max", "board_temp_c_max"):
+        was_c, is_c = getattr(before, name), getattr(hot, name)
+        assert was_c is None or is_c is None or is_c > was_c
+    if family.name in SAYS_HOT:
+        assert hot.state is SAYS_HOT[family.name]
+    assert well.is_mining is True
 
 
 LIMITED = [f for f in STEERED if f.sheet.ability(Capability.POWER_LIMIT) is not None]
