@@ -36,9 +36,10 @@ BASE = "127.110.0.0"
 
 
 def run() -> list[Figure]:
-    """Read fleets of each kind: one connection for a fast reading, and three."""
+    """Read fleets of each kind: joined commands, one request, and three connections a reading."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return [
+            runner.run(_measure("bridges-poll joined", "s19xp-braiins-old", "braiins-api", ONE_MIN)),
             runner.run(_measure("bridges-poll one request", "a1566", "avalon", ONE_MIN)),
             runner.run(_measure("bridges-poll one, S21", "s21", "antminer-stock", ONE_MIN)),
             runner.run(_measure("bridges-poll three", "s21-mara", "marafw", THREE_MIN)),

@@ -128,10 +128,12 @@ def _asleep(seen: Evidence) -> Verdict:
 
 
 def _mining(seen: Evidence) -> Verdict:
-    rate_ths = seen.after.hashrate_ths
+    """The rate must be a good part of what the limit in force leaves of the rated one."""
+    rate_ths, limit_w, rated = seen.after.hashrate_ths, seen.after.power_limit_w, seen.rated
     if rate_ths is None:
         return Verdict.UNSEEN
-    return _of(rate_ths >= seen.rated.mining_share_min * seen.rated.hashrate_ths)
+    left = 1.0 if not limit_w else min(1.0, limit_w / rated.power_w)
+    return _of(rate_ths >= rated.mining_share_min * left * rated.hashrate_ths)
 
 
 def _in_mode(mode: WorkMode, seen: Evidence) -> Verdict:

@@ -60,6 +60,10 @@ TARGET = SetPools((PoolTarget(url="stratum+tcp://Pool.example:3333", user="w.1")
         (Wake(), reading(hashrate_ths=150.0), EFFECTIVE),
         (Wake(), reading(hashrate_ths=20.0), NOT_YET),
         (Wake(), reading(is_mining=True), UNSEEN),
+        # Limited to two fifths of its power, it hashes less than half of its rate for ever.
+        (Wake(), reading(hashrate_ths=90.0, power_limit_w=1_400.0), EFFECTIVE),
+        (Wake(), reading(hashrate_ths=20.0, power_limit_w=1_400.0), NOT_YET),
+        (Wake(), reading(hashrate_ths=90.0, power_limit_w=9_000.0), NOT_YET),
         # It says that the mode is set, and draws what it drew before: that was nothing.
         (SetMode(WorkMode.LOW), reading(configured_mode=WorkMode.LOW, power_w=3_490.0), NOT_YET),
         (SetMode(WorkMode.LOW), reading(configured_mode=WorkMode.LOW, power_w=2_600.0), EFFECTIVE),
