@@ -57,12 +57,12 @@ class ChildOptions(Struct, frozen=True, kw_only=True):
     """How a child is started.
 
     Args:
-        period_s: of the sweep. uuids: the cards to read; None: all that the driver counts.
+        period_s: of the sweep. cards: whom to read, by UUID or ``index:N``; None: all there are.
         events: tell events too; one child at a time does.
     """
 
     period_s: float = 1.0
-    uuids: tuple[str, ...] | None = None
+    cards: tuple[str, ...] | None = None
     events: bool = True
 
 
@@ -75,10 +75,10 @@ class CardWorker:
     """The thread of one card.
 
     Args:
-        uuid: of the card; None: take the card at `index` and learn its UUID.
+        place: in the list of cards. card: UUID or ``index:N``.
     """
 
-    def __init__(self, index: int, uuid: str | None, options: ChildOptions, outbox: Outbox) -> None:
+    def __init__(self, place: int, card: str, options: ChildOptions, outbox: Outbox) -> None:
         self._period_ns = round(options.period_s * NS_PER_S)
         self._outbox = outbox
         self._nvml = Nvml(boottime_ns)
@@ -86,13 +86,15 @@ class CardWorker:
         self._woken = threading.Condition()
         self._reader: CardReader | None = None
         self._registered = False
-        self._index = index
-        self.uuid = uuid
+        self._place = place
+        named, _, index = card.partition("index:")
+        self._index = place if named else int(index)
+        self.uuid = named or None
 
     def state(self) -> Worker:
         """Tell what the thread is doing; called by another thread."""
         call, since_ns = self._nvml.under_way or (None, None)
-        return Worker(self._index, self.uuid, call, since_ns)
+        return Worker(self._place, self.uuid, call, since_ns)
 
     def ask(self, request: AskProcesses) -> None:
         """Have the card's thread answer; too many requests are answered with nothing."""
@@ -109,7 +111,7 @@ class CardWorker:
         try:
             while True:
                 row = self._row()
-                self._outbox.row(self._index, row)
+                self._outbox.row(self._place, row)
                 if watch is not None:
                     self._register(watch)
                 sweeps = LOST_RETRY_SWEEPS if isinstance(row, GpuFault) else 1
@@ -117,7 +119,7 @@ class CardWorker:
                     due_ns = max(due_ns + self._period_ns, boottime_ns())
                     self._wait_until(due_ns)
                     if left > 1:
-                        self._outbox.row(self._index, structs.replace(row, at_ns=boottime_ns()))
+                        self._outbox.row(self._place, structs.replace(row, at_ns=boottime_ns()))
         except NvmlGoneError as exc:
             gone(exc)
 
@@ -155,7 +157,7 @@ class CardWorker:
 
     def _fault(self, kind: FaultKind, exc: NvmlError) -> GpuFault:
         return GpuFault(
-            index=self._index, uuid=self.uuid, at_ns=boottime_ns(), kind=kind, detail=str(exc)
+            index=self._place, uuid=self.uuid, at_ns=boottime_ns(), kind=kind, detail=str(exc)
         )
 
     def _wait_until(self, due_ns: int) -> None:
@@ -214,9 +216,11 @@ class Child:
             self._write(Failed(code=exc.nvml_code, detail=str(exc)))
             return EXIT_GONE
         self._write(hello)
-        uuids = (None,) * hello.gpus if self._options.uuids is None else self._options.uuids
+        cards = self._options.cards
+        if cards is None:
+            cards = tuple(f"index:{index}" for index in range(hello.gpus))
         self._workers = [
-            CardWorker(place, uuid, self._options, self._outbox) for place, uuid in enumerate(uuids)
+            CardWorker(place, card, self._options, self._outbox) for place, card in enumerate(cards)
         ]
         for place, worker in enumerate(self._workers):
             _start(f"card-{place}", partial(worker.run, watch, self._gone))
@@ -233,11 +237,12 @@ class Child:
         return watch
 
     def _beat_and_write(self) -> None:
+        every_ns = round(min(BEAT_S, self._options.period_s) * NS_PER_S)
         seq, due_ns = 0, boottime_ns()
         while not self._stop.is_set():
             now_ns = boottime_ns()
             if now_ns >= due_ns:
-                due_ns = now_ns + round(BEAT_S * NS_PER_S)
+                due_ns = now_ns + every_ns
                 self._outbox.beat(
                     Beat(
                         seq=seq,

@@ -117,7 +117,12 @@ class GpuSample(Struct, frozen=True, kw_only=True, tag="sample"):
 
 
 class GpuFault(Struct, frozen=True, kw_only=True, tag="fault"):
-    """A card that cannot be read; uuid is None when it never said its own."""
+    """A card that cannot be read.
+
+    Args:
+        index: its place in the list that the child was given; without one, its index.
+        uuid: None when the card never said it.
+    """
 
     index: Index
     at_ns: int
@@ -145,7 +150,11 @@ class GpuEvent(Struct, frozen=True, kw_only=True, tag="event"):
 
 
 class Worker(Struct, frozen=True, array_like=True):
-    """What one card's thread is doing: the call it is in, and since when (None: between calls)."""
+    """What one card's thread is doing: the call it is in, and since when (None: between calls).
+
+    Args:
+        index: as in GpuFault.
+    """
 
     index: Index
     uuid: Name | None
