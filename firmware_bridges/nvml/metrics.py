@@ -1,4 +1,4 @@
-"""Samples as Prometheus text under the names of NVIDIA's exporter, so that its dashboards fit. Pure.
+"""Samples as Prometheus text under the names of NVIDIA's exporter, for its dashboards. Pure.
 
 Names, units and labels follow dcgm-exporter (etc/default-counters.csv; `hostname` is lower case
 since its #655). A figure that is not known is left out: no card draws 0 W because it was not asked.
