@@ -11,10 +11,11 @@ from typing import Final
 
 from firmware_bridges.nvml.child import ChildOptions, boottime_ns
 from firmware_bridges.nvml.errors import ChildAwayError, ChildSilentError
-from firmware_bridges.nvml.fencing import Bounds, GpuView, Kill, Overseer, Start
+from firmware_bridges.nvml.fencing import Overseer
 from firmware_bridges.nvml.pipe import FROM_CHILD, Unpacker, pack
 from firmware_bridges.nvml.samples import AskProcesses, FromChild, GpuEvent, Hello, Processes
 from firmware_bridges.nvml.spawn import ChildProcess, Spawn
+from firmware_bridges.nvml.states import Bounds, GpuView, Kill, Start
 from protocol.errors import DecodeError
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from typing import Final
 
 from msgspec import Struct, structs
 
-from firmware_bridges.nvml.fencing import GpuState, GpuView
 from firmware_bridges.nvml.samples import EventKind, GpuEvent, GpuSample
+from firmware_bridges.nvml.states import GpuState, GpuView
 from firmware_bridges.nvml.xid import Effect, Need, XidRow, row_of
 
 NS_PER_S: Final = 1_000_000_000

@@ -42,7 +42,10 @@ def main(argv: list[str] | None = None, prog: str = "gpu-control") -> int:
     except SettingsError as exc:
         logger.error("%s", exc)  # noqa: TRY400 - the operator's mistake, told in full
         return EXIT_USAGE
-    return _serve(config, uids)
+    code = _serve(config, uids)
+    # a plain exit would wait for a thread that may hang
+    end_now(code)
+    return code
 
 
 def uids_of(config: ControlConfig) -> frozenset[int]:
@@ -86,8 +89,7 @@ def _serve(config: ControlConfig, uids: frozenset[int]) -> int:
     reason = asyncio.run(_until_signal(cards, config, uids))
     if reason:
         logger.error("ends: %s", reason)
-    # a plain exit would wait for a thread that may hang
-    end_now(EXIT_STUCK if reason else 0)
+    return EXIT_STUCK if reason else 0
 
 
 async def _until_signal(cards: Cards, config: ControlConfig, uids: frozenset[int]) -> str:

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from firmware_bridges.nvml.control.messages import (
     MESSAGE_BYTES_MAX,
@@ -159,14 +159,14 @@ def bound(path: Path) -> socket.socket:
     """
     path.unlink(missing_ok=True)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    made.setblocking(False)
+    made.settimeout(0)
     made.bind(str(path))
     # nobody can connect before it listens
     path.chmod(0o660)
     return made
 
 
-def end_now(code: int) -> NoReturn:
+def end_now(code: int) -> None:
     """End the process, whatever its thread hangs in."""
     logging.shutdown()
     os._exit(code)
