@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from firmware_bridges.nvml.child import ChildOptions, boottime_ns
+from firmware_bridges.nvml.child import NS_PER_S, ChildOptions, boottime_ns
 from firmware_bridges.nvml.errors import ChildAwayError, ChildSilentError
 from firmware_bridges.nvml.fencing import Overseer
 from firmware_bridges.nvml.pipe import FROM_CHILD, Unpacker, pack
@@ -21,6 +21,7 @@ from protocol.errors import DecodeError
 logger = logging.getLogger(__name__)
 
 STEP_S: Final = 0.1
+STALL_S: Final = 1.0
 ASK_S: Final = 2.0
 REAP_S: Final = 2.0
 EVENTS_MAX: Final = 4_096
@@ -58,14 +59,27 @@ class Telemetry:
     async def run(self) -> None:
         """Keep the children running until cancelled."""
         async with asyncio.TaskGroup() as group:
+            looked_ns = self._now_ns()
             while True:
-                for effect in self._overseer.step(self._now_ns(), self._dying):
-                    if isinstance(effect, Start):
-                        task = self._attend(effect)
-                        group.create_task(task, name=f"nvml-child-{effect.child}")
-                    else:
-                        self._kill(effect)
+                now_ns = self._now_ns()
+                # after a stall of ours (or of the host) what the children said is still unread
+                stalled = now_ns - looked_ns > STALL_S * NS_PER_S
+                looked_ns = now_ns
+                if not stalled:
+                    self._step(group, now_ns)
                 await asyncio.sleep(STEP_S)
+
+    def _step(self, group: asyncio.TaskGroup, now_ns: int) -> None:
+        for effect in self._overseer.step(now_ns, self._dying):
+            if isinstance(effect, Start):
+                group.create_task(self._attend(effect), name=f"nvml-child-{effect.child}")
+            else:
+                self._kill(effect)
+
+    @property
+    def problem(self) -> str:
+        """Say why there are no readings at all, if that is known; empty when there are some."""
+        return self._overseer.problem
 
     def view(self) -> tuple[GpuView, ...]:
         """Give every card as it stands now."""

@@ -117,9 +117,9 @@ class Overseer:
             card.info = row.info
             self.problem = ""
         if speaker is self._main:
+            card.back_ns = now_ns if card.is_stuck or card.back_ns is None else card.back_ns
             card.is_stuck = card.left_out = False
             card.probe_due_ns = None
-            card.back_ns = now_ns if card.back_ns is None else card.back_ns
 
     def _card_of(self, row: Row, speaker: _Child, now_ns: int) -> _Card:
         key = row.uuid
@@ -312,7 +312,8 @@ class Overseer:
         if self._main is not None and now_ns - self._main.started_ns > settled_ns:
             self._failures = 0
         for card in self._cards.values():
-            if card.probes and card.back_ns is not None and now_ns - card.back_ns > settled_ns:
+            reads_well = card.back_ns is not None and not card.is_stuck
+            if reads_well and now_ns - (card.back_ns or 0) > settled_ns:
                 card.probes = 0
 
     # --- the view ----------------------------------------------------------------------------
@@ -340,7 +341,7 @@ class Overseer:
             return GpuState.SILENT, self.problem or "no row"
         if isinstance(card.row, GpuFault):
             return _STATE_OF[card.row.kind], card.row.detail
-        return GpuState.LIVE, ""
+        return (GpuState.UNKNOWN if card.row is None else GpuState.LIVE), ""
 
     def _is_stale(self, card: _Card, now_ns: int) -> bool:
         at_ns = card.since_ns if card.row is None else card.row.at_ns

@@ -215,6 +215,8 @@ def _fault_findings(
     match view.state:
         case GpuState.LIVE:
             return
+        case GpuState.UNKNOWN:
+            yield Finding("unknown", Standing.HOLD, "not read yet")
         case GpuState.LOST:
             yield Finding("lost", Standing.FENCED, f"lost: {view.detail}", Need.REBOOT)
         case GpuState.RESET_REQUIRED:

@@ -24,7 +24,7 @@ class Bounds(Struct, frozen=True, kw_only=True):
     stale_s: float = 2.5
     hang_s: float = 1.0
     start_s: float = 15.0
-    beat_s: float = 3.0
+    beat_s: float = 2.0
     retry_s_min: float = 0.5
     retry_s_max: float = 60.0
     probe_s: float = 15.0
@@ -35,9 +35,10 @@ class Bounds(Struct, frozen=True, kw_only=True):
 
 
 class GpuState(StrEnum):
-    """What is known of a card's readings."""
+    """What is known of a card's readings; UNKNOWN: it has not been read yet."""
 
     LIVE = "live"
+    UNKNOWN = "unknown"
     SILENT = "silent"
     LOST = "lost"
     RESET_REQUIRED = "reset_required"
