@@ -150,7 +150,8 @@ def _remembering(
 ) -> GpuHealth:
     """Carry over what outlives one sample."""
     sample = view.sample if view.state is GpuState.LIVE else None
-    silent_ns = None if view.state is GpuState.LIVE else (before.silent_ns or now_ns)
+    since_ns = now_ns if before.silent_ns is None else before.silent_ns
+    silent_ns = None if view.state is GpuState.LIVE else since_ns
     health = structs.replace(before, xids=_xids(before.xids, events), silent_ns=silent_ns)
     if any(event.kind is EventKind.ECC_DOUBLE for event in events):
         health = structs.replace(health, new_uncorrected=True)
@@ -176,7 +177,9 @@ def _xids(held: tuple[int, ...], events: Sequence[GpuEvent]) -> tuple[int, ...]:
             continue
         if row_of(event.number).effect in {Effect.HOLD, Effect.FENCE}:
             held = (*held, event.number)
-    # the first ones tell what began it
+    if len(held) > XIDS_KEPT:
+        # the first ones tell what began it, but a fence is never forgotten for a hold
+        held = tuple(sorted(held, key=lambda number: -_standing_of(row_of(number))))
     return held[:XIDS_KEPT]
 
 
