@@ -75,10 +75,13 @@ class CardWorker:
     """The thread of one card.
 
     Args:
-        place: in the list of cards. card: UUID or ``index:N``.
+        place: in the list of cards. card: UUID or ``index:N``. phase: of its sweeps, above 0 and
+            at most 1, in periods.
     """
 
-    def __init__(self, place: int, card: str, options: ChildOptions, outbox: Outbox) -> None:
+    def __init__(
+        self, place: int, card: str, phase: float, options: ChildOptions, outbox: Outbox
+    ) -> None:
         self._period_ns = round(options.period_s * NS_PER_S)
         self._outbox = outbox
         self._nvml = Nvml(boottime_ns)
@@ -87,6 +90,7 @@ class CardWorker:
         self._reader: CardReader | None = None
         self._registered = False
         self._place = place
+        self._phase = phase
         named, _, index = card.partition("index:")
         self._index = place if named else int(index)
         self.uuid = named or None
@@ -107,7 +111,9 @@ class CardWorker:
 
     def run(self, watch: EventWatch | None, gone: Callable[[NvmlGoneError], None]) -> None:
         """Sweep for ever; ends when the driver is gone."""
-        due_ns = boottime_ns()
+        # the cards' sweeps are spread over the period: they wait for one lock of the driver, and
+        # whose call hangs is seen by which began first
+        due_ns = boottime_ns() - round(self._period_ns * (1.0 - self._phase))
         try:
             while True:
                 row = self._row()
@@ -220,7 +226,8 @@ class Child:
         if cards is None:
             cards = tuple(f"index:{index}" for index in range(hello.gpus))
         self._workers = [
-            CardWorker(place, card, self._options, self._outbox) for place, card in enumerate(cards)
+            CardWorker(place, card, (place + 1) / len(cards), self._options, self._outbox)
+            for place, card in enumerate(cards)
         ]
         for place, worker in enumerate(self._workers):
             _start(f"card-{place}", partial(worker.run, watch, self._gone))

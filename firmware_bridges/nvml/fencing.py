@@ -6,8 +6,10 @@ rows go on. Its thread cannot be freed, so that card is tried by a *probe*, a se
 reads nothing else, at growing intervals; when the probe hears it, the main child is started anew
 with all cards. When every card of the main child is silent, the hanging call holds the driver's
 lock: the child is killed, and the card whose call began first is left out of the next one and
-probed like any other. A child that says nothing at all is killed and started again, at growing
-intervals. A killed process may stay for as long as its call hangs; of such there are few at most.
+probed like any other; when that was not the one, the next round finds another, and the first comes
+back by its probe. A probe that makes other cards hang is killed at once: its card holds the lock
+again. A child that says nothing at all is killed and started again, at growing intervals. A killed
+process may stay for as long as its call hangs; of such there are few at most.
 """
 
 from collections.abc import Sequence
@@ -54,6 +56,9 @@ class _Child(Struct):
     heard_ns: int
     greeted: bool = False
     events_stuck: bool = False
+    in_hurry: bool = False
+    trusted_ns: int = 0
+    stuck_before: frozenset[str] = frozenset()
 
 
 _STATE_OF: Final = {
@@ -74,6 +79,7 @@ class Overseer:
         self._next_child = 0
         self._failures = 0
         self._main_due_ns = 0
+        self._in_hurry = False
         self.problem = ""
 
     # --- what is heard -----------------------------------------------------------------------
@@ -159,13 +165,14 @@ class Overseer:
             dying: killed children that are still there.
         """
         effects: list[Effect] = []
-        self._watch_main(now_ns, effects)
+        # the probe first: what it does to the others is no fault of the main child
         self._watch_probe(now_ns, effects)
+        self._watch_main(now_ns, effects)
         self._settle(now_ns)
         room = self._bounds.dying_max - dying
         if self._main is None and now_ns >= self._main_due_ns and room > 0:
             room -= self._start_main(now_ns, effects)
-        if self._probe is None and room > 0:
+        if self._probe is None and room > 0 and self._main_reads(now_ns):
             self._start_probe(now_ns, effects)
         return tuple(effects)
 
@@ -179,12 +186,16 @@ class Overseer:
             reason = f"every card is silent, {suspect.key if suspect else 'none'} first"
             if suspect is not None:
                 suspect.left_out = True
+            self._in_hurry = True
         elif reason:
             for card in self._read_by(main):
                 card.left_out = card.left_out or card.is_stuck
         if reason:
             effects.append(Kill(main.number, reason))
             self._lose_main(now_ns)
+            if self._probe is not None:
+                effects.append(Kill(self._probe.number, "the other child starts anew"))
+                self._lose_probe(now_ns)
 
     def _trouble(self, child: _Child, now_ns: int) -> str:
         """Say what is wrong with a child as a whole."""
@@ -196,10 +207,11 @@ class Overseer:
 
     def _all_stale(self, main: _Child, now_ns: int) -> bool:
         read = [card for card in self._read_by(main) if card.row is not None]
-        # a driver that is only now setting its cards up takes seconds for each
+        # a driver that is only now setting its cards up takes seconds for each; but not one that
+        # hung a moment ago
         began = any(card.back_ns is not None for card in read)
-        patience_s = self._bounds.stale_s if began else self._bounds.start_s
-        if not read or now_ns - main.started_ns < patience_s * NS_PER_S:
+        patience_s = self._bounds.stale_s if began or main.in_hurry else self._bounds.start_s
+        if not read or now_ns - main.trusted_ns < patience_s * NS_PER_S:
             return False
         return all(self._is_stale(card, now_ns) for card in read)
 
@@ -234,6 +246,7 @@ class Overseer:
         if cards == ():
             return 0
         self._main = self._new_child(cards, now_ns)
+        self._main.in_hurry, self._in_hurry = self._in_hurry, False
         effects.append(Start(self._main.number, cards, events=True))
         return 1
 
@@ -245,7 +258,13 @@ class Overseer:
 
     def _new_child(self, cards: tuple[str, ...] | None, now_ns: int) -> _Child:
         self._next_child += 1
-        return _Child(number=self._next_child, cards=cards, started_ns=now_ns, heard_ns=now_ns)
+        return _Child(
+            number=self._next_child,
+            cards=cards,
+            started_ns=now_ns,
+            heard_ns=now_ns,
+            trusted_ns=now_ns,
+        )
 
     # --- probes ------------------------------------------------------------------------------
 
@@ -269,6 +288,14 @@ class Overseer:
         elif now_ns - probe.started_ns > self._bounds.probe_s * NS_PER_S:
             effects.append(Kill(probe.number, "the card does not answer"))
             self._lose_probe(now_ns)
+        elif self._stuck() - probe.stuck_before:
+            effects.append(Kill(probe.number, "it makes other cards hang"))
+            self._lose_probe(now_ns)
+            if self._main is not None:
+                self._main.trusted_ns = now_ns
+
+    def _stuck(self) -> frozenset[str]:
+        return frozenset(card.key for card in self._cards.values() if card.is_stuck)
 
     def _main_lacks(self, card: _Card) -> bool:
         main = self._main
@@ -290,12 +317,23 @@ class Overseer:
         card.probes += 1
         card.probe_due_ns = now_ns + round(wait_s * NS_PER_S)
 
+    def _main_reads(self, now_ns: int) -> bool:
+        """Tell whether it would show that a probe disturbs the others."""
+        main = self._main
+        if main is None:
+            return True
+        if now_ns - main.started_ns > self._bounds.start_s * NS_PER_S:
+            return True
+        readable = [card for card in self._read_by(main) if not card.is_stuck]
+        return main.greeted and all(card.back_ns is not None for card in readable)
+
     def _start_probe(self, now_ns: int, effects: list[Effect]) -> None:
         due = [card for card in self._cards.values() if self._probe_is_due(card, now_ns)]
         if not due:
             return
         card = min(due, key=lambda one: one.probe_due_ns or 0)
         self._probe = self._new_child((card.key,), now_ns)
+        self._probe.stuck_before = self._stuck()
         effects.append(Start(self._probe.number, (card.key,), events=False))
 
     def _probe_is_due(self, card: _Card, now_ns: int) -> bool:

@@ -42,7 +42,8 @@ class HealthLimits(Struct, frozen=True, kw_only=True):
         memory_temp_c_max: the same for its memory, with memory_temp_c_back and the card's limit.
         margin_c: this far below the card's own limits.
         power_ratio_max: power over its limit in force; fences after power_s.
-        fault_s: a card that is silent or lost for so long is fenced; shorter, it is held.
+        fault_s: a card that is silent for so long is fenced; shorter, it is held: the probe of
+            another one may have kept it waiting. A lost card is fenced at once.
     """
 
     temp_c_max: float = 90.0
@@ -52,7 +53,7 @@ class HealthLimits(Struct, frozen=True, kw_only=True):
     margin_c: float = 0.0
     power_ratio_max: float = 1.1
     power_s: float = 10.0
-    fault_s: float = 0.0
+    fault_s: float = 5.0
 
 
 class Finding(Struct, frozen=True):

@@ -177,10 +177,10 @@ def test_memory_and_the_drivers_own_word(
 @pytest.mark.parametrize(
     ("state", "standing"),
     [
-        (GpuState.SILENT, Standing.FENCED),
+        (GpuState.SILENT, Standing.HOLD),
         (GpuState.LOST, Standing.FENCED),
         (GpuState.RESET_REQUIRED, Standing.FENCED),
-        (GpuState.UNREADABLE, Standing.FENCED),
+        (GpuState.UNREADABLE, Standing.HOLD),
         (GpuState.UNKNOWN, Standing.HOLD),
     ],
 )
@@ -188,9 +188,12 @@ def test_a_card_that_is_not_read_is_not_used(state: GpuState, standing: Standing
     health = judge(view(state, "detail of it"))
     assert health.standing is standing
     assert judge(view(state), view()).standing is Standing.OK
+    assert judge(*[view(state)] * 6).standing is (
+        Standing.HOLD if state is GpuState.UNKNOWN else Standing.FENCED
+    )
 
 
-def test_a_short_silence_may_be_let_pass() -> None:
+def test_a_short_silence_holds_and_a_long_one_fences() -> None:
     patient = HealthLimits(fault_s=3.0)
     silent = view(GpuState.SILENT)
     assert judge(*[silent] * 3, limits=patient).standing is Standing.HOLD

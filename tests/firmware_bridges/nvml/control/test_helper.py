@@ -64,12 +64,14 @@ async def helper(
     )
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "firmware_bridges.nvml.control.program", "--config", str(config),
-        env=fake.environment(), stdout=asyncio.subprocess.DEVNULL,
+        env=fake.environment(), stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
+    assert process.stdout is not None
     try:
         async with asyncio.timeout(DEADLINE_S):
-            while not socket.exists() and process.returncode is None:  # noqa: ASYNC110 - another process makes it
-                await asyncio.sleep(0.01)
+            # until it listens, or ends
+            while (line := await process.stdout.readline()) and b"listening" not in line:
+                pass
         yield Helper(process, socket)
     finally:
         if process.returncode is None:
