@@ -80,6 +80,7 @@ class Overseer:
         self._failures = 0
         self._main_due_ns = 0
         self._in_hurry = False
+        self._answering = ""
         self.problem = ""
 
     # --- what is heard -----------------------------------------------------------------------
@@ -174,6 +175,10 @@ class Overseer:
             room -= self._start_main(now_ns, effects)
         if self._probe is None and room > 0 and self._main_reads(now_ns):
             self._start_probe(now_ns, effects)
+        if self._probe is None and self._main is not None and self._answering:
+            # once for all of them that have been heard
+            effects.append(Kill(self._main.number, f"{self._answering} answers again"))
+            self._lose_main(now_ns, anew=True)
         return tuple(effects)
 
     def _watch_main(self, now_ns: int, effects: list[Effect]) -> None:
@@ -181,21 +186,28 @@ class Overseer:
         if main is None:
             return
         reason = self._trouble(main, now_ns)
+        read = self._read_by(main)
+        hanging = [card for card in read if card.is_stuck]
+        is_all = len(hanging) == len(read)
         if not reason and self._all_stale(main, now_ns):
-            suspect = self._first_busy(main)
-            reason = f"every card is silent, {suspect.key if suspect else 'none'} first"
-            if suspect is not None:
-                suspect.left_out = True
-            self._in_hurry = True
-        elif reason:
-            for card in self._read_by(main):
-                card.left_out = card.left_out or card.is_stuck
+            reason, is_all = "every card is silent", True
+            hanging = [card for card in read if card.busy_ns is not None]
         if reason:
+            reason += self._leave_out(hanging, is_all=is_all)
             effects.append(Kill(main.number, reason))
             self._lose_main(now_ns)
             if self._probe is not None:
                 effects.append(Kill(self._probe.number, "the other child starts anew"))
                 self._lose_probe(now_ns)
+
+    def _leave_out(self, hanging: list[_Card], *, is_all: bool) -> str:
+        """Leave out who hangs; of cards that all hang, only the one that the others wait for."""
+        if is_all:
+            self._in_hurry = True
+            hanging = sorted(hanging, key=lambda card: card.busy_ns or 0)[:1]
+        for card in hanging:
+            card.left_out = True
+        return "".join(f", {card.key} is left out" for card in hanging)
 
     def _trouble(self, child: _Child, now_ns: int) -> str:
         """Say what is wrong with a child as a whole."""
@@ -222,13 +234,9 @@ class Overseer:
             if (card.key in main.cards if main.cards is not None else True)
         ]
 
-    def _first_busy(self, main: _Child) -> _Card | None:
-        """Give the card whose call began first: the one that holds what the others wait for."""
-        busy = [(card.busy_ns, card) for card in self._read_by(main) if card.busy_ns is not None]
-        return min(busy, key=lambda pair: pair[0])[1] if busy else None
-
     def _lose_main(self, now_ns: int, *, anew: bool = False) -> None:
         self._main = None
+        self._answering = ""
         self._failures = 0 if anew else self._failures + 1
         # once at once; then at growing intervals
         wait_s = self._retry_s() if self._failures > 1 else 0.0
@@ -283,8 +291,7 @@ class Overseer:
             if self._main is None:
                 self._main_due_ns = now_ns
             elif self._main_lacks(card):
-                effects.append(Kill(self._main.number, f"{card.key} answers again"))
-                self._lose_main(now_ns, anew=True)
+                self._answering = card.key
         elif now_ns - probe.started_ns > self._bounds.probe_s * NS_PER_S:
             effects.append(Kill(probe.number, "the card does not answer"))
             self._lose_probe(now_ns)

@@ -63,6 +63,11 @@ class PipedChild:
         except ProcessLookupError:
             self._handle = None
 
+    @property
+    def pid(self) -> int:
+        """Give the process id."""
+        return self._process.pid
+
     async def read(self) -> bytes:
         """Give what it wrote; nothing at its end."""
         assert self._process.stdout is not None, "its output is a pipe"

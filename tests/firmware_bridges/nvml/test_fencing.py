@@ -69,12 +69,15 @@ class Host:
                 self._note_hangs()
                 for number in self.running:
                     self._speak(number)
-            for effect in self.overseer.step(self.ns, self.dying):
-                self.log.append((self.now_s, effect))
-                if isinstance(effect, Start):
-                    self.running[effect.child] = effect
-                else:
-                    self.running.pop(effect.child, None)
+            self.act()
+
+    def act(self) -> None:
+        for effect in self.overseer.step(self.ns, self.dying):
+            self.log.append((self.now_s, effect))
+            if isinstance(effect, Start):
+                self.running[effect.child] = effect
+            else:
+                self.running.pop(effect.child, None)
 
     def _cards(self, number: int) -> tuple[str, ...]:
         return self.running[number].cards or self.names
@@ -311,7 +314,40 @@ def test_a_wait_for_events_that_hangs_is_replaced_without_the_cards_that_hang() 
     beat = Beat(seq=9, at_ns=host.ns, workers=workers, events_call_ns=host.ns - 4 * NS)
     host.overseer.heard(1, beat, host.ns)
     effects = host.overseer.step(host.ns, 0)
-    assert effects == (Kill(1, "the wait for events hangs"), Start(2, ("a",), events=True))
+    why = "the wait for events hangs, b is left out"
+    assert effects == (Kill(1, why), Start(2, ("a",), events=True))
+
+
+def test_of_cards_that_all_hang_only_the_first_is_left_out() -> None:
+    host = Host("a", "b", "c")
+    host.pass_time(5)
+    host.hang("b", lock=True)
+    host.pass_time(1.5)
+    workers = tuple(
+        Worker(place, name, "nvmlX", host.ns - since_s * NS)
+        for place, (name, since_s) in enumerate((("a", 2), ("b", 3), ("c", 2)))
+    )
+    beat = Beat(seq=9, at_ns=host.ns, workers=workers, events_call_ns=host.ns - 3 * NS)
+    host.overseer.heard(1, beat, host.ns)
+    assert host.overseer.step(host.ns, 0)[1] == Start(2, ("a", "c"), events=True)
+
+
+def test_cards_that_answer_again_together_cost_one_new_child() -> None:
+    host = Host("a", "b", "c", "d")
+    host.pass_time(5)
+    for name in "abc":
+        host.hang(name)
+    host.pass_time(3)
+    workers = tuple(Worker(place, name, "nvmlX", 0) for place, name in enumerate("abc"))
+    beat = Beat(seq=9, at_ns=host.ns, workers=workers, events_call_ns=host.ns - 3 * NS)
+    host.overseer.heard(1, beat, host.ns)
+    host.act()
+    assert host.starts(events=True)[-1].cards == ("d",)
+    host.hanging.clear()
+    mains = len(host.starts(events=True))
+    host.pass_time(20)
+    assert host.starts(events=True)[mains:] == [Start(6, None, events=True)]
+    assert set(host.states().values()) == {GpuState.LIVE}
 
 
 class Hosts(RuleBasedStateMachine):

@@ -16,7 +16,7 @@ from firmware_bridges.nvml.client import Telemetry
 from firmware_bridges.nvml.errors import ChildAwayError, ChildSilentError
 from firmware_bridges.nvml.pipe import FROM_CHILD, Unpacker
 from firmware_bridges.nvml.samples import Failed, GpuEvent, GpuSample, PowerSource
-from firmware_bridges.nvml.spawn import ChildProcess, SpawnPiped
+from firmware_bridges.nvml.spawn import ChildProcess, PipedChild, SpawnPiped
 from firmware_bridges.nvml.states import Bounds, GpuState, GpuView
 from tests.fakes.nvml import FakeNvml, cards
 
@@ -226,7 +226,9 @@ async def test_a_child_that_is_stopped_is_replaced(fake: FakeNvml) -> None:
     bounds = Bounds(stale_s=3.0, hang_s=1.0, beat_s=0.6)
     async with running(spawn, bounds) as telemetry:
         await until(all_live(telemetry))
-        os.kill(spawn.started[0][1]._process.pid, signal.SIGSTOP)  # type: ignore[attr-defined]
+        child = spawn.started[0][1]
+        assert isinstance(child, PipedChild)
+        os.kill(child.pid, signal.SIGSTOP)
         await until(lambda: len(spawn.mains) == 2)
         await until(all_live(telemetry))
 
