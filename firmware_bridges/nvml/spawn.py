@@ -60,7 +60,8 @@ class PipedChild:
         self._process = process
         try:
             self._handle: int | None = os.pidfd_open(process.pid)
-        except ProcessLookupError:
+        except OSError:
+            # it is gone already, or the kernel has no such descriptors
             self._handle = None
 
     @property
@@ -81,9 +82,11 @@ class PipedChild:
 
     def kill(self) -> None:
         """End it, as far as the kernel can."""
-        if self._handle is not None:
-            with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):
+            if self._handle is not None:
                 signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+            elif self._process.returncode is None:
+                self._process.kill()
 
     async def wait(self) -> int:
         """Wait until it is gone; give its exit status."""
