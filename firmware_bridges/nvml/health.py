@@ -72,7 +72,8 @@ class GpuHealth(Struct, frozen=True, kw_only=True):
         findings: of every gate that is not ok, the worst first.
         xids: those that hold or fence, until released. hot, memory_hot: above the limit, and not
             yet below the other one. over_power_ns: since when the power is too high.
-        uncorrected: uncorrected ECC errors that have been looked at; None: never seen any.
+        uncorrected: uncorrected ECC errors at the last sample; None: never told. new_uncorrected:
+            there are such that nobody has looked at. unavailable: the driver said so, once.
     """
 
     card: str
@@ -85,6 +86,7 @@ class GpuHealth(Struct, frozen=True, kw_only=True):
     silent_ns: int | None = None
     uncorrected: int | None = None
     new_uncorrected: bool = False
+    unavailable: bool = False
 
     @property
     def standing(self) -> Standing:
@@ -123,7 +125,7 @@ def judged(
     health = _remembering(before, view, events, limits, now_ns)
     findings = [
         *_fault_findings(view, health, limits, now_ns),
-        *_xid_findings(health),
+        *_event_findings(health),
         *_heat_findings(view.sample, health),
         *_power_findings(view.sample, health, limits, now_ns),
         *_memory_findings(view.sample, health),
@@ -133,8 +135,8 @@ def judged(
 
 
 def released(health: GpuHealth) -> GpuHealth:
-    """Forget what a person has looked at: Xids and uncorrected errors so far."""
-    return structs.replace(health, xids=(), new_uncorrected=False)
+    """Forget what a person has looked at: Xids, uncorrected errors, and the driver's word."""
+    return structs.replace(health, xids=(), new_uncorrected=False, unavailable=False)
 
 
 def unjudged(card: str) -> GpuHealth:
@@ -154,8 +156,11 @@ def _remembering(
     since_ns = now_ns if before.silent_ns is None else before.silent_ns
     silent_ns = None if view.state is GpuState.LIVE else since_ns
     health = structs.replace(before, xids=_xids(before.xids, events), silent_ns=silent_ns)
-    if any(event.kind is EventKind.ECC_DOUBLE for event in events):
+    kinds = {event.kind for event in events}
+    if EventKind.ECC_DOUBLE in kinds:
         health = structs.replace(health, new_uncorrected=True)
+    if EventKind.UNAVAILABLE in kinds:
+        health = structs.replace(health, unavailable=True)
     if sample is None:
         return health
     info, margin_c = sample.info, limits.margin_c
@@ -232,7 +237,9 @@ def _fault_findings(
             yield Finding("silent", standing, f"{view.state}: {view.detail}", Need.INSPECT)
 
 
-def _xid_findings(health: GpuHealth) -> Iterator[Finding]:
+def _event_findings(health: GpuHealth) -> Iterator[Finding]:
+    if health.unavailable:
+        yield Finding("unavailable", Standing.FENCED, "the driver cannot use it", Need.RESET)
     for row in map(row_of, health.xids):
         yield Finding("xid", _standing_of(row), f"Xid {row.xid}: {row.meaning}", row.need)
 

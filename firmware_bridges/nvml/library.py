@@ -4,6 +4,7 @@ pynvml has no types; what comes through here is an object until the reader has c
 """
 
 from collections.abc import Callable
+from ctypes import ArgumentError
 from typing import Final
 
 import pynvml
@@ -29,6 +30,11 @@ GPU_IS_LOST: Final = 15
 RESET_REQUIRED: Final = 16
 LIB_RM_VERSION_MISMATCH: Final = 18
 GPU_NOT_FOUND: Final = 28
+UNKNOWN: Final = 999
+
+DETAIL_MAX: Final = 300
+# What pynvml makes of a function it does not have, or of an answer it cannot read.
+_STRANGE: Final = (ArgumentError, AttributeError, LookupError, TypeError, ValueError)
 
 _LOST: Final = {GPU_IS_LOST, GPU_NOT_FOUND}
 _GONE: Final = {UNINITIALIZED, DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, LIB_RM_VERSION_MISMATCH}
@@ -59,6 +65,9 @@ class Nvml:
             return getattr(pynvml, name)(*args)
         except pynvml.NVMLError as exc:
             raise error_of(name, int(exc.value), str(exc)) from exc
+        except _STRANGE as exc:
+            detail = f"{type(exc).__name__}: {exc}"[:DETAIL_MAX]
+            raise NvmlCallError(name, UNKNOWN, detail) from exc
         finally:
             self.under_way = None
 

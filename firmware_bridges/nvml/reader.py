@@ -107,7 +107,7 @@ class CardReader:
             power_source=source,
             power_limit_w=_watts(self._integer("nvmlDeviceGetEnforcedPowerLimit")),
             energy_mj=self._integer("nvmlDeviceGetTotalEnergyConsumption"),
-            temp_c=_float(self._integer("nvmlDeviceGetTemperature", _SENSOR_GPU)),
+            temp_c=self._temp_c(),
             memory_temp_c=_float(fields.get(MEMORY_TEMP)),
             gpu_util_pct=None if util is None else int(util.gpu),
             memory_util_pct=None if util is None else int(util.memory),
@@ -226,6 +226,13 @@ class CardReader:
         if memory is None:
             return None, None, None, None
         return int(memory.total), int(memory.used), int(memory.free), None
+
+    def _temp_c(self) -> float | None:
+        """Ask by the old name, and by the one that alone will be left with CUDA 14."""
+        temp_c = self._integer("nvmlDeviceGetTemperature", _SENSOR_GPU)
+        if temp_c is None:
+            temp_c = self._integer("nvmlDeviceGetTemperatureV", _SENSOR_GPU)
+        return _float(temp_c)
 
     def _reasons(self) -> int | None:
         """Ask by the new name, and by the one that drivers before 535 know."""

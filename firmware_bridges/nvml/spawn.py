@@ -110,8 +110,9 @@ class SpawnPiped:
     async def __call__(self, options: ChildOptions) -> ChildProcess:
         """Start one."""
         words = (msgspec.json.encode(options).decode(), msgspec.json.encode(sys.path).decode())
+        # a session of its own: Ctrl-C is for the parent, and the end of its input ends the child
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-IS", "-c", _PROGRAM, *words,
-            stdin=PIPE, stdout=PIPE, env=self._environment,
+            stdin=PIPE, stdout=PIPE, env=self._environment, start_new_session=True,
         )  # fmt: skip
         return PipedChild(process)

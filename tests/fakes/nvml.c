@@ -299,6 +299,19 @@ EXPORT int nvmlDeviceGetTemperature(void *device, int sensor, unsigned *temp_c) 
     *temp_c = gpu->temp_c;
     return SUCCESS;
 }
+#ifndef OLD_DRIVER
+EXPORT int nvmlDeviceGetTemperatureV(void *device, void *info) {
+    struct {
+        unsigned version;
+        int sensor, temp_c;
+    } *asked = info;
+    CARD(device);
+    if (asked->version != 0x0100000c) return VERSION_MISMATCH;
+    if (asked->sensor) return INVALID_ARGUMENT;
+    asked->temp_c = (int)gpu->temp_c;
+    return SUCCESS;
+}
+#endif
 EXPORT int nvmlDeviceGetTemperatureThreshold(void *device, int kind, unsigned *temp_c) {
     CARD(device);
     if (kind < 0 || kind > 2) return NOT_SUPPORTED;

@@ -152,6 +152,13 @@ def test_a_double_bit_event_fences_before_the_counter_is_read() -> None:
     assert judge(view(), events=[event]).standing is Standing.FENCED
 
 
+def test_a_card_that_the_driver_cannot_use_is_fenced_until_it_is_released() -> None:
+    event = GpuEvent(seq=0, at_ns=0, kind=EventKind.UNAVAILABLE, type_bits=0x4000, number=119)
+    health = judge(view(), view(), events=[event])
+    assert (health.standing, health.need) == (Standing.FENCED, Need.RESET)
+    assert judged(released(health), view(), (), LIMITS, 9 * NS).standing is Standing.OK
+
+
 @pytest.mark.parametrize(
     ("figures", "standing", "need"),
     [

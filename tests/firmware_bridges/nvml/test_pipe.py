@@ -4,7 +4,7 @@ import contextlib
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firmware_bridges.nvml.pipe import FROM_CHILD, MESSAGE_BYTES_MAX, TO_CHILD, Unpacker, pack
@@ -90,6 +90,7 @@ messages = st.one_of(
 )
 
 
+@settings(max_examples=40)
 @given(st.lists(messages, max_size=4), st.data())
 def test_what_is_packed_is_unpacked_wherever_it_is_cut(
     sent: list[FromChild], data: st.DataObject

@@ -82,6 +82,29 @@ def test_without_the_instant_field_the_average_is_told_as_such(
     assert (sample.power_w, sample.power_source) == (400.0, PowerSource.AVERAGE)
 
 
+def test_the_temperature_is_asked_by_its_new_name_as_well(fake: FakeNvml, nvml: Nvml) -> None:
+    fake.force("nvmlDeviceGetTemperature", NOT_SUPPORTED)
+    assert reader_of(nvml).sample().temp_c == 50.0
+
+
+def test_what_pynvml_cannot_read_is_the_fault_of_that_call_alone(
+    nvml: Nvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = reader_of(nvml)
+
+    def unreadable(*_: object) -> object:
+        raise UnicodeDecodeError("utf-8", b"x", 0, 1, "y" * 1_000)
+
+    monkeypatch.setattr("pynvml.nvmlDeviceGetMigMode", unreadable)
+    monkeypatch.delattr("pynvml.nvmlDeviceGetTotalEccErrors")
+    sample = reader.sample()
+    assert (sample.mig, sample.ecc_corrected_volatile, sample.temp_c) == (None, None, 50.0)
+    assert set(sample.failed_calls) == {"nvmlDeviceGetMigMode", "nvmlDeviceGetTotalEccErrors"}
+    with pytest.raises(NvmlCallError) as failed:
+        nvml.call("nvmlDeviceGetMigMode", reader.handle)
+    assert len(str(failed.value)) < 500
+
+
 def test_a_partitioned_card_has_no_utilisation(fake: FakeNvml, nvml: Nvml) -> None:
     fake.gpu(0).mig = 1
     sample = reader_of(nvml).sample()
@@ -91,7 +114,6 @@ def test_a_partitioned_card_has_no_utilisation(fake: FakeNvml, nvml: Nvml) -> No
 FUNCTIONS: Sequence[tuple[str, tuple[str, ...]]] = (
     ("nvmlDeviceGetEnforcedPowerLimit", ("power_limit_w",)),
     ("nvmlDeviceGetTotalEnergyConsumption", ("energy_mj",)),
-    ("nvmlDeviceGetTemperature", ("temp_c",)),
     ("nvmlDeviceGetUtilizationRates", ("gpu_util_pct", "memory_util_pct")),
     ("nvmlDeviceGetClockInfo", ("sm_clock_mhz", "memory_clock_mhz")),
     ("nvmlDeviceGetTotalEccErrors", ("ecc_corrected_volatile", "ecc_uncorrected_aggregate")),
@@ -124,6 +146,8 @@ def test_a_card_that_tells_nothing_but_its_name_gives_a_sample_of_nones(
     for function, _ in FUNCTIONS:
         fake.force(function, NOT_SUPPORTED)
     for function in (
+        "nvmlDeviceGetTemperature",
+        "nvmlDeviceGetTemperatureV",
         "nvmlDeviceGetPowerUsage",
         "nvmlDeviceGetMemoryInfo_v2",
         "nvmlDeviceGetMemoryInfo",

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from firmware_bridges.nvml.child import ChildOptions
 from firmware_bridges.nvml.client import Telemetry
@@ -242,6 +243,19 @@ async def test_without_a_driver_the_parent_goes_on_and_says_so(
         await until(lambda: len(spawn.started) >= 2)
         assert telemetry.view() == ()
         await until(lambda: "nvmlInit" in telemetry.problem)
+
+
+def test_the_parent_runs_on_the_loop_of_the_agent_as_well(fake: FakeNvml) -> None:
+    async def read_and_replace() -> None:
+        spawn = Counting(fake.environment())
+        async with running(spawn) as telemetry:
+            await until(all_live(telemetry))
+            spawn.started[0][1].kill()
+            await until(lambda: len(spawn.mains) == 2)
+            await until(all_live(telemetry))
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(read_and_replace())
 
 
 def first_messages(environment: dict[str, str], count: int) -> list[object]:
