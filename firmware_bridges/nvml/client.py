@@ -47,9 +47,9 @@ class Telemetry:
         self._now_ns = now_ns
         self._overseer = Overseer(bounds)
         self._children: dict[int, ChildProcess] = {}
-        self._given_up: set[int] = set()
+        # killed, and not yet gone: the kernel keeps a process for as long as its call hangs
+        self._dying: set[int] = set()
         self._main: int | None = None
-        self._dying = 0
         self._events: deque[GpuEvent] = deque()
         self._asked: dict[int, asyncio.Future[Processes]] = {}
         self._next_request = 0
@@ -70,7 +70,7 @@ class Telemetry:
                 await asyncio.sleep(STEP_S)
 
     def _step(self, group: asyncio.TaskGroup, now_ns: int) -> None:
-        for effect in self._overseer.step(now_ns, self._dying):
+        for effect in self._overseer.step(now_ns, len(self._dying)):
             if isinstance(effect, Start):
                 group.create_task(self._attend(effect), name=f"nvml-child-{effect.child}")
             else:
@@ -115,11 +115,10 @@ class Telemetry:
 
     def _kill(self, effect: Kill) -> None:
         logger.warning("nvml child=%d killed: %s", effect.child, effect.reason)
+        # one that is only now being started is killed as soon as it is there
+        self._dying.add(effect.child)
         child = self._children.get(effect.child)
-        if child is None:
-            # it is only now being started
-            self._given_up.add(effect.child)
-        else:
+        if child is not None:
             child.kill()
 
     async def _attend(self, start: Start) -> None:
@@ -130,22 +129,24 @@ class Telemetry:
         except OSError as exc:
             logger.warning("nvml child=%d not started: %s", start.child, exc)
             self._overseer.ended(start.child, self._now_ns())
+            self._dying.discard(start.child)
             return
         self._children[start.child] = child
         # the one child that tells events is the one that reads all cards
         if start.events:
             self._main = start.child
         try:
-            if start.child in self._given_up:
-                return
+            if start.child in self._dying:
+                child.kill()
             await self._listen(start.child, child)
         finally:
+            self._dying.add(start.child)
             child.kill()
             del self._children[start.child]
-            self._given_up.discard(start.child)
             self._main = None if self._main == start.child else self._main
             self._overseer.ended(start.child, self._now_ns())
             await self._reap(child)
+            self._dying.discard(start.child)
 
     async def _listen(self, number: int, child: ChildProcess) -> None:
         unpacker: Unpacker[FromChild] = Unpacker(FROM_CHILD)
@@ -174,7 +175,6 @@ class Telemetry:
 
     async def _reap(self, child: ChildProcess) -> None:
         """Wait for a killed process; one that hangs in the kernel stays until its call returns."""
-        self._dying += 1
         this = asyncio.current_task()
         at_the_end = this is not None and this.cancelling() > 0
         try:
@@ -183,4 +183,4 @@ class Telemetry:
         except TimeoutError:
             logger.warning("a killed nvml child is still there")
         finally:
-            self._dying -= 1
+            child.close()

@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import PIPE, Process, SubprocessStreamProtocol
 from collections.abc import Mapping
 from typing import Final, Protocol
 
@@ -40,6 +40,10 @@ class ChildProcess(Protocol):
         """Wait until it is gone; give its exit status."""
         ...
 
+    def close(self) -> None:
+        """Let go of its pipes; the last call."""
+        ...
+
 
 class Spawn(Protocol):
     """Starts children."""
@@ -56,7 +60,8 @@ class PipedChild:
     child from under the event loop, which also waits for it.
     """
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, transport: asyncio.SubprocessTransport, process: Process) -> None:
+        self._transport = transport
         self._process = process
         try:
             self._handle: int | None = os.pidfd_open(process.pid)
@@ -90,11 +95,14 @@ class PipedChild:
 
     async def wait(self) -> int:
         """Wait until it is gone; give its exit status."""
-        status = await self._process.wait()
+        return await self._process.wait()
+
+    def close(self) -> None:
+        """Let go of its pipes; the last call."""
+        self._transport.close()
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
-        return status
 
 
 class SpawnPiped:
@@ -111,8 +119,11 @@ class SpawnPiped:
         """Start one."""
         words = (msgspec.json.encode(options).decode(), msgspec.json.encode(sys.path).decode())
         # a session of its own: Ctrl-C is for the parent, and the end of its input ends the child
-        process = await asyncio.create_subprocess_exec(
+        # and in the way of asyncio.create_subprocess_exec, which keeps the transport to itself
+        loop = asyncio.get_running_loop()
+        transport, protocol = await loop.subprocess_exec(
+            lambda: SubprocessStreamProtocol(limit=READ_BYTES, loop=loop),
             sys.executable, "-IS", "-c", _PROGRAM, *words,
-            stdin=PIPE, stdout=PIPE, env=self._environment, start_new_session=True,
+            stdin=PIPE, stdout=PIPE, stderr=None, env=self._environment, start_new_session=True,
         )  # fmt: skip
-        return PipedChild(process)
+        return PipedChild(transport, Process(transport, protocol, loop))

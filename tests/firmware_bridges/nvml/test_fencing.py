@@ -21,6 +21,7 @@ from firmware_bridges.nvml.states import Bounds, Effect, GpuState, Kill, Start
 
 NS = 1_000_000_000
 BOUNDS = Bounds()
+QUICK = Bounds(start_s=5.0, retry_s_max=5.0, probe_s=5.0, probe_s_max=20.0)
 
 
 def sample(name: str, at_s: float, index: int = 0) -> GpuSample:
@@ -35,9 +36,9 @@ class Host:
     children, for as long as a child lives that reads it.
     """
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str, bounds: Bounds = BOUNDS) -> None:
         self.names = names
-        self.overseer = Overseer(BOUNDS)
+        self.overseer = Overseer(bounds)
         self.now_s = 100.0
         self.hanging: dict[str, bool] = {}
         self.mute = False
@@ -355,7 +356,7 @@ class Hosts(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.host = Host("a", "b", "c", "d")
+        self.host = Host("a", "b", "c", "d", bounds=QUICK)
 
     @rule(name=st.sampled_from("abcd"), lock=st.booleans())
     def hang(self, name: str, lock: bool) -> None:  # noqa: FBT001 - drawn
@@ -389,16 +390,16 @@ class Hosts(RuleBasedStateMachine):
         for view in self.host.overseer.view(self.host.ns):
             if view.state is GpuState.LIVE:
                 assert view.age_s is not None
-                assert view.age_s <= BOUNDS.stale_s
+                assert view.age_s <= QUICK.stale_s
 
     def teardown(self) -> None:
         # whatever happened, a host that is well again is read again
         self.host.hanging.clear()
         self.host.mute = False
-        self.host.pass_time(BOUNDS.probe_s_max + BOUNDS.retry_s_max + 30)
+        self.host.pass_time(QUICK.probe_s_max + QUICK.retry_s_max + QUICK.start_s + 10)
         states = self.host.states()
         assert states == dict.fromkeys("abcd", GpuState.LIVE)
 
 
 TestHosts = Hosts.TestCase
-TestHosts.settings = settings(max_examples=12, stateful_step_count=10)
+TestHosts.settings = settings(max_examples=15, stateful_step_count=10)

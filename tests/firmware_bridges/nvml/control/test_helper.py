@@ -186,6 +186,31 @@ async def test_a_call_that_hangs_is_unknown_and_ends_the_helper(
         assert await running.exit_code() == EXIT_STUCK
 
 
+async def test_no_more_than_a_few_may_wait_for_their_turn(
+    setting_allowed: FakeNvml, tmp_path: Path
+) -> None:
+    async with helper(setting_allowed, tmp_path, call_s=10.0) as running:
+        setting_allowed.gpu(0).hang = 1
+        reset = ResetGpuClocks(uuid=setting_allowed.uuid(0))
+
+        async def reason() -> str:
+            try:
+                await running.client.apply(reset)
+            except ControlRefusedError as exc:
+                return exc.reason
+            return "applied"
+
+        async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
+            asked = [group.create_task(reason()) for _ in range(11)]
+            await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            assert [task.result() for task in asked if task.done()].count(Reason.BUSY) > 0
+            setting_allowed.gpu(0).hang = 0
+        told = [task.result() for task in asked]
+        # whoever came after the hang ended was served at once
+        assert told.count("applied") >= 8
+        assert set(told) == {"applied", Reason.BUSY}
+
+
 async def test_a_driver_that_goes_away_ends_the_helper(
     setting_allowed: FakeNvml, tmp_path: Path
 ) -> None:
