@@ -252,6 +252,19 @@ async def test_the_socket_is_for_its_group_alone(setting_allowed: FakeNvml, tmp_
         assert running.socket.stat().st_mode & 0o777 == 0o660
 
 
+async def test_a_helper_that_is_told_to_stop_does_even_while_a_call_hangs(
+    setting_allowed: FakeNvml, tmp_path: Path
+) -> None:
+    async with helper(setting_allowed, tmp_path) as running:
+        setting_allowed.gpu(0).hang = 1
+        with pytest.raises(ControlUnknownError):
+            await ControlClient(running.socket, answer_s=0.1).apply(
+                ResetGpuClocks(uuid=setting_allowed.uuid(0))
+            )
+        running.process.terminate()
+        assert await running.exit_code() == 0
+
+
 async def test_without_a_helper_nothing_is_set(tmp_path: Path) -> None:
     with pytest.raises(ControlRefusedError) as refused:
         await ControlClient(tmp_path / "none.sock").apply(ResetGpuClocks(uuid="GPU-1"))
