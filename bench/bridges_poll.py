@@ -31,6 +31,12 @@ AT_ONCE = 16
 RUN_S = float(os.environ.get("HCP_BENCH_POLL_S", "10"))
 ONE_MIN = 3_000.0
 THREE_MIN = 2_000.0
+KINDS = (
+    ("bridges-poll joined", "s19xp-braiins-old", "braiins-api", ONE_MIN),
+    ("bridges-poll one request", "a1566", "avalon", ONE_MIN),
+    ("bridges-poll one, S21", "s21", "antminer-stock", ONE_MIN),
+    ("bridges-poll three", "s21-mara", "marafw", THREE_MIN),
+)
 READY_S = 30.0
 BASE = "127.110.0.0"
 
@@ -38,12 +44,7 @@ BASE = "127.110.0.0"
 def run() -> list[Figure]:
     """Read fleets of each kind: joined commands, one request, and three connections a reading."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return [
-            runner.run(_measure("bridges-poll joined", "s19xp-braiins-old", "braiins-api", ONE_MIN)),
-            runner.run(_measure("bridges-poll one request", "a1566", "avalon", ONE_MIN)),
-            runner.run(_measure("bridges-poll one, S21", "s21", "antminer-stock", ONE_MIN)),
-            runner.run(_measure("bridges-poll three", "s21-mara", "marafw", THREE_MIN)),
-        ]
+        return [runner.run(_measure(*kind)) for kind in KINDS]
 
 
 async def _measure(name: str, model: str, family_name: str, least: float) -> Figure:

@@ -10,6 +10,10 @@ def main(argv: list[str] | None = None) -> int:
         from firmware_bridges.tool import main as bridge
 
         return bridge(words[1:], prog="hcp-agent bridge")
+    if words[:1] == ["gpu-control"]:
+        from firmware_bridges.nvml.control.program import main as gpu_control
+
+        return gpu_control(words[1:], prog="hcp-agent gpu-control")
     from edge_agent.cli.parser import build_parser
 
     args = build_parser().parse_args(words)

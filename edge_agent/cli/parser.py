@@ -56,8 +56,9 @@ def _add_programs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     check.add_argument(
         "--json", action="store_true", help="machine-readable, with schema version v"
     )
-    # Its own parser reads what follows (firmware_bridges.tool); here it stands for the help alone.
+    # Parsers of their own read what follows these; here they stand for the help alone.
     commands.add_parser("bridge", help="look at miners: list, test, record, decode")
+    commands.add_parser("gpu-control", help="set limits of GPUs for others (a service, as root)")
     version = commands.add_parser("version", help="print the version")
     version.add_argument("--json", action="store_true", help="machine-readable")
 

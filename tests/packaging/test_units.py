@@ -14,6 +14,11 @@ COMMANDS = {
     "hcp-node": "/usr/bin/hcp-agent node --config /etc/hcp-agent/node.toml",
     "hcp-hub": "/usr/bin/hcp-hub serve --config /etc/hcp-hub/hub.toml",
 }
+# Keeps no state, runs as root, and ends by itself when it is stuck: no watchdog, no user.
+HELPERS = {
+    "hcp-gpu-control": ("/usr/bin/hcp-agent gpu-control --config /etc/hcp-agent/gpu-control.toml"),
+}
+EVERY = COMMANDS | HELPERS
 # Known to newer versions only; systemd 252 ignores each with nothing but a warning.
 NEWER_THAN_252 = (
     "notify-reload",
@@ -38,7 +43,7 @@ def settings(unit: str) -> dict[str, list[str]]:
 
 
 def test_every_unit_is_known_here() -> None:
-    assert {path.stem for path in SYSTEMD.glob("*.service")} == set(COMMANDS)
+    assert {path.stem for path in SYSTEMD.glob("*.service")} == set(EVERY)
 
 
 @pytest.mark.parametrize("unit", COMMANDS)
@@ -54,13 +59,26 @@ def test_unit_starts_its_command_and_watches_it(unit: str) -> None:
     assert found["StartLimitIntervalSec"] == ["0"]
 
 
+@pytest.mark.parametrize("unit", HELPERS)
+def test_helper_starts_its_command_with_one_right_and_no_network(unit: str) -> None:
+    found = settings(unit)
+    assert found["ExecStart"] == [HELPERS[unit]]
+    assert found["Restart"] == ["always"]
+    assert found["CapabilityBoundingSet"] == ["CAP_SYS_ADMIN"]
+    assert found["RestrictAddressFamilies"] == ["AF_UNIX"]
+    assert found["PrivateNetwork"] == ["yes"]
+    # those who may use its socket are a group that the package makes
+    (group,) = found["Group"]
+    assert re.match(rf"u {group} - ", (SYSTEMD / f"{group}.sysusers").read_text())
+
+
 @pytest.mark.parametrize("unit", COMMANDS)
 def test_user_of_the_unit_is_made_by_the_package(unit: str) -> None:
     (user,) = settings(unit)["User"]
     assert re.match(rf"u {user} - ", (SYSTEMD / f"{user}.sysusers").read_text())
 
 
-@pytest.mark.parametrize("unit", COMMANDS)
+@pytest.mark.parametrize("unit", EVERY)
 def test_unit_uses_nothing_that_debian_12_ignores(unit: str) -> None:
     text = (SYSTEMD / f"{unit}.service").read_text()
     assert [name for name in NEWER_THAN_252 if name in text] == []
@@ -73,7 +91,7 @@ def systemd_analyze() -> str:
     return tool
 
 
-@pytest.mark.parametrize("unit", COMMANDS)
+@pytest.mark.parametrize("unit", EVERY)
 def test_unit_is_hardly_exposed(unit: str) -> None:
     limit = f"--threshold={EXPOSURE_TENTHS_MAX}"
     path = SYSTEMD / f"{unit}.service"
@@ -86,9 +104,9 @@ def test_unit_is_hardly_exposed(unit: str) -> None:
     assert done.returncode == 0, done.stdout[-600:] + done.stderr
 
 
-@pytest.mark.parametrize("unit", COMMANDS)
+@pytest.mark.parametrize("unit", EVERY)
 def test_systemd_has_nothing_to_say_about_the_unit(unit: str, tmp_path: Path) -> None:
-    program = tmp_path / COMMANDS[unit].split()[0].lstrip("/")
+    program = tmp_path / EVERY[unit].split()[0].lstrip("/")
     program.parent.mkdir(parents=True)
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)

@@ -1,0 +1,1 @@
+"""NVIDIA GPUs through NVML: telemetry in a child process, health, metrics, and control apart."""
