@@ -119,7 +119,7 @@ def pairs(
             # At the start, and where the site itself changed, the other world sets out anew.
             based = step.site
             world = OtherWorld(step.site, *other_site(step.site, overrides), overrides, step.before)
-        yield _both(world, step)
+        yield both(world, step)
 
 
 def what_if(
@@ -226,7 +226,8 @@ def _wear(site: Site, state: SiteState, acts: tuple[f.Fact, ...]) -> float:
     return total
 
 
-def _both(world: OtherWorld, step: Step) -> Pair:
+def both(world: OtherWorld, step: Step) -> Pair:
+    """Take a row into the other world too; the world moves on."""
     if not step.checked:
         return Pair(
             step=step, site=world.site, before=world.state, made=None, acts=(), state=world.state
