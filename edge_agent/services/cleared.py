@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from edge_agent.core import facts as f
 from edge_agent.core import plan as p
 from edge_agent.core.leases import held_code
+from edge_agent.core.profit import UNHEARD_S
 from edge_agent.core.site import (
     FAULT,
     MAINTENANCE,
@@ -27,8 +28,6 @@ from edge_agent.core.site_state import SiteState, mode_of, put
 from protocol.node import NodeEventKind
 from protocol.resource import Activity
 
-# A device that has said nothing for so long after a change of its mode no longer just warms up.
-UNHEARD_S = 600.0
 _BOUNDLESS_W = 9e9
 _BOUNDLESS_W_PER_MIN = 1e12
 _FAILING = (NodeEventKind.DEVICE_LOST, NodeEventKind.INSTANCE_LOST, NodeEventKind.LAPSED)
