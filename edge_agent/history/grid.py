@@ -17,7 +17,15 @@ from edge_agent.backtest.rows import STEP_H
 from edge_agent.core.economics import W_PER_MW, restart_usd, usd_per_wh
 from edge_agent.core.outlook import Known, Outlook, forecast, table_of
 from edge_agent.core.rule import grow_regret, judge, pay_debt
-from edge_agent.core.site import CURTAILED, IDLE, NS_PER_S, DeviceClass, FlagColumn, FloatColumn
+from edge_agent.core.site import (
+    CURTAILED,
+    IDLE,
+    NS_PER_S,
+    DeviceClass,
+    FlagColumn,
+    FloatColumn,
+    Site,
+)
 from edge_agent.core.site_state import SiteState
 from edge_agent.history.day import STEPS, Day, begins_on
 
@@ -61,8 +69,7 @@ def make_grid(day: Day) -> Grid:
     site, own = day.site, day.devices
     hours = np.where(day.covered_h > 0.0, day.covered_h, np.nan)[:, None]
     revenue_h, mine_w = own.could_usd / hours, own.could_wh / hours
-    off_code = np.where(site.is_asic, CURTAILED, IDLE)
-    off_w = site.nameplate_w[site.class_of, off_code] * site.pue
+    off_w = off_site_w(site)
     paid = np.stack([usd_per_wh(row, day.price) / row.pue for row in site.classes])
     per_wh = paid.T[:, site.class_of]
     chosen_h = np.maximum(day.covered_h[:, None] - own.busy_h, 0.0)
@@ -84,6 +91,13 @@ def make_grid(day: Day) -> Grid:
         begin=day.begin,
         memory=_memory(day),
     )
+
+
+def off_site_w(site: Site) -> FloatColumn:
+    """Give what each device draws at the meter when it is off."""
+    code = np.where(site.is_asic, CURTAILED, IDLE)
+    out: FloatColumn = site.nameplate_w[site.class_of, code] * site.pue
+    return out
 
 
 def best_course(grid: Grid) -> FlagColumn:
@@ -246,9 +260,7 @@ def _worth(grid: Grid) -> FloatColumn:
 
     In the rule's own terms: a restart costs what the rule believes.
     """
-    knowledge = grid.day.site.limits.price_knowledge
-    prudence = table_of(knowledge, has_ahead=True).prudence
-    cost = prudence * grid.restart_usd
+    cost = table_of("nowcast", has_ahead=True).prudence * grid.restart_usd
     out = np.zeros(cost.shape)
     for at in range(STEPS - 1, 0, -1):
         out[at - 1] = np.clip(grid.gain_usd[at] + out[at], 0.0, cost[at])
