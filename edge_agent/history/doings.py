@@ -7,7 +7,7 @@ import numpy as np
 from msgspec import Struct
 
 from edge_agent.core import facts as f
-from edge_agent.core.site import FloatColumn
+from edge_agent.core.site import MINE, FloatColumn
 from edge_agent.services.journal_walk import Step
 from protocol.resource import Activity
 
@@ -18,13 +18,15 @@ class Doings(Struct, eq=False):
     Args:
         switches: devices told to change, by activity. reasons: the same by reason. outcomes: of
             switches that ended, by device. curtailments: of devices put to sleep, by reason.
-        load_wh: at the meter, by interval. cap_w, counted_w: lowest cap in force, and highest
+        load_wh: at the meter, by interval. mining_h: the miners' share times hours (all
+            devices' where there are no miners). cap_w, counted_w: lowest cap in force, and highest
             counted load. margin_w: least room of
             counted load below the cap, infinite before the first pass; over_cap_h: above it.
         faults: nodes lost, devices lost, work lost.
     """
 
     load_wh: FloatColumn
+    mining_h: FloatColumn
     cap_w: FloatColumn
     counted_w: FloatColumn
     switches: Counter[str]
@@ -42,6 +44,7 @@ class Doings(Struct, eq=False):
         nan = np.full(steps, np.nan)
         return Doings(
             load_wh=np.zeros(steps),
+            mining_h=np.zeros(steps),
             cap_w=nan,
             counted_w=nan.copy(),
             switches=Counter(),
@@ -76,5 +79,8 @@ class Doings(Struct, eq=False):
     def load(self, step: Step, place: int, dt_h: float, site_w: float) -> None:
         """Add the load of a time, and whether the pass at its end stood above the cap."""
         self.load_wh[place] += site_w * dt_h
+        mines = step.before.activity == MINE
+        mines = mines[step.site.is_asic] if step.site.is_asic.any() else mines
+        self.mining_h[place] += float(mines.mean()) * dt_h
         if step.made is not None and step.made.power.headroom_w < 0.0:
             self.over_cap_h += dt_h

@@ -16,7 +16,6 @@ and device. From one kind to the other only the time of switches and warm-ups re
 switching, with what the rule's prudence, waits and least stays cost once prices are known.
 """
 
-from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
 
 import numpy as np
@@ -252,11 +251,3 @@ def _cents(column: FloatColumn) -> Decimal:
 def _captured(own: Decimal, baseline: Decimal, best: Decimal) -> float | None:
     room = best - baseline
     return None if room < _CENT else round(float(100 * (own - baseline) / room), 4)
-
-
-def at_day(text: str) -> datetime | None:
-    """Read ``YYYY-MM-DD``; None when it is no day."""
-    try:
-        return datetime.strptime(f"{text}+0000", "%Y-%m-%d%z")
-    except ValueError:
-        return None

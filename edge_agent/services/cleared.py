@@ -20,6 +20,7 @@ from edge_agent.core.site import (
     MINE,
     NS_PER_S,
     UNKNOWN,
+    CodeColumn,
     FlagColumn,
     FloatColumn,
     Site,
@@ -51,12 +52,10 @@ class Cleared:
 
     def __call__(self, site: Site, state: SiteState, fact: f.Fact) -> tuple[f.Fact, ...]:
         """Give what becomes of a fact in this world."""
+        facts: tuple[f.Fact, ...] = (fact,)
         for kind in self.kinds:
-            kept = _cleared(kind, site, state, fact)
-            if kept is None:
-                return ()
-            fact = kept
-        return (fact,)
+            facts = tuple(told for one in facts for told in _cleared(kind, site, state, one))
+        return facts
 
     def site(self, site: Site) -> Site:
         """Give the site with the limits of this world."""
@@ -77,8 +76,10 @@ class Cleared:
 
 def troubled(kind: Trouble, site: Site, state: SiteState, facts: tuple[f.Fact, ...]) -> bool:
     """Say whether a row brings a kind of trouble, or finds it there."""
-    if any(_cleared(kind, site, state, fact) is not fact for fact in facts):
-        return True
+    for fact in facts:
+        told = _cleared(kind, site, state, fact)
+        if len(told) != 1 or told[0] is not fact:
+            return True
     if kind is Trouble.FAULTS:
         return bool(sick(site, state).any())
     if kind is Trouble.HOLDS:
@@ -133,31 +134,31 @@ def _settled(state: SiteState) -> FlagColumn:
     return out
 
 
-def _cleared(kind: Trouble, site: Site, state: SiteState, fact: f.Fact) -> f.Fact | None:
-    """Give what becomes of a fact; None: it does not happen."""
+def _cleared(kind: Trouble, site: Site, state: SiteState, fact: f.Fact) -> tuple[f.Fact, ...]:
+    """Give what becomes of a fact; nothing: it does not happen."""
     if kind is Trouble.FAULTS:
         return _healthy_fact(site, state, fact)
     if kind is Trouble.HOLDS:
-        return None if isinstance(fact, f.OperatorHeld) else fact
-    return _unbound_fact(fact)
+        return () if isinstance(fact, f.OperatorHeld) else (fact,)
+    return (_unbound_fact(fact),)
 
 
 # --- faults ----------------------------------------------------------------------------------
 
 
-def _healthy_fact(site: Site, state: SiteState, fact: f.Fact) -> f.Fact | None:
+def _healthy_fact(site: Site, state: SiteState, fact: f.Fact) -> tuple[f.Fact, ...]:
     match fact:
         case f.NodeLost():
-            return None
+            return ()
         case f.NodeSaid() if fact.event.kind in _FAILING:
-            return None
+            return ()
         case f.NodeAdopted():
-            return _healthy_node(fact)
+            return (_healthy_node(fact),)
         case f.SwitchClosed():
-            return _healthy_switch(fact)
+            return _healthy_switch(site, state, fact)
         case f.ReadingsSeen():
-            return _healthy_readings(site, state, fact)
-    return fact
+            return (_healthy_readings(site, state, fact),)
+    return (fact,)
 
 
 def _healthy_node(fact: f.NodeAdopted) -> f.NodeAdopted:
@@ -167,10 +168,28 @@ def _healthy_node(fact: f.NodeAdopted) -> f.NodeAdopted:
     return fact if len(told) == len(fact.devices) else replace(fact, devices=told)
 
 
-def _healthy_switch(fact: f.SwitchClosed) -> f.SwitchClosed:
-    """Let every device of a switch do as it was told."""
+def _healthy_switch(site: Site, state: SiteState, fact: f.SwitchClosed) -> tuple[f.Fact, ...]:
+    """Let every device of a switch do as it was told, and read so."""
     good = ("committed",) * len(fact.outcomes)
-    return fact if fact.outcomes == good else replace(fact, outcomes=good)
+    if fact.outcomes == good:
+        return (fact,)
+    failed = tuple(
+        device_id
+        for device_id, outcome in zip(fact.device_ids, fact.outcomes, strict=True)
+        if outcome != "committed"
+    )
+    at = site.indices_of(failed)
+    power_w, rate = _mode_readings(site, state, state.target)
+    told = f.ReadingColumns(
+        at.astype(np.int32),
+        np.full(len(at), UNKNOWN, dtype=np.uint8),
+        np.ones(len(at), dtype=np.uint8),
+        power_w[at],
+        rate[at],
+        state.temp_c[at],
+        state.utilisation[at],
+    )
+    return (replace(fact, outcomes=good), f.pack_readings(site.digest, told))
 
 
 def _healthy_readings(site: Site, state: SiteState, fact: f.ReadingsSeen) -> f.ReadingsSeen:
@@ -188,7 +207,7 @@ def _healthy_readings(site: Site, state: SiteState, fact: f.ReadingsSeen) -> f.R
     wrong = silent | strays | dead
     if not wrong.any():
         return fact
-    power_w, rate = _mode_readings(site, state)
+    power_w, rate = _mode_readings(site, state, mode_of(state))
     told = f.ReadingColumns(
         row.index,
         np.where(wrong, np.uint8(UNKNOWN), row.activity),
@@ -201,9 +220,10 @@ def _healthy_readings(site: Site, state: SiteState, fact: f.ReadingsSeen) -> f.R
     return f.pack_readings(site.digest, told)
 
 
-def _mode_readings(site: Site, state: SiteState) -> tuple[FloatColumn, FloatColumn]:
-    """Give what each device reads when it does what its mode says: power, and hash rate."""
-    mode = mode_of(state)
+def _mode_readings(
+    site: Site, state: SiteState, mode: CodeColumn
+) -> tuple[FloatColumn, FloatColumn]:
+    """Give what each device reads when it does what a mode says: power, and hash rate."""
     plate = site.nameplate_w[site.class_of, mode]
     mines = mode == MINE
     known = mines & ~np.isnan(state.mine_w)
@@ -231,7 +251,7 @@ def _healthy_state(site: Site, state: SiteState) -> SiteState:
     changes["quarantine_ns"] = put(state.quarantine_ns, ill, 0)
     changes["failures"] = put(state.failures, ill, 0)
     state = replace(state, **changes)
-    power_w, rate = _mode_readings(site, state)
+    power_w, rate = _mode_readings(site, state, mode_of(state))
     return replace(
         state,
         power_w=put(state.power_w, ill, power_w[ill]),
