@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".svg", ".png")
 # More points than this are drawn as means of equal runs of intervals.
 POINTS_MAX = 4_000
+# Prices beyond this are drawn on a logarithmic scale above its half.
+SPIKE_USD_PER_MWH = 400.0
 _INCHES = (11.0, 10.0)
 _DPI = 110
 
@@ -109,16 +111,21 @@ def _fill(axes: "list[Axes]", picture: Picture) -> None:
     for axis, label in zip(axes, labels, strict=True):
         axis.set_ylabel(label)
         axis.grid(visible=True, alpha=0.3)
-        axis.legend(loc="upper left", fontsize=8)
+        # Beside the axes: inside they would lie on a line that runs along the top.
+        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
     axes[1].set_ylim(-5.0, 105.0)
     axes[2].set_ylim(bottom=0.0)
     axes[3].set_xlabel("time, UTC" if run == 1 else f"time, UTC; means of {run} intervals")
 
 
 def _wide(axis: "Axes", price: FloatColumn) -> None:
-    """Let a spike not press everything else flat: beyond 200 USD/MWh the scale is logarithmic."""
-    if np.nanmax(np.abs(price), initial=0.0) > 400.0:
-        axis.set_yscale("symlog", linthresh=200.0)
+    """Let a spike not press everything else flat: it is drawn on a logarithmic scale."""
+    low, high = np.nanmin(price, initial=0.0), np.nanmax(price, initial=0.0)
+    if max(-low, high) <= SPIKE_USD_PER_MWH:
+        return
+    axis.set_yscale("symlog", linthresh=SPIKE_USD_PER_MWH / 2.0)
+    axis.set_ylim(1.3 * low - 20.0, 1.3 * high + 20.0)
+    axis.yaxis.set_major_formatter("{x:,.0f}")
 
 
 def _means(column: FloatColumn, run: int) -> FloatColumn:

@@ -7,11 +7,13 @@ from edge_agent.core import power as pw
 from edge_agent.core.economics import value
 from edge_agent.core.site import (
     CURTAILED,
+    FAULT,
     IDLE,
     MINE,
     NS_PER_S,
     SERVE,
     SWITCHING,
+    UNKNOWN,
     FloatColumn,
     IntColumn,
     Site,
@@ -90,7 +92,11 @@ def flows(site: Site, state: SiteState) -> Flows:
         state.mine_w,
         site.nameplate_w[classes, mode_of(state)],
     )
-    read = heard & ~np.isnan(state.power_w)
+    known_w = ~np.isnan(state.power_w)
+    # What a lost device does no mode says: its last reading stands.
+    lost = (state.activity == FAULT) | (state.activity == UNKNOWN)
+    mode_w = np.where(lost, 0.0, mode_w)
+    read = (heard | lost) & known_w
     drawn_w = np.where(state.activity == SWITCHING, sides_w, np.where(read, state.power_w, mode_w))
     return Flows(
         np.where(mines, values.revenue_usd_per_h * share, values.revenue_usd_per_h * 0.0),

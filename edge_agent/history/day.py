@@ -43,7 +43,7 @@ STEPS = 86_400 // STEP_S
 # Worlds by place: the real one, then those cleared of one kind of trouble more each.
 WORLDS = 1 + len(KINDS)
 # How long a history that begins within the day is waited for until its devices are known.
-_SETTLE_S = 600.0
+_SETTLE_S = 900.0
 
 
 class Sums(Struct, eq=False):
