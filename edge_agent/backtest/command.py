@@ -9,7 +9,7 @@ import msgspec
 from edge_agent.backtest.files import time_s
 from edge_agent.backtest.frame import Wish, load_frame
 from edge_agent.backtest.picture import backtest_picture
-from edge_agent.backtest.plot import PlotError, check_plot, draw
+from edge_agent.backtest.plot import PlotError, PlotNameError, check_plot, draw
 from edge_agent.backtest.policies import NAMES
 from edge_agent.backtest.report import Report, backtest
 from edge_agent.backtest.rows import Demand, build_rows
@@ -28,7 +28,7 @@ def run_backtest(args: argparse.Namespace) -> int:
     """Run the command; give the exit code."""
     try:
         report = _report(args)
-    except UsageError as exc:
+    except (UsageError, PlotNameError) as exc:
         sys.stderr.write(f"hcp-agent: {exc}\n")
         return _EXIT_USAGE
     except (PlotError, OSError) as exc:

@@ -25,7 +25,11 @@ _DPI = 110
 
 
 class PlotError(Exception):
-    """The picture cannot be drawn: matplotlib is missing, or the file is of no known kind."""
+    """The picture cannot be drawn: matplotlib is missing."""
+
+
+class PlotNameError(PlotError):
+    """The picture's file is of no known kind."""
 
 
 class Picture(Struct, frozen=True, eq=False, kw_only=True):
@@ -53,7 +57,7 @@ def check_plot(path: Path) -> None:
         PlotError: it cannot.
     """
     if path.suffix not in SUFFIXES:
-        raise PlotError(f"--plot {path}: want a name that ends with {' or '.join(SUFFIXES)}")
+        raise PlotNameError(f"--plot {path}: want a name that ends with {' or '.join(SUFFIXES)}")
     try:
         import matplotlib.figure  # noqa: F401, PLC0415 - an extra; the agent runs without it
     except ImportError as exc:

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from edge_agent.backtest.linear import LinearError
-from edge_agent.backtest.plot import PlotError, check_plot, draw
+from edge_agent.backtest.plot import PlotError, PlotNameError, check_plot, draw
 from edge_agent.config import build_site, read_config
 from edge_agent.core.errors import ActError, JournalError
 from edge_agent.core.site import Site
@@ -59,7 +59,7 @@ def run_history(args: argparse.Namespace, why_text: Callable[[dict[str, Any]], s
     except BrokenPipeError:  # the reader (`head`, `less`) has seen enough
         sys.stdout = None
         return _EXIT_OK
-    except (_UsageError, OverrideError, SettingsError) as exc:
+    except (_UsageError, OverrideError, SettingsError, PlotNameError) as exc:
         return _failed(args, exc, _EXIT_USAGE)
     except (StorageError, JournalError, ActError, PlotError, LinearError) as exc:
         return _failed(args, exc, _EXIT_PROBLEM)

@@ -64,6 +64,10 @@ class Cleared:
         limits = replace(site.limits, power_cap_w=_BOUNDLESS_W, ramp_w_per_min=_BOUNDLESS_W_PER_MIN)
         return Site(site.site_id, site.classes, site.devices, limits)
 
+    def ails(self, site: Site, state: SiteState) -> bool:
+        """Say whether the state of this world needs clearing again: silence shows only in time."""
+        return Trouble.FAULTS in self.kinds and bool(sick(site, state).any())
+
     def state(self, site: Site, state: SiteState) -> SiteState:
         """Give a state as it would be without what is there of the trouble already."""
         for kind in self.kinds:
@@ -198,8 +202,10 @@ def _healthy_readings(site: Site, state: SiteState, fact: f.ReadingsSeen) -> f.R
         return fact
     row = f.unpack_readings(fact)
     at = row.index.astype(np.int64)
-    mode = mode_of(state)[at]
-    settled = _settled(state)[at] & (mode != UNKNOWN) & (mode != FAULT)
+    every = mode_of(state)
+    mode = every[at]
+    lost = (mode == UNKNOWN) | (mode == FAULT)
+    settled = _settled(state)[at] & ~lost
     silent = row.reachable == 0
     strays = settled & (row.activity != UNKNOWN) & (row.activity != mode)
     dead = settled & _hashless(site, state, np.ones(len(site), dtype=np.bool_))[at]
@@ -207,10 +213,12 @@ def _healthy_readings(site: Site, state: SiteState, fact: f.ReadingsSeen) -> f.R
     wrong = silent | strays | dead
     if not wrong.any():
         return fact
-    power_w, rate = _mode_readings(site, state, mode_of(state))
+    # What nobody knows of mines, as its rule would have it most hours.
+    supposed = np.where((every == UNKNOWN) | (every == FAULT), np.uint8(MINE), every)
+    power_w, rate = _mode_readings(site, state, supposed)
     told = f.ReadingColumns(
         row.index,
-        np.where(wrong, np.uint8(UNKNOWN), row.activity),
+        np.where(wrong, np.where(lost, np.uint8(MINE), np.uint8(UNKNOWN)), row.activity),
         np.ones(len(at), dtype=np.uint8),
         np.where(wrong, power_w[at], row.power_w),
         np.where(wrong, rate[at], row.hashrate_ths),
@@ -239,7 +247,6 @@ def _healthy_state(site: Site, state: SiteState) -> SiteState:
     ill = sick(site, state) & _settled(state)
     if not ill.any():
         return state
-    # What a device in fault would do nobody knows: it mines, as its rule would have it most hours.
     lost = ill & ((state.activity == FAULT) | (state.activity == UNKNOWN))
     changes: dict[str, Any] = {
         name: put(getattr(state, name), lost, MINE) for name in ("activity", "origin", "target")

@@ -61,6 +61,8 @@ class ClearedWorlds:
                 lived.append(lived[-1])
                 continue
             world = led.world
+            if led.sift.ails(world.site, world.state):
+                world.lead(world.site, led.sift.state(world.site, world.state), led.sift)
             # The next world may have to set out from here, before the row.
             parent = world
             if any(other not in self._led for other in KINDS[place + 1 :]):

@@ -60,7 +60,8 @@ class DayWorld(JournalWorld):
         self, path: Path, site: Site, price_at: Callable[[float], float] = lambda _at_s: 30.0
     ) -> None:
         super().__init__(path, site=site, turn_s=TURN_S, price_at=price_at)
-        self.fleet = SickFleet(self.site)
+        self.miners = SickFleet(self.site)
+        self.fleet = self.miners
         self._agent: Agent | None = None
 
     @property

@@ -126,7 +126,7 @@ def test_a_miner_that_is_silent_or_hangs_is_a_fault(tmp_path: Path, how: str) ->
     """Three hours without a confirmed hash, at full power: the revenue of three hours."""
 
     async def script(world: DayWorld) -> None:
-        ill = getattr(world.fleet, how)
+        ill = getattr(world.miners, how)
         await asyncio.sleep(6 * HOUR_S)
         ill.add("a1")
         await asyncio.sleep(3 * HOUR_S)
