@@ -265,6 +265,20 @@ def test_a_day_that_breaks_off_says_until_when(tmp_path: Path) -> None:
         day_of(path, 2)
 
 
+def test_a_day_counts_from_a_change_of_the_site(tmp_path: Path) -> None:
+    path = tmp_path / "core.sqlite"
+    site = build_site(asics=2, gpus=2)
+    other = build_site(asics=3, gpus=2)
+    live(JournalWorld(path, site=site, turn_s=TURN_S), days=1, changed=other)
+    told = told_of(path)
+    assert told.devices == len(other)
+    assert told.notes == ("the site file changed at 19:00: the day counts from there",)
+    assert told.covered_h == pytest.approx(5.0, abs=3.1 * TURN_S / HOUR_S)
+    assert sum(getattr(told.parts, name) for name in PARTS) == told.regret_usd
+    first = told.gaps[0]
+    assert (first.why, first.from_at) == ("no rows", START)
+
+
 def test_time_without_a_price_is_named_and_counts_for_nobody(tmp_path: Path) -> None:
     async def script(world: DayWorld) -> None:
         await asyncio.sleep(6 * HOUR_S)
