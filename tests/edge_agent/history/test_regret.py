@@ -132,7 +132,7 @@ def test_a_node_that_is_lost_is_a_fault(tmp_path: Path) -> None:
     """Two GPUs that mine for 0.2 USD/h each less 2 % are silent for three hours."""
 
     async def script(world: DayWorld) -> None:
-        await asyncio.sleep(3 * HOUR_S)
+        await asyncio.sleep(3 * HOUR_S + 60.0)  # between two turns of the world
         world.nodes.up.discard("n0")
         await world.agent.on_lost("n0")
         await asyncio.sleep(3 * HOUR_S)
