@@ -6,11 +6,6 @@ be fractions of devices, and the value is the bound no course can pass. Needs th
 ``hindsight``.
 """
 
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 from msgspec import Struct
 
@@ -60,27 +55,13 @@ def bound_usd(rows: tuple[Miners, ...], cap_w: FloatColumn | None = None) -> flo
     model.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
     model.a_matrix_.start_, model.a_matrix_.index_ = starts, index
     model.a_matrix_.value_ = value
-    with _greeting_aside():
-        solver = highspy.Highs()  # type: ignore[no-untyped-call]  # shipped so
+    solver = highspy.Highs()  # type: ignore[no-untyped-call]  # shipped so
     solver.setOptionValue("output_flag", False)  # noqa: FBT003 - the library takes it by place
     solver.passModel(model)
     solver.run()
     if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
         raise LinearError(f"HiGHS ended with {solver.getModelStatus()}")
     return float(solver.getObjectiveValue())
-
-
-@contextmanager
-def _greeting_aside() -> Iterator[None]:
-    """Send what the library prints on being made to stderr: stdout belongs to ``--json``."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    try:
-        os.dup2(2, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 def _constraints(

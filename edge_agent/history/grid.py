@@ -176,17 +176,18 @@ def settle_devices(grid: Grid, course: FlagColumn) -> FloatColumn:
 
 def restarts(grid: Grid, course: FlagColumn) -> int:
     """Count the wake-ups of a course."""
-    return int(np.count_nonzero(_wakes(grid, course)))
+    return int(np.count_nonzero(wakes(grid, course)))
 
 
-def _wakes(grid: Grid, course: FlagColumn) -> FlagColumn:
+def wakes(grid: Grid, course: FlagColumn) -> FlagColumn:
+    """Say where a course wakes which device."""
     before = np.concatenate((grid.begins_on[None, :], course[:-1]))
     out: FlagColumn = course & ~before
     return out
 
 
 def _paid(grid: Grid, course: FlagColumn) -> FloatColumn:
-    return np.where(_wakes(grid, course), grid.restart_usd, 0.0)
+    return np.where(wakes(grid, course), grid.restart_usd, 0.0)
 
 
 def _restarts(day: Day, revenue_h: FloatColumn) -> FloatColumn:

@@ -21,16 +21,13 @@ from decimal import ROUND_HALF_UP, Decimal
 import numpy as np
 from msgspec import Struct
 
-from edge_agent.backtest.linear import Miners, bound_usd
 from edge_agent.core.site import FlagColumn, FloatColumn
 from edge_agent.history import grid as g
 from edge_agent.history.day import Day, Gap
+from edge_agent.history.linear_check import LpCheck, check
 
 VIEW_VERSION = 1
 _CENT = Decimal("0.01")
-# Series that the linear programme is asked about at most: 96 intervals each.
-LP_SERIES_MAX = 200
-LP_TOLERANCE = 1e-6
 
 
 class World(Struct, frozen=True, kw_only=True):
@@ -54,16 +51,6 @@ class Parts(Struct, frozen=True, kw_only=True):
     caps_and_orders: Decimal
     faults: Decimal
     holds: Decimal
-
-
-class LpCheck(Struct, frozen=True, kw_only=True):
-    """The clairvoyant's dynamic programme against a linear one; of the miners' choice alone."""
-
-    devices: int
-    series: int
-    dp_usd: float
-    lp_usd: float
-    equal: bool
 
 
 class Regret(Struct, frozen=True, kw_only=True):
@@ -190,7 +177,7 @@ def regret(day: Day, courses: Courses, *, check_lp: bool = False) -> Regret:
         ),
         gaps=day.gaps,
         notes=day.notes,
-        lp=_check(courses) if check_lp else None,
+        lp=check(courses.grid, courses.best) if check_lp else None,
     )
 
 
@@ -210,38 +197,6 @@ def over_cap(day: Day, courses: Courses) -> FlagColumn:
     with np.errstate(invalid="ignore"):
         out: FlagColumn = load_w(courses.grid, courses.best) > day.doings.cap_w
     return out
-
-
-def _check(courses: Courses) -> LpCheck:
-    """Solve the choice of the miners again as a linear programme; equal devices as one row."""
-    grid = courses.grid
-    wakes = courses.best & ~np.concatenate((grid.begins_on[None, :], courses.best[:-1]))
-    own = np.where(courses.best, grid.gain_usd, 0.0) - np.where(wakes, grid.restart_usd, 0.0)
-    # A device that begins off has an interval before the day in which it is dear to mine.
-    first = np.where(grid.begins_on, 0.0, -1e6)[None, :]
-    nothing = np.zeros_like(first)
-    stacked = np.concatenate((first, grid.gain_usd, nothing, grid.restart_usd))
-    _, at, of, count = np.unique(
-        stacked, axis=1, return_index=True, return_inverse=True, return_counts=True
-    )
-    taken = at[:LP_SERIES_MAX]
-    rows = tuple(
-        Miners(
-            weight=float(number),
-            gain=np.concatenate((first[:, place], grid.gain_usd[:, place])),
-            cost=np.concatenate((nothing[:, place], grid.restart_usd[:, place])),
-        )
-        for place, number in zip(taken, count, strict=False)
-    )
-    inside = of < len(taken)
-    dp_usd, lp_usd = float(own[:, inside].sum()), bound_usd(rows)
-    return LpCheck(
-        devices=int(np.count_nonzero(inside)),
-        series=len(taken),
-        dp_usd=dp_usd,
-        lp_usd=lp_usd,
-        equal=abs(lp_usd - dp_usd) <= LP_TOLERANCE * max(abs(lp_usd), 1.0),
-    )
 
 
 def _cents(column: FloatColumn) -> Decimal:
