@@ -30,11 +30,13 @@ class Flows(Struct, frozen=True, eq=False):
     """What a state earns and draws as far as devices confirm it.
 
     Args:
-        revenue_usd_per_h: of mining, by device; NaN where a price was never seen. site_w: drawn at
-            the site's meter, by device. serve_usd_per_h: of running leases.
+        revenue_usd_per_h: of mining, by device; NaN where a price was never seen.
+        could_usd_per_h: what mining would bring at the last confirmed rate. site_w: drawn at the
+            site's meter, by device. serve_usd_per_h: of running leases.
     """
 
     revenue_usd_per_h: FloatColumn
+    could_usd_per_h: FloatColumn
     site_w: FloatColumn
     serve_usd_per_h: float
 
@@ -100,6 +102,7 @@ def flows(site: Site, state: SiteState) -> Flows:
     drawn_w = np.where(state.activity == SWITCHING, sides_w, np.where(read, state.power_w, mode_w))
     return Flows(
         np.where(mines, values.revenue_usd_per_h * share, values.revenue_usd_per_h * 0.0),
+        values.revenue_usd_per_h,
         drawn_w * site.pue,
         _served_usd_per_h(state),
     )

@@ -13,10 +13,10 @@ from msgspec import Struct, structs
 from edge_agent.backtest.frame import STEP_S
 from edge_agent.backtest.rows import SECONDS_PER_H
 from edge_agent.core import facts as f
-from edge_agent.core.economics import W_PER_MW, age_s, value
+from edge_agent.core.economics import W_PER_MW, age_s
 from edge_agent.core.errors import JournalError
 from edge_agent.core.outlook import AHEAD
-from edge_agent.core.profit import Flows, flows, wear_usd
+from edge_agent.core.profit import Flows, wear_usd
 from edge_agent.core.site import (
     ACTIVITIES,
     CURTAILED,
@@ -264,11 +264,7 @@ class _Making:
     ) -> None:
         if not parts:
             return
-        of: dict[int, Flows] = {}
-        for one in lived:
-            if id(one) not in of:
-                of[id(one)] = flows(one.site, one.before)
-        real = of[id(lived[0])]
+        real = lived[0].flows
         unpriced = bool(np.isnan(real.revenue_usd_per_h).any())
         for place, dt_s in parts:
             if missing or unpriced:
@@ -278,9 +274,9 @@ class _Making:
             dt_h = dt_s / SECONDS_PER_H
             self._covered_h[place] += dt_h
             for sums, one in zip(self._worlds, lived, strict=True):
-                self._world(sums, of[id(one)], place, dt_h)
-            self._real(lived[0], real, place, dt_h)
-            self._last(lived[-1], of[id(lived[-1])], place, dt_h)
+                self._world(sums, one.flows, place, dt_h)
+            self._real(lived[0], place, dt_h)
+            self._last(lived[-1], place, dt_h)
             self._doings.load(step, place, dt_h, float(real.site_w.sum()))
 
     def _world(self, sums: Sums, flow: Flows, place: int, dt_h: float) -> None:
@@ -290,17 +286,16 @@ class _Making:
         sums.fees_usd[place] += fees * dt_h
         sums.serve_usd[place] += flow.serve_usd_per_h * dt_h
 
-    def _real(self, one: Lived, flow: Flows, place: int, dt_h: float) -> None:
-        own = self._devices
+    def _real(self, one: Lived, place: int, dt_h: float) -> None:
+        own, flow = self._devices, one.flows
         own.revenue_usd[place] += flow.revenue_usd_per_h * dt_h
         own.wh[place] += flow.site_w * dt_h
         own.hours[np.arange(len(self.site)), one.before.activity] += dt_h
 
-    def _last(self, one: Lived, flow: Flows, place: int, dt_h: float) -> None:
+    def _last(self, one: Lived, place: int, dt_h: float) -> None:
         """Note what each device could earn by mining, and what is no choice of the rule."""
-        own, state = self._devices, one.before
-        values = value(one.site, state)
-        own.could_usd[place] += values.revenue_usd_per_h * dt_h
+        own, state, flow = self._devices, one.before, one.flows
+        own.could_usd[place] += flow.could_usd_per_h * dt_h
         plate_w = self.site.nameplate_w[self.site.class_of, MINE]
         mine_w = np.where(np.isnan(state.mine_w), plate_w, state.mine_w)
         own.could_wh[place] += mine_w * self.site.pue * dt_h

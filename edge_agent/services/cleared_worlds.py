@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from edge_agent.core import facts as f
 from edge_agent.core.plan import Plan
+from edge_agent.core.profit import Flows, flows
 from edge_agent.core.site import Site
 from edge_agent.core.site_state import SiteState
 from edge_agent.services.cleared import Cleared, Trouble, bound, troubled
@@ -20,10 +21,11 @@ KINDS = tuple(Trouble)
 
 
 class Lived(Struct, frozen=True, eq=False):
-    """A row in one world: the state before it, what was done, and the state after."""
+    """A row in one world: the state before it with its flows, what was done, the state after."""
 
     site: Site
     before: SiteState
+    flows: Flows
     acts: tuple[f.Fact, ...]
     state: SiteState
 
@@ -51,7 +53,9 @@ class ClearedWorlds:
     def take(self, step: Step) -> tuple[Lived, ...]:
         """Take a row; gives it as lived in the real world and in each of ``KINDS``."""
         self._anew(step)
-        lived = [Lived(step.site, step.before, step.row.acts, step.state)]
+        # Flows at once: what the pass has just valued need not be valued again.
+        real = flows(step.site, step.before)
+        lived = [Lived(step.site, step.before, real, step.row.acts, step.state)]
         parent, made = self._real, step.made
         for place, kind in enumerate(KINDS):
             led = self._led.get(kind)
@@ -69,7 +73,8 @@ class ClearedWorlds:
                 parent = world.fork(world.site, world.state, led.sift)
             pair = both(world, step)
             made = pair.made
-            lived.append(Lived(pair.site, pair.before, pair.acts, pair.state))
+            own = flows(pair.site, pair.before)
+            lived.append(Lived(pair.site, pair.before, own, pair.acts, pair.state))
         self._real.follow(step)
         return tuple(lived)
 
