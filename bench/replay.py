@@ -24,7 +24,7 @@ from edge_agent.core.passes import act, enter
 from edge_agent.core.site import CODE_OF, NS_PER_S, UNKNOWN, IntColumn, Site
 from edge_agent.core.site_file import encode_site
 from edge_agent.core.site_state import new_state
-from edge_agent.history.day import walk_day
+from edge_agent.history.day_walk import walk_day
 from edge_agent.history.regret import regret, run_courses
 from edge_agent.ports import CommitBatch
 from edge_agent.services.intents import open_switch

@@ -19,7 +19,7 @@ from edge_agent.backtest.plot import PlotError, PlotNameError, check_plot, draw
 from edge_agent.config import build_site, read_config
 from edge_agent.core.errors import ActError, JournalError
 from edge_agent.core.site import Site
-from edge_agent.history.day import walk_day
+from edge_agent.history.day_walk import walk_day
 from edge_agent.history.picture import day_picture
 from edge_agent.history.regret import regret, run_courses
 from edge_agent.history.report import at_day, day_report

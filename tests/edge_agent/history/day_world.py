@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 from edge_agent.core.site import Site
 from edge_agent.devices.ports import AsicReadings
-from edge_agent.history.day import Day, walk_day
+from edge_agent.history.day import Day
+from edge_agent.history.day_walk import walk_day
 from edge_agent.services.agent import Agent
 from edge_agent.storage.journal_reader import JournalReader
 from simulators.virtual_loop import VirtualTimeLoop
