@@ -23,7 +23,8 @@ def main(argv: list[str] | None = None) -> int:
         from edge_agent.programs import run_program
 
         return run_program(args)
-    if args.command == "replay" or (args.command == "why" and args.at):
+    history = {"replay", "regret", "report"}
+    if args.command in history or (args.command == "why" and args.at):
         from edge_agent.cli import render
         from edge_agent.history.command import run_history
 

@@ -8,6 +8,8 @@ import msgspec
 
 from edge_agent.backtest.files import time_s
 from edge_agent.backtest.frame import Wish, load_frame
+from edge_agent.backtest.picture import backtest_picture
+from edge_agent.backtest.plot import PlotError, PlotNameError, check_plot, draw
 from edge_agent.backtest.policies import NAMES
 from edge_agent.backtest.report import Report, backtest
 from edge_agent.backtest.rows import Demand, build_rows
@@ -15,7 +17,7 @@ from edge_agent.config import build_site, read_config
 from edge_agent.core.outlook import Knowledge
 
 SCHEMA_VERSION = 1
-_EXIT_OK, _EXIT_USAGE = 0, 2
+_EXIT_OK, _EXIT_PROBLEM, _EXIT_USAGE = 0, 1, 2
 
 
 class UsageError(Exception):
@@ -26,9 +28,12 @@ def run_backtest(args: argparse.Namespace) -> int:
     """Run the command; give the exit code."""
     try:
         report = _report(args)
-    except UsageError as exc:
+    except (UsageError, PlotNameError) as exc:
         sys.stderr.write(f"hcp-agent: {exc}\n")
         return _EXIT_USAGE
+    except (PlotError, OSError) as exc:
+        sys.stderr.write(f"hcp-agent: {exc}\n")
+        return _EXIT_PROBLEM
     if args.json:
         body = {"v": SCHEMA_VERSION} | msgspec.to_builtins(report)
         sys.stdout.write(msgspec.json.encode(body).decode() + "\n")
@@ -44,6 +49,8 @@ def _report(args: argparse.Namespace) -> Report:
         raise UsageError(f"--policy {unknown[0]}: no such policy; there are: {', '.join(NAMES)}")
     if not 0.0 <= args.true_restart <= 1e6:
         raise UsageError("--true-restart: want a factor within 0..1e6")
+    if args.plot:
+        check_plot(Path(args.plot))
     config = read_config(Path(args.site))
     site = build_site(config)
     own = config.backtest
@@ -58,7 +65,12 @@ def _report(args: argparse.Namespace) -> Report:
     demand = Demand(slices=own.demand_slices, preempt_usd=own.preempt_usd)
     rows = build_rows(site, frame, config.market.gpu_rates, demand, args.true_restart)
     knowledge: Knowledge = args.knowledge
-    return backtest(site, rows, frame, names, knowledge)
+    report = backtest(site, rows, frame, names, knowledge)
+    if args.plot:
+        # Ours where it was asked for, else the first that was.
+        name = "hcp" if "hcp" in names else names[0]
+        draw(backtest_picture(site, rows, frame, name, knowledge), Path(args.plot))
+    return report
 
 
 def _instant(option: str, text: str) -> int | None:

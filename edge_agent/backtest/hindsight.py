@@ -72,3 +72,28 @@ def clairvoyant(rows: Rows) -> CodeColumn:
         else:
             out[at] = three_states(series, rows.asked[at], rows.preempt_usd)
     return out
+
+
+def many_two_states(gain: FloatColumn, cost: FloatColumn, begins_on: FlagColumn) -> FlagColumn:
+    """Give the best course of each device over off and mine, as ``two_states`` does for one.
+
+    Args:
+        gain, cost: (T, devices). begins_on: whether each device mines before the first interval.
+
+    Returns:
+        (T, devices): mines in the interval.
+    """
+    steps, count = gain.shape
+    on, off = np.where(begins_on, 0.0, -np.inf), np.where(begins_on, -np.inf, 0.0)
+    on_came_off = np.empty((steps, count), dtype=np.bool_)
+    off_came_on = np.empty((steps, count), dtype=np.bool_)
+    for at in range(steps):
+        woken = off - cost[at]
+        on_came_off[at], off_came_on[at] = woken > on, on > off
+        on, off = np.maximum(on, woken) + gain[at], np.maximum(on, off)
+    out = np.empty((steps, count), dtype=np.bool_)
+    state = on > off
+    for at in range(steps - 1, -1, -1):
+        out[at] = state
+        state = np.where(state, ~on_came_off[at], off_came_on[at])
+    return out

@@ -33,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     why.add_argument("--at", default="", help="the decision of then, e.g. 2026-03-01T14:05Z")
     _add_config(why)
     _add_replay(commands, reader)
+    _add_days(commands, reader)
     add("plan", parents=[reader], help="what the agent would do now (a dry run)")
     switches = add("switches", parents=[reader], help="the last switches with their phase times")
     switches.add_argument("--limit", type=int, default=20, help="how many (default 20)")
@@ -77,6 +78,7 @@ def _add_backtest(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     add("--price", default="", help="FILE[:COLUMN] of the settled price in the directory")
     add("--day-ahead", default="", help="FILE[:COLUMN] of the day-ahead price")
     add("--true-restart", type=float, default=1.0, help="true restart cost over the assumed one")
+    add("--plot", default="", metavar="FILE", help="draw it, as .svg or .png (extra `plots`)")
     add("--json", action="store_true", help="machine-readable, with schema version v")
 
 
@@ -115,6 +117,27 @@ def _add_replay(
         help="decide the span again with another value, e.g. limits.power_cap_w=45e6, "
         "market.price_usd_per_mwh=+20, class.S21.pool_fee=0.01; may be repeated",
     )
+
+
+def _add_days(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    reader: argparse.ArgumentParser,
+) -> None:
+    for name, text in (
+        ("regret", "what a day earned, what a clairvoyant would have, and where the rest went"),
+        ("report", "the day: regret, switches, hours, energy, power against the cap"),
+    ):
+        day = commands.add_parser(name, parents=[reader], help=text)
+        day.add_argument("--day", required=True, help="YYYY-MM-DD, UTC")
+        _add_config(day)
+        day.add_argument(
+            "--plot", default="", metavar="FILE", help="draw it, as .svg or .png (extra `plots`)"
+        )
+        day.add_argument(
+            "--check-lp",
+            action="store_true",
+            help="solve the clairvoyant again as a linear programme (extra `hindsight`)",
+        )
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:

@@ -1,12 +1,44 @@
 """What a site earns per hour in a state: one valuation for what was and what would have been."""
 
 import numpy as np
+from msgspec import Struct
 
 from edge_agent.core import power as pw
 from edge_agent.core.economics import value
-from edge_agent.core.site import CURTAILED, IDLE, MINE, SERVE, SWITCHING, IntColumn, Site
-from edge_agent.core.site_state import LeaseStatus, SiteState
+from edge_agent.core.site import (
+    CURTAILED,
+    FAULT,
+    IDLE,
+    MINE,
+    NS_PER_S,
+    SERVE,
+    SWITCHING,
+    UNKNOWN,
+    FloatColumn,
+    IntColumn,
+    Site,
+)
+from edge_agent.core.site_state import LeaseStatus, SiteState, mode_of
 from protocol.resource import DeviceKind
+
+# A reading from before the last change of mode counts again when none has come for so long: the
+# journal keeps readings that change, so the device still reads the same.
+UNHEARD_S = 600.0
+
+
+class Flows(Struct, frozen=True, eq=False):
+    """What a state earns and draws as far as devices confirm it.
+
+    Args:
+        revenue_usd_per_h: of mining, by device; NaN where a price was never seen.
+        could_usd_per_h: what mining would bring at the last confirmed rate. site_w: drawn at the
+            site's meter, by device. serve_usd_per_h: of running leases.
+    """
+
+    revenue_usd_per_h: FloatColumn
+    could_usd_per_h: FloatColumn
+    site_w: FloatColumn
+    serve_usd_per_h: float
 
 
 def profit_usd_per_h(site: Site, state: SiteState) -> float | None:
@@ -35,11 +67,58 @@ def profit_usd_per_h(site: Site, state: SiteState) -> float | None:
     total = pw.total(earned)
     if np.isnan(total):
         return None
+    return total + _served_usd_per_h(state)
+
+
+def flows(site: Site, state: SiteState) -> Flows:
+    """Give revenue at the hash rate that was read, and power as it was read.
+
+    Between a change and the first reading after it the last confirmed rate of the mode stands, else
+    the nameplate; a device that is silent confirms no revenue.
+    """
+    values = value(site, state)
+    heard = (state.read_ns >= state.mode_since_ns) | (
+        state.now_ns - state.mode_since_ns > int(UNHEARD_S * NS_PER_S)
+    )
+    plate_ths = site.once(_plate_ths)
+    believed = np.where(np.isnan(state.mine_ths), plate_ths, state.mine_ths)
+    known = heard & ~np.isnan(state.hashrate_ths) & site.is_asic & (believed > 0.0)
+    share = np.where(known, state.hashrate_ths / np.maximum(believed, 1e-9), 1.0)
+    mines = (state.activity == MINE) & state.reachable
+    classes = site.class_of
+    sides_w = np.maximum(
+        site.nameplate_w[classes, state.origin], site.nameplate_w[classes, state.target]
+    )
+    mode_w = np.where(
+        (state.activity == MINE) & ~np.isnan(state.mine_w),
+        state.mine_w,
+        site.nameplate_w[classes, mode_of(state)],
+    )
+    known_w = ~np.isnan(state.power_w)
+    # What a lost device does no mode says: its last reading stands.
+    lost = (state.activity == FAULT) | (state.activity == UNKNOWN)
+    mode_w = np.where(lost, 0.0, mode_w)
+    read = (heard | lost) & known_w
+    drawn_w = np.where(state.activity == SWITCHING, sides_w, np.where(read, state.power_w, mode_w))
+    return Flows(
+        np.where(mines, values.revenue_usd_per_h * share, values.revenue_usd_per_h * 0.0),
+        values.revenue_usd_per_h,
+        drawn_w * site.pue,
+        _served_usd_per_h(state),
+    )
+
+
+def _plate_ths(site: Site) -> FloatColumn:
+    out: FloatColumn = site.spread([row.model.hashrate_ths for row in site.classes]).copy()
+    return out
+
+
+def _served_usd_per_h(state: SiteState) -> float:
     served = 0.0
     for entry in state.leases:
         if entry.lease is not None and entry.status is LeaseStatus.RUNNING:
             served += float(entry.lease.price_usd_per_h) * len(entry.slots)
-    return total + served
+    return served
 
 
 def wear_usd(site: Site, at: IntColumn) -> float:

@@ -1,4 +1,4 @@
-"""The commands that read the journal: ``replay`` with ``--what-if``, and ``why DEV --at TIME``.
+"""The commands that read the journal: ``replay``, ``why DEV --at TIME``, ``regret``, ``report``.
 
 They open ``core.sqlite`` beside a running agent or without one, and change nothing.
 """
@@ -14,9 +14,16 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
+from edge_agent.backtest.linear import LinearError
+from edge_agent.backtest.plot import PlotError, PlotNameError, check_plot, draw
 from edge_agent.config import build_site, read_config
 from edge_agent.core.errors import ActError, JournalError
 from edge_agent.core.site import Site
+from edge_agent.history.day_walk import walk_day
+from edge_agent.history.picture import day_picture
+from edge_agent.history.regret import regret, run_courses
+from edge_agent.history.report import at_day, day_report
+from edge_agent.history.report_text import regret_text, report_text
 from edge_agent.history.text import replay_text, stamp, what_if_text
 from edge_agent.services.journal_walk import Walk
 from edge_agent.services.overrides import OverrideError, parse_overrides
@@ -31,6 +38,7 @@ _EXIT_PROBLEM = 1
 _EXIT_USAGE = 2
 _EXIT_NOT_ALLOWED = 4
 _SCHEMA_VERSION = 1
+_ENCODER = msgspec.json.Encoder(decimal_format="number")
 _R = TypeVar("_R", bound=Struct)
 
 
@@ -45,16 +53,20 @@ def run_history(args: argparse.Namespace, why_text: Callable[[dict[str, Any]], s
         why_text: renders an explanation, as for the live ``why``.
     """
     try:
+        if args.command in ("regret", "report"):
+            return _day(args)
         return _why(args, why_text) if args.command == "why" else _replay(args)
     except BrokenPipeError:  # the reader (`head`, `less`) has seen enough
         sys.stdout = None
         return _EXIT_OK
-    except (_UsageError, OverrideError, SettingsError) as exc:
+    except (_UsageError, OverrideError, SettingsError, PlotNameError) as exc:
         return _failed(args, exc, _EXIT_USAGE)
-    except (StorageError, JournalError, ActError) as exc:
+    except (StorageError, JournalError, ActError, PlotError, LinearError) as exc:
         return _failed(args, exc, _EXIT_PROBLEM)
     except PermissionError as exc:
         return _failed(args, exc, _EXIT_NOT_ALLOWED)
+    except OSError as exc:  # the picture's file
+        return _failed(args, exc, _EXIT_PROBLEM)
 
 
 def _failed(args: argparse.Namespace, exc: Exception, code: int) -> int:
@@ -111,6 +123,28 @@ def _why(args: argparse.Namespace, why_text: Callable[[dict[str, Any]], str]) ->
     return _EXIT_OK
 
 
+def _day(args: argparse.Namespace) -> int:
+    start = at_day(args.day)
+    if start is None:
+        raise _UsageError(f"--day {args.day}: want YYYY-MM-DD")
+    if args.plot:
+        check_plot(Path(args.plot))
+    reader, site = _open(args)
+    try:
+        day = walk_day(reader, start, site)
+    finally:
+        reader.close()
+    courses = run_courses(day)
+    told = regret(day, courses, check_lp=args.check_lp)
+    if args.plot:
+        draw(day_picture(day, courses), Path(args.plot))
+    if args.command == "regret":
+        _show(args, told, regret_text)
+    else:
+        _show(args, day_report(day, courses, told), report_text)
+    return _EXIT_PROBLEM if told.lp is not None and not told.lp.equal else _EXIT_OK
+
+
 def _open(args: argparse.Namespace) -> tuple[JournalReader, Site | None]:
     """Open the journal; with a config also give its site, for rows that name none."""
     if not args.config:
@@ -132,4 +166,4 @@ def _time(text: str, option: str) -> datetime | None:
 
 
 def _show(args: argparse.Namespace, report: _R, as_text: Callable[[_R], str]) -> None:
-    print(msgspec.json.encode(report).decode() if args.json else as_text(report))
+    print(_ENCODER.encode(report).decode() if args.json else as_text(report))

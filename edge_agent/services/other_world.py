@@ -1,5 +1,9 @@
 """The other world of a what-if: its site and state, and what of the journal reaches it."""
 
+import copy
+from collections.abc import Iterator
+from typing import Protocol
+
 import numpy as np
 from msgspec.structs import replace
 
@@ -44,6 +48,18 @@ _OWN = "-other-"
 _READ_COLUMNS = ("power_w", "hashrate_ths", "temp_c", "utilisation")
 
 
+class Sift(Protocol):
+    """Decides what of a row's facts happens in a world at all."""
+
+    def __call__(self, site: Site, state: SiteState, fact: f.Fact) -> tuple[f.Fact, ...]:
+        """Give what becomes of a fact; the fact itself where nothing does.
+
+        Args:
+            state: of that world, before the row.
+        """
+        ...
+
+
 class OtherWorld:
     """Follows the journal as far as it decided the same, and goes its own way where not.
 
@@ -76,6 +92,7 @@ class OtherWorld:
         self._shared: set[str] = {row.switch_id for row in state.switches}
         self._opened: dict[str, f.SwitchOpened] = {}
         self._drawn = 0
+        self._sift: Sift | None = None
         self.state = self._set_out(state)
         self._apart: FlagColumn = np.zeros(len(site), dtype=np.bool_)
 
@@ -87,9 +104,46 @@ class OtherWorld:
     def facts_of(self, step: Step) -> tuple[f.Fact, ...]:
         """Give the facts of a row as they reach this world."""
         due = self._closings(step.row.instant)
-        rejoined = self._rejoined(step.before)
-        passed = (fact for said in step.row.facts for fact in self._pass(said))
+        rejoined = tuple(self._sifted(self._rejoined(step.before)))
+        passed = (fact for said in self._sifted(step.row.facts) for fact in self._pass(said))
         return (*due, *rejoined, *passed)
+
+    def _sifted(self, facts: tuple[f.Fact, ...]) -> Iterator[f.Fact]:
+        for fact in facts:
+            if self._sift is None:
+                yield fact
+            else:
+                yield from self._sift(self.site, self.state, fact)
+
+    def follow(self, step: Step) -> None:
+        """Take a row as it was: this world is still the real one."""
+        for fact in step.row.facts:
+            if isinstance(fact, f.SwitchClosed):
+                self._learn(fact)
+            elif isinstance(fact, f.SwitchOpened):
+                self._shared.add(fact.switch_id)
+        opened = [fact for fact in step.row.acts if isinstance(fact, f.SwitchOpened)]
+        self._shared.update(fact.switch_id for fact in opened)
+        self._opened.update((fact.switch_id, fact) for fact in opened)
+        self.state = step.state
+
+    def fork(self, site: Site, state: SiteState, sift: Sift) -> "OtherWorld":
+        """Give a world that goes on from here by itself, with the same devices.
+
+        Args:
+            site: with other limits, perhaps. state: the present one, cleared of what is sifted.
+        """
+        made = copy.copy(self)
+        made.lead(site, state, sift)
+        return made
+
+    def lead(self, site: Site, state: SiteState, sift: Sift) -> None:
+        """Lead this world, just copied, apart from the one it was copied from."""
+        was = self.state
+        self._own, self._opened = dict(self._own), dict(self._opened)
+        self._shared = set(self._shared)
+        self._apart = self._apart | (state.activity != was.activity) | (state.target != was.target)
+        self.site, self.state, self._sift = site, state, sift
 
     def moved(self, step: Step, state: SiteState, acts: tuple[f.Fact, ...]) -> None:
         """Take the state after a row, and note whose the opened switches are."""

@@ -18,7 +18,7 @@ from edge_agent.core.optimizer import plan
 from edge_agent.core.passes import act, enter
 from edge_agent.core.plan import Plan
 from edge_agent.core.profit import profit_usd_per_h, wear_usd
-from edge_agent.core.site import NS_PER_S, Site
+from edge_agent.core.site import NS_PER_S, IntColumn, Site
 from edge_agent.core.site_state import OFF_CODES, SiteState
 from edge_agent.ports import JournalSource
 from edge_agent.services.intents import open_switch
@@ -119,7 +119,7 @@ def pairs(
             # At the start, and where the site itself changed, the other world sets out anew.
             based = step.site
             world = OtherWorld(step.site, *other_site(step.site, overrides), overrides, step.before)
-        yield _both(world, step)
+        yield both(world, step)
 
 
 def what_if(
@@ -215,18 +215,20 @@ def _elapsed_s(step: Step) -> float:
     return max(now.now_ns - before.now_ns, 0) / NS_PER_S
 
 
-def _wear(site: Site, state: SiteState, acts: tuple[f.Fact, ...]) -> float:
-    """Give the wear of the wake-ups among the acts; off is seen in either state around them."""
-    total = 0.0
+def woken(site: Site, state: SiteState, acts: tuple[f.Fact, ...]) -> Iterator[IntColumn]:
+    """Give the devices of each wake-up among the acts; off is seen in either state around them."""
     for fact in acts:
         if isinstance(fact, f.SwitchOpened) and fact.to_activity is Activity.MINE:
             at = site.indices_of(fact.device_ids)
-            off = (state.origin[at] == OFF_CODES[0]) | (state.origin[at] == OFF_CODES[1])
-            total += wear_usd(site, at[off])
-    return total
+            yield at[(state.origin[at] == OFF_CODES[0]) | (state.origin[at] == OFF_CODES[1])]
 
 
-def _both(world: OtherWorld, step: Step) -> Pair:
+def _wear(site: Site, state: SiteState, acts: tuple[f.Fact, ...]) -> float:
+    return sum((wear_usd(site, at) for at in woken(site, state, acts)), 0.0)
+
+
+def both(world: OtherWorld, step: Step) -> Pair:
+    """Take a row into the other world too; the world moves on."""
     if not step.checked:
         return Pair(
             step=step, site=world.site, before=world.state, made=None, acts=(), state=world.state

@@ -41,15 +41,6 @@ ROOT = Path(__file__).parents[3]
 TURN_S = 300.0
 
 
-@pytest.fixture(scope="module")
-def week(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A week of a small site, compressed to a pass every five minutes; never written to."""
-    path = tmp_path_factory.mktemp("week") / "core.sqlite"
-    site = build_site(asics=6, gpus=4)
-    live(JournalWorld(path, site=site, turn_s=TURN_S, price_at=spiky(1)), days=7)
-    return path
-
-
 @pytest.fixture
 def copy(week: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(week, tmp_path / "core.sqlite"))

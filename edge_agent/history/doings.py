@@ -1,0 +1,86 @@
+"""What a site did on a day, and how near it came to its cap: plain counts, for the report."""
+
+import math
+from collections import Counter
+
+import numpy as np
+from msgspec import Struct
+
+from edge_agent.core import facts as f
+from edge_agent.core.site import MINE, FloatColumn
+from edge_agent.services.journal_walk import Step
+from protocol.resource import Activity
+
+
+class Doings(Struct, eq=False):
+    """Counts and power of a day; filled by the walk, whole once it is over.
+
+    Args:
+        switches: devices told to change, by activity. reasons: the same by reason. outcomes: of
+            switches that ended, by device. curtailments: of devices put to sleep, by reason.
+        load_wh: at the meter, by interval. mining_h: the miners' share times hours (all
+            devices' where there are no miners). cap_w, counted_w: lowest cap in force, and highest
+            counted load. margin_w: least room of
+            counted load below the cap, infinite before the first pass; over_cap_h: above it.
+        faults: nodes lost, devices lost, work lost.
+    """
+
+    load_wh: FloatColumn
+    mining_h: FloatColumn
+    cap_w: FloatColumn
+    counted_w: FloatColumn
+    switches: Counter[str]
+    reasons: Counter[str]
+    outcomes: Counter[str]
+    curtailments: Counter[str]
+    faults: Counter[str]
+    passes: int = 0
+    margin_w: float = math.inf
+    over_cap_h: float = 0.0
+
+    @staticmethod
+    def empty(steps: int) -> "Doings":
+        """Give the counts before the first row."""
+        nan = np.full(steps, np.nan)
+        return Doings(
+            load_wh=np.zeros(steps),
+            mining_h=np.zeros(steps),
+            cap_w=nan,
+            counted_w=nan.copy(),
+            switches=Counter(),
+            reasons=Counter(),
+            outcomes=Counter(),
+            curtailments=Counter(),
+            faults=Counter(),
+        )
+
+    def note(self, step: Step, place: int) -> None:
+        """Count what a row says and does."""
+        for fact in step.row.acts:
+            if isinstance(fact, f.SwitchOpened):
+                self.switches[fact.to_activity.value] += len(fact.device_ids)
+                self.reasons[fact.reason] += len(fact.device_ids)
+                if fact.to_activity is Activity.CURTAILED:
+                    self.curtailments[fact.reason] += len(fact.device_ids)
+        for said in step.row.facts:
+            if isinstance(said, f.SwitchClosed):
+                self.outcomes.update(said.outcomes)
+            elif isinstance(said, f.NodeLost):
+                self.faults["node_lost"] += 1
+            elif isinstance(said, f.NodeSaid):
+                self.faults[said.event.kind.value] += 1
+        if step.made is not None:
+            power = step.made.power
+            self.passes += 1
+            self.margin_w = min(self.margin_w, power.headroom_w)
+            self.cap_w[place] = np.fmin(self.cap_w[place], power.cap_w)
+            self.counted_w[place] = np.fmax(self.counted_w[place], power.counted_w)
+
+    def load(self, step: Step, place: int, dt_h: float, site_w: float) -> None:
+        """Add the load of a time, and whether the pass at its end stood above the cap."""
+        self.load_wh[place] += site_w * dt_h
+        mines = step.before.activity == MINE
+        mines = mines[step.site.is_asic] if step.site.is_asic.any() else mines
+        self.mining_h[place] += float(mines.mean()) * dt_h
+        if step.made is not None and step.made.power.headroom_w < 0.0:
+            self.over_cap_h += dt_h
