@@ -5,8 +5,8 @@ Atheris is no dependency of the project. Run::
     python3.11 -m venv .cache/fuzz && .cache/fuzz/bin/pip install atheris msgspec cryptography
     .cache/fuzz/bin/python -m bench.fuzz.bridges .cache/corpus -max_total_time=600 -timeout=5
 
-It stops at the first input that raises anything but `BridgeError`, takes over 100 ms of CPU, or gives a
-value that no machine has. The first two bytes choose the decoder, the rest is the answer.
+It stops at the first input that raises anything but `BridgeError`, takes over 100 ms of CPU, or
+gives a value that no machine has. The first two bytes choose the decoder, the rest is the answer.
 """
 
 import contextlib
