@@ -10,6 +10,10 @@ def main(argv: list[str] | None = None) -> int:
         from firmware_bridges.tool import main as bridge
 
         return bridge(words[1:], prog="hcp-agent bridge")
+    if words[:1] == ["reference"]:
+        from edge_agent.reference.command import main as reference
+
+        return reference(words[1:], prog="hcp-agent reference")
     from edge_agent.cli.parser import build_parser
 
     args = build_parser().parse_args(words)

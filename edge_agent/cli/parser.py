@@ -53,8 +53,9 @@ def _add_programs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     check.add_argument(
         "--json", action="store_true", help="machine-readable, with schema version v"
     )
-    # Its own parser reads what follows (firmware_bridges.tool); here it stands for the help alone.
+    # Their own parsers read what follows; here they stand for the help alone.
     commands.add_parser("bridge", help="look at miners: list, test, record, decode")
+    commands.add_parser("reference", help="reference workloads: miner, inference")
     version = commands.add_parser("version", help="print the version")
     version.add_argument("--json", action="store_true", help="machine-readable")
 

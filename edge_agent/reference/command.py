@@ -1,0 +1,125 @@
+"""`hcp-agent reference miner | inference`: the reference workloads as programs."""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable
+from pathlib import Path
+
+from edge_agent.reference.errors import OptionError, WorkloadProgramError
+from edge_agent.reference.web import TOKEN_VARIABLE, WebApp, WebServer, open_listener
+
+_EXIT_OK = 0
+_EXIT_PROBLEM = 1
+_EXIT_USAGE = 2
+
+
+def main(words: list[str], *, prog: str) -> int:
+    """Run one workload until SIGTERM, SIGINT or ``POST /stop``; give the exit code."""
+    args = _parser(prog).parse_args(words)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s",
+    )
+    try:
+        asyncio.run(_mine(args) if args.workload == "miner" else _infer(args))
+    except OptionError as exc:
+        print(f"{prog}: {exc}", file=sys.stderr)
+        return _EXIT_USAGE
+    except (WorkloadProgramError, OSError) as exc:
+        print(f"{prog}: {exc}", file=sys.stderr)
+        return _EXIT_PROBLEM
+    return _EXIT_OK
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Reference workloads: real programs to switch between, and to check.",
+        epilog=f"a bearer token is read from the variable {TOKEN_VARIABLE}",
+    )
+    kinds = parser.add_subparsers(dest="workload", required=True, metavar="WORKLOAD")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--listen", default="127.0.0.1:0", help="HOST:PORT on loopback (0 = free) or unix:PATH"
+    )
+    common.add_argument("--paused", action="store_true", help="start loaded, checked and paused")
+    common.add_argument(
+        "--weight", choices=("batch", "idle", "normal"), default="batch", help="of the workload"
+    )
+    _add_miner(kinds.add_parser("miner", parents=[common], help="double SHA-256, Stratum V1"))
+    return parser
+
+
+def _add_miner(miner: argparse.ArgumentParser) -> None:
+    add = miner.add_argument
+    add("--pool", required=True, help="stratum+tcp://HOST:PORT")
+    add("--user", default="reference.1", help="name of this worker at the pool")
+    add("--password", default="x", help="of the user; pools rarely ask for one")
+    add("--threads", type=int, default=1, help="worker processes; one for each GPU or core")
+    add("--backend", choices=("auto", "cpu", "cupy"), default="auto", help="what hashes")
+    add("--snapshot", default="", help="file with the answer of GET /snapshot of an earlier run")
+
+
+async def _mine(args: argparse.Namespace) -> None:
+    # Only this program needs these: the other one starts without them.
+    from edge_agent.reference.miner import Miner, read_snapshot
+    from edge_agent.reference.miner_api import MinerApi
+    from edge_agent.reference.stratum_client import parse_pool
+    from edge_agent.reference.workers import WorkerOptions
+
+    if not 1 <= args.threads <= 256:
+        raise OptionError("threads must be 1..256")
+    miner = Miner(
+        WorkerOptions(threads=args.threads, backend=args.backend, weight=args.weight),
+        parse_pool(args.pool),
+        args.user,
+        args.password,
+        paused=args.paused,
+        snapshot=read_snapshot(_read(args.snapshot)) if args.snapshot else None,
+    )
+    stop = _stop_event()
+    app = MinerApi(miner, stop).app(os.environ.get(TOKEN_VARIABLE, ""))
+    await _serve(app, args.listen, miner.run(), stop)
+
+
+def _read(path: str) -> bytes:
+    with Path(path).open("rb") as file:
+        return file.read(1 << 20)
+
+
+def _stop_event() -> asyncio.Event:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+async def _serve(app: WebApp, listen: str, work: Awaitable[None], stop: asyncio.Event) -> None:
+    """Serve and work until told to stop; a line says where it serves."""
+    listener, shown = open_listener(listen)
+    server = WebServer(app)
+
+    async def do() -> None:
+        await work
+
+    async with asyncio.TaskGroup() as group:
+        serving = group.create_task(server.serve(sockets=[listener]), name="http")
+        working = group.create_task(do(), name="work")
+        await server.listening.wait()
+        print(json.dumps({"listen": shown, "pid": os.getpid()}), flush=True)
+        await stop.wait()
+        server.should_exit = True
+        working.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+
+
+async def _infer(args: argparse.Namespace) -> None:
+    raise OptionError("later")
