@@ -1,0 +1,235 @@
+"""The miner as a process of its own, against the pool stand-in as another, over real sockets."""
+
+import base64
+import hashlib
+import json
+import os
+import socket
+import struct
+from pathlib import Path
+
+import httpx
+import pytest
+
+from edge_agent.reference.errors import OptionError
+from edge_agent.reference.miner import read_snapshot
+from edge_agent.reference.stratum_client import PoolAddress, parse_pool
+from edge_agent.reference.web import open_listener
+from tests.edge_agent.reference.programs import (
+    Programs,
+    ask_pool,
+    is_running,
+    kill,
+    wait_for,
+)
+
+EASY = ("--difficulty", "1e-6")
+
+
+def mining(status: dict[str, object]) -> bool:
+    return status["state"] == "mining" and status["accepted"] != 0
+
+
+def test_the_pool_accepts_every_share(programs: Programs) -> None:
+    port = programs.pool(*EASY, "--job-s", "0.2")
+    miner = programs.miner(port, "--threads", "2")
+    status = miner.wait(lambda status: status["accepted"] >= 50)
+    assert (status["backend"], status["bad_nonces"], status["state"]) == ("cpu", 0, "mining")
+    assert status["accepted"] <= status["verified_shares"]
+    miner.post("/pause")
+    counted = wait_for(
+        lambda: (ask_pool(port, "pool.counts"), miner.status()),
+        lambda both: both[0]["accepted"] == both[1]["accepted"],
+    )[0]
+    # A share that was on its way when a clean job came is stale, and no miner can help that.
+    assert counted["rejected"] == counted["stale"]
+    assert counted["stale"] <= counted["jobs"]
+
+
+def test_a_paused_miner_stands_still_and_goes_on_with_verified_work(programs: Programs) -> None:
+    miner = programs.miner(programs.pool(*EASY), "--threads", "2")
+    miner.wait(mining)
+    for _ in range(20):
+        paused = miner.post("/pause")
+        # Nothing to wait for: had a worker gone on, its count would have moved by one of these.
+        counts = {miner.status()["hashes"] for _ in range(5)} | {paused["hashes"]}
+        assert (paused["state"], len(counts)) == ("paused", 1)
+        resumed = miner.post("/resume")
+        assert resumed["state"] == "mining"
+        proof = resumed["evidence"]
+        header = base64.b64decode(proof["prefix"]) + struct.pack("<I", proof["nonce"])
+        digest = hashlib.sha256(hashlib.sha256(header).digest()).digest()
+        assert digest[::-1].hex() == proof["hash"]
+        assert resumed["commanded_ns"] <= resumed["effect_ns"]
+    before = paused["hashes"]
+    assert miner.wait(lambda status: status["hashes"] > before)["bad_nonces"] == 0
+
+
+def test_pause_and_resume_may_be_said_twice(programs: Programs) -> None:
+    miner = programs.miner(programs.pool(*EASY), "--paused")
+    first, second = miner.post("/pause"), miner.post("/pause")
+    assert first["hashes"] == second["hashes"] == 0
+    assert miner.post("/resume")["state"] == miner.post("/resume")["state"] == "mining"
+
+
+def test_a_miner_without_a_pool_says_why_it_does_not_resume(programs: Programs) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        miner = programs.miner(nobody.getsockname()[1], "--paused")
+        miner.wait(lambda status: status["state"] == "paused")
+        answer = miner.client.post("/resume?timeout_s=0.05")
+    assert answer.status_code == 504
+    assert answer.json()["error"] == {
+        "message": "the pool gave no job", "type": "timeout", "code": "timeout",
+    }  # fmt: skip
+    assert miner.status()["state"] == "waiting"
+
+
+def test_a_restarted_miner_goes_on_where_it_was(programs: Programs) -> None:
+    port = programs.pool(*EASY, "--job-s", "3600")
+    miner = programs.miner(port)
+    miner.wait(lambda status: status["hashes"] > 50_000 and mining(status))
+    miner.post("/pause")
+    kept = miner.get("/snapshot")
+    assert kept["ranges"][0]["next_nonce"] == miner.status()["hashes"]
+    kill(miner.process.pid)
+    path = programs.folder / "snapshot.json"
+    path.write_text(json.dumps(kept))
+    again = programs.miner(port, "--snapshot", str(path))
+    again.wait(mining)
+    again.post("/pause")
+    went_on, hashes = again.get("/snapshot"), again.status()["hashes"]
+    wait_for(again.status, lambda status: status["accepted"] == status["verified_shares"])
+    counted = ask_pool(port, "pool.counts")
+    assert went_on["job_id"] == kept["job_id"]
+    assert went_on["extranonce1"] == kept["extranonce1"]
+    assert went_on["ranges"][0]["extranonce2"] == kept["ranges"][0]["extranonce2"]
+    assert went_on["ranges"][0]["next_nonce"] == kept["ranges"][0]["next_nonce"] + hashes
+    assert counted["rejected"] == 0  # a nonce that is tried again would be a duplicate
+
+
+def test_a_killed_miner_leaves_no_worker(programs: Programs) -> None:
+    miner = programs.miner(programs.pool(*EASY), "--threads", "2")
+    workers = [worker["pid"] for worker in miner.wait(mining)["workers"]]
+    kill(miner.process.pid)
+    wait_for(lambda: [pid for pid in workers if is_running(pid)], lambda left: not left)
+
+
+def test_a_killed_miner_that_was_paused_leaves_no_worker(programs: Programs) -> None:
+    miner = programs.miner(programs.pool(*EASY), "--paused")
+    status = miner.wait(lambda status: status["state"] == "paused" and status["backend"])
+    kill(miner.process.pid)
+    pid = status["workers"][0]["pid"]
+    wait_for(lambda: is_running(pid), lambda runs: not runs)
+
+
+def test_a_killed_worker_is_replaced_and_keeps_the_state(programs: Programs) -> None:
+    miner = programs.miner(programs.pool(*EASY))
+    first = miner.wait(mining)["workers"][0]["pid"]
+    kill(first)
+    status = miner.wait(lambda status: status["workers"][0]["pid"] not in {None, first})
+    assert miner.wait(lambda now: now["hashes"] > status["hashes"])["state"] == "mining"
+    miner.post("/pause")
+    paused = miner.status()
+    kill(paused["workers"][0]["pid"])
+    # A pause that meets a dead worker is done: what does not run does not hash.
+    assert miner.post("/pause")["hashes"] == paused["hashes"]
+    again = miner.wait(
+        lambda now: now["workers"][0]["backend"] and now["workers"][0] != paused["workers"][0]
+    )
+    assert (again["state"], again["hashes"]) == ("paused", paused["hashes"])
+
+
+@pytest.mark.parametrize("fault", ["drop", "stale", "garbage", "huge"])
+def test_a_pool_at_fault_is_survived(programs: Programs, fault: str) -> None:
+    port = programs.pool("--difficulty", "1e-5", "--fault", f"{fault}:2")
+    miner = programs.miner(port)
+    # Two shares meet the fault; the ones after it are accepted.
+    status = miner.wait(lambda status: status["accepted"] >= 3)
+    faults, connections = status["pool"]["faults"], status["pool"]["connections"]
+    if fault == "stale":
+        assert (status["rejected"], faults, connections) == (2, 0, 1)
+    else:
+        assert (connections, faults) == (3, 0 if fault == "drop" else 2)
+        assert status["dropped"] >= 2
+    assert status["bad_nonces"] == 0
+
+
+def test_stop_and_signals_end_it_with_its_workers(programs: Programs) -> None:
+    miner = programs.miner(programs.pool(*EASY))
+    pid = miner.wait(mining)["workers"][0]["pid"]
+    assert miner.post("/stop") == {"state": "stopping"}
+    assert miner.process.wait(10) == 0
+    assert not is_running(pid)
+    other = programs.miner(programs.pool(*EASY))
+    other.process.terminate()
+    assert other.process.wait(10) == 0
+
+
+def test_a_token_and_a_unix_socket_keep_others_out(programs: Programs) -> None:
+    path = programs.folder / "m.sock"
+    port = programs.pool(*EASY)
+    words = ("miner", "--pool", f"127.0.0.1:{port}", "--listen", f"unix:{path}")
+    programs.start("edge_agent", "reference", *words, HCP_REFERENCE_TOKEN="secret")
+    assert path.stat().st_mode & 0o777 == 0o660
+    transport = httpx.HTTPTransport(uds=str(path))
+    with httpx.Client(transport=transport, base_url="http://miner") as client:
+        assert client.get("/health").status_code == 200
+        assert client.post("/pause").status_code == 401
+        assert client.post("/pause", headers={"authorization": "Bearer wrong"}).status_code == 401
+        right = {"authorization": "Bearer secret"}
+        assert client.post("/pause", headers=right).status_code == 200
+
+
+HOSTILE = [
+    b"\x00\x01\x02\x03\r\n\r\n",
+    b"GET / HTTP/9.9\r\n\r\n",
+    b"GET /status HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 200_000 + b"\r\n\r\n",
+    b"POST /pause HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+    b"POST /pause HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n" + b"y" * 99_999,
+    b"POST /pause HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+]
+
+
+@pytest.mark.parametrize("kind", ["miner", "inference"])
+def test_hostile_requests_change_nothing(programs: Programs, kind: str) -> None:
+    if kind == "miner":
+        server = programs.miner(programs.pool(*EASY))
+        server.wait(mining)
+    else:
+        server = programs.inference()
+    state = server.status()["state"]
+    host, port = server.listen.removeprefix("http://").split(":")
+    for raw in HOSTILE:
+        with socket.create_connection((host, int(port)), timeout=10) as link:
+            link.sendall(raw)
+            assert link.recv(4_096).split(b" ")[1:2] not in ([b"200"], [b"500"])
+    for path in ("/nothing", "/status?" + "&".join(f"a{n}=1" for n in range(99))):
+        assert server.client.get(path).status_code in {400, 404}
+    assert server.client.get("/pause").status_code == 405
+    for timeout in ("x", "-1", "nan", "inf", "1e9"):
+        assert server.client.post(f"/pause?timeout_s={timeout}").status_code == 400
+    assert server.status()["state"] == state
+
+
+def test_options_that_make_no_sense_are_refused() -> None:
+    assert parse_pool("stratum+tcp://p:3333") == PoolAddress("p", 3333)
+    assert parse_pool("[::1]:1") == PoolAddress("::1", 1)
+    for text in ("p", "p:0", ":1", "p:x", "p:70000"):
+        with pytest.raises(OptionError):
+            parse_pool(text)
+    for text in ("0.0.0.0:1", "10.0.0.1:80", "127.0.0.1", "127.0.0.1:99999"):
+        with pytest.raises(OptionError):
+            open_listener(text)
+    for data in (b"", b"[]", b'{"v": 2}', b'{"ranges": [{"extranonce2": "", "next_nonce": -1}]}'):
+        with pytest.raises(OptionError):
+            read_snapshot(data)
+
+
+def test_workers_run_at_low_weight(programs: Programs) -> None:
+    port = programs.pool(*EASY)
+    miner = programs.workload("miner", "--pool", f"127.0.0.1:{port}")
+    pid = miner.wait(mining)["workers"][0]["pid"]
+    assert os.getpriority(os.PRIO_PROCESS, pid) == 19
+    assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+    assert os.sched_getscheduler(miner.process.pid) == os.SCHED_OTHER
+    assert Path(f"/proc/{pid}/cmdline").read_bytes().count(b"edge_agent.reference.worker") == 1
