@@ -17,8 +17,8 @@ class Changes:
                 future.set_result(None)
         self._waiting.clear()
 
-    async def until(self, holds: Callable[[], bool], deadline_s: float) -> None:
-        """Return as soon as the condition holds.
+    async def until(self, holds: Callable[[], bool], deadline_s: float | None) -> None:
+        """Return as soon as the condition holds; None = wait for ever.
 
         Raises:
             TimeoutError: it does not within the deadline.

@@ -54,7 +54,23 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--weight", choices=("batch", "idle", "normal"), default="batch", help="of the workload"
     )
     _add_miner(kinds.add_parser("miner", parents=[common], help="double SHA-256, Stratum V1"))
+    _add_inference(kinds.add_parser("inference", parents=[common], help="OpenAI-compatible server"))
     return parser
+
+
+def _add_inference(inference: argparse.ArgumentParser) -> None:
+    add = inference.add_argument
+    add("--backend", choices=("auto", "numpy", "torch"), default="auto", help="what computes")
+    add("--model", default="reference", help="name that requests carry")
+    add("--layers", type=int, default=4, help="of the model; its weights are drawn from the seed")
+    add("--dim", type=int, default=256, help="width of the model")
+    add("--heads", type=int, default=4, help="attention heads")
+    add("--context", type=int, default=1_024, help="tokens that a request may have in all")
+    add("--seed", type=int, default=0, help="of the weights")
+    add("--running-max", type=int, default=8, help="requests that are answered at once")
+    add("--waiting-max", type=int, default=64, help="requests that may wait for a place")
+    add("--hold-s", type=float, default=60.0, help="longest wait before 503")
+    add("--when-paused", choices=("wait", "refuse"), default="wait", help="what requests do then")
 
 
 def _add_miner(miner: argparse.ArgumentParser) -> None:
@@ -89,6 +105,36 @@ async def _mine(args: argparse.Namespace) -> None:
     await _serve(app, args.listen, miner.run(), stop)
 
 
+async def _infer(args: argparse.Namespace) -> None:
+    # One thread computes; a library that starts its own would take what it was not given. It must
+    # be said before numpy is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from edge_agent.reference.backends import model_loader
+    from edge_agent.reference.inference_api import InferenceApi
+    from edge_agent.reference.model import ModelSize
+    from edge_agent.reference.serving import Server, ServingLimits
+
+    if not (1 <= args.running_max <= 4_096 and 0 <= args.waiting_max <= 65_536):
+        raise OptionError("running-max must be 1..4096, waiting-max 0..65536")
+    if not 0 < args.hold_s <= 3_600:
+        raise OptionError("hold-s must be within 0..3600")
+    size = ModelSize(
+        layers=args.layers, dim=args.dim, heads=args.heads, context=args.context, seed=args.seed
+    )
+    limits = ServingLimits(
+        running_max=args.running_max,
+        waiting_max=args.waiting_max,
+        hold_s=args.hold_s,
+        refuse_when_paused=args.when_paused == "refuse",
+    )
+    server = Server(
+        model_loader(args.backend, size), limits, weight=args.weight, paused=args.paused
+    )
+    stop = _stop_event()
+    app = InferenceApi(server, args.model, size, stop).app(os.environ.get(TOKEN_VARIABLE, ""))
+    await _serve(app, args.listen, server.run(), stop)
+
+
 def _read(path: str) -> bytes:
     with Path(path).open("rb") as file:
         return file.read(1 << 20)
@@ -119,7 +165,3 @@ async def _serve(app: WebApp, listen: str, work: Awaitable[None], stop: asyncio.
         working.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await serving
-
-
-async def _infer(args: argparse.Namespace) -> None:
-    raise OptionError("later")

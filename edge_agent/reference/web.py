@@ -58,9 +58,14 @@ class Request(Struct, frozen=True, kw_only=True):
 
 
 class Events(Struct, frozen=True):
-    """An answer that is a stream of server-sent events, each ready to send."""
+    """An answer that is a stream of server-sent events, each ready to send.
+
+    Args:
+        close: called at the end, also where the stream was never begun.
+    """
 
     parts: AsyncIterator[bytes]
+    close: Callable[[], None]
 
 
 class Route(Struct, frozen=True, kw_only=True):
@@ -131,7 +136,10 @@ class WebApp:
             await _refuse(send, exc)
             return
         if isinstance(value, Events):
-            await _stream(send, value.parts)
+            try:
+                await _stream(send, value.parts)
+            finally:
+                value.close()
         else:
             await _answer(send, 200, value)
 
