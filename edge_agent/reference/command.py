@@ -27,15 +27,22 @@ def main(words: list[str], *, prog: str) -> int:
         level=logging.INFO,
         format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s",
     )
+    code = _EXIT_OK
     try:
         asyncio.run(_mine(args) if args.workload == "miner" else _infer(args))
-    except OptionError as exc:
-        print(f"{prog}: {exc}", file=sys.stderr)
-        return _EXIT_USAGE
-    except (WorkloadProgramError, OSError) as exc:
-        print(f"{prog}: {exc}", file=sys.stderr)
-        return _EXIT_PROBLEM
-    return _EXIT_OK
+    except* OptionError as group:
+        code = _say(prog, group, _EXIT_USAGE)
+    except* (WorkloadProgramError, OSError) as group:
+        code = _say(prog, group, _EXIT_PROBLEM)
+    return code
+
+
+def _say(prog: str, group: BaseExceptionGroup[BaseException], code: int) -> int:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    print(f"{prog}: {error}", file=sys.stderr)
+    return code
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:

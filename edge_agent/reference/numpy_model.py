@@ -61,6 +61,7 @@ class NumpyCache:
         self._memory: DeviceMemory | None = None
         self._values: Array | None = None
         self._host: Array | None = None
+        self._closed = False
         self.onload()
 
     @property
@@ -73,11 +74,11 @@ class NumpyCache:
         """Copy out what is used, and free the rest."""
         if self._values is not None:
             self._host = self._values[:, :, : self.length].copy()
-            self.close()
+            self._free()
 
     def onload(self) -> None:
         """Take memory on the device, and copy back what was copied out."""
-        if self._memory is None:
+        if self._memory is None and not self._closed:
             self._memory = DeviceMemory(self._device, math.prod(self._shape))
             self._values = self._memory.array().reshape(self._shape)
             if self._host is not None:
@@ -85,7 +86,11 @@ class NumpyCache:
                 self._host = None
 
     def close(self) -> None:
-        """Free the device memory."""
+        """Free its memory for good."""
+        self._closed, self._host = True, None
+        self._free()
+
+    def _free(self) -> None:
         self._values = None
         if self._memory is not None:
             self._memory.close()

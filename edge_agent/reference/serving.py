@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from edge_agent.reference.changes import Changes
 from edge_agent.reference.decoding import CANARY_PROMPT, Canary, Decoding, Wish, ask_canary
-from edge_agent.reference.errors import RefusedError
+from edge_agent.reference.errors import BackendError, RefusedError
 from edge_agent.reference.model import Cache, Model, encode
 from edge_agent.reference.weight import lower_weight
 
@@ -144,15 +144,9 @@ class Server:
         self._to_close: list[Cache] = []
 
     async def run(self) -> None:
-        """Load, learn the canary's answer, then decode until cancelled.
-
-        Raises:
-            BackendError: the model cannot be loaded here.
-        """
+        """Load, learn the canary's answer, then decode until cancelled."""
         try:
-            self._model = await self._on_device(self._load)
-            self.canary_sha256 = (await self._on_device(self._ask_canary)).logits_sha256
-            self._state = self._first_state
+            await self._start()
             while True:
                 self._changes.tell()
                 await self._changes.until(lambda: bool(self._to_close) or self._may_step(), None)
@@ -162,6 +156,16 @@ class Server:
                     await self._on_device(lambda: None)  # closes what is to be closed
         finally:
             self._device.shutdown(wait=False, cancel_futures=True)
+
+    async def _start(self) -> None:
+        try:
+            self._model = await self._on_device(self._load)
+        except BackendError as exc:
+            self._state, self.detail = ServerState.FAILED, str(exc)
+            _log.error("model not loaded error=%s", exc)
+            return
+        self.canary_sha256 = (await self._on_device(self._ask_canary)).logits_sha256
+        self._state = self._first_state
 
     @property
     def state(self) -> ServerState:

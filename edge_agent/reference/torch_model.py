@@ -33,6 +33,7 @@ class TorchCache:
         self._shape = (size.layers, 2, size.context, size.dim)
         self.values: Tensor = None
         self._host: Tensor = None
+        self._closed = False
         self.onload()
 
     def offload(self) -> None:
@@ -43,15 +44,15 @@ class TorchCache:
 
     def onload(self) -> None:
         """Take memory on the device, and copy back what was copied out."""
-        if self.values is None:
+        if self.values is None and not self._closed:
             self.values = self._torch.zeros(self._shape, dtype=self._torch.float16, device="cuda")
             if self._host is not None:
                 self.values[:, :, : self.length] = self._host.to("cuda")
                 self._host = None
 
     def close(self) -> None:
-        """Free its memory."""
-        self.values = self._host = None
+        """Free its memory for good."""
+        self._closed, self.values, self._host = True, None, None
 
 
 class TorchModel:
