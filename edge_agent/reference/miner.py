@@ -242,6 +242,7 @@ class Miner:
         self._epoch += 1
         self._idle.clear()
         order = Resume if self._wants_mining else Pause
+        self.workers.lift()
         for worker in self.workers.all:
             worker.tell(order(epoch=self._epoch))
 
@@ -275,8 +276,9 @@ class Miner:
                 self.workers.all[index].tell(order(epoch=self._epoch))
             case Idle() if message.epoch == self._epoch:
                 self._idle[index] = message
-            case Proven() if message.epoch == self._epoch and self._proven is None:
-                self._proven = message
+            case Proven() if message.epoch == self._epoch:
+                self.workers.lower(index)
+                self._proven = self._proven or message
             case Found():
                 self._check(message)
             case Exhausted() if self._searching.get(index) == message.generation:

@@ -7,6 +7,7 @@ weight. The gate is looked at between two steps, so a pause waits for one step a
 import asyncio
 import logging
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from edge_agent.reference.changes import Changes
 from edge_agent.reference.decoding import CANARY_PROMPT, Canary, Decoding, Wish, ask_canary
 from edge_agent.reference.errors import BackendError, RefusedError
 from edge_agent.reference.model import Cache, Model, encode
-from edge_agent.reference.weight import lower_weight
+from edge_agent.reference.weight import Weight
 
 T = TypeVar("T")
 
@@ -133,7 +134,9 @@ class Server:
         self._model: Model | None = None
         self._first_state = ServerState.PAUSED if paused else ServerState.ACTIVE
         self._state = ServerState.STARTING
-        self._device = ThreadPoolExecutor(1, "device", initializer=lower_weight, initargs=(weight,))
+        self._device = ThreadPoolExecutor(1, "device")
+        self._device_thread: int | None = None
+        self._weight = Weight(weight)
         self._changes = Changes()
         self._acts = asyncio.Lock()
         self._stepping = False
@@ -159,13 +162,24 @@ class Server:
 
     async def _start(self) -> None:
         try:
+            self._device_thread = await self._on_device(threading.get_native_id)
             self._model = await self._on_device(self._load)
         except BackendError as exc:
             self._state, self.detail = ServerState.FAILED, str(exc)
             _log.error("model not loaded error=%s", exc)
             return
         self.canary_sha256 = (await self._on_device(self._ask_canary)).logits_sha256
-        self._state = self._first_state
+        self._stand(self._first_state)
+
+    def _stand(self, state: ServerState) -> None:
+        """Change the state; the device works at low weight, and stops and begins at full."""
+        self._state, self._stop_word = state, state is not ServerState.ACTIVE
+        if self._device_thread is not None:
+            if state is ServerState.ACTIVE:
+                self._weight.lower(self._device_thread)
+            else:
+                self._weight.lift(self._device_thread)
+        self._changes.tell()
 
     @property
     def state(self) -> ServerState:
@@ -254,7 +268,7 @@ class Server:
             if self._state is ServerState.ACTIVE:
                 if mode is PauseMode.WAIT:
                     await self._drain(deadline_s)
-                self._state, self._stop_word = ServerState.PAUSED, True
+                self._stand(ServerState.PAUSED)
             if mode is PauseMode.ABORT:
                 self._abort()
             await self._until(lambda: not self._stepping, deadline_s, "a step does not end")
@@ -294,8 +308,7 @@ class Server:
             canary = await self._in_time(self._ask_canary, deadline_s)
             self._check(canary)
             seen_ns = _boottime_ns()
-            self._state, self._stop_word = ServerState.ACTIVE, False
-            self._changes.tell()
+            self._stand(ServerState.ACTIVE)
             return self._reply(commanded_ns, seen_ns, logits_sha256=canary.logits_sha256)
 
     async def canary(self, prompt: str, deadline_s: float) -> Canary:

@@ -13,7 +13,6 @@ import time
 from edge_agent.reference.backend import Backend, Work, prove, self_check
 from edge_agent.reference.cpu_backend import CpuBackend
 from edge_agent.reference.errors import BackendError
-from edge_agent.reference.weight import lower_weight
 from edge_agent.reference.worker_wire import (
     PACKET_BYTES_MAX,
     Assign,
@@ -141,15 +140,13 @@ def make_backend(kind: str) -> Backend:
 
 
 def main(argv: list[str]) -> int:
-    """Run a worker: LINK-FD SLOTS-FD COUNT INDEX PARENT BACKEND WEIGHT."""
+    """Run a worker: LINK-FD SLOTS-FD COUNT INDEX PARENT BACKEND."""
     link_fd, slots_fd, count, index, parent = (int(word) for word in argv[:5])
-    backend_kind, weight = argv[5:7]
     # Ctrl-C goes to the whole group; the miner ends its workers itself, by ending the link.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    lower_weight(weight)
     link = socket.socket(fileno=link_fd)
     try:
-        worker = Worker(make_backend(backend_kind), link, Slots(slots_fd, count), index, parent)
+        worker = Worker(make_backend(argv[5]), link, Slots(slots_fd, count), index, parent)
         worker.run()
     except BackendError as exc:
         link.send(encode(Broken(reason=str(exc)[:500])))

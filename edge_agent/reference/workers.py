@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from edge_agent.reference.weight import Weight
 from edge_agent.reference.worker_wire import (
     PACKET_BYTES_MAX,
     Broken,
@@ -103,7 +104,6 @@ class WorkerProcess:
             json.dumps([path or str(Path.cwd()) for path in sys.path]),
             *map(str, words),
             options.backend,
-            options.weight,
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=(link_fd, slots_fd),
         )
@@ -145,6 +145,19 @@ class Workers:
         self.slots = Slots(self._slots_fd, options.threads)
         self.all = [WorkerProcess(index, self.slots) for index in range(options.threads)]
         self.broken = ""
+        self._weight = Weight(options.weight)
+
+    def lift(self) -> None:
+        """Let all workers run at full weight, so that they stop and begin soon."""
+        for worker in self.all:
+            if worker.pid is not None:
+                self._weight.lift(worker.pid)
+
+    def lower(self, index: int) -> None:
+        """Let a worker that is at work give way to others."""
+        pid = self.all[index].pid
+        if pid is not None:
+            self._weight.lower(pid)
 
     def hashes(self) -> int:
         """Give how many hashes all workers made since the start."""

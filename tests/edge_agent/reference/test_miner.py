@@ -229,7 +229,12 @@ def test_workers_run_at_low_weight(programs: Programs) -> None:
     port = programs.pool(*EASY)
     miner = programs.workload("miner", "--pool", f"127.0.0.1:{port}")
     pid = miner.wait(mining)["workers"][0]["pid"]
-    assert os.getpriority(os.PRIO_PROCESS, pid) == 19
+    wait_for(lambda: os.getpriority(os.PRIO_PROCESS, pid), lambda nice: nice == 19)
     assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+    miner.post("/pause")
+    allowed = os.geteuid() == 0
+    assert (os.getpriority(os.PRIO_PROCESS, pid) < 19) is allowed
+    miner.post("/resume")
+    wait_for(lambda: os.getpriority(os.PRIO_PROCESS, pid), lambda nice: nice == 19)
     assert os.sched_getscheduler(miner.process.pid) == os.SCHED_OTHER
     assert Path(f"/proc/{pid}/cmdline").read_bytes().count(b"edge_agent.reference.worker") == 1
