@@ -37,7 +37,6 @@ ANSWER_S = 10.0
 SILENCE_S = 300.0
 SHARES_WAITING_MAX = 256
 BACKOFF_S = (0.2, 30.0)
-_STEADY_S = 60.0
 
 
 class PoolAddress(Struct, frozen=True):
@@ -105,7 +104,7 @@ class PoolClient:
         """Connect, serve, and connect again, until cancelled."""
         wait_s = BACKOFF_S[0]
         while True:
-            began_s = time.monotonic()
+            accepted = self.counts.accepted
             try:
                 await self._connection()
             except* (StratumError, TimeoutError) as group:
@@ -113,7 +112,8 @@ class PoolClient:
             except* (OSError, EOFError) as group:
                 _log.info("pool lost error=%s", _first(group.exceptions))
             self._offline()
-            wait_s = BACKOFF_S[0] if time.monotonic() - began_s > _STEADY_S else wait_s
+            if self.counts.accepted > accepted:  # it is a pool, and it works
+                wait_s = BACKOFF_S[0]
             await asyncio.sleep(wait_s * self._rng.uniform(0.5, 1.0))
             wait_s = min(BACKOFF_S[1], 2 * wait_s)
 
