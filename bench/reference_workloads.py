@@ -7,6 +7,7 @@ are a client's: request sent to answer read; an answer comes after the effect wa
 
 import http.client
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -72,10 +73,12 @@ def _miner(client: _Client) -> list[Figure]:
     shares = client.ask("GET", "/status")
     assert shares["bad_nonces"] == 0
     conditions = {"backend": after["backend"], "threads": 1, "weight": "batch", "rounds": ROUNDS}
+    conditions["nice"] = os.getpriority(os.PRIO_PROCESS, 0)
     counted = {"accepted": shares["accepted"], "rejected": shares["rejected"]}
     return [
         at_least("miner hash rate", rate / 1e3, "kH/s", 200.0, conditions | counted),
         pauses.figure("miner pause p99", 5.0, conditions),
+        pauses.effect("miner order to standstill p99", 2.0, conditions),
         resumes.figure("miner resume p99", 10.0, conditions),
     ]
 
@@ -85,6 +88,7 @@ def _inference(client: _Client) -> list[Figure]:
     rate = _tokens_per_s(client)
     conditions: dict[str, Any] = {
         "model": "4 x 256, float32", "weight": "batch", "rounds": ROUNDS, "open_streams": 1,
+        "nice": os.getpriority(os.PRIO_PROCESS, 0),
     }  # fmt: skip
     times = {path: _Times() for path in ("pause", "resume", "offload", "onload")}
     shas = set()
@@ -124,13 +128,19 @@ class _Times:
         self._effect_ms.append((answer["effect_ns"] - answer["commanded_ns"]) / 1e6)
 
     def figure(self, name: str, limit: float, conditions: dict[str, Any]) -> Figure:
-        seen = {
-            "p50_ms": round(quantile(self._waited_ms, 0.5), 3),
-            "max_ms": round(max(self._waited_ms), 3),
-            "effect_p50_ms": round(quantile(self._effect_ms, 0.5), 3),
-            "effect_p99_ms": round(quantile(self._effect_ms, 0.99), 3),
+        inside = {
+            "inside_p50_ms": round(quantile(self._effect_ms, 0.5), 3),
+            "inside_p99_ms": round(quantile(self._effect_ms, 0.99), 3),
         }
-        return at_most(name, quantile(self._waited_ms, 0.99), "ms", limit, conditions | seen)
+        return _figure(name, self._waited_ms, limit, conditions | inside)
+
+    def effect(self, name: str, limit: float, conditions: dict[str, Any]) -> Figure:
+        return _figure(name, self._effect_ms, limit, conditions)
+
+
+def _figure(name: str, times_ms: list[float], limit: float, conditions: dict[str, Any]) -> Figure:
+    seen = {"p50_ms": round(quantile(times_ms, 0.5), 3), "max_ms": round(max(times_ms), 3)}
+    return at_most(name, quantile(times_ms, 0.99), "ms", limit, conditions | seen)
 
 
 def _tokens_per_s(client: _Client) -> float:

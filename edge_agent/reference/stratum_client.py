@@ -8,10 +8,11 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from msgspec import Struct
 
+from edge_agent.reference.changes import first_error
 from edge_agent.reference.errors import OptionError, StratumError
 from edge_agent.reference.header import DIFFICULTY_1_TARGET
 from edge_agent.reference.stratum import (
@@ -106,20 +107,22 @@ class PoolClient:
         while True:
             accepted = self.counts.accepted
             try:
-                await self._connection()
-            except* (StratumError, TimeoutError) as group:
-                self._fault(group.exceptions)
-            except* (OSError, EOFError) as group:
-                _log.info("pool lost error=%s", _first(group.exceptions))
+                error = await self._connection()
+            except OSError as exc:  # it could not be opened
+                error = exc
+            if isinstance(error, StratumError | TimeoutError):
+                self._fault(error)
+            else:
+                _log.info("pool lost error=%s", error)
             self._offline()
             if self.counts.accepted > accepted:  # it is a pool, and it works
                 wait_s = BACKOFF_S[0]
             await asyncio.sleep(wait_s * self._rng.uniform(0.5, 1.0))
             wait_s = min(BACKOFF_S[1], 2 * wait_s)
 
-    def _fault(self, errors: Sequence[BaseException]) -> None:
+    def _fault(self, error: Exception) -> None:
         self.counts.faults += 1
-        self.counts.last_fault = _first(errors)[:200]
+        self.counts.last_fault = f"{type(error).__name__}: {error}"[:200]
         _log.warning("pool fault error=%s", self.counts.last_fault)
 
     def _offline(self) -> None:
@@ -131,16 +134,24 @@ class PoolClient:
             future.cancel()
         self._asked.clear()
 
-    async def _connection(self) -> None:
+    async def _connection(self) -> Exception:
+        """Connect, and serve until it ends; give why it did.
+
+        Raises:
+            OSError: it could not be opened.
+        """
         async with asyncio.timeout(CONNECT_S):
             reader, writer = await asyncio.open_connection(
                 self.address.host, self.address.port, limit=LINE_BYTES_MAX
             )
         self.counts.connections += 1
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._read(reader), name="pool-read")
-                group.create_task(self._talk(writer), name="pool-talk")
+            return await first_error(
+                {"pool-read": self._read(reader), "pool-talk": self._talk(writer)},
+                StratumError,
+                OSError,
+                EOFError,
+            )
         finally:
             writer.transport.abort()
 
@@ -246,10 +257,3 @@ def parse_pool(text: str) -> PoolAddress:
     if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65_536:
         raise OptionError(f"pool {text!r}: want stratum+tcp://HOST:PORT")
     return PoolAddress(host.removeprefix("[").removesuffix("]"), int(port))
-
-
-def _first(errors: Sequence[BaseException]) -> str:
-    error = errors[0]
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return f"{type(error).__name__}: {error}"

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from edge_agent.reference import stratum_client
+from edge_agent.reference.changes import first_error
 from edge_agent.reference.header import DIFFICULTY_1_TARGET
 from edge_agent.reference.stratum import Job, Session, Share
 from edge_agent.reference.stratum_client import PoolAddress, PoolClient
@@ -199,3 +200,28 @@ async def test_more_shares_than_can_wait_are_dropped_and_counted() -> None:
     for nonce in range(stratum_client.SHARES_WAITING_MAX + 3):
         client.submit(Share(job=job, session=session, extranonce2=bytes(4), nonce=nonce))
     assert client.counts.dropped == 3
+
+
+async def test_it_ends_though_its_connection_fails_in_the_same_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = PoolClient(PoolAddress("127.0.0.1", 9), "u", "x", Told())
+    begun = asyncio.Event()
+
+    async def fail_when_told_to_end() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as exc:
+            raise ConnectionResetError from exc
+
+    async def connection() -> Exception:
+        return await first_error({"one": fail_when_told_to_end()}, OSError)
+
+    monkeypatch.setattr(client, "_connection", connection)
+    task = asyncio.create_task(client.run())
+    await begun.wait()
+    task.cancel()
+    async with asyncio.timeout(5):
+        with pytest.raises(asyncio.CancelledError):
+            await task
