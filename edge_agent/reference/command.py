@@ -85,7 +85,12 @@ def _add_miner(miner: argparse.ArgumentParser) -> None:
     add("--pool", required=True, help="stratum+tcp://HOST:PORT")
     add("--user", default="reference.1", help="name of this worker at the pool")
     add("--password", default="x", help="of the user; pools rarely ask for one")
-    add("--threads", type=int, default=1, help="worker processes; one for each GPU or core")
+    add(
+        "--threads",
+        type=int,
+        default=1,
+        help="worker processes: one for each core, or one for a GPU",
+    )
     add("--backend", choices=("auto", "cpu", "cupy"), default="auto", help="what hashes")
     add("--snapshot", default="", help="file with the answer of GET /snapshot of an earlier run")
 

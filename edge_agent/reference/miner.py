@@ -8,7 +8,7 @@ and here. What a worker says it found is hashed again before it goes to the pool
 import asyncio
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from enum import StrEnum
 
@@ -134,7 +134,7 @@ class Miner:
         self._next_extranonce2 = 0
         self._starts: dict[int, NonceRange] = {}
         self._generation = 0
-        self._assignments: OrderedDict[int, _Assignment] = OrderedDict()
+        self._assignments: dict[int, _Assignment] = {}  # in the order in which they were given
         self._searching: dict[int, int] = {}
         self._rates: deque[tuple[float, int]] = deque(maxlen=RATE_SPAN_S + 1)
 
@@ -348,9 +348,8 @@ class Miner:
         self._generation += 1
         prefix = job_prefix(job, session, start.extranonce2)
         self._assignments[self._generation] = _Assignment(job, session, start, prefix, target)
-        while len(self._assignments) > ASSIGNMENTS_MAX + 2 * self._options.threads:
-            self._assignments.popitem(last=False)
         self._searching[index] = self._generation
+        self._forget_old()
         self.workers.all[index].tell(
             Assign(
                 generation=self._generation,
@@ -360,6 +359,13 @@ class Miner:
                 end=NONCES,
             )
         )
+
+    def _forget_old(self) -> None:
+        """Forget ranges whose late finds are not worth keeping, but none that is searched."""
+        used = set(self._searching.values())
+        for generation in list(self._assignments)[:-ASSIGNMENTS_MAX]:
+            if generation not in used:
+                del self._assignments[generation]
 
     def _next_range(self, size: int) -> NonceRange | None:
         if self._next_extranonce2 >= 1 << 8 * size:

@@ -4,14 +4,18 @@ Work is done at low weight. What is told to stop has first to reach the end of a
 and at low weight a busy machine may keep it from that for long: so it is lifted for as long as it
 takes to stop and to begin again, which is little.
 
-Source: sched(7), setpriority(2): both act on a process or on one thread, by its id; to lift needs
-root, CAP_SYS_NICE or a resource limit (RLIMIT_NICE).
+Where autogroups are on (Debian's default) and no control group has weights of its own, a nice value
+counts inside one session only. A leader of a session takes its session along; a thread cannot, so
+there the unit's ``CPUWeight`` has to say what the nice value would.
+
+Source: sched(7), "The autogroup feature"; setpriority(2): both it and sched_setscheduler(2) take
+the id of a process or of one thread; to lift needs root, CAP_SYS_NICE or RLIMIT_NICE.
 """
 
 import contextlib
 import os
+from pathlib import Path
 
-WEIGHTS = ("batch", "idle", "normal")
 _NICE = 19
 
 
@@ -34,11 +38,21 @@ class Weight:
             os.setpriority(os.PRIO_PROCESS, ident, max(_NICE, self._own_nice))
             kind = os.SCHED_IDLE if self._policy == "idle" else os.SCHED_BATCH
             os.sched_setscheduler(ident, kind, os.sched_param(0))
+            _set_session(ident, _NICE)
 
     def lift(self, ident: int) -> None:
         """Let it run as the one who tells it to stop; where that is not allowed, it stays low."""
         if self._policy == "normal":
             return
         with contextlib.suppress(PermissionError, ProcessLookupError):
+            _set_session(ident, 0)
             os.setpriority(os.PRIO_PROCESS, ident, self._own_nice)
             os.sched_setscheduler(ident, os.SCHED_OTHER, os.sched_param(0))
+
+
+def _set_session(ident: int, nice: int) -> None:
+    """Set the weight of the session that a process leads."""
+    if os.getsid(ident) == ident:
+        # No such file without autogroups; and who is not root may write ten times a second.
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{ident}/autogroup").write_text(str(nice), encoding="ascii")

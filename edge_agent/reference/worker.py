@@ -5,7 +5,6 @@ nor leave the miner time to answer: each worker is a process, with a stop word i
 """
 
 import os
-import signal
 import socket
 import sys
 import time
@@ -142,8 +141,6 @@ def make_backend(kind: str) -> Backend:
 def main(argv: list[str]) -> int:
     """Run a worker: LINK-FD SLOTS-FD COUNT INDEX PARENT BACKEND."""
     link_fd, slots_fd, count, index, parent = (int(word) for word in argv[:5])
-    # Ctrl-C goes to the whole group; the miner ends its workers itself, by ending the link.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     link = socket.socket(fileno=link_fd)
     try:
         worker = Worker(make_backend(argv[5]), link, Slots(slots_fd, count), index, parent)

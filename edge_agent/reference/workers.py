@@ -106,6 +106,7 @@ class WorkerProcess:
             options.backend,
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=(link_fd, slots_fd),
+            start_new_session=True,  # its weight is its own; it ends with its link, not by signals
         )
 
     async def _hear(self, link: socket.socket, hear: Callable[[ToMiner], None]) -> None:

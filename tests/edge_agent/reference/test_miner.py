@@ -223,6 +223,9 @@ def test_workers_run_at_low_weight(programs: Programs, easy_pool: int) -> None:
     pid = miner.wait(mining)["workers"][0]["pid"]
     wait_for(lambda: os.getpriority(os.PRIO_PROCESS, pid), lambda nice: nice == 19)
     assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+    session = Path(f"/proc/{pid}/autogroup")
+    if session.exists():  # the kernel weighs sessions before processes
+        assert session.read_text(encoding="ascii").endswith("nice 19\n")
     miner.post("/pause")
     allowed = os.geteuid() == 0
     assert (os.getpriority(os.PRIO_PROCESS, pid) < 19) is allowed

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from edge_agent.reference.header import header_hash, meets
-from edge_agent.reference.miner import Miner, MinerState, NonceRange, Snapshot
+from edge_agent.reference.miner import ASSIGNMENTS_MAX, Miner, MinerState, NonceRange, Snapshot
 from edge_agent.reference.stratum import Job, Session
 from edge_agent.reference.stratum_client import PoolAddress
 from edge_agent.reference.worker_wire import Exhausted, Found, Ready
@@ -62,6 +62,15 @@ async def test_a_search_space_that_is_used_up_leaves_the_miner_waiting() -> None
     assert (searched(miner), miner.state) == ([], MinerState.WAITING)
     miner._on_job(job("b"), SESSION, EASY)
     assert (searched(miner), miner.state) == ([b"\0"], MinerState.MINING)
+
+
+async def test_a_range_that_takes_long_is_not_forgotten_while_it_is_searched() -> None:
+    miner = make_miner()
+    miner._on_job(job("a"), Session(extranonce1=b"\1", extranonce2_bytes=4), EASY)
+    for _ in range(3 * ASSIGNMENTS_MAX):
+        miner._hear(1, Exhausted(generation=miner._generation))
+    assert searched(miner)[0] == bytes(4)
+    assert len(miner._assignments) <= ASSIGNMENTS_MAX + 2
 
 
 async def test_a_snapshot_counts_for_its_job_and_session_alone() -> None:
