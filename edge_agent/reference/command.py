@@ -97,8 +97,9 @@ def _add_miner(miner: argparse.ArgumentParser) -> None:
 
 async def _mine(args: argparse.Namespace) -> None:
     # Only this program needs these: the other one starts without them.
-    from edge_agent.reference.miner import Miner, read_snapshot
+    from edge_agent.reference.miner import Miner
     from edge_agent.reference.miner_api import MinerApi
+    from edge_agent.reference.miner_words import read_snapshot
     from edge_agent.reference.stratum_client import parse_pool
     from edge_agent.reference.workers import WorkerOptions
 
@@ -124,7 +125,8 @@ async def _infer(args: argparse.Namespace) -> None:
     from edge_agent.reference.backends import model_loader
     from edge_agent.reference.inference_api import InferenceApi
     from edge_agent.reference.model import ModelSize
-    from edge_agent.reference.serving import Server, ServingLimits
+    from edge_agent.reference.serving import Server
+    from edge_agent.reference.tickets import ServingLimits
 
     if not (1 <= args.running_max <= 4_096 and 0 <= args.waiting_max <= 65_536):
         raise OptionError("running-max must be 1..4096, waiting-max 0..65536")

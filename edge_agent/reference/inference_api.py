@@ -12,7 +12,8 @@ from edge_agent.reference.decoding import CANARY_PROMPT
 from edge_agent.reference.errors import RefusedError
 from edge_agent.reference.model import ModelSize
 from edge_agent.reference.openai_api import DONE, Answers, Ask, read_ask, sse, usage_of
-from edge_agent.reference.serving import PauseMode, Server, ServerState, Ticket, rss_bytes
+from edge_agent.reference.serving import Server, rss_bytes
+from edge_agent.reference.tickets import PauseMode, ServerState, Ticket
 from edge_agent.reference.web import Events, Request, Route, WebApp
 
 BODY_BYTES_MAX = 256 * 1_024

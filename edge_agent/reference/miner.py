@@ -10,14 +10,19 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from enum import StrEnum
 
-import msgspec
 from msgspec import Struct
 
 from edge_agent.reference.changes import Changes
-from edge_agent.reference.errors import OptionError, RefusedError
+from edge_agent.reference.errors import RefusedError
 from edge_agent.reference.header import NONCES, header_hash, meets
+from edge_agent.reference.miner_words import (
+    ActReply,
+    Evidence,
+    MinerState,
+    NonceRange,
+    Snapshot,
+)
 from edge_agent.reference.stratum import Job, Session, Share, job_prefix
 from edge_agent.reference.stratum_client import PoolAddress, PoolClient
 from edge_agent.reference.worker_wire import (
@@ -39,57 +44,6 @@ _log = logging.getLogger(__name__)
 ASSIGNMENTS_MAX = 64
 OFFLINE_WORK_S = 60.0
 RATE_SPAN_S = 10
-SNAPSHOT_BYTES_MAX = 64 * 1_024
-
-
-class MinerState(StrEnum):
-    """Where the miner stands; ``waiting`` = it may hash and has no job."""
-
-    STARTING = "starting"
-    MINING = "mining"
-    WAITING = "waiting"
-    PAUSING = "pausing"
-    PAUSED = "paused"
-    FAILED = "failed"
-
-
-class NonceRange(Struct, frozen=True, kw_only=True):
-    """What one worker searches: all nonces before ``next_nonce`` are tried."""
-
-    extranonce2: bytes
-    next_nonce: int
-
-
-class Snapshot(Struct, frozen=True, kw_only=True):
-    """What is worth keeping over a restart: with it no nonce is tried twice."""
-
-    v: int = 1
-    job_id: str = ""
-    previous: bytes = b""
-    extranonce1: bytes = b""
-    session_id: str = ""
-    next_extranonce2: int = 0
-    ranges: tuple[NonceRange, ...] = ()
-
-
-class Evidence(Struct, frozen=True, kw_only=True):
-    """Verified work: a header, a nonce and the hash that hashlib gives for them."""
-
-    prefix: bytes
-    nonce: int
-    hash: str
-    checked: int
-    at_ns: int
-
-
-class ActReply(Struct, frozen=True, kw_only=True):
-    """What became of an act; CLOCK_BOOTTIME. ``effect_ns``: when its effect was seen."""
-
-    state: MinerState
-    commanded_ns: int
-    effect_ns: int
-    hashes: int
-    evidence: Evidence | None = None
 
 
 class _Assignment(Struct, frozen=True):
@@ -398,21 +352,6 @@ def _same_search(one: tuple[Job, Session, int], other: tuple[Job, Session, int])
         other[1].extranonce2_bytes,
         other[2],
     )
-
-
-def read_snapshot(data: bytes) -> Snapshot:
-    """Read what ``GET /snapshot`` gave.
-
-    Raises:
-        OptionError: it is something else.
-    """
-    try:
-        snapshot = msgspec.json.decode(data[: SNAPSHOT_BYTES_MAX + 1], type=Snapshot)
-    except msgspec.MsgspecError as exc:
-        raise OptionError(f"snapshot: {exc}") from exc
-    if snapshot.v != 1 or any(not 0 <= one.next_nonce <= NONCES for one in snapshot.ranges):
-        raise OptionError("snapshot: another version, or a nonce out of range")
-    return snapshot
 
 
 def _boottime_ns() -> int:

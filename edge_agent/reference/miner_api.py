@@ -6,7 +6,8 @@ import time
 
 from msgspec import Struct
 
-from edge_agent.reference.miner import Miner, MinerState
+from edge_agent.reference.miner import Miner
+from edge_agent.reference.miner_words import MinerState
 from edge_agent.reference.web import Request, Route, WebApp
 from edge_agent.reference.workers import WorkerProcess
 

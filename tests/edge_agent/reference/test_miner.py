@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from edge_agent.reference.errors import OptionError
-from edge_agent.reference.miner import read_snapshot
+from edge_agent.reference.miner_words import read_snapshot
 from edge_agent.reference.stratum_client import PoolAddress, parse_pool
 from edge_agent.reference.web import open_listener
 from tests.edge_agent.reference.programs import (

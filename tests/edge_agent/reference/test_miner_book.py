@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from edge_agent.reference.header import header_hash, meets
-from edge_agent.reference.miner import ASSIGNMENTS_MAX, Miner, MinerState, NonceRange, Snapshot
+from edge_agent.reference.miner import ASSIGNMENTS_MAX, Miner
+from edge_agent.reference.miner_words import MinerState, NonceRange, Snapshot
 from edge_agent.reference.stratum import Job, Session
 from edge_agent.reference.stratum_client import PoolAddress
 from edge_agent.reference.worker_wire import Exhausted, Found, Ready

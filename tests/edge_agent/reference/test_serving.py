@@ -11,7 +11,8 @@ import pytest
 from edge_agent.reference.decoding import Wish
 from edge_agent.reference.errors import BackendError, RefusedError
 from edge_agent.reference.model import VOCABULARY, Logits, Model
-from edge_agent.reference.serving import PauseMode, Server, ServerState, ServingLimits
+from edge_agent.reference.serving import Server
+from edge_agent.reference.tickets import PauseMode, ServerState, ServingLimits
 
 
 class OneCache:
@@ -33,6 +34,7 @@ class BrittleModel:
         self.bias = 0.0
         self.caches: list[OneCache] = []
         self.onload_waits: threading.Event | None = None
+        self.onload_fails = 0
 
     def new_cache(self) -> OneCache:
         self.caches.append(OneCache())
@@ -49,6 +51,9 @@ class BrittleModel:
     def onload(self) -> None:
         if self.onload_waits is not None:
             self.onload_waits.wait(10)
+        if self.onload_fails:
+            self.onload_fails -= 1
+            raise MemoryError("the neighbour has it")
         self.device_bytes = 10
 
 
@@ -106,6 +111,19 @@ async def test_an_onload_that_hangs_is_told_and_may_be_tried_again() -> None:
         assert (caught.value.status, server.state) == (504, ServerState.OFFLOADED)
         model.onload_waits.set()
         assert (await server.resume(5)).state is ServerState.ACTIVE
+
+
+async def test_a_device_without_room_says_so_and_may_be_tried_again() -> None:
+    model = BrittleModel()
+    model.onload_fails = 1
+    async with serving(lambda: model) as server:
+        await server.pause(PauseMode.KEEP, 5)
+        await server.offload(5)
+        with pytest.raises(RefusedError, match="MemoryError: the neighbour has it") as caught:
+            await server.resume(5)
+        assert (caught.value.status, caught.value.answer_code) == (500, "device")
+        assert server.state is ServerState.OFFLOADED
+        assert (await server.resume(5)).device_bytes == 10
 
 
 async def test_a_model_that_does_not_load_is_a_clear_failure() -> None:
