@@ -14,6 +14,7 @@ from pathlib import Path
 from edge_agent.reference.errors import OptionError, WorkloadProgramError
 from edge_agent.reference.web import TOKEN_VARIABLE, WebApp, WebServer, open_listener
 
+SWITCH_INTERVAL_S = 0.000_5
 _EXIT_OK = 0
 _EXIT_PROBLEM = 1
 _EXIT_USAGE = 2
@@ -122,6 +123,8 @@ async def _infer(args: argparse.Namespace) -> None:
     # One thread computes; a library that starts its own would take what it was not given. It must
     # be said before numpy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # The thread that computes hands the interpreter over after this long to the one that answers.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     from edge_agent.reference.backends import model_loader
     from edge_agent.reference.inference_api import InferenceApi
     from edge_agent.reference.model import ModelSize
