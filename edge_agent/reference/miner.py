@@ -127,8 +127,14 @@ class Miner:
             commanded_ns = _boottime_ns()
             self._wants_mining = False
             self._order()
-            await self._until(self._all_idle, deadline_s, lambda: "a worker does not stop")
-            return self._reply(commanded_ns, _boottime_ns(), None)
+            # Only now: one that went before everything else and was not told would not stop.
+            self.workers.hurry()
+            try:
+                await self._until(self._all_idle, deadline_s, lambda: "a worker does not stop")
+            finally:
+                self.workers.lift()
+            stood_ns = [idle.at_ns for idle in self._idle.values()]
+            return self._reply(commanded_ns, max(stood_ns, default=_boottime_ns()), None)
 
     async def resume(self, deadline_s: float) -> ActReply:
         """Go on; returns when the first nonces were verified.
@@ -196,7 +202,6 @@ class Miner:
         self._epoch += 1
         self._idle.clear()
         order = Resume if self._wants_mining else Pause
-        self.workers.lift()
         for worker in self.workers.all:
             worker.tell(order(epoch=self._epoch))
 
@@ -231,7 +236,6 @@ class Miner:
             case Idle() if message.epoch == self._epoch:
                 self._idle[index] = message
             case Proven() if message.epoch == self._epoch:
-                self.workers.lower(index)
                 self._proven = self._proven or message
             case Found():
                 self._check(message)

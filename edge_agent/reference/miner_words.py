@@ -52,7 +52,11 @@ class Evidence(Struct, frozen=True, kw_only=True):
 
 
 class ActReply(Struct, frozen=True, kw_only=True):
-    """What became of an act; CLOCK_BOOTTIME. ``effect_ns``: when its effect was seen."""
+    """What became of an act; CLOCK_BOOTTIME.
+
+    Args:
+        effect_ns: when the last worker stood, or the first one's first nonces were checked.
+    """
 
     state: MinerState
     commanded_ns: int

@@ -100,7 +100,7 @@ class Server:
         self._stand(self._first_state)
 
     def _stand(self, state: ServerState) -> None:
-        """Change the state; the device works at low weight, and stops and begins at full."""
+        """Change the state; the device works at low weight, and is brought back at full."""
         self._state, self._stop_word = state, state is not ServerState.ACTIVE
         if self._device_thread is not None:
             if state is ServerState.ACTIVE:
@@ -196,10 +196,10 @@ class Server:
             if self._state is ServerState.ACTIVE:
                 if mode is PauseMode.WAIT:
                     await self._drain(deadline_s)
-                self._stand(ServerState.PAUSED)
+                self._state, self._stop_word = ServerState.PAUSED, True
             if mode is PauseMode.ABORT:
                 self._abort()
-            await self._until(lambda: not self._stepping, deadline_s, "a step does not end")
+            await self._end_step(deadline_s)
             self._remove_ended()
             return self._reply(commanded_ns)
 
@@ -254,6 +254,14 @@ class Server:
             if prompt == CANARY_PROMPT:
                 self._check(canary)
             return canary
+
+    async def _end_step(self, deadline_s: float) -> None:
+        assert self._device_thread is not None, "it has started"
+        self._weight.hurry(self._device_thread)
+        try:
+            await self._until(lambda: not self._stepping, deadline_s, "a step does not end")
+        finally:
+            self._weight.lift(self._device_thread)
 
     def _ask_canary(self) -> Canary:
         return ask_canary(self.model)

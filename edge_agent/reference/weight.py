@@ -1,15 +1,17 @@
 """How much of the machine a workload may take from others, and when it may take more.
 
 Work is done at low weight. What is told to stop has first to reach the end of a batch or a step,
-and at low weight a busy machine may keep it from that for long: so it is lifted for as long as it
-takes to stop and to begin again, which is little.
+and a busy machine may keep it from that for long: so it goes before everything else from when it
+was told until it stands, for a batch or a step and no longer, and then begins again at the weight
+of its owner.
 
 Where autogroups are on (Debian's default) and no control group has weights of its own, a nice value
 counts inside one session only. A leader of a session takes its session along; a thread cannot, so
 there the unit's ``CPUWeight`` has to say what the nice value would.
 
 Source: sched(7), "The autogroup feature"; setpriority(2): both it and sched_setscheduler(2) take
-the id of a process or of one thread; to lift needs root, CAP_SYS_NICE or RLIMIT_NICE.
+the id of a process or of one thread; more than low needs root, CAP_SYS_NICE, or the limits
+RLIMIT_NICE and RLIMIT_RTPRIO. Where that is not given, it stays low and stops later.
 """
 
 import contextlib
@@ -40,8 +42,18 @@ class Weight:
             os.sched_setscheduler(ident, kind, os.sched_param(0))
             _set_session(ident, _NICE)
 
+    def hurry(self, ident: int) -> None:
+        """Let it go before everything else.
+
+        Only once it was told to stop: whoever tells it may not get to run again before it does.
+        """
+        if self._policy == "normal":
+            return
+        with contextlib.suppress(PermissionError, ProcessLookupError):
+            os.sched_setscheduler(ident, os.SCHED_RR, os.sched_param(1))
+
     def lift(self, ident: int) -> None:
-        """Let it run as the one who tells it to stop; where that is not allowed, it stays low."""
+        """Let it run as its owner does."""
         if self._policy == "normal":
             return
         with contextlib.suppress(PermissionError, ProcessLookupError):

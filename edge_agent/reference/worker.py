@@ -12,6 +12,7 @@ import time
 from edge_agent.reference.backend import Backend, Work, prove, self_check
 from edge_agent.reference.cpu_backend import CpuBackend
 from edge_agent.reference.errors import BackendError
+from edge_agent.reference.weight import Weight
 from edge_agent.reference.worker_wire import (
     PACKET_BYTES_MAX,
     Assign,
@@ -36,11 +37,19 @@ class Worker:
     Args:
         backend: hashes. link: packets from and to the miner. slots, index: its shared words.
         parent: process id of the miner; without it there is nobody to mine for.
+        weight: at which it works; the miner raises it for what is told.
     """
 
     def __init__(
-        self, backend: Backend, link: socket.socket, slots: Slots, index: int, parent: int
+        self,
+        backend: Backend,
+        link: socket.socket,
+        slots: Slots,
+        index: int,
+        parent: int,
+        weight: Weight,
     ) -> None:
+        self._weight = weight
         self._backend = backend
         self._link = link
         self._slots = slots
@@ -115,6 +124,7 @@ class Worker:
                 at_ns=_boottime_ns(),
             )
         )
+        self._weight.lower(os.getpid())  # said first: at low weight it may long wait to say it
 
     def _post(self, message: ToMiner) -> None:
         self._link.send(encode(message))
@@ -139,11 +149,13 @@ def make_backend(kind: str) -> Backend:
 
 
 def main(argv: list[str]) -> int:
-    """Run a worker: LINK-FD SLOTS-FD COUNT INDEX PARENT BACKEND."""
+    """Run a worker: LINK-FD SLOTS-FD COUNT INDEX PARENT BACKEND WEIGHT."""
     link_fd, slots_fd, count, index, parent = (int(word) for word in argv[:5])
     link = socket.socket(fileno=link_fd)
     try:
-        worker = Worker(make_backend(argv[5]), link, Slots(slots_fd, count), index, parent)
+        worker = Worker(
+            make_backend(argv[5]), link, Slots(slots_fd, count), index, parent, Weight(argv[6])
+        )
         worker.run()
     except BackendError as exc:
         link.send(encode(Broken(reason=str(exc)[:500])))

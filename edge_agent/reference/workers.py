@@ -104,6 +104,7 @@ class WorkerProcess:
             json.dumps([path or str(Path.cwd()) for path in sys.path]),
             *map(str, words),
             options.backend,
+            options.weight,
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=(link_fd, slots_fd),
             start_new_session=True,  # its weight is its own; it ends with its link, not by signals
@@ -148,17 +149,17 @@ class Workers:
         self.broken = ""
         self._weight = Weight(options.weight)
 
+    def hurry(self) -> None:
+        """Let all workers go before everything else, until they stand."""
+        for worker in self.all:
+            if worker.pid is not None:
+                self._weight.hurry(worker.pid)
+
     def lift(self) -> None:
-        """Let all workers run at full weight, so that they stop and begin soon."""
+        """Let all workers run as the miner does; each lowers itself when it is at work."""
         for worker in self.all:
             if worker.pid is not None:
                 self._weight.lift(worker.pid)
-
-    def lower(self, index: int) -> None:
-        """Let a worker that is at work give way to others."""
-        pid = self.all[index].pid
-        if pid is not None:
-            self._weight.lower(pid)
 
     def hashes(self) -> int:
         """Give how many hashes all workers made since the start."""
