@@ -131,5 +131,12 @@ def is_running(pid: int) -> bool:
     return state[0] not in "ZX"
 
 
+def may_raise_weight() -> bool:
+    """Tell whether this user may raise a process again: CAP_SYS_NICE, number 23."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective.split()[1], 16) >> 23 & 1)
+
+
 def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)

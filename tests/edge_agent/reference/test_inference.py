@@ -1,14 +1,23 @@
 """The inference server as a process of its own, over real sockets."""
 
 import json
+import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.edge_agent.reference.programs import LIMIT_S, Programs, Workload, kill, wait_for
+from tests.edge_agent.reference.programs import (
+    LIMIT_S,
+    Programs,
+    Workload,
+    kill,
+    may_raise_weight,
+    wait_for,
+)
 
 # With this seed the greedy answer goes on and on, as a stream that is to be interrupted must.
 TINY = ("--layers", "2", "--dim", "64", "--heads", "2", "--context", "4096", "--seed", "1")
@@ -297,6 +306,19 @@ def test_a_backend_that_is_not_there_is_a_clear_failure(programs: Programs) -> N
     assert "PyTorch" in status["detail"]
     assert server.client.post("/v1/completions", json=GREEDY).status_code == 503
     assert server.client.post("/resume").status_code == 409
+
+
+def test_the_thread_that_computes_runs_at_low_weight(programs: Programs) -> None:
+    server = programs.workload("inference", *TINY)
+    server.wait(active)
+    threads = [int(path.name) for path in Path(f"/proc/{server.process.pid}/task").iterdir()]
+    low = [one for one in threads if os.getpriority(os.PRIO_PROCESS, one) == 19]
+    assert len(low) == 1
+    assert os.sched_getscheduler(low[0]) == os.SCHED_BATCH
+    assert server.process.pid not in low  # the one that answers is not held up
+    server.post("/pause")
+    allowed = may_raise_weight()
+    assert os.sched_getscheduler(low[0]) == (os.SCHED_OTHER if allowed else os.SCHED_BATCH)
 
 
 def test_stop_ends_it(programs: Programs) -> None:
