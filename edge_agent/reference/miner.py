@@ -83,7 +83,7 @@ class Miner:
         self._acts = asyncio.Lock()
         self._epoch = 0
         self._idle: dict[int, Idle] = {}
-        self._proven: Proven | None = None
+        self._evidence: Evidence | None = None
         self._current: tuple[Job, Session, int] | None = None
         self._next_extranonce2 = 0
         self._starts: dict[int, NonceRange] = {}
@@ -146,12 +146,21 @@ class Miner:
             if self.workers.broken:
                 raise RefusedError(409, "failed", self.workers.broken)
             commanded_ns = _boottime_ns()
-            self._wants_mining, self._proven = True, None
+            self._wants_mining, self._evidence = True, None
             self._order()
-            await self._until(lambda: self._evidence() is not None, deadline_s, self._why_idle)
-            evidence = self._evidence()
-            assert evidence is not None
+            await self._until(lambda: self._evidence is not None, deadline_s, self._why_idle)
+            evidence = self.canary()
             return self._reply(commanded_ns, evidence.at_ns, evidence)
+
+    def canary(self) -> Evidence:
+        """Give the verified work with which it last began.
+
+        Raises:
+            RefusedError: it is not at work.
+        """
+        if self._evidence is None or self.state is not MinerState.MINING:
+            raise RefusedError(503, "not_ready", f"it is {self.state}", retry_after_s=1)
+        return self._evidence
 
     def snapshot(self) -> Snapshot:
         """Give job and nonce ranges."""
@@ -211,11 +220,10 @@ class Miner:
             for worker in self.workers.all
         )
 
-    def _evidence(self) -> Evidence | None:
-        """Hash again what the first worker after a resume gave as its lowest."""
-        proven = self._proven
-        assignment = self._assignments.get(proven.generation) if proven else None
-        if proven is None or assignment is None:
+    def _evidence_of(self, proven: Proven) -> Evidence | None:
+        """Hash again what a worker gave as its lowest after a resume."""
+        assignment = self._assignments.get(proven.generation)
+        if assignment is None:
             return None
         digest = header_hash(assignment.prefix, proven.best)
         return Evidence(
@@ -236,7 +244,7 @@ class Miner:
             case Idle() if message.epoch == self._epoch:
                 self._idle[index] = message
             case Proven() if message.epoch == self._epoch:
-                self._proven = self._proven or message
+                self._evidence = self._evidence or self._evidence_of(message)
             case Found():
                 self._check(message)
             case Exhausted() if self._searching.get(index) == message.generation:

@@ -72,6 +72,7 @@ class MinerApi:
         routes = {
             ("GET", "/health"): Route(act=self._health, open=True),
             ("GET", "/status"): Route(act=self._status),
+            ("GET", "/canary"): Route(act=self._canary),
             ("GET", "/snapshot"): Route(act=self._snapshot),
             ("POST", "/pause"): Route(act=self._pause),
             ("POST", "/resume"): Route(act=self._resume),
@@ -121,6 +122,9 @@ class MinerApi:
             backend=worker.ready.backend if worker.ready else None,
             hashes=self._miner.workers.slots.hashes(worker.index),
         )
+
+    async def _canary(self, request: Request) -> object:
+        return self._miner.canary()
 
     async def _snapshot(self, request: Request) -> object:
         return self._miner.snapshot()

@@ -49,8 +49,11 @@ class Weight:
         """
         if self._policy == "normal":
             return
-        with contextlib.suppress(PermissionError, ProcessLookupError):
-            os.sched_setscheduler(ident, os.SCHED_RR, os.sched_param(1))
+        with contextlib.suppress(ProcessLookupError):
+            try:
+                os.sched_setscheduler(ident, os.SCHED_RR, os.sched_param(1))
+            except PermissionError:
+                _set_session(ident, 0)  # its own session, anybody may lift that far
 
     def lift(self, ident: int) -> None:
         """Let it run as its owner does."""

@@ -67,6 +67,7 @@ def test_a_paused_miner_stands_still_and_goes_on_with_verified_work(
         # Nothing to wait for: had a worker gone on, its count would have moved by one of these.
         counts = {miner.status()["hashes"] for _ in range(5)} | {paused["hashes"]}
         assert (paused["state"], len(counts)) == ("paused", 1)
+        assert miner.client.get("/canary").status_code == 503
         resumed = miner.post("/resume")
         assert resumed["state"] == "mining"
         proof = resumed["evidence"]
@@ -74,6 +75,7 @@ def test_a_paused_miner_stands_still_and_goes_on_with_verified_work(
         digest = hashlib.sha256(hashlib.sha256(header).digest()).digest()
         assert digest[::-1].hex() == proof["hash"]
         assert resumed["commanded_ns"] <= resumed["effect_ns"]
+        assert miner.get("/canary") == proof
     before = paused["hashes"]
     assert miner.wait(lambda status: status["hashes"] > before)["bad_nonces"] == 0
 
