@@ -8,8 +8,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from edge_agent.reference.errors import OptionError, WorkloadProgramError
 from edge_agent.reference.web import TOKEN_VARIABLE, WebApp, WebServer, open_listener
@@ -116,7 +117,7 @@ async def _mine(args: argparse.Namespace) -> None:
     )
     stop = _stop_event()
     app = MinerApi(miner, stop).app(os.environ.get(TOKEN_VARIABLE, ""))
-    await _serve(app, args.listen, miner.run(), stop)
+    await _serve(app, args.listen, miner.run, stop)
 
 
 async def _infer(args: argparse.Namespace) -> None:
@@ -149,7 +150,7 @@ async def _infer(args: argparse.Namespace) -> None:
     )
     stop = _stop_event()
     app = InferenceApi(server, args.model, size, stop).app(os.environ.get(TOKEN_VARIABLE, ""))
-    await _serve(app, args.listen, server.run(), stop)
+    await _serve(app, args.listen, server.run, stop)
 
 
 def _read(path: str) -> bytes:
@@ -164,17 +165,19 @@ def _stop_event() -> asyncio.Event:
     return stop
 
 
-async def _serve(app: WebApp, listen: str, work: Awaitable[None], stop: asyncio.Event) -> None:
+async def _serve(
+    app: WebApp,
+    listen: str,
+    work: Callable[[], Coroutine[Any, Any, None]],
+    stop: asyncio.Event,
+) -> None:
     """Serve and work until told to stop; a line says where it serves."""
     listener, shown = open_listener(listen)
     server = WebServer(app)
 
-    async def do() -> None:
-        await work
-
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(server.serve(sockets=[listener]), name="http")
-        working = group.create_task(do(), name="work")
+        working = group.create_task(work(), name="work")
         await server.listening.wait()
         print(json.dumps({"listen": shown, "pid": os.getpid()}), flush=True)
         await stop.wait()

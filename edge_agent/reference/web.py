@@ -263,7 +263,7 @@ def open_listener(text: str) -> tuple[socket.socket, str]:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         before = os.umask(0o117)
         try:
-            listener.bind(str(path))
+            _bind(listener, str(path))
         finally:
             os.umask(before)
         return listener, f"unix:{path}"
@@ -275,6 +275,14 @@ def open_listener(text: str) -> tuple[socket.socket, str]:
     # asyncio turns off Nagle's delay (40 ms an answer) only where the protocol is named.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, int(port)))
+    _bind(listener, (host, int(port)))
     shown = f"[{host}]" if ":" in host else host
     return listener, f"http://{shown}:{listener.getsockname()[1]}"
+
+
+def _bind(listener: socket.socket, address: str | tuple[str, int]) -> None:
+    try:
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise

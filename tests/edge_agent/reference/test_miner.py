@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from edge_agent.reference.command import main
 from edge_agent.reference.errors import OptionError
 from edge_agent.reference.miner_words import read_snapshot
 from edge_agent.reference.stratum_client import PoolAddress, parse_pool
@@ -179,6 +180,23 @@ def test_a_pool_at_fault_is_survived(at_fault: tuple[int, Workload], fault: str)
     expected = {"drop": (2, 0), "stale": (0, 0), "garbage": (2, 2), "huge": (2, 2)}
     assert (ended, faults) == expected[fault]
     assert after["bad_nonces"] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--pool", "p"], 2, "want stratum"),
+        (["--pool", "p:1", "--threads", "0"], 2, "threads"),
+        (["--pool", "p:1", "--listen", "0.0.0.0:1"], 2, "127.0.0.1:PORT"),
+        (["--pool", "p:1", "--listen", "unix:/no/such/folder/m.sock"], 1, "No such file"),
+        (["--pool", "p:1", "--snapshot", "/no/such/file"], 1, "No such file"),
+    ],
+)
+def test_what_cannot_start_says_why(
+    capsys: pytest.CaptureFixture[str], words: list[str], code: int, said: str
+) -> None:
+    assert main(["miner", *words], prog="hcp-agent reference") == code
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("signalled", [False, True], ids=["stop", "SIGTERM"])
