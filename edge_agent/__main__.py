@@ -14,6 +14,10 @@ def main(argv: list[str] | None = None) -> int:
         from firmware_bridges.nvml.control.program import main as gpu_control
 
         return gpu_control(words[1:], prog="hcp-agent gpu-control")
+    if words[:1] == ["reference"]:
+        from edge_agent.reference.command import main as reference
+
+        return reference(words[1:], prog="hcp-agent reference")
     from edge_agent.cli.parser import build_parser
 
     args = build_parser().parse_args(words)

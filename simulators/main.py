@@ -6,7 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from simulators import asic_command, engine_command, gpu_command, market_command
+from simulators import (
+    asic_command,
+    engine_command,
+    gpu_command,
+    market_command,
+    pool_command,
+)
 from simulators.errors import SimulatorError
 
 
@@ -18,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     engine_command.add_parser(commands)
     gpu_command.add_parser(commands)
     market_command.add_parser(commands)
+    pool_command.add_parser(commands)
     options = parser.parse_args(argv)
     try:
         code: int = options.run(options)

@@ -60,6 +60,7 @@ def _add_programs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     # Parsers of their own read what follows these; here they stand for the help alone.
     commands.add_parser("bridge", help="look at miners: list, test, record, decode")
     commands.add_parser("gpu-control", help="set limits of GPUs for others (a service, as root)")
+    commands.add_parser("reference", help="reference workloads: miner, inference")
     version = commands.add_parser("version", help="print the version")
     version.add_argument("--json", action="store_true", help="machine-readable")
 
