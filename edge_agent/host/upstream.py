@@ -8,6 +8,7 @@ gets, so that no reader has to wait for two things.
 import asyncio
 from collections import deque
 from collections.abc import Iterable
+from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -118,6 +119,7 @@ class EngineConnection(asyncio.Protocol):
             return
         if self._error is None:
             self._error = UpstreamError(reason, detail)
+        self._complete = False
         self._body.clear()
         if self._transport is not None:
             self._transport.abort()
@@ -160,8 +162,7 @@ class EngineConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is of no common class
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; garbage ends the exchange."""
@@ -186,9 +187,10 @@ class EngineConnection(asyncio.Protocol):
         framed = self._head is None or any(
             name in {b"content-length", b"transfer-encoding"} for name, _ in self._head.headers
         )
-        if not self._complete and framed and self._error is None:
+        if self._error is None and not framed:
+            self._complete = True
+        elif self._error is None and not self._complete:
             self._error = UpstreamError("broken", "the engine closed the connection")
-        self._complete = self._complete or not framed
         self._keep_alive = False
         self._wake()
 
