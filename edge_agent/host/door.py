@@ -43,7 +43,7 @@ class TurnedAwayError(HostError):
         self.retry_s = retry_s
 
 
-class DoorLimits(Struct, frozen=True, kw_only=True):
+class DoorLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bounds of all doors.
 
     Args:

@@ -35,7 +35,7 @@ _TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n"
 _END = b"connection: close\r\ncontent-length: 0\r\n\r\n"
 
 
-class HttpLimits(Struct, frozen=True, kw_only=True):
+class HttpLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bounds of a listener.
 
     Args:
@@ -60,7 +60,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._limits = limits
         self._timer: asyncio.TimerHandle | None = None
         self._in_head = True
-        self._head_bytes = 0
+        self._head_bytes = self._piece = 0
         self._refused = False
 
     def abort(self) -> None:
@@ -86,8 +86,9 @@ class GuardedProtocol(HttpToolsProtocol):
         """Read on; what is no request, or too much of one, ends the connection."""
         if self._refused:
             return
+        self._piece = len(data)
         if self._in_head:
-            self._head_bytes += len(data)
+            self._head_bytes += self._piece
         super().data_received(data)
         if self._in_head and self._head_bytes > self._limits.head_bytes_max:
             self._refuse(_TOO_LARGE)
@@ -97,7 +98,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins: its head has a deadline."""
         super().on_message_begin()
-        self._head_bytes = 0
+        self._head_bytes = self._piece
         self._wait_for_head()
 
     def on_headers_complete(self) -> None:

@@ -5,6 +5,7 @@ last evidence that it lives. A page is of that instant too, so that the node nev
 to an instant was told while a silent engine may still turn out to have served before it.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 from msgspec import Struct
@@ -17,6 +18,7 @@ from edge_agent.workloads.ports import GateState, InstanceSpec, Meter, MeterPage
 
 # How many ended instances stay readable; each is well under a kilobyte with few marks.
 ENDED_MAX = 4_096
+UNWRITTEN_MAX = 4_096
 ENDED_NS_MAX = 24 * 3_600 * 1_000_000_000
 
 
@@ -82,6 +84,7 @@ class Ledger:
         self._clock = clock
         self._log = log
         self._instances: dict[str, Instance] = {}
+        self._unwritten: deque[GateLine] = deque(maxlen=UNWRITTEN_MAX)
         self._anchor_ns = clock.wall_ns() - clock.boottime_ns()
         self._minute = (self._anchor_ns + clock.boottime_ns()) // MINUTE_NS
 
@@ -127,9 +130,14 @@ class Ledger:
                 del self._instances[one.instance_id]
 
     def open_gate(self, instance: Instance) -> GateState:
-        """Open a gate now; the first act counts."""
+        """Open a gate now; the first act counts.
+
+        Raises:
+            OSError: it is not in the log, so it did not open.
+        """
         if instance.meter.opened_ns is None:
             now_ns = self.settle()
+            self._flush()
             # The log comes first: a disk that is full opens no gate.
             self._log([self._line("open", instance, now_ns)])
             instance.seen_ns = now_ns
@@ -137,32 +145,40 @@ class Ledger:
         return self.state(instance)
 
     def shut_gate(self, instance: Instance) -> GateState:
-        """Shut a gate at the last evidence that its engine lives; the first act counts."""
+        """Shut a gate at the last evidence that its engine lives; the first act counts.
+
+        Raises:
+            OSError: it is shut, and not in the log yet: asked again, it is tried again.
+        """
         self.settle()
         if instance.meter.open:
             instance.meter.shut_gate(instance.seen_ns, self._anchor_ns, instance.reading)
-            self._log([self._line("close", instance, instance.meter.seen_ns)])
+            self._unwritten.append(self._line("close", instance, instance.meter.seen_ns))
+        self._flush()
         return self.state(instance)
 
     def settle(self) -> int:
-        """Settle all meters; give the instant for which they speak."""
+        """Settle all meters; give the instant for which they speak. Nothing is written here."""
         serving = [one for one in self._instances.values() if one.meter.open]
         now_ns = min([self._clock.boottime_ns(), *(one.seen_ns for one in serving)])
         minute_passed = (self._anchor_ns + now_ns) // MINUTE_NS
-        completed = []
         for one in serving:
             one.meter.settle(one.seen_ns, self._anchor_ns, one.reading)
             if not one.meter.open:
-                completed.append(self._line("close", one, one.meter.seen_ns))
-        self._log(completed)
+                self._unwritten.append(self._line("close", one, one.meter.seen_ns))
         if minute_passed != self._minute:
             self._anchor_ns = self._clock.wall_ns() - self._clock.boottime_ns()
         self._minute = (self._anchor_ns + now_ns) // MINUTE_NS
         return now_ns
 
     def page(self, since_minute: int | None) -> MeterPage:
-        """Give every meter with its marks after a minute; it stands in the log first."""
+        """Give every meter with its marks after a minute; it stands in the log first.
+
+        Raises:
+            OSError: the log.
+        """
         now_ns = self.settle()
+        self._flush()
         rows = self._instances.values()
         self._log([self._line("mark", one, one.meter.seen_ns) for one in rows if one.meter.open])
         after = -1 if since_minute is None else since_minute
@@ -183,6 +199,15 @@ class Ledger:
             energy_mj=meter.energy_mj,
             open=meter.open,
         )
+
+    def _flush(self) -> None:
+        """Write what is not in the log yet.
+
+        Raises:
+            OSError: the disk; it is kept, and whoever asked is told nothing.
+        """
+        self._log(tuple(self._unwritten))
+        self._unwritten.clear()
 
     def _line(self, what: str, one: Instance, at_ns: int) -> GateLine:
         return GateLine(

@@ -72,7 +72,7 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
 _NOT_RETURNED = _HOP_BY_HOP | {b"server", b"set-cookie", b"date"}
 
 
-class ProxyLimits(Struct, frozen=True, kw_only=True):
+class ProxyLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bounds of one request.
 
     Args:
