@@ -19,7 +19,7 @@ from edge_agent.host.metrics import PhaseTimes
 from edge_agent.host.moves import Mover
 from edge_agent.host.proxy import Target
 from edge_agent.host.sensors import Sensors
-from edge_agent.host.slot import Slot
+from edge_agent.host.slot import House, Slot
 from edge_agent.host.watch import Watch
 from edge_agent.workloads.engine import PauseMode, Strategy
 from edge_agent.workloads.ports import (
@@ -59,15 +59,19 @@ class HostService:
         self.doors = Doors(config.proxy.door)
         self.times = PhaseTimes()
         self._clock = clock
+        house = House(
+            ledger,
+            self.doors,
+            clock.boottime_ns,
+            lambda: self.watch.refresh_cards(),  # noqa: PLW0108 - the watch is made of the slots
+        )
         self.slots = {
             gpu.name: Slot(
                 gpu,
                 movers.get((gpu.name, "miner")),
                 movers.get((gpu.name, "server")),
-                ledger=ledger,
-                doors=self.doors,
+                house=house,
                 limits=config.limits,
-                now_ns=clock.boottime_ns,
                 keep=config.proxy.outlive == "keep",
             )
             for gpu in config.gpus

@@ -12,7 +12,9 @@ Theory of operation.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+
+from msgspec import Struct
 
 from edge_agent.host.config import GpuConfig, HostLimits
 from edge_agent.host.door import Door, Doors
@@ -30,12 +32,25 @@ FAREWELL_S = 0.5
 logger = logging.getLogger(__name__)
 
 
+class House(Struct, frozen=True):
+    """What all GPUs of a host share.
+
+    Args:
+        now_ns: CLOCK_BOOTTIME. read_cards: reads every card anew, in a short time or not at all.
+    """
+
+    ledger: Ledger
+    doors: Doors
+    now_ns: Callable[[], int]
+    read_cards: Callable[[], Awaitable[None]]
+
+
 class Slot:
     """One GPU.
 
     Args:
         config: of the GPU. miner, server: its engines, where it has them.
-        now_ns: CLOCK_BOOTTIME. keep: requests that outlive their gate are kept, not ended.
+        house: what all GPUs share. keep: requests that outlive their gate are kept, not ended.
 
     Attributes:
         mining: whether the miner is at work; None: unknown. instance: of served work, if any.
@@ -49,10 +64,8 @@ class Slot:
         miner: Mover | None,
         server: Mover | None,
         *,
-        ledger: Ledger,
-        doors: Doors,
+        house: House,
         limits: HostLimits,
-        now_ns: Callable[[], int],
         keep: bool = False,
     ) -> None:
         self.config = config
@@ -68,10 +81,11 @@ class Slot:
         self.acts = 0
         self.opened = asyncio.Event()
         self.upstream = None if server is None else Upstream(server.engine.spec.url)
-        self._house = doors
-        self._ledger = ledger
+        self._doors = house.doors
+        self._ledger = house.ledger
         self._limits = limits
-        self._now_ns = now_ns
+        self._now_ns = house.now_ns
+        self._read_cards = house.read_cards
         self._keep = keep
         self._hashes = 0
 
@@ -166,7 +180,7 @@ class Slot:
                 raise RefusedError("busy", f"{self.name} holds {self.instance.instance_id}")
             await self._server().warm()
             self.instance = Instance(self.name, self.config.model, spec)
-            self.doors[spec.instance_id] = self._house.door(self.name, spec.lease_id)
+            self.doors[spec.instance_id] = self._doors.door(self.name, spec.lease_id)
             self._ledger.add(self.instance)
 
     async def activate(self, instance_id: str) -> None:
@@ -275,6 +289,7 @@ class Slot:
             self._check_health()
             if not instance.active or instance is not self.instance:
                 raise RefusedError("no_instance", f"{instance.instance_id} is not active")
+            await self._read_cards()
             instance.reading = None if self.facts is None else self.facts.energy
             self._ledger.open_gate(instance)
             door = self.doors[instance.instance_id]
@@ -293,7 +308,7 @@ class Slot:
         door = self.doors[instance.instance_id]
         door.cordon()
         left = await door.drained(drain_s)
-        await self.look()
+        await asyncio.gather(self.look(), self._read_cards())
         state = self._ledger.shut_gate(instance)
         if left and self._keep and not instance.meter.completed:
             door.hold()

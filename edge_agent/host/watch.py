@@ -6,6 +6,7 @@ open gate that gives no sign of life for ``lost_s`` is dead: its gate shuts at i
 
 import asyncio
 import logging
+from collections.abc import Mapping
 
 from edge_agent.host.config import HostLimits
 from edge_agent.host.ledger import HostClock, Ledger
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 _NS_PER_S = 1_000_000_000
 SENSORS_S = 2.0
+REFRESH_S = 0.1
 _SENSORS_PERIOD_S = 1.0
 
 
@@ -78,6 +80,18 @@ class Watch:
         except (TimeoutError, OSError) as exc:
             logger.warning("cards not read: %s", exc)
             facts = {}
+        self._take(facts)
+
+    async def refresh_cards(self) -> None:
+        """Read every card for a meter that is about to be read, if that is quick."""
+        try:
+            async with asyncio.timeout(REFRESH_S):
+                facts = await self._sensors.read()
+        except (TimeoutError, OSError):
+            return
+        self._take(facts)
+
+    def _take(self, facts: Mapping[str, GpuFacts]) -> None:
         for slot in self._slots.values():
             slot.facts = facts.get(slot.config.uuid)
             self._take_energy(slot, slot.facts)
