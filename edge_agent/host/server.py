@@ -108,7 +108,7 @@ class HostServer:
     def __init__(self, service: HostService, path: Path) -> None:
         self._service = service
         self._path = path
-        self._connections = 0
+        self._writers: set[asyncio.StreamWriter] = set()
         self.malformed = 0
 
     async def run(self, ready: Callable[[], None]) -> None:
@@ -116,19 +116,23 @@ class HostServer:
         server = await asyncio.start_unix_server(
             self._serve, sock=_listen(self._path), limit=LINE_BYTES_MAX
         )
-        async with server:
-            ready()
-            await asyncio.Event().wait()
+        try:
+            async with server:
+                ready()
+                await asyncio.Event().wait()
+        finally:
+            for writer in self._writers:
+                writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections += 1
+        self._writers.add(writer)
         try:
-            if self._connections <= CONNECTIONS_MAX:
+            if len(self._writers) <= CONNECTIONS_MAX:
                 await self._connection(reader, writer)
         except (ConnectionError, TimeoutError, ValueError) as exc:
             logger.info("connection of a node ended: %s", exc)
         finally:
-            self._connections -= 1
+            self._writers.discard(writer)
             writer.transport.abort()
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -81,12 +81,15 @@ class HostService:
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            await self.watch.read_cards()
-            group.create_task(self.watch.run(), name="host-watch")
-            for slot in self.slots.values():
-                group.create_task(self._adopt(slot), name=f"adopt-{slot.name}")
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                await self.watch.read_cards()
+                group.create_task(self.watch.run(), name="host-watch")
+                for slot in self.slots.values():
+                    group.create_task(self._adopt(slot), name=f"adopt-{slot.name}")
+        finally:
+            self._group = None
 
     async def close_gates(self) -> None:
         """Shut every gate, as this process is about to end; engines go on."""
@@ -220,7 +223,8 @@ class HostService:
 
     async def _act(self, name: str, gpu: str, act: Callable[[], Awaitable[T]]) -> T:
         """Run an act to its end, whoever asked for it; time it."""
-        assert self._group is not None, "run comes first"
+        if self._group is None:
+            raise SilentEngineError("the host starts or ends")
         task = self._group.create_task(self._timed(name, gpu, act), name=f"{name}-{gpu}")
         result = await asyncio.shield(task)
         if isinstance(result, Exception):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,6 @@ from protocol.resource import Activity
 from tests.edge_agent.host.world import HostWorld, background, client, until
 from tests.edge_agent.node.world import FORWARD, lease_work, step
 
-Context = AbstractAsyncContextManager[object]
 MINE, SERVE, IDLE = Activity.MINE, Activity.SERVE, Activity.IDLE
 
 
@@ -92,82 +92,76 @@ async def test_mine_serve_mine_and_the_readings_equal_the_log_of_the_gate(tmp_pa
         assert (last.served_ns, last.energy_mj) == (closed.served_ns, closed.energy_mj)
 
 
-@pytest.mark.parametrize("killed_at", FORWARD)
 @pytest.mark.parametrize("victim", ["host", "engine", "node"])
 async def test_a_death_at_any_phase_ends_in_a_clear_state_and_bills_no_more_than_was_served(
-    tmp_path: Path, victim: str, killed_at: Phase
+    tmp_path: Path, victim: str
 ) -> None:
-    """Kill at a phase of mining -> serving; then finish or roll back, and serve anew."""
-    world = HostWorld(tmp_path)
-    life = NodeLife(world)
-    async with world.engines():
-        hosts: Context = world.host()
-        nodes: Context = life.running()
-        await hosts.__aenter__()
-        await nodes.__aenter__()
-        await life.switch(IDLE, MINE)
-        one, outcome = step("d0", MINE, SERVE, lease_work("i1")), None
+    async with asyncio.TaskGroup() as group:
+        for phase in FORWARD:
+            folder = tmp_path / phase.value
+            folder.mkdir()
+            group.create_task(Death(folder, victim).at(phase), name=phase.value)
+
+
+class Death:
+    """A switch from mining to serving with a kill at one phase; then finished, or rolled back."""
+
+    def __init__(self, folder: Path, victim: str) -> None:
+        self.victim = victim
+        self.world = HostWorld(folder)
+        self.life = NodeLife(self.world)
+        self.host = AsyncExitStack()
+        self.node = AsyncExitStack()
+
+    async def at(self, killed_at: Phase) -> None:
+        world, life = self.world, self.life
+        async with world.engines(), self.host, self.node:
+            await self.host.enter_async_context(world.host())
+            await self.node.enter_async_context(life.running())
+            await life.switch(IDLE, MINE)
+            one = step("d0", MINE, SERVE, lease_work("i1"))
+            if not await self._carried_through(one, killed_at):
+                rolled = await life.phase("s-kill", Phase.ROLLBACK, one)
+                assert rolled.status == "done", rolled
+                assert life.service.memory.assignments["d0"].activity is MINE
+                await until(lambda: world.miner.state == "active")
+                await life.switch(MINE, SERVE, lease_work("i2", "w2.1"))
+            await life.switch(SERVE, IDLE)
+            assert (world.server.state, world.miner.state) == ("warm", "warm")
+            self._check_bill()
+
+    async def _carried_through(self, one: DeviceStep, killed_at: Phase) -> bool:
         for phase in FORWARD:
             if phase is killed_at:
-                await _kill(victim, world, hosts, nodes)
-                hosts, nodes = await _restarted(victim, world, life, hosts, nodes)
-            outcome = await life.phase("s-kill", phase, one)
+                await self._kill_and_restart()
+            outcome = await self.life.phase("s-kill", phase, one)
             if outcome.status != "done":
-                break
-        assert outcome is not None
-        if outcome.status != "done":
-            rolled = await life.phase("s-kill", Phase.ROLLBACK, one)
-            assert rolled.status == "done", rolled
-            assert life.service.memory.assignments["d0"].activity is MINE
-            await until(lambda: world.miner.state == "active")
-            life.switches = 50
-            await life.switch(MINE, SERVE, lease_work("i2", "w2.1"))
-        await life.switch(SERVE, IDLE)
-        assert world.server.state == "warm"
-        assert world.miner.state == "warm"
-        await nodes.__aexit__(None, None, None)
-        await hosts.__aexit__(None, None, None)
-    _never_over(world, tmp_path)
+                return False
+        return True
 
+    async def _kill_and_restart(self) -> None:
+        match self.victim:
+            case "host":
+                await self.host.aclose()
+                await self.host.enter_async_context(self.world.host())
+                await until(self.life.service._executor.host_up, 8)
+            case "node":
+                await self.node.aclose()
+                await self.node.enter_async_context(self.life.running())
+            case _:
+                port = self.world.server.port
+                self.world.server.die()
+                self.world.server = type(self.world.server)()
+                await self.world.server.start(port)
 
-async def _kill(victim: str, world: HostWorld, hosts: Context, nodes: Context) -> None:
-    match victim:
-        case "host":
-            await hosts.__aexit__(None, None, None)
-        case "node":
-            await nodes.__aexit__(None, None, None)
-        case _:
-            world.server.die()
-
-
-async def _restarted(
-    victim: str, world: HostWorld, life: NodeLife, hosts: Context, nodes: Context
-) -> tuple[object, object]:
-    match victim:
-        case "host":
-            hosts = world.host()
-            await hosts.__aenter__()
-            await until(life.service._executor.host_up, 8)
-        case "node":
-            nodes = life.running()
-            await nodes.__aenter__()
-        case _:
-            port, before = world.server.port, world.server
-            world.server = type(before)()
-            await world.server.start(port)
-    return hosts, nodes
-
-
-def _never_over(world: HostWorld, folder: Path) -> None:
-    writer = InlineWriter(folder / "node.sqlite", MIGRATIONS, durable=False)
-    store = NodeStore(writer)
-    readings = store.readings_after(0, 1_000)
-    truth: dict[str, int] = {}
-    for line in world.log():
-        truth[line.instance_id] = max(truth.get(line.instance_id, 0), line.served_ns)
-    told: dict[str, int] = {}
-    for one in readings:
-        told[one.instance_id] = max(told.get(one.instance_id, 0), one.served_ns)
-    assert set(told) <= set(truth)
-    for name, served_ns in told.items():
-        assert served_ns <= truth[name]
+    def _check_bill(self) -> None:
+        """Hold what the node told against the log of the gates: never over."""
+        truth: dict[str, int] = {}
+        for line in self.world.log():
+            truth[line.instance_id] = max(truth.get(line.instance_id, 0), line.served_ns)
+        told: dict[str, int] = {}
+        for one in self.life.service.memory._store.readings_after(0, 1_000):
+            told[one.instance_id] = max(told.get(one.instance_id, 0), one.served_ns)
+        assert told
+        for name, served_ns in told.items():
+            assert served_ns <= truth[name]
