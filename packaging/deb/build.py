@@ -75,7 +75,7 @@ def programs() -> tuple[Program, ...]:
             package="hcp-agent",
             module="edge_agent",
             sources=("edge_agent", "firmware_bridges", "protocol"),
-            config=("agent.toml", "node.toml"),
+            config=("agent.toml", "node.toml", "host.toml"),
             left_out=hub_only,
         ),
         Program(
@@ -160,7 +160,12 @@ def lay_out_debian(work: Path) -> None:
     debian = work / "debian"
     shutil.copytree(DEB / "debian", debian)
     (debian / "rules").chmod(0o755)
-    for unit, owner in (("hcp-agent", ""), ("hcp-node", "hcp-agent."), ("hcp-hub", "")):
+    for unit, owner in (
+        ("hcp-agent", ""),
+        ("hcp-node", "hcp-agent."),
+        ("hcp-host", "hcp-agent."),
+        ("hcp-hub", ""),
+    ):
         shutil.copy(ROOT / "systemd" / f"{unit}.service", debian / f"{owner}{unit}.service")
     for package in ("hcp-agent", "hcp-hub"):
         shutil.copy(ROOT / "systemd" / f"{package}.sysusers", debian)
