@@ -164,7 +164,7 @@ async def test_a_killed_engine_and_a_killed_host_are_told_and_never_billed_too_m
 
 async def _kill_engine_in_a_stream(port: int, engine: asyncio.subprocess.Process) -> None:
     async with client(port) as one:
-        body = {"stream": True, "n": 999, "delay_s": 0.05}
+        body: dict[str, object] = {"stream": True, "n": 999, "delay_s": 0.05}
         await one.post("/i/i1/v1/chat/completions", body)
         assert (await one.head())[0] == 200
         engine.kill()
