@@ -84,6 +84,7 @@ class Ledger:
         self._clock = clock
         self._log = log
         self._instances: dict[str, Instance] = {}
+        self._newest: dict[str, str] = {}
         self._unwritten: deque[GateLine] = deque(maxlen=UNWRITTEN_MAX)
         self._anchor_ns = clock.wall_ns() - clock.boottime_ns()
         self._minute = (self._anchor_ns + clock.boottime_ns()) // MINUTE_NS
@@ -103,10 +104,7 @@ class Ledger:
 
     def of_lease(self, lease_id: str) -> Instance | None:
         """Give the newest instance of a lease."""
-        for one in reversed(self._instances.values()):
-            if one.spec.lease_id == lease_id:
-                return one
-        return None
+        return self._instances.get(self._newest.get(lease_id, ""))
 
     def on_gpu(self, gpu: str, instance_id: str) -> Instance:
         """Give an instance of a GPU.
@@ -122,12 +120,15 @@ class Ledger:
     def add(self, instance: Instance) -> None:
         """Take a new instance, and forget what has been over for long."""
         self._instances[instance.instance_id] = instance
+        self._newest[instance.spec.lease_id] = instance.instance_id
         now_ns = self._clock.boottime_ns()
         ended = [one for one in self._instances.values() if one.ended_ns is not None]
         excess = len(ended) - ENDED_MAX
         for place, one in enumerate(ended):
             if place < excess or now_ns - (one.ended_ns or 0) > ENDED_NS_MAX:
                 del self._instances[one.instance_id]
+                if self._newest.get(one.spec.lease_id) == one.instance_id:
+                    del self._newest[one.spec.lease_id]
 
     def open_gate(self, instance: Instance) -> GateState:
         """Open a gate now; the first act counts.

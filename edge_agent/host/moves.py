@@ -60,6 +60,7 @@ class Mover:
         self._grace_s = grace_s
         self._warming: asyncio.Task[Probe] | None = None
         self._canary_sha256 = engine.spec.canary_sha256
+        self._bug = ""
 
     @property
     def engine_id(self) -> str:
@@ -69,17 +70,15 @@ class Mover:
     async def look(self) -> Probe:
         """Ask where it stands, within a short time; silence is an answer too."""
         try:
-            async with asyncio.timeout(LOOK_S):
-                return await self.engine.probe()
-        except (TimeoutError, OSError, DriverRefusedError, DriverUnavailableError):
+            return await self._act("probe", self.engine.probe(), LOOK_S)
+        except (RefusedError, SilentEngineError):
             return _SILENT
 
     async def sample(self) -> HashSample | TokenSample | None:
         """Read its counters; None when it is silent."""
         try:
-            async with asyncio.timeout(LOOK_S):
-                return await self.engine.sample()
-        except (TimeoutError, OSError, DriverRefusedError, DriverUnavailableError):
+            return await self._act("sample", self.engine.sample(), LOOK_S)
+        except (RefusedError, SilentEngineError):
             return None
 
     async def warm(self) -> None:
@@ -94,8 +93,8 @@ class Mover:
                 return
             self._warming = asyncio.create_task(self._prepare(), name=f"warm-{self.engine_id}")
         done, _ = await asyncio.wait((self._warming,), timeout=self._act_s)
-        if not done:
-            raise SilentEngineError(f"{self.engine_id} is still starting")
+        if not done or self._warming.cancelled():
+            raise SilentEngineError(f"{self.engine_id} is still starting, or was ended")
         self._warming.result()
 
     async def to_work(self) -> None:
@@ -162,7 +161,7 @@ class Mover:
 
     async def _prepare(self) -> Probe:
         start_s = self.engine.spec.start_s
-        probe = await self._act("prepare", self.engine.prepare(start_s), start_s)
+        probe = await self._act("prepare", self.engine.prepare(start_s), start_s + _MARGIN_S)
         if not probe.live or probe.state is EngineState.FAILED:
             raise RefusedError("not_ready", f"{self.engine_id}: {probe.state.value} {probe.detail}")
         return probe
@@ -178,12 +177,23 @@ class Mover:
         if self.strategy not in _RESIDENT and probe.state not in _OFF_MEMORY:
             await self._act("offload", self.engine.offload(self._act_s))
 
+    def _tell_bug(self, name: str, exc: Exception) -> None:
+        text = f"{name}: {exc!r}"
+        if text != self._bug:  # once, and not at every look
+            logger.error("engine=%s driver fails: %s", self.engine_id, text, exc_info=exc)
+        self._bug = text
+
     async def _act(self, name: str, act: Awaitable[T], limit_s: float | None = None) -> T:
-        """Bound an act by our own clock as well, and give its error our names."""
+        """Bound an act by our own clock as well, and give its error our names.
+
+        A driver's own bug counts as silence: it must not end every other gate of this host.
+        """
         try:
-            async with asyncio.timeout((limit_s or self._act_s) + _MARGIN_S):
+            async with asyncio.timeout(limit_s or self._act_s + _MARGIN_S):
                 return await act
         except DriverRefusedError as exc:
             raise RefusedError(exc.answer_code, f"{self.engine_id} {name}: {exc.detail}") from exc
-        except (DriverUnavailableError, TimeoutError, OSError) as exc:
+        except Exception as exc:
+            if not isinstance(exc, DriverUnavailableError | TimeoutError | OSError):
+                self._tell_bug(name, exc)
             raise SilentEngineError(f"{self.engine_id} {name}: {str(exc) or 'no answer'}") from exc

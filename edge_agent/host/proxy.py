@@ -177,6 +177,7 @@ class _Exchange:
             )
             gone: asyncio.Task[None] | None = None
             try:
+                self._check_cut()
                 await self._upload(connection, target, path)
                 # From here on the client says nothing more, but may go away.
                 gone = asyncio.create_task(self._watch_client(connection), name="proxy-client")

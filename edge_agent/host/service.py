@@ -240,10 +240,6 @@ class HostService:
             result = RefusedError("log_failed", str(exc))
         except (RefusedError, SilentEngineError) as exc:
             result = exc
-        except Exception as exc:
-            # A bug of a driver must not end every other gate.
-            logger.exception("act=%s gpu=%s", name, gpu)
-            result = SilentEngineError(f"{name}: {type(exc).__name__}: {exc}")
         outcome = "failed" if isinstance(result, Exception) else "done"
         self.times.observe(name, gpu, outcome, (self._clock.boottime_ns() - began_ns) / 1e9)
         return result

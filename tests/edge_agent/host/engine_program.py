@@ -155,7 +155,8 @@ class EngineProgram:
                     self.die()
                     return
                 await self._flow.wait()
-                event = {"choices": [{"delta": {"content": f"t{number}"}}]}
+                text = f"t{number}" + "x" * int(str(asked.get("pad", 0)))
+                event = {"choices": [{"delta": {"content": text}}]}
                 await _chunk(writer, b"data: " + json.dumps(event).encode() + b"\n\n")
                 await asyncio.sleep(delay_s)
             if asked.get("usage"):

@@ -131,6 +131,26 @@ async def test_a_wrong_canary_opens_no_gate(tmp_path: Path) -> None:
         assert refused.value.answer_code == "canary_mismatch"
 
 
+async def test_a_driver_with_a_bug_is_an_engine_that_is_silent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = HostWorld(tmp_path)
+    async with world.engines(), world.host(), world.driver() as driver:
+        await world.serve(driver)
+        engine = world.service.slots["gpu0"].server.engine  # type: ignore[union-attr] # it has one
+
+        async def probe() -> None:
+            raise KeyError("state")
+
+        engine.probe = probe  # type: ignore[method-assign] # a bug
+        async with asyncio.timeout(5):
+            while (await driver.meters(None)).meters[0].open:  # noqa: ASYNC110 - is asked for
+                await asyncio.sleep(0.05)
+        assert await driver.mine("gpu0", on=False) >= 0
+        told = [one for one in caplog.records if "driver fails" in one.message]
+        assert len(told) == 1
+
+
 async def test_a_hanging_engine_hangs_neither_samples_nor_meters(tmp_path: Path) -> None:
     world = HostWorld(tmp_path)
     async with world.engines(), world.host(), world.driver() as driver:
