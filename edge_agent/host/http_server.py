@@ -51,12 +51,17 @@ class HttpLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """One connection."""
+    """One connection; an application finds it as ``scope["state"]["peer"]``.
+
+    Attributes:
+        on_lost: called once when the client is gone.
+    """
 
     def __init__(self, config: uvicorn.Config, state: ServerState, limits: HttpLimits) -> None:
-        super().__init__(config=config, server_state=state, app_state={"abort": self.abort})
+        super().__init__(config=config, server_state=state, app_state={"peer": self})
         self.logger = logger
         self.access_log = False
+        self.on_lost: Callable[[], None] | None = None
         self._limits = limits
         self._timer: asyncio.TimerHandle | None = None
         self._in_head = True
@@ -81,6 +86,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Forget the connection."""
         self._head_is_done()
         super().connection_lost(exc)
+        if self.on_lost is not None:
+            self.on_lost()
 
     def data_received(self, data: bytes) -> None:
         """Read on; what is no request, or too much of one, ends the connection."""

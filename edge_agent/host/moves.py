@@ -58,7 +58,7 @@ class Mover:
         self.strategy = strategy or (able[0] if able else Strategy.RESTART)
         self._act_s = act_s
         self._grace_s = grace_s
-        self._warming: asyncio.Task[Probe] | None = None
+        self._warming = asyncio.Lock()
         self._canary_sha256 = engine.spec.canary_sha256
         self._bug = ""
 
@@ -81,21 +81,23 @@ class Mover:
         except (RefusedError, SilentEngineError):
             return None
 
-    async def warm(self) -> None:
-        """Bring it to warm, or to wherever it already is; what takes longer goes on by itself.
+    async def warm(self, limit_s: float | None = None) -> None:
+        """Bring it to warm, or leave it where it is when it is further; one at a time.
+
+        A start that takes longer goes on in the engine itself: asked again, it is waited for again.
 
         Raises:
             RefusedError: it failed. SilentEngineError: it is still starting.
         """
-        if self._warming is None or self._warming.done():
-            probe = await self.look()
-            if probe.live and probe.state not in _COLD:
-                return
-            self._warming = asyncio.create_task(self._prepare(), name=f"warm-{self.engine_id}")
-        done, _ = await asyncio.wait((self._warming,), timeout=self._act_s)
-        if not done or self._warming.cancelled():
-            raise SilentEngineError(f"{self.engine_id} is still starting, or was ended")
-        self._warming.result()
+        if _is_warm(await self.look()):
+            return
+        limit_s = limit_s or self._act_s
+        try:
+            async with asyncio.timeout(limit_s), self._warming:
+                if not _is_warm(await self.look()):
+                    await self._prepare(limit_s)
+        except TimeoutError as exc:
+            raise SilentEngineError(f"{self.engine_id} is still starting") from exc
 
     async def to_work(self) -> None:
         """Bring it to work.
@@ -127,8 +129,6 @@ class Mover:
         Raises:
             RefusedError, SilentEngineError: it is still there.
         """
-        if self._warming is not None:
-            self._warming.cancel()
         try:
             await self._act("stop", self.engine.stop(self._grace_s))
         except (RefusedError, SilentEngineError) as exc:
@@ -154,17 +154,10 @@ class Mover:
             raise RefusedError("canary_mismatch", f"{self.engine_id} gave a wrong first output")
         return CanaryOutput(output=output, expected_sha256=self._canary_sha256)
 
-    def close(self) -> None:
-        """Leave the engine as it is."""
-        if self._warming is not None:
-            self._warming.cancel()
-
-    async def _prepare(self) -> Probe:
-        start_s = self.engine.spec.start_s
-        probe = await self._act("prepare", self.engine.prepare(start_s), start_s + _MARGIN_S)
+    async def _prepare(self, limit_s: float) -> None:
+        probe = await self._act("prepare", self.engine.prepare(limit_s), limit_s + _MARGIN_S)
         if not probe.live or probe.state is EngineState.FAILED:
             raise RefusedError("not_ready", f"{self.engine_id}: {probe.state.value} {probe.detail}")
-        return probe
 
     async def _leave(self, mode: PauseMode, probe: Probe) -> None:
         if self.strategy is Strategy.RESTART:
@@ -197,3 +190,7 @@ class Mover:
             if not isinstance(exc, DriverUnavailableError | TimeoutError | OSError):
                 self._tell_bug(name, exc)
             raise SilentEngineError(f"{self.engine_id} {name}: {str(exc) or 'no answer'}") from exc
+
+
+def _is_warm(probe: Probe) -> bool:
+    return probe.live and probe.state not in _COLD

@@ -175,17 +175,15 @@ class _Exchange:
             self._passage.on_cut(
                 lambda reason: connection.abort("cut", f"the work on this device ended: {reason}")
             )
-            gone: asyncio.Task[None] | None = None
+            peer = self._scope["state"]["peer"]
+            peer.on_lost = lambda: connection.abort("client_gone", "the client went away")
             try:
                 self._check_cut()
                 await self._upload(connection, target, path)
-                # From here on the client says nothing more, but may go away.
-                gone = asyncio.create_task(self._watch_client(connection), name="proxy-client")
                 await self._download(connection, target)
             finally:
                 self._passage.on_cut(None)
-                if gone is not None:
-                    gone.cancel()
+                peer.on_lost = None
                 target.upstream.release(connection)
         except UpstreamError as exc:
             target.tally.failed += 1
@@ -228,11 +226,6 @@ class _Exchange:
         if message["type"] == "http.disconnect":
             raise _ClientError(0, "client_gone")
         return message.get("body", b""), message.get("more_body", False)
-
-    async def _watch_client(self, connection: EngineConnection) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        connection.abort("client_gone", "the client went away")
 
     async def _download(self, connection: EngineConnection, target: Target) -> None:
         head = await connection.head(self._limits.first_byte_s)
@@ -327,7 +320,7 @@ class _Exchange:
             await self._abort()
 
     async def _abort(self) -> None:
-        self._scope["state"]["abort"]()
+        self._scope["state"]["peer"].abort()
         await asyncio.sleep(0)  # the server learns of it before this request ends
 
 

@@ -129,27 +129,26 @@ class HostServer:
         try:
             if len(self._writers) <= CONNECTIONS_MAX:
                 await self._connection(reader, writer)
-        except (ConnectionError, TimeoutError, ValueError) as exc:
-            logger.info("connection of a node ended: %s", exc)
+        except* (ConnectionError, TimeoutError, ValueError) as exc:
+            logger.info("connection of a node ended: %s", exc.exceptions)
         finally:
             self._writers.discard(writer)
             writer.transport.abort()
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tasks: set[asyncio.Task[None]] = set()
-        try:
+        free = asyncio.Semaphore(IN_FLIGHT_MAX)
+        async with asyncio.TaskGroup() as group:
             while line := await reader.readline():
-                if len(tasks) >= IN_FLIGHT_MAX:
-                    raise ConnectionError(f"more than {IN_FLIGHT_MAX} requests at once")
-                task = asyncio.create_task(self._answer(line, writer), name="host-request")
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-        finally:
-            for task in tasks:
-                task.cancel()  # the acts themselves go on
+                await free.acquire()
+                group.create_task(self._answer(line, writer, free), name="host-request")
 
-    async def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> None:
-        answer = await self._act(line)
+    async def _answer(
+        self, line: bytes, writer: asyncio.StreamWriter, free: asyncio.Semaphore
+    ) -> None:
+        try:
+            answer = await self._act(line)
+        finally:
+            free.release()
         if writer.transport.is_closing():
             return
         writer.write(_encoder.encode(answer) + b"\n")

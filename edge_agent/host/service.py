@@ -203,7 +203,7 @@ class HostService:
         for mover in (slot.miner, slot.server):
             # What restarts at each switch is not started before it is wanted.
             if mover is not None and mover.strategy is not Strategy.RESTART:
-                await self._warmed(slot, mover)
+                await self._warmed(mover)
         async with slot.lock:
             if slot.server is not None and slot.instance is None:
                 try:
@@ -211,15 +211,11 @@ class HostService:
                 except (RefusedError, SilentEngineError) as exc:
                     logger.warning("engine=%s still on its GPU: %s", slot.server.engine_id, exc)
 
-    async def _warmed(self, slot: Slot, mover: Mover) -> None:
-        while True:
-            try:
-                await mover.warm()
-            except SilentEngineError:
-                continue  # still starting: waited for, in pieces of act_s
-            except RefusedError as exc:
-                logger.warning("gpu=%s engine not ready: %s", slot.name, exc)
-            return
+    async def _warmed(self, mover: Mover) -> None:
+        try:
+            await mover.warm(mover.engine.spec.start_s)
+        except (RefusedError, SilentEngineError) as exc:
+            logger.warning("engine=%s not ready: %s", mover.engine_id, exc)
 
     async def _act(self, name: str, gpu: str, act: Callable[[], Awaitable[T]]) -> T:
         """Run an act to its end, whoever asked for it; time it."""

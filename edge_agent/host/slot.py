@@ -261,9 +261,6 @@ class Slot:
 
     def close(self) -> None:
         """Let go of the engines, which go on."""
-        for mover in (self.miner, self.server):
-            if mover is not None:
-                mover.close()
         if self.upstream is not None:
             self.upstream.close()
 

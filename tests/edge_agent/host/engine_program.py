@@ -52,6 +52,7 @@ class EngineProgram:
         self.bodies: list[bytes] = []
         self.aborted = 0
         self.port = 0
+        self._dead = False
         self._active_since_s: float | None = None
         self._hashes = 0
         self._flow = asyncio.Event()
@@ -69,6 +70,7 @@ class EngineProgram:
     def die(self) -> None:
         """End as a killed process does: nothing listens, every connection is reset."""
         assert self._server is not None
+        self._dead = True
         self._server.close()
         for writer in list(self._writers):
             writer.transport.abort()
@@ -91,7 +93,7 @@ class EngineProgram:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         try:
-            while True:
+            while not self._dead:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
                 lines = head.split("\r\n")
                 method, path, _ = lines[0].split(" ")
