@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -56,7 +57,8 @@ class EngineProgram:
         self._active_since_s: float | None = None
         self._hashes = 0
         self._flow = asyncio.Event()
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket
+        self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
 
     @property
@@ -64,14 +66,25 @@ class EngineProgram:
         return f"http://127.0.0.1:{self.port}"
 
     async def start(self, port: int = 0) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        # Not asyncio's server: one that is closed while it accepts leaves a transport (3.11).
+        self._listener = socket.create_server(("127.0.0.1", port))
+        self._listener.settimeout(0)
+        self.port = self._listener.getsockname()[1]
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    def _accept(self) -> None:
+        with suppress(BlockingIOError):
+            connection, _ = self._listener.accept()
+            task = asyncio.get_running_loop().create_task(self._serve(connection), name="engine")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     def die(self) -> None:
         """End as a killed process does: nothing listens, every connection is reset."""
-        assert self._server is not None
-        self._dead = True
-        self._server.close()
+        if not self._dead:
+            self._dead = True
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
         for writer in list(self._writers):
             writer.transport.abort()
 
@@ -90,7 +103,8 @@ class EngineProgram:
             self._flow.clear()
         self.state = "active" if on else "warm"
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, connection: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=connection)
         self._writers.add(writer)
         try:
             while not self._dead:

@@ -98,6 +98,8 @@ class HostWorld:
         finally:
             self.miner.die()
             self.server.die()
+            for _ in range(8):  # connections that were being accepted come to their end
+                await asyncio.sleep(0)
 
     @asynccontextmanager
     async def host(self) -> AsyncIterator[HostService]:
