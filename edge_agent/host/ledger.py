@@ -84,6 +84,7 @@ class Ledger:
         self._clock = clock
         self._log = log
         self._instances: dict[str, Instance] = {}
+        self._looked_ns = 0
         self._newest: dict[str, str] = {}
         self._unwritten: deque[GateLine] = deque(maxlen=UNWRITTEN_MAX)
         self._anchor_ns = clock.wall_ns() - clock.boottime_ns()
@@ -122,6 +123,9 @@ class Ledger:
         self._instances[instance.instance_id] = instance
         self._newest[instance.spec.lease_id] = instance.instance_id
         now_ns = self._clock.boottime_ns()
+        if len(self._instances) <= ENDED_MAX and now_ns - self._looked_ns < MINUTE_NS:
+            return
+        self._looked_ns = now_ns
         ended = [one for one in self._instances.values() if one.ended_ns is not None]
         excess = len(ended) - ENDED_MAX
         for place, one in enumerate(ended):

@@ -144,7 +144,7 @@ def test_ended_instances_are_readable_for_a_day_and_bounded() -> None:
     time.boot_ns += ENDED_NS_MAX
     ledger.add(_instance("i"))
     assert ledger.on_gpu("gpu0", "first") is first
-    time.boot_ns += 1
+    time.boot_ns += MINUTE_NS
     ledger.add(_instance("j"))
     with pytest.raises(RefusedError):
         ledger.on_gpu("gpu0", "first")

@@ -188,11 +188,13 @@ async def test_the_installed_command_serves_gpus_without_engines(tmp_path: Path)
         assert [one.mining for one in await driver.sample()] == [False]
         assert await driver.mine("gpu0", on=False) == 0
         assert (await get(admin, "/healthz"))[0] == 200
-        async with _process(*command) as second:  # one host for one data folder
-            assert await second.wait() == 1
+        bad = tmp_path / "bad.toml"
+        other = CONFIG.format(folder=tmp_path / "other", port=_free_port(), admin=_free_port())
+        bad.write_text(other + ENGINES.format(miner=1, server=2), encoding="utf-8")
+        strange = ("-m", "edge_agent", "host", "--config", str(bad))
+        async with _process(*command) as second, _process(*strange) as third:
+            assert await second.wait() == 1  # one host for one data folder
+            assert await third.wait() == 2  # no driver of that name: said at once
         host.send_signal(signal.SIGTERM)
         async with asyncio.timeout(8):
             assert await host.wait() == 0
-    config.write_text(text + ENGINES.format(miner=1, server=2), encoding="utf-8")
-    async with _process(*command) as host:
-        assert await host.wait() == 2  # no driver of that name: said at once
