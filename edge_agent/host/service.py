@@ -21,7 +21,7 @@ from edge_agent.host.proxy import Target
 from edge_agent.host.sensors import Sensors
 from edge_agent.host.slot import House, Slot
 from edge_agent.host.watch import Watch
-from edge_agent.workloads.engine import PauseMode, Strategy
+from edge_agent.workloads.engine import Strategy
 from edge_agent.workloads.ports import (
     CanaryOutput,
     GateState,
@@ -204,12 +204,10 @@ class HostService:
             # What restarts at each switch is not started before it is wanted.
             if mover is not None and mover.strategy is not Strategy.RESTART:
                 await self._warmed(mover)
-        async with slot.lock:
-            if slot.server is not None and slot.instance is None:
-                try:
-                    await slot.server.off(PauseMode.ABORT)
-                except (RefusedError, SilentEngineError) as exc:
-                    logger.warning("engine=%s still on its GPU: %s", slot.server.engine_id, exc)
+        try:
+            await slot.adopt()
+        except (RefusedError, SilentEngineError) as exc:
+            logger.warning("gpu=%s its server is still on it: %s", slot.name, exc)
 
     async def _warmed(self, mover: Mover) -> None:
         try:

@@ -2,8 +2,9 @@
 
 Theory of operation.
 1. One act at a time per GPU, each bounded, each idempotent: asked again it gives what it gave.
-2. The miner and the server of a GPU are never both at work: mining refuses to start while an
-   instance is active, and an instance to become active while the miner is not seen to stand still.
+2. The miner and the server of a GPU are never both at work: mining refuses to start while the
+   server of an instance may be at work, and an instance to become active while the miner is not
+   seen to stand still.
 3. Shutting a gate: cordon, wait for the requests inside until the drain's deadline, have the engine
    give one more sign of life, shut the meter at that sign, then cut or keep who is still inside.
    So what was served is billed, and what was not is not.
@@ -23,7 +24,7 @@ from edge_agent.host.ledger import Instance, Ledger
 from edge_agent.host.moves import STILL_S, Mover
 from edge_agent.host.sensors import GpuFacts
 from edge_agent.host.upstream import Upstream
-from edge_agent.workloads.engine import EngineState, HashSample, PauseMode
+from edge_agent.workloads.engine import EngineState, HashSample, PauseMode, Strategy
 from edge_agent.workloads.ports import CanaryOutput, GateState, InstanceSpec
 
 # For the last words to requests that are cut.
@@ -88,6 +89,8 @@ class Slot:
         self._read_cards = house.read_cards
         self._keep = keep
         self._hashes = 0
+        # Not at work for sure; a host that starts knows nothing of the engines that it finds.
+        self._server_is_off = server is None
 
     @property
     def name(self) -> str:
@@ -110,9 +113,10 @@ class Slot:
 
     async def _mine_on(self) -> int:
         self._check_health()
-        if self.instance is not None and self.instance.active:
+        if self.instance is not None and not self._server_is_off:
             raise RefusedError("busy", f"{self.name} serves {self.instance.instance_id}")
         miner = self._miner()
+        await self._take_server_off(PauseMode.ABORT)
         if self.mining is not True:
             self.mining = None
             await miner.to_work()
@@ -178,7 +182,10 @@ class Slot:
                 raise RefusedError("busy", f"{spec.instance_id} is on {known.gpu}")
             if self.instance is not None:
                 raise RefusedError("busy", f"{self.name} holds {self.instance.instance_id}")
-            await self._server().warm()
+            server = self._server()
+            if server.strategy is Strategy.RESTART and self.mining is not False:
+                raise RefusedError("busy", f"{self.name} is mining, or may be")
+            await server.warm()
             self.instance = Instance(self.name, self.config.model, spec)
             self.doors[spec.instance_id] = self._doors.door(self.name, spec.lease_id)
             self._ledger.add(self.instance)
@@ -195,6 +202,7 @@ class Slot:
             if self.mining is not False:
                 raise RefusedError("busy", f"{self.name} is mining, or may be")
             if not instance.active:
+                self._server_is_off = False  # whatever comes of it
                 await self._server().to_work()
                 instance.active = True
 
@@ -233,7 +241,8 @@ class Slot:
             if instance.ended_ns is None:
                 state = await self._shut(instance, "stopped", self._limits.drain_s)
                 mode = PauseMode.KEEP if self._keep else PauseMode.ABORT
-                await self._server().off(mode)
+                self._server_is_off = False
+                await self._take_server_off(mode)
                 self._end(instance)
                 return state
             return self._ledger.state(instance)
@@ -250,6 +259,16 @@ class Slot:
                 self.doors[instance.instance_id].end("its engine died")
                 self._ledger.shut_gate(instance)
                 instance.active = False
+
+    async def adopt(self) -> None:
+        """Take a server that nobody is served by off the GPU; a miner goes on.
+
+        Raises:
+            RefusedError, SilentEngineError: it is still there.
+        """
+        async with self.lock:
+            if self.instance is None:
+                await self._take_server_off(PauseMode.ABORT)
 
     async def host_ends(self, instance: Instance) -> None:
         """Shut the gate without a drain: this process ends now."""
@@ -312,6 +331,11 @@ class Slot:
         else:
             door.end(reason)
         return state
+
+    async def _take_server_off(self, mode: PauseMode) -> None:
+        if not self._server_is_off:
+            await self._server().off(mode)
+            self._server_is_off = True
 
     def _end(self, instance: Instance) -> None:
         instance.active = False

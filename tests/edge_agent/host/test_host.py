@@ -103,6 +103,25 @@ async def test_a_miner_that_lies_about_its_pause_is_ended(tmp_path: Path) -> Non
         await driver.activate("gpu0", "i1")
 
 
+async def test_no_miner_starts_beside_a_server_that_may_be_at_work(tmp_path: Path) -> None:
+    world = HostWorld(tmp_path)
+    world.server.work(on=True)  # as a killed host leaves it
+    async with world.engines(), world.host(), world.driver() as driver:
+        await driver.mine("gpu0", on=True)
+        assert world.server.state == "warm"
+        await driver.mine("gpu0", on=False)
+        await driver.prepare("gpu0", SPEC)
+        world.server.html = True  # its answer to the resume is lost in a page
+        with pytest.raises(DriverRefusedError):
+            await driver.activate("gpu0", "i1")
+        with pytest.raises(DriverRefusedError) as refused:
+            await driver.mine("gpu0", on=True)
+        assert refused.value.answer_code == "busy"
+        world.server.html = False
+        await driver.stop("gpu0", "i1")
+        await driver.mine("gpu0", on=True)
+
+
 async def test_a_miner_that_cannot_be_stopped_is_never_called_off(tmp_path: Path) -> None:
     world = HostWorld(tmp_path)
     async with world.engines(), world.host(), world.driver() as driver:
@@ -161,7 +180,7 @@ async def test_a_hanging_engine_hangs_neither_samples_nor_meters(tmp_path: Path)
             assert (await driver.meters(None)).meters == ()
         with pytest.raises(DriverRefusedError) as refused:
             await slow
-        assert refused.value.answer_code in {"engine_silent", "not_ready"}
+        assert refused.value.answer_code in {"engine_silent", "not_ready", "unable"}
 
 
 async def test_an_engine_that_dies_is_billed_up_to_its_last_sign_of_life(tmp_path: Path) -> None:
