@@ -5,6 +5,7 @@ meter's ``energy_mj`` stays 0: an estimate from power is no measurement, so it s
 under a name that says so (``hcp_host_energy_estimate_joules``) and in no meter.
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -32,6 +33,10 @@ class GpuFacts(Struct, frozen=True, kw_only=True):
 class Sensors(Protocol):
     """Reads every card of this machine, whatever the cards do."""
 
+    async def run(self) -> None:
+        """Keep at hand whatever reads the cards, until cancelled."""
+        ...
+
     async def read(self) -> Mapping[str, GpuFacts]:
         """Give facts by uuid, not older than a second; a card left out is unknown.
 
@@ -42,6 +47,10 @@ class Sensors(Protocol):
 
 class NoSensors:
     """For machines whose cards nobody reads: everything is unknown, and no energy is metered."""
+
+    async def run(self) -> None:
+        """Wait until cancelled: there is nothing to keep."""
+        await asyncio.Event().wait()
 
     async def read(self) -> Mapping[str, GpuFacts]:
         """Give nothing."""

@@ -56,6 +56,7 @@ class HostService:
     ) -> None:
         self.config = config
         self.ledger = ledger
+        self._sensors = sensors
         self.doors = Doors(config.proxy.door)
         self.times = PhaseTimes()
         self._clock = clock
@@ -85,6 +86,7 @@ class HostService:
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 await self.watch.read_cards()
+                group.create_task(self._sensors.run(), name="host-sensors")
                 group.create_task(self.watch.run(), name="host-watch")
                 for slot in self.slots.values():
                     group.create_task(self._adopt(slot), name=f"adopt-{slot.name}")

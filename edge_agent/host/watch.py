@@ -125,6 +125,7 @@ class Watch:
 
     async def _watch_server(self, slot: Slot) -> None:
         while slot.server is not None:
+            slot.opened.clear()
             await slot.look()
             await self._judge(slot)
             await self._pause(slot)
@@ -137,7 +138,6 @@ class Watch:
         if end_ns is not None:
             left_s = (end_ns - self._clock.boottime_ns()) / _NS_PER_S
             wait_s = min(wait_s, max(left_s, 0.001))
-        slot.opened.clear()
         try:
             async with asyncio.timeout(wait_s):
                 await slot.opened.wait()

@@ -14,7 +14,7 @@ from edge_agent.host.sensors import EnergyReading, GpuFacts
 from edge_agent.workloads.errors import DriverRefusedError
 from edge_agent.workloads.ports import InstanceSpec
 from tests.edge_agent.host.engine_program import CANARY_SHA256
-from tests.edge_agent.host.world import CLOCK, HostWorld, client, until
+from tests.edge_agent.host.world import CLOCK, HostWorld, client, get, until
 
 S = 1_000_000_000
 SPEC = InstanceSpec(instance_id="i1", lease_id="w1.1", attempt=1)
@@ -256,6 +256,22 @@ async def test_energy_is_that_of_the_card_while_the_gate_is_open(tmp_path: Path)
             await driver.mine("gpu0", on=True)
         assert refused.value.answer_code == "gpu_lost"
         await driver.stop("gpu0", "i1")  # what makes safe is never refused
+
+
+async def test_energy_guessed_from_power_is_shown_and_in_no_meter(tmp_path: Path) -> None:
+    world = HostWorld(tmp_path)
+    world.cards.facts["GPU-1"] = GpuFacts(power_w=400.0)
+    async with world.engines(), world.host() as service, world.driver() as driver:
+        await service.watch.read_cards()
+        await world.serve(driver)
+        service.watch.estimate.add(service.slots["gpu0"], 2.0)
+        _, text = await get(world.admin_port, "/metrics")
+        lines = text.decode().splitlines()
+        (guess,) = [one for one in lines if one.startswith("hcp_host_energy_estimate_joules{")]
+        assert float(guess.rsplit(" ", 1)[1]) >= 800.0
+        assert not [one for one in lines if one.startswith("hcp_host_energy_joules_total{")]
+        assert (await driver.gate("gpu0", "i1", is_open=False)).energy_mj == 0
+        assert not world.log()[-1].energy_measured
 
 
 async def test_a_host_that_is_killed_adopts_its_engines_and_begins_new_meters(

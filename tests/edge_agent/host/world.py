@@ -40,6 +40,9 @@ class Cards:
     def __init__(self) -> None:
         self.facts: dict[str, GpuFacts] = {}
 
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
     async def read(self) -> Mapping[str, GpuFacts]:
         return self.facts
 
