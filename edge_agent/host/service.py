@@ -95,9 +95,7 @@ class HostService:
 
     async def close_gates(self) -> None:
         """Shut every gate, as this process is about to end; engines go on."""
-        for slot in self.slots.values():
-            if slot.instance is not None and slot.instance.serving:
-                await slot.host_ends(slot.instance)
+        await asyncio.gather(*(slot.host_ends() for slot in self.slots.values()))
 
     # --- ops -----------------------------------------------------------------------------------
 

@@ -79,6 +79,7 @@ class Slot:
         self.facts: GpuFacts | None = None
         self.hashrate_hs: float | None = None
         self.server_ready: bool | None = None
+        self.server_state: EngineState | None = None
         self.acts = 0
         self.opened = asyncio.Event()
         self.upstream = None if server is None else Upstream(server.engine.spec.url)
@@ -267,16 +268,23 @@ class Slot:
             RefusedError, SilentEngineError: it is still there.
         """
         async with self.lock:
-            if self.instance is None:
+            if self.instance is None and self.server is not None:
+                self._server_is_off = False
                 await self._take_server_off(PauseMode.ABORT)
 
-    async def host_ends(self, instance: Instance) -> None:
-        """Shut the gate without a drain: this process ends now."""
+    async def host_ends(self) -> None:
+        """Shut an open gate without a drain: this process ends now."""
+        instance = self.instance
+        if instance is None or not instance.serving:
+            return
         door = self.doors[instance.instance_id]
         door.end("the host restarts")
         await door.drained(FAREWELL_S)
         await self.look()
-        self._ledger.shut_gate(instance)
+        try:
+            self._ledger.shut_gate(instance)
+        except OSError:
+            logger.exception("instance=%s: its end is not in the log", instance.instance_id)
 
     def close(self) -> None:
         """Let go of the engines, which go on."""
@@ -289,6 +297,7 @@ class Slot:
             return False
         asked_ns = self._now_ns()
         probe = await self.server.look()
+        self.server_state = probe.state
         self.server_ready = probe.live and probe.ready
         if self.server_ready and self.instance is not None:
             self._saw(self.instance, asked_ns)

@@ -9,16 +9,20 @@ import logging
 from collections.abc import Mapping
 
 from edge_agent.host.config import HostLimits
+from edge_agent.host.errors import RefusedError, SilentEngineError
 from edge_agent.host.ledger import HostClock, Ledger
+from edge_agent.host.moves import Mover
 from edge_agent.host.sensors import GpuFacts, Sensors
 from edge_agent.host.slot import Slot
-from edge_agent.workloads.engine import EngineState, HashSample
+from edge_agent.workloads.engine import EngineState, HashSample, Strategy
 
 logger = logging.getLogger(__name__)
 
 _NS_PER_S = 1_000_000_000
 SENSORS_S = 2.0
 REFRESH_S = 0.1
+REVIVE_S_MIN = 5.0
+REVIVE_S_MAX = 300.0
 _SENSORS_PERIOD_S = 1.0
 
 
@@ -53,6 +57,7 @@ class Watch:
         self._ledger = ledger
         self._clock = clock
         self._limits = limits
+        self._revivals: dict[str, tuple[float, float]] = {}
         self.estimate = EnergyEstimate()
 
     async def run(self) -> None:
@@ -128,6 +133,7 @@ class Watch:
             slot.opened.clear()
             await slot.look()
             await self._judge(slot)
+            await self._revive(slot, slot.server)
             await self._pause(slot)
 
     async def _pause(self, slot: Slot) -> None:
@@ -143,6 +149,24 @@ class Watch:
                 await slot.opened.wait()
         except TimeoutError:
             return
+
+    async def _revive(self, slot: Slot, server: Mover) -> None:
+        """Start a server that is gone while nobody is served by it, before somebody wants it."""
+        now_s = asyncio.get_running_loop().time()
+        gone = slot.server_state in {EngineState.ABSENT, EngineState.FAILED}
+        if slot.instance is not None or server.strategy is Strategy.RESTART or not gone:
+            return
+        due_s, wait_s = self._revivals.get(slot.name, (now_s, REVIVE_S_MIN))
+        if now_s < due_s:
+            return
+        self._revivals[slot.name] = (now_s + wait_s, min(2 * wait_s, REVIVE_S_MAX))
+        try:
+            await server.warm(server.engine.spec.start_s)
+            await slot.adopt()
+        except (RefusedError, SilentEngineError) as exc:
+            logger.warning("engine=%s does not start: %s", server.engine_id, exc)
+        else:
+            del self._revivals[slot.name]
 
     async def _judge(self, slot: Slot) -> None:
         instance = slot.instance

@@ -11,9 +11,10 @@ import pytest
 
 from edge_agent.host.door import DoorState
 from edge_agent.host.sensors import EnergyReading, GpuFacts
+from edge_agent.workloads.engine import EngineState, Probe
 from edge_agent.workloads.errors import DriverRefusedError
 from edge_agent.workloads.ports import InstanceSpec
-from tests.edge_agent.host.engine_program import CANARY_SHA256
+from tests.edge_agent.host.engine_program import CANARY_SHA256, EngineProgram
 from tests.edge_agent.host.world import CLOCK, HostWorld, client, get, until
 
 S = 1_000_000_000
@@ -202,6 +203,27 @@ async def test_an_engine_that_dies_is_billed_up_to_its_last_sign_of_life(tmp_pat
         assert [line.t for line in world.log()][-1] == "close"
         await driver.stop("gpu0", "i1")
         await driver.mine("gpu0", on=True)
+
+
+async def test_a_server_that_is_gone_is_started_before_somebody_wants_it(tmp_path: Path) -> None:
+    world = HostWorld(tmp_path)
+    async with world.engines(), world.host() as service, world.driver():
+        slot = service.slots["gpu0"]
+        assert slot.server is not None
+        await until(lambda: slot.server_state is EngineState.WARM)
+        engine, asked = slot.server.engine, []
+
+        async def prepare(deadline_s: float) -> Probe:
+            asked.append(deadline_s)
+            await world.server.start(port)
+            return await engine.probe()
+
+        engine.prepare = prepare  # type: ignore[method-assign] # a driver that starts programs
+        port = world.server.port
+        world.server.die()
+        world.server = EngineProgram()
+        await until(lambda: slot.server_state is EngineState.WARM and bool(asked))
+        assert asked == [120.0]  # the engine's own time to start, not that of an act
 
 
 async def test_a_silent_engine_that_comes_back_served_all_along(tmp_path: Path) -> None:
