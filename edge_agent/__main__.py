@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(words)
     if args.command == "version":
         return _version(as_json=args.json)
-    if args.command in {"run", "node", "config", "backtest"}:
+    if args.command in {"run", "node", "host", "config", "backtest"}:
         from edge_agent.programs import run_program
 
         return run_program(args)

@@ -1,4 +1,4 @@
-"""The programs behind the command line: ``run``, ``node`` and ``config check``."""
+"""The programs behind the command line: ``run``, ``node``, ``host`` and ``config check``."""
 
 import argparse
 import asyncio
@@ -42,12 +42,14 @@ def run_program(args: argparse.Namespace) -> int:
         _log_to_stdout()
         if args.command == "node":
             _run(run_node(load_node_config(Path(args.config))))
+        elif args.command == "host":
+            _run_host(Path(args.config))
         else:
             _run_agent(read_config(Path(args.config)))
     except (SettingsError, NodeError) as exc:
         print(exc, file=sys.stderr)
         return _EXIT_USAGE
-    except (StorageError, MarketError, BlockingIOError) as exc:
+    except (StorageError, MarketError, OSError) as exc:
         print(f"hcp-agent: {exc}", file=sys.stderr)
         return _EXIT_PROBLEM
     return _EXIT_OK
@@ -80,6 +82,16 @@ def _run_agent(config: AgentConfig) -> None:
     with _only_one(data / "lock"):
         jitter = random.Random(secrets.token_bytes(16))
         _run(_until_signal(AgentProgram(config, SystemClock(), jitter)))
+
+
+def _run_host(path: Path) -> None:
+    # Its HTTP server would be weight that agent and node carry for nothing.
+    from edge_agent.host.config import load_host_config
+    from edge_agent.host.engines import make_engine, make_sensors
+    from edge_agent.host.main import run_host
+
+    config = load_host_config(path)
+    _run(run_host(config, make_engine, make_sensors(config.sensors)))
 
 
 async def _until_signal(program: AgentProgram) -> None:

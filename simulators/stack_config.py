@@ -190,7 +190,7 @@ def node_toml(site: SiteSpec, group: GpuGroup, *, home: Path) -> str:
         f'site_id = "{site.site_id}"',
         f'listen = "unix:{place / "link.sock"}"',
         f'data_dir = "{place / "data"}"',
-        f'[driver]\nkind = "simulated"\nsocket = "{place / "gpu.sock"}"',
+        f'[driver]\nkind = "host"\nsocket = "{place / "gpu.sock"}"',
     ]
     parts += [
         f'[[device]]\ndevice_id = "{device_id}"\ngpu = "gpu{place_no}"\n'

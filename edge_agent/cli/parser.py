@@ -47,7 +47,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_programs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    for name, text in (("run", "run the site agent"), ("node", "run the node of one GPU host")):
+    for name, text in (
+        ("run", "run the site agent"),
+        ("node", "run the node of one GPU host"),
+        ("host", "run the workload host: gates, meters, engines and proxy of one GPU host"),
+    ):
         program = commands.add_parser(name, help=text)
         program.add_argument("--config", required=True, help="TOML file")
     config = commands.add_parser("config", help="the configuration")

@@ -15,9 +15,9 @@ Seconds = Annotated[float, Meta(gt=0, le=3_600)]
 
 
 class NodeDriverConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which workload driver, and where its host listens."""
+    """Which workload driver, and where its host listens (``hcp-agent host``, ``hcp-sim gpu``)."""
 
-    kind: Ident = "simulated"
+    kind: Ident = "host"
     socket: str = ""
     timeout_s: Seconds = 5.0
 
@@ -104,9 +104,9 @@ def _check(config: NodeConfig) -> Iterator[Problem]:
             if value in seen:
                 yield Problem(path=f"device[{index}].{field}", detail=f"{value} is named twice")
             seen.add(value)
-    if config.driver.kind != "simulated":
+    if config.driver.kind != "host":
         yield Problem(path="driver.kind", detail=f"no driver named {config.driver.kind}")
     if not config.driver.socket:
-        yield Problem(path="driver.socket", detail="the simulated driver needs a socket")
+        yield Problem(path="driver.socket", detail="the driver needs the socket of its host")
     if config.limits.temp_c_back >= config.limits.temp_c_max:
         yield Problem(path="limits.temp_c_back", detail="must be below temp_c_max")

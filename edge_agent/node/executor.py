@@ -95,13 +95,17 @@ class ActExecutor:
 
     async def _check_canary(self, gpu: str, instance_id: str) -> None:
         prompt = f"canary:{instance_id}"
-        output = await self._driver.canary(gpu, instance_id, prompt)
+        answer = await self._driver.canary(gpu, instance_id, prompt)
+        if answer.expected_sha256 is not None:
+            if sha256(answer.output.encode()).hexdigest() != answer.expected_sha256:
+                raise EvidenceError("canary_mismatch", f"{instance_id} gave a wrong first output")
+            return
         info = self._driver.info()
         models = {} if info is None else {one.gpu: one.model for one in info.gpus}
         model = models.get(gpu)
         if model is None:
             raise EvidenceError("no_model", f"the host does not name the model of {gpu}")
-        if output != sha256((prompt + model).encode()).hexdigest():
+        if answer.output != sha256((prompt + model).encode()).hexdigest():
             raise EvidenceError("canary_mismatch", f"{instance_id} gave a wrong first output")
 
     async def _shut(self, gpu: str, instance_id: str) -> None:

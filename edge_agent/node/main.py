@@ -14,7 +14,7 @@ from edge_agent.node.service import NodeService
 from edge_agent.node.store import MIGRATIONS, NodeStore
 from edge_agent.notify import sd_notify, watchdog_period_s
 from edge_agent.storage.writer import ThreadedWriter
-from edge_agent.workloads.simulated import SimulatedDriver
+from edge_agent.workloads.host_driver import HostDriver
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ async def run_node(config: NodeConfig) -> None:
     """
     store = NodeStore(ThreadedWriter(_store_path(config), MIGRATIONS))
     jitter = random.Random(os.urandom(16))
-    driver = SimulatedDriver(
+    driver = HostDriver(
         config.driver.socket, uniform=jitter.uniform, timeout_s=config.driver.timeout_s
     )
     service = NodeService(config, driver, store, SystemClock())
@@ -59,7 +59,7 @@ class _StopNode(Exception):  # noqa: N818 - a request, no error
 
 
 async def _serve(
-    driver: SimulatedDriver,
+    driver: HostDriver,
     service: NodeService,
     server: NodeServer,
     listening: asyncio.Event,

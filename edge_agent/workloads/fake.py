@@ -13,6 +13,7 @@ import msgspec
 
 from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError
 from edge_agent.workloads.ports import (
+    CanaryOutput,
     Capabilities,
     GateState,
     HostGpu,
@@ -170,10 +171,10 @@ class FakeDriver:
         """Make it ready."""
         await self._act("activate", gpu, lambda host: host.activate(gpu, instance_id))
 
-    async def canary(self, gpu: str, instance_id: str, prompt: str) -> str:
+    async def canary(self, gpu: str, instance_id: str, prompt: str) -> CanaryOutput:
         """Answer a prompt."""
         output = await self._act("canary", gpu, lambda host: host.canary(gpu, instance_id, prompt))
-        return output[::-1] if self.falsify else output
+        return CanaryOutput(output=output[::-1] if self.falsify else output)
 
     async def gate(self, gpu: str, instance_id: str, *, is_open: bool) -> GateState:
         """Open or shut the gate."""

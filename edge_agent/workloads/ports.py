@@ -95,6 +95,18 @@ class GateState(Struct, frozen=True, kw_only=True):
     open: bool
 
 
+class CanaryOutput(Struct, frozen=True, kw_only=True):
+    """What an instance said first, and what it had to say.
+
+    Args:
+        expected_sha256: hex digest of the right output, where the host knows it of a real engine;
+            None: the output must be the hex sha256 of ``prompt`` + model, as of a simulated one.
+    """
+
+    output: str
+    expected_sha256: str | None = None
+
+
 class Capabilities(Struct, frozen=True, kw_only=True):
     """What a driver can do.
 
@@ -140,8 +152,8 @@ class WorkloadDriver(Protocol):
         """Make the instance resident and ready."""
         ...
 
-    async def canary(self, gpu: str, instance_id: str, prompt: str) -> str:
-        """Give the instance's output for ``prompt``."""
+    async def canary(self, gpu: str, instance_id: str, prompt: str) -> CanaryOutput:
+        """Give the instance's output for ``prompt``, or for a fixed question of the host."""
         ...
 
     async def gate(self, gpu: str, instance_id: str, *, is_open: bool) -> GateState:

@@ -75,7 +75,7 @@ def programs() -> tuple[Program, ...]:
             package="hcp-agent",
             module="edge_agent",
             sources=("edge_agent", "firmware_bridges", "protocol"),
-            config=("agent.toml", "node.toml", "gpu-control.toml"),
+            config=("agent.toml", "node.toml", "host.toml", "gpu-control.toml"),
             left_out=hub_only,
         ),
         Program(
@@ -164,6 +164,7 @@ def lay_out_debian(work: Path) -> None:
         ("hcp-agent", ""),
         ("hcp-node", "hcp-agent."),
         ("hcp-gpu-control", "hcp-agent."),
+        ("hcp-host", "hcp-agent."),
         ("hcp-hub", ""),
     ):
         shutil.copy(ROOT / "systemd" / f"{unit}.service", debian / f"{owner}{unit}.service")

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 from edge_agent.config import build_site, read_config
+from edge_agent.host.config import load_host_config
 from edge_agent.node.config import load_node_config
 from firmware_bridges.nvml.control.bounds import control_config_from_toml
 from hub.config import read_config as read_hub_config
@@ -25,6 +26,8 @@ def test_what_the_agent_config_shows_in_comments_is_valid_too(tmp_path: Path) ->
 
 def test_the_packaged_node_config_is_valid() -> None:
     assert load_node_config(CONF / "node.toml").node_id == "g1"
+    host = load_host_config(CONF / "host.toml")
+    assert host.socket == load_node_config(CONF / "node.toml").driver.socket
 
 
 def test_the_packaged_gpu_control_config_is_valid_and_lets_nothing_be_set() -> None:

@@ -12,6 +12,7 @@ SYSTEMD = ROOT / "systemd"
 COMMANDS = {
     "hcp-agent": "/usr/bin/hcp-agent run --config /etc/hcp-agent/agent.toml",
     "hcp-node": "/usr/bin/hcp-agent node --config /etc/hcp-agent/node.toml",
+    "hcp-host": "/usr/bin/hcp-agent host --config /etc/hcp-agent/host.toml",
     "hcp-hub": "/usr/bin/hcp-hub serve --config /etc/hcp-hub/hub.toml",
 }
 # Keeps no state, runs as root, and ends by itself when it is stuck: no watchdog, no user.

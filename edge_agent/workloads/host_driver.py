@@ -1,4 +1,4 @@
-"""Driver of the simulated workload host: JSON lines over a Unix socket, pipelined by id."""
+"""Driver of a workload host, real or simulated: JSON lines over a Unix socket, pipelined by id."""
 
 import asyncio
 import contextlib
@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError
 from edge_agent.workloads.ports import (
+    CanaryOutput,
     Capabilities,
     GateState,
     HostGpu,
@@ -69,10 +70,6 @@ class _Hashes(Struct, frozen=True):
     hashes: int
 
 
-class _Output(Struct, frozen=True):
-    output: str
-
-
 class _Page(Struct, frozen=True):
     now_ns: int
     wall_anchor_ns: int
@@ -88,14 +85,14 @@ _head = msgspec.json.Decoder(_Head)
 _hello = msgspec.json.Decoder(_Hello)
 _samples = msgspec.json.Decoder(_Samples)
 _hashes = msgspec.json.Decoder(_Hashes)
-_output = msgspec.json.Decoder(_Output)
+_output = msgspec.json.Decoder(CanaryOutput)
 _page = msgspec.json.Decoder(_Page)
 _gate = msgspec.json.Decoder(GateState)
 _nothing = msgspec.json.Decoder(_Nothing)
 
 
-class SimulatedDriver:
-    """Client of ``hcp-sim gpu``.
+class HostDriver:
+    """Client of ``hcp-agent host``, and of ``hcp-sim gpu``, which speaks the same.
 
     Args:
         socket_path: the host's Unix socket.
@@ -129,7 +126,7 @@ class SimulatedDriver:
             await asyncio.sleep(self._uniform(BACKOFF_S_MIN / 2, limit_s))
 
     def capabilities(self) -> Capabilities:
-        """Give what the simulated host can do."""
+        """Give what every such host can do; how an engine leaves its GPU is the host's matter."""
         return Capabilities(strategies=("resident_gate",), per_gpu_pause=True, survives_node=True)
 
     def info(self) -> HostInfo | None:
@@ -160,12 +157,11 @@ class SimulatedDriver:
         """Make the instance ready."""
         await self._ask(_nothing, op="activate", gpu=gpu, instance_id=instance_id)
 
-    async def canary(self, gpu: str, instance_id: str, prompt: str) -> str:
+    async def canary(self, gpu: str, instance_id: str, prompt: str) -> CanaryOutput:
         """Give the instance's output."""
-        answer = await self._ask(
+        return await self._ask(
             _output, op="canary", gpu=gpu, instance_id=instance_id, prompt=prompt
         )
-        return answer.output
 
     async def gate(self, gpu: str, instance_id: str, *, is_open: bool) -> GateState:
         """Open or shut the gate."""

@@ -1,4 +1,4 @@
-"""The simulated driver over a real Unix socket: against the simulator, and a hostile host."""
+"""The driver of a workload host over a real socket: against the simulator, and hostile hosts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError
+from edge_agent.workloads.host_driver import HostDriver
 from edge_agent.workloads.ports import InstanceSpec
-from edge_agent.workloads.simulated import SimulatedDriver
 from simulators.gpu_command import SystemHostClock
 from simulators.gpu_host import GpuHost, TruthLine
 from simulators.gpu_server import GpuServer
@@ -51,8 +51,8 @@ def _host(truth: list[TruthLine], process_id: str) -> GpuHost:
     )
 
 
-def _driver(path: Path, timeout_s: float = 2.0) -> SimulatedDriver:
-    return SimulatedDriver(str(path), uniform=random.Random(2).uniform, timeout_s=timeout_s)
+def _driver(path: Path, timeout_s: float = 2.0) -> HostDriver:
+    return HostDriver(str(path), uniform=random.Random(2).uniform, timeout_s=timeout_s)
 
 
 async def test_every_act_on_the_real_wire(tmp_path: Path) -> None:
@@ -76,7 +76,8 @@ async def test_every_act_on_the_real_wire(tmp_path: Path) -> None:
             await driver.mine("gpu0", on=True)
         assert refused.value.answer_code == "busy"
         output = await driver.canary("gpu0", "i1", "hello")
-        assert output == sha256(b"helloH100").hexdigest()
+        assert output.output == sha256(b"helloH100").hexdigest()
+        assert output.expected_sha256 is None
         opened = await driver.gate("gpu0", "i1", is_open=True)
         assert opened.open
         page = await driver.meters(None)

@@ -1,0 +1,57 @@
+"""What a host reads of its GPUs themselves: facts, and the energy counter that the meter bills by.
+
+Theory of operation. Energy is billed from a counter of the card alone. Where there is none, the
+meter's ``energy_mj`` stays 0: an estimate from power is no measurement, so it stands in /metrics
+under a name that says so (``hcp_host_energy_estimate_joules``) and in no meter.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Protocol
+
+from msgspec import Struct
+
+
+class EnergyReading(Struct, frozen=True):
+    """An energy counter at one instant of CLOCK_BOOTTIME; only differences mean anything."""
+
+    at_ns: int
+    energy_mj: int
+
+
+class GpuFacts(Struct, frozen=True, kw_only=True):
+    """What a card says of itself; None is unknown."""
+
+    power_w: float | None = None
+    temp_c: float | None = None
+    utilisation: float | None = None
+    memory_used_mib: float | None = None
+    healthy: bool = True
+    energy: EnergyReading | None = None
+
+
+class Sensors(Protocol):
+    """Reads every card of this machine, whatever the cards do."""
+
+    async def run(self) -> None:
+        """Keep at hand whatever reads the cards, until cancelled."""
+        ...
+
+    async def read(self) -> Mapping[str, GpuFacts]:
+        """Give facts by uuid, not older than a second; a card left out is unknown.
+
+        A card that hangs is left out: this answers in time, and raises nothing of the world.
+        """
+        ...
+
+
+class NoSensors:
+    """For machines whose cards nobody reads: everything is unknown, and no energy is metered."""
+
+    async def run(self) -> None:
+        """Wait until cancelled: there is nothing to keep."""
+        await asyncio.Event().wait()
+
+    async def read(self) -> Mapping[str, GpuFacts]:
+        """Give nothing."""
+        return {}

@@ -1,0 +1,388 @@
+"""One GPU of the host: its engines, its instance of served work, and the acts of the node on them.
+
+Theory of operation.
+1. One act at a time per GPU, each bounded, each idempotent: asked again it gives what it gave.
+2. The miner and the server of a GPU are never both at work: mining refuses to start while the
+   server of an instance may be at work, and an instance to become active while the miner is not
+   seen to stand still.
+3. Shutting a gate: cordon, wait for the requests inside until the drain's deadline, have the engine
+   give one more sign of life, shut the meter at that sign, then cut or keep who is still inside.
+   So what was served is billed, and what was not is not.
+4. What is known of an engine may be wrong once it dies; ``watch.py`` looks at it all the time.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from msgspec import Struct
+
+from edge_agent.host.config import GpuConfig, HostLimits
+from edge_agent.host.door import Door, Doors
+from edge_agent.host.errors import RefusedError, SilentEngineError
+from edge_agent.host.ledger import Instance, Ledger
+from edge_agent.host.moves import STILL_S, Mover
+from edge_agent.host.sensors import GpuFacts
+from edge_agent.host.upstream import Upstream
+from edge_agent.workloads.engine import EngineState, HashSample, PauseMode, Strategy
+from edge_agent.workloads.ports import CanaryOutput, GateState, InstanceSpec
+
+# For the last words to requests that are cut.
+FAREWELL_S = 0.5
+
+logger = logging.getLogger(__name__)
+
+
+class House(Struct, frozen=True):
+    """What all GPUs of a host share.
+
+    Args:
+        now_ns: CLOCK_BOOTTIME. read_cards: reads every card anew, in a short time or not at all.
+    """
+
+    ledger: Ledger
+    doors: Doors
+    now_ns: Callable[[], int]
+    read_cards: Callable[[], Awaitable[None]]
+
+
+class Slot:
+    """One GPU.
+
+    Args:
+        config: of the GPU. miner, server: its engines, where it has them.
+        house: what all GPUs share. keep: requests that outlive their gate are kept, not ended.
+
+    Attributes:
+        mining: whether the miner is at work; None: unknown. instance: of served work, if any.
+        facts: newest of the card; None: unknown. acts: of the miner so far, so that a look that
+            was begun before one is not taken for one after it.
+    """
+
+    def __init__(
+        self,
+        config: GpuConfig,
+        miner: Mover | None,
+        server: Mover | None,
+        *,
+        house: House,
+        limits: HostLimits,
+        keep: bool = False,
+    ) -> None:
+        self.config = config
+        self.miner = miner
+        self.server = server
+        self.lock = asyncio.Lock()
+        self.mining: bool | None = False if miner is None else None
+        self.instance: Instance | None = None
+        self.doors: dict[str, Door] = {}
+        self.facts: GpuFacts | None = None
+        self.hashrate_hs: float | None = None
+        self.server_ready: bool | None = None
+        self.server_state: EngineState | None = None
+        self.acts = 0
+        self.opened = asyncio.Event()
+        self.upstream = None if server is None else Upstream(server.engine.spec.url)
+        self._doors = house.doors
+        self._ledger = house.ledger
+        self._limits = limits
+        self._now_ns = house.now_ns
+        self._read_cards = house.read_cards
+        self._keep = keep
+        self._hashes = 0
+        # Not at work for sure; a host that starts knows nothing of the engines that it finds.
+        self._server_is_off = server is None
+
+    @property
+    def name(self) -> str:
+        """Give the GPU's name."""
+        return self.config.name
+
+    # --- the miner -----------------------------------------------------------------------------
+
+    async def mine(self, *, on: bool) -> int:
+        """Start or stop the miner; give its hash counter, which was seen to stand still when off.
+
+        Raises:
+            RefusedError, SilentEngineError: it did not, or it is not known.
+        """
+        async with self.lock:
+            self.acts += 1
+            if on:
+                return await self._mine_on()
+            return await self._mine_off()
+
+    async def _mine_on(self) -> int:
+        self._check_health()
+        if self.instance is not None and not self._server_is_off:
+            raise RefusedError("busy", f"{self.name} serves {self.instance.instance_id}")
+        miner = self._miner()
+        await self._take_server_off(PauseMode.ABORT)
+        if self.mining is not True:
+            self.mining = None
+            await miner.to_work()
+            self.mining = True
+        return await self._count(miner)
+
+    async def _mine_off(self) -> int:
+        if self.miner is None:
+            return 0
+        stood = self._hashes
+        if self.mining is False and await self._count(self.miner) == stood:
+            return stood
+        self.mining = None
+        await self.miner.off(PauseMode.KEEP)
+        stood = await self._standstill(self.miner)
+        self.mining = False
+        return stood
+
+    async def _standstill(self, miner: Mover) -> int:
+        """Wait until the counter stands still, or its process is gone.
+
+        Raises:
+            RefusedError: it moves on, or cannot be read from a miner that is alive.
+        """
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + self._limits.act_s
+        before = await miner.sample()
+        while loop.time() < until_s:
+            await asyncio.sleep(STILL_S)
+            probe, after = await miner.look(), await miner.sample()
+            if probe.state is EngineState.ABSENT:
+                return self._hashes
+            counts = _hashes(before), _hashes(after)
+            if counts[1] is not None and counts[0] == counts[1]:
+                self._hashes = counts[1]
+                return counts[1]
+            before = after
+        raise RefusedError("still_hashing", f"the hash counter of {self.name} does not stand still")
+
+    async def _count(self, miner: Mover) -> int:
+        hashes = _hashes(await miner.sample())
+        if hashes is not None:
+            self._hashes = hashes
+        elif self.mining is not False:
+            raise SilentEngineError(f"{miner.engine_id} does not give its hash counter")
+        return self._hashes
+
+    # --- served work ---------------------------------------------------------------------------
+
+    async def prepare(self, spec: InstanceSpec) -> None:
+        """Make an instance with its gate shut, its engine warm.
+
+        Raises:
+            RefusedError: ``busy``, ``no_engine``, or the engine fails. SilentEngineError: it is
+                still starting.
+        """
+        async with self.lock:
+            self._check_health()
+            known = self._ledger.find(spec.instance_id)
+            if known is not None and known.gpu == self.name:
+                return
+            if known is not None:
+                raise RefusedError("busy", f"{spec.instance_id} is on {known.gpu}")
+            if self.instance is not None:
+                raise RefusedError("busy", f"{self.name} holds {self.instance.instance_id}")
+            server = self._server()
+            if server.strategy is Strategy.RESTART and self.mining is not False:
+                raise RefusedError("busy", f"{self.name} is mining, or may be")
+            await server.warm()
+            self.instance = Instance(self.name, self.config.model, spec)
+            self.doors[spec.instance_id] = self._doors.door(self.name, spec.lease_id)
+            self._ledger.add(self.instance)
+
+    async def activate(self, instance_id: str) -> None:
+        """Bring the instance's engine to work.
+
+        Raises:
+            RefusedError: ``busy`` while the miner is not off. SilentEngineError: unknown.
+        """
+        async with self.lock:
+            self._check_health()
+            instance = self._present(instance_id)
+            if self.mining is not False:
+                raise RefusedError("busy", f"{self.name} is mining, or may be")
+            if not instance.active:
+                self._server_is_off = False  # whatever comes of it
+                await self._server().to_work()
+                instance.active = True
+
+    async def canary(self, instance_id: str) -> CanaryOutput:
+        """Have the instance's engine answer its fixed question.
+
+        Raises:
+            RefusedError: wrongly, or it is not active. SilentEngineError: it does not answer.
+        """
+        async with self.lock:
+            self._check_health()
+            if not self._present(instance_id).active:
+                raise RefusedError("no_instance", f"{instance_id} is not active")
+            return await self._server().canary()
+
+    async def gate(self, instance_id: str, *, is_open: bool) -> GateState:
+        """Open or shut the gate, and give the counters at that instant.
+
+        Raises:
+            RefusedError: ``no_instance`` when it is gone, or not active and asked to open.
+        """
+        async with self.lock:
+            instance = self._ledger.on_gpu(self.name, instance_id)
+            if is_open:
+                return await self._open(instance)
+            return await self._shut(instance, "preempted", self._limits.drain_s)
+
+    async def stop(self, instance_id: str) -> GateState:
+        """Shut the gate and take the engine off the GPU; the meter stays readable.
+
+        Raises:
+            RefusedError, SilentEngineError: it is not off; asked again, it is tried again.
+        """
+        async with self.lock:
+            instance = self._ledger.on_gpu(self.name, instance_id)
+            if instance.ended_ns is None:
+                state = await self._shut(instance, "stopped", self._limits.drain_s)
+                mode = PauseMode.KEEP if self._keep else PauseMode.ABORT
+                self._server_is_off = False
+                await self._take_server_off(mode)
+                self._end(instance)
+                return state
+            return self._ledger.state(instance)
+
+    async def completed(self, instance: Instance) -> None:
+        """Note that the asked served time is over: nobody enters, who is inside is sent out."""
+        self.doors[instance.instance_id].end("completed")
+
+    async def engine_died(self, instance: Instance) -> None:
+        """Shut the gate of an engine that gives no sign of life, at its last one."""
+        async with self.lock:
+            if instance.meter.open:
+                logger.error("instance=%s gpu=%s: its engine died", instance.instance_id, self.name)
+                self.doors[instance.instance_id].end("its engine died")
+                self._ledger.shut_gate(instance)
+                instance.active = False
+
+    async def adopt(self) -> None:
+        """Take a server that nobody is served by off the GPU; a miner goes on.
+
+        Raises:
+            RefusedError, SilentEngineError: it is still there.
+        """
+        async with self.lock:
+            if self.instance is None and self.server is not None:
+                self._server_is_off = False
+                await self._take_server_off(PauseMode.ABORT)
+
+    async def host_ends(self) -> None:
+        """Shut an open gate without a drain: this process ends now."""
+        instance = self.instance
+        if instance is None or not instance.serving:
+            return
+        door = self.doors[instance.instance_id]
+        door.end("the host restarts")
+        await door.drained(FAREWELL_S)
+        await self.look()
+        try:
+            self._ledger.shut_gate(instance)
+        except OSError:
+            logger.exception("instance=%s: its end is not in the log", instance.instance_id)
+
+    def close(self) -> None:
+        """Let go of the engines, which go on."""
+        if self.upstream is not None:
+            self.upstream.close()
+
+    async def look(self) -> bool:
+        """See whether the server is able to work; that is evidence for an open gate's meter."""
+        if self.server is None:
+            return False
+        asked_ns = self._now_ns()
+        probe = await self.server.look()
+        self.server_state = probe.state
+        self.server_ready = probe.live and probe.ready
+        if self.server_ready and self.instance is not None:
+            self._saw(self.instance, asked_ns)
+        return self.server_ready
+
+    def seen(self, instance: Instance) -> None:
+        """Note a sign of life of an instance's engine."""
+        self._saw(instance, self._now_ns())
+
+    # --- within an act -------------------------------------------------------------------------
+
+    async def _open(self, instance: Instance) -> GateState:
+        if instance.meter.opened_ns is None:
+            self._check_health()
+            if not instance.active or instance is not self.instance:
+                raise RefusedError("no_instance", f"{instance.instance_id} is not active")
+            await self._read_cards()
+            instance.reading = None if self.facts is None else self.facts.energy
+            self._ledger.open_gate(instance)
+            door = self.doors[instance.instance_id]
+            for other in self.doors.values():
+                if other is not door and other.lease_id == door.lease_id:
+                    door.take_over(other)
+                elif other is not door:
+                    other.end("its device serves another lease")
+            door.open()
+            self.opened.set()
+        return self._ledger.state(instance)
+
+    async def _shut(self, instance: Instance, reason: str, drain_s: float) -> GateState:
+        if not instance.meter.open:
+            return self._ledger.shut_gate(instance)
+        door = self.doors[instance.instance_id]
+        door.cordon()
+        left = await door.drained(drain_s)
+        await asyncio.gather(self.look(), self._read_cards())
+        state = self._ledger.shut_gate(instance)
+        if left and self._keep and not instance.meter.completed:
+            door.hold()
+        else:
+            door.end(reason)
+        return state
+
+    async def _take_server_off(self, mode: PauseMode) -> None:
+        if not self._server_is_off:
+            await self._server().off(mode)
+            self._server_is_off = True
+
+    def _end(self, instance: Instance) -> None:
+        instance.active = False
+        instance.ended_ns = self._now_ns()
+        if self.instance is instance:
+            self.instance = None
+        for name, door in list(self.doors.items()):
+            if not door.inside and self._ledger_ended(name):
+                door.end("stopped")
+                del self.doors[name]
+
+    def _ledger_ended(self, instance_id: str) -> bool:
+        found = self._ledger.find(instance_id)
+        return found is None or found.ended_ns is not None
+
+    def _saw(self, instance: Instance, at_ns: int) -> None:
+        instance.seen_ns = max(instance.seen_ns, at_ns)
+
+    def _present(self, instance_id: str) -> Instance:
+        instance = self.instance
+        if instance is None or instance.instance_id != instance_id:
+            raise RefusedError("no_instance", instance_id)
+        return instance
+
+    def _check_health(self) -> None:
+        if self.facts is not None and not self.facts.healthy:
+            raise RefusedError("gpu_lost", self.name)
+
+    def _miner(self) -> Mover:
+        if self.miner is None:
+            raise RefusedError("no_engine", f"{self.name} has no miner")
+        return self.miner
+
+    def _server(self) -> Mover:
+        if self.server is None:
+            raise RefusedError("no_engine", f"{self.name} serves no work")
+        return self.server
+
+
+def _hashes(sample: object) -> int | None:
+    return sample.hashes if isinstance(sample, HashSample) else None

@@ -1,0 +1,342 @@
+"""The proxy over real sockets: what passes, what waits, what is cut, and who is hostile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from edge_agent.workloads.host_driver import HostDriver
+from edge_agent.workloads.ports import InstanceSpec
+from tests.edge_agent.host.world import Client, HostWorld, client, get, until
+
+CHAT = "/i/i1/v1/chat/completions"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@asynccontextmanager
+async def _serving(world: HostWorld) -> AsyncIterator[HostDriver]:
+    async with world.engines(), world.host(), world.driver() as driver:
+        await world.serve(driver)
+        yield driver
+
+
+def _error(body: bytes) -> str:
+    return str(json.loads(body)["error"]["code"])
+
+
+async def test_an_answer_passes_and_is_metered(tmp_path: Path) -> None:
+    world = HostWorld(tmp_path)
+    async with _serving(world), client(world.port) as one:
+        for path in (CHAT, "/l/w1.1/v1/chat/completions?a=b"):
+            await one.post(path, {"n": 5}, "Authorization: Bearer mine", "X-Hop: 1", "TE: trailers",
+                           "Connection: X-Hop", "Cookie: a=b")  # fmt: skip
+            status, headers, body = await one.answer()
+            assert (status, headers["content-type"]) == (200, "application/json")
+            assert json.loads(body)["choices"][0]["message"]["content"] == "xxxxx"
+        _, path, headers = world.server.seen[-1]
+        assert path == "/v1/chat/completions?a=b"
+        assert headers["authorization"] == "Bearer secret"
+        assert not {"x-hop", "te", "connection", "cookie"} & set(headers)
+        tally = world.service.ledger.find("i1").tally  # type: ignore[union-attr] # it is there
+        assert (tally.requests, tally.tokens_in, tally.tokens_out) == (2, 14, 10)
+        assert (tally.failed, tally.uncounted) == (0, 0)
+
+
+@pytest.mark.parametrize("uncounted", [0, 1])
+async def test_a_stream_passes_event_by_event(tmp_path: Path, uncounted: int) -> None:
+    world, usage = HostWorld(tmp_path), not uncounted
+    async with _serving(world), client(world.port) as one:
+        await one.post(CHAT, {"stream": True, "n": 4, "delay_s": 0.05, "usage": usage})
+        status, headers = await one.head()
+        assert (status, headers["content-type"]) == (200, "text/event-stream")
+        assert "x-hop" not in headers
+        assert b"t0" in await one.chunk()  # while the engine is still at work on the rest
+        assert world.service.slots["gpu0"].doors["i1"].inside == 1
+        rest = b""
+        while data := await one.chunk():
+            rest += data
+        assert rest.endswith(b"data: [DONE]\n\n")
+        await until(lambda: world.service.slots["gpu0"].doors["i1"].inside == 0)
+        tally = world.service.ledger.find("i1").tally  # type: ignore[union-attr] # it is there
+        assert (tally.tokens_out, tally.uncounted) == (4, uncounted)
+
+
+async def test_only_known_paths_pass(tmp_path: Path) -> None:
+    world = HostWorld(tmp_path)
+    async with _serving(world):
+        asked = len(world.server.seen)
+        for path, status in (
+            ("/i/i1/v1/models", 200),
+            ("/i/i1/sleep", 404),
+            ("/i/i1/v1/../sleep", 404),
+            ("/i/i1/v1/%2e%2e/sleep", 404),
+            ("/i/i1/v1/chat/completions", 405),
+            ("/i/other/v1/models", 404),
+            ("/l/other/v1/models", 404),
+            ("/", 404),
+            ("/metrics", 404),
+        ):
+            assert (await get(world.port, path))[0] == status, path
+        paths = [path for _, path, _ in world.server.seen[asked:]]
+        assert paths == ["/v1/models"]
+
+
+async def test_a_shut_gate_holds_for_a_while_then_says_when_to_come_again(tmp_path: Path) -> None:
+    world = HostWorld(tmp_path)
+    async with world.engines(), world.host(), world.driver() as driver:
+        await until(lambda: world.service.slots["gpu0"].mining is False)
+        spec = InstanceSpec(instance_id="i1", lease_id="w1.1", attempt=1)
+        await driver.prepare("gpu0", spec)
+        async with client(world.port) as one:
+            loop = asyncio.get_running_loop()
+            began_s = loop.time()
+            await one.post(CHAT, {})
+            status, headers, body = await one.answer()
+            assert (status, headers["retry-after"], _error(body)) == (503, "1", "gate_shut")
+            assert 0.2 <= loop.time() - began_s < 1.0
+        async with client(world.port) as one:
+            await driver.activate("gpu0", "i1")
+            await one.post(CHAT, {})
+            await until(lambda: world.service.doors.waiting == 1)
+            await driver.gate("gpu0", "i1", is_open=True)
+            assert (await one.answer())[0] == 200
+
+
+async def test_the_queue_before_a_gate_is_bounded(tmp_path: Path) -> None:
+    world = HostWorld(tmp_path)
+    async with world.engines(), world.host(), world.driver() as driver:
+        await driver.prepare("gpu0", InstanceSpec(instance_id="i1", lease_id="w1.1", attempt=1))
+        answers = await asyncio.gather(*(_one(world.port) for _ in range(10)))
+        codes = sorted(_error(body) for _, _, body in answers)
+        assert codes == ["busy"] * 6 + ["gate_shut"] * 4
+
+
+async def _one(
+    port: int, body: dict[str, object] | None = None
+) -> tuple[int, dict[str, str], bytes]:
+    async with client(port) as one:
+        await one.post(CHAT, body or {})
+        return await one.answer()
+
+
+async def test_a_drain_lets_requests_finish_and_cuts_what_takes_too_long(tmp_path: Path) -> None:
+    world = HostWorld(tmp_path)
+    async with _serving(world) as driver, client(world.port) as short, client(world.port) as long:
+        await short.post(CHAT, {"stream": True, "n": 3, "delay_s": 0.05})
+        await long.post(CHAT, {"stream": True, "n": 100, "delay_s": 0.05})
+        assert (await short.head())[0] == (await long.head())[0] == 200
+        shut = await driver.gate("gpu0", "i1", is_open=False)
+        assert not shut.open
+        assert shut.served_ns >= 250_000_000  # it served on through the drain
+        done = b"".join([data async for data in _chunks(short)])
+        assert done.endswith(b"[DONE]\n\n")
+        cut = b"".join([data async for data in _chunks(long)])
+        *_, event = cut.strip().split(b"\n\n")
+        assert event.startswith(b"event: error\ndata: ")
+        assert _error(event.split(b"data: ", 1)[1]) == "preempted"
+        status, _, body = await _one(world.port)
+        assert (status, _error(body)) == (410, "ended")
+        await until(lambda: world.server.aborted == 1)
+
+
+async def _chunks(one: Client) -> AsyncIterator[bytes]:
+    while data := await one.chunk():
+        yield data
+
+
+async def test_a_host_that_is_asked_to_stop_says_so_to_its_streams(tmp_path: Path) -> None:
+    world = HostWorld(tmp_path)
+    async with _serving(world), client(world.port) as one:
+        await one.post(CHAT, {"stream": True, "n": 100, "delay_s": 0.05})
+        assert (await one.head())[0] == 200
+        await world.service.close_gates()
+        body = b"".join([data async for data in _chunks(one)])
+        assert _error(body.rsplit(b"data: ", 1)[1]) == "preempted"
+        assert world.log()[-1].t == "close"
+
+
+async def test_kept_streams_go_on_behind_the_next_gate_of_their_lease(tmp_path: Path) -> None:
+    world = HostWorld(tmp_path, outlive="keep")
+    async with _serving(world) as driver, client(world.port) as one:
+        await one.post(CHAT, {"stream": True, "n": 30, "delay_s": 0.03})
+        assert (await one.head())[0] == 200
+        await driver.gate("gpu0", "i1", is_open=False)
+        await driver.stop("gpu0", "i1")
+        await driver.mine("gpu0", on=True)
+        counted = world.service.ledger.find("i1").tally  # type: ignore[union-attr] # it is there
+        assert counted.failed == 0
+        await world.serve(driver, "i2")
+        body = b"".join([data async for data in _chunks(one)])
+        assert body.count(b"data: ") == 31
+        assert body.endswith(b"[DONE]\n\n")
+
+
+@pytest.mark.parametrize("kind", ["stream", "whole"])
+async def test_an_engine_that_dies_is_said(tmp_path: Path, kind: str) -> None:
+    world, stream = HostWorld(tmp_path), kind == "stream"
+    async with _serving(world), client(world.port) as one:
+        world.server.die_after, before = 2, len(world.server.seen)
+        await one.post(CHAT, {"stream": stream, "n": 5, "delay_s": 0.05 if stream else 1.0})
+        if stream:
+            status, _, body = await one.answer()
+            assert status == 200
+            assert _error(body.rsplit(b"data: ", 1)[1]) == "engine_died"
+        else:
+            await until(lambda: len(world.server.seen) > before)
+            world.server.die()
+            status, _, body = await one.answer()
+            assert (status, _error(body)) == (502, "engine_died")
+        assert world.service.ledger.find("i1").tally.failed == 1  # type: ignore[union-attr] # there
+
+
+async def test_an_engine_that_answers_garbage_or_nothing_is_said(tmp_path: Path) -> None:
+    world = HostWorld(tmp_path)
+    async with _serving(world):
+        world.server.html = True
+        status, headers, body = await _one(world.port)
+        assert (status, headers["content-type"], body) == (200, "text/html", b"<html>busy</html>")
+        world.server.html, world.server.silent = False, True
+        world.request = world.request  # the limit of 2 s is the proxy's
+        async with client(world.port) as one:
+            await one.post(CHAT, {})
+            status, _, body = await one.answer()
+            assert (status, _error(body)) in {(504, "engine_silent"), (503, "preempted")}
+
+
+async def test_a_client_that_leaves_frees_its_engine(tmp_path: Path) -> None:
+    world = HostWorld(tmp_path)
+    async with _serving(world):
+        async with client(world.port) as one:
+            await one.post(CHAT, {"stream": True, "n": 1_000, "delay_s": 0.01})
+            await one.head()
+        await until(lambda: world.service.slots["gpu0"].doors["i1"].inside == 0)
+        await until(lambda: world.server.aborted == 1)
+
+
+async def test_a_client_that_does_not_read_slows_the_engine_and_is_cut(tmp_path: Path) -> None:
+    world = HostWorld(tmp_path)
+    world.request = type(world.request)(client_s=0.3)
+    async with _serving(world), client(world.port) as one:
+        one.reader._transport.pause_reading()  # type: ignore[attr-defined] # as a stalled client
+        await one.post(CHAT, {"stream": True, "n": 5_000, "pad": 4_000})
+        await until(lambda: world.service.slots["gpu0"].doors["i1"].inside == 1)
+        await until(lambda: world.service.slots["gpu0"].doors["i1"].inside == 0, 10)
+        tally = world.service.ledger.find("i1").tally  # type: ignore[union-attr] # it is there
+        assert tally.failed == 1
+        assert tally.tokens_out < 5_000  # the rest was never taken from the engine
+
+
+async def test_a_body_is_bounded_whatever_its_shape(tmp_path: Path) -> None:
+    world = HostWorld(tmp_path)
+    async with _serving(world):
+        async with client(world.port) as one:
+            one.writer.write(
+                f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 10001\r\n\r\n".encode()
+            )
+            status, headers, body = await one.answer()
+            assert (status, _error(body), headers["connection"]) == (413, "too_large", "close")
+        async with client(world.port) as one:
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            one.writer.write(head.encode())
+            for _ in range(11):
+                one.writer.write(b"3e8\r\n" + b"x" * 1_000 + b"\r\n")
+            status, _, body = await one.answer()
+            assert (status, _error(body)) == (413, "too_large")
+        async with client(world.port) as one:
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{"
+            one.writer.write(head.encode())
+            status, _, body = await one.answer()
+            assert (status, _error(body)) == (408, "too_slow")
+        async with client(world.port) as one:
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            one.writer.write(head.encode() + b"d\r\n" + b'{"n":      2}' + b"\r\n0\r\n\r\n")
+            assert (await one.answer())[0] == 200
+        assert world.server.bodies[-1] == b'{"n":      2}'
+
+
+@pytest.mark.parametrize(
+    ("sent", "answer"),
+    [
+        (b"", b"HTTP/1.1 408"),
+        (b"POST /i/i1/v1/chat/completions HTTP/1.1\r\nHost:", b"HTTP/1.1 408"),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * 9_000 + b"\r\n\r\n", b"HTTP/1.1 431"),
+        (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", b"HTTP/1.1 431"),
+        (b"GET /" + b"x" * 9_000 + b" HTTP/1.1\r\n\r\n", b"HTTP/1.1 431"),
+        (b"\x16\x03\x01\x02\x00\x01\x00", b"HTTP/1.1 400"),
+        (b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", b"HTTP/1.1 400"),
+        (b"GET / HTTP/1.1\r\nContent-Length: 1\r\n" + CHUNKED, b"HTTP/1.1 400"),
+        (b"GET / HTTP/1.1\r\nX : y\r\n\r\n", b"HTTP/1.1 400"),
+    ],
+)  # fmt: skip
+async def test_hostile_heads_end_their_connection(
+    tmp_path: Path, sent: bytes, answer: bytes
+) -> None:
+    world = HostWorld(tmp_path)
+    async with _serving(world), client(world.port) as one:
+        one.writer.write(sent)
+        async with asyncio.timeout(3):
+            assert (await one.reader.read()).startswith(answer)
+        assert (await _one(world.port))[0] == 200
+
+
+async def test_a_head_that_never_ends_is_refused_early(tmp_path: Path) -> None:
+    world = HostWorld(tmp_path)
+    async with _serving(world), client(world.port) as one:
+        one.writer.write(b"GET / HTTP/1.1\r\nX: ")
+        async with asyncio.timeout(3):
+            for _ in range(3):
+                one.writer.write(b"x" * 4_096)
+                await asyncio.sleep(0.02)
+            assert (await one.reader.read()).startswith(b"HTTP/1.1 431")
+
+
+async def test_requests_before_the_last_answer_end_the_connection(tmp_path: Path) -> None:
+    world = HostWorld(tmp_path)
+    async with _serving(world), client(world.port) as one:
+        await one.post(CHAT, {"n": 1, "delay_s": 0.2})
+        await one.post(CHAT, {"n": 1, "delay_s": 0.2})
+        async with asyncio.timeout(3):
+            assert await one.reader.read() == b""
+
+
+async def test_crlf_between_requests_does_not_keep_a_connection_open(tmp_path: Path) -> None:
+    world = HostWorld(tmp_path)
+    async with _serving(world), client(world.port) as one:
+        await one.post(CHAT, {"n": 1})
+        assert (await one.answer())[0] == 200
+        one.writer.write(b"\r\n")
+        async with asyncio.timeout(3):
+            assert await one.reader.read() == b""
+
+
+async def test_too_many_connections_are_turned_away(tmp_path: Path) -> None:
+    world = HostWorld(tmp_path)
+    world.http = type(world.http)(connections_max=2)
+    async with _serving(world), client(world.port), client(world.port), client(world.port) as last:
+        async with asyncio.timeout(3):
+            assert (await last.reader.read()).startswith(b"HTTP/1.1 503")
+
+
+async def test_metrics_and_status_tell_what_happened(tmp_path: Path) -> None:
+    world = HostWorld(tmp_path)
+    async with _serving(world), client(world.port) as one:
+        await one.post(CHAT, {"n": 5})
+        await one.answer()
+        status, text = await get(world.admin_port, "/metrics")
+        lines = text.decode().splitlines()
+        labels = '{gpu="gpu0",instance="i1",lease="w1.1"}'
+        assert status == 200
+        assert f"hcp_host_tokens_out_total{labels} 5.0" in lines
+        assert f"hcp_host_gate_open{labels} 1" in lines
+        assert 'hcp_host_mining{gpu="gpu0"} 0' in lines
+        count = 'hcp_host_act_seconds_count{act="gate_open",gpu="gpu0",outcome="done"} 1'
+        assert count in lines
+        status, body = await get(world.admin_port, "/status")
+        found = json.loads(body)["gpus"][0]["instance"]
+        assert (found["instance_id"], found["gate_open"], found["requests"]) == ("i1", True, 1)
+        assert (await get(world.admin_port, "/nothing"))[0] == 404

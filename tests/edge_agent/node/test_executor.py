@@ -1,0 +1,51 @@
+"""The node holds a first output against what it must be, of a real host and of a simulated one."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+import pytest
+
+from edge_agent.node import phases
+from edge_agent.node.errors import EvidenceError
+from edge_agent.node.executor import ActExecutor
+from edge_agent.workloads.fake import FakeDriver
+from edge_agent.workloads.ports import CanaryOutput, HostGpu, HostInfo
+
+
+class _Driver(FakeDriver):
+    """Says what the test has it say."""
+
+    def __init__(self, said: CanaryOutput) -> None:
+        self.said = said
+
+    def info(self) -> HostInfo:
+        gpus = (HostGpu(gpu="gpu0", model="H100"),)
+        return HostInfo(host_id="h", process_id="p", boot_id="b", gpus=gpus)
+
+    async def canary(self, gpu: str, instance_id: str, prompt: str) -> CanaryOutput:
+        return self.said
+
+
+RIGHT = sha256(b"four").hexdigest()
+SIMULATED = sha256(b"canary:i1H100").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        (CanaryOutput(output="four", expected_sha256=RIGHT), True),
+        (CanaryOutput(output="five", expected_sha256=RIGHT), False),
+        (CanaryOutput(output="four", expected_sha256=""), False),
+        (CanaryOutput(output=SIMULATED), True),
+        (CanaryOutput(output="four"), False),
+    ],
+)
+async def test_a_first_output_is_checked(said: CanaryOutput, right: bool) -> None:  # noqa: FBT001 - a case
+    executor = ActExecutor(_Driver(said))
+    if right:
+        await executor.run("gpu0", phases.CheckCanary("i1"))
+        return
+    with pytest.raises(EvidenceError) as caught:
+        await executor.run("gpu0", phases.CheckCanary("i1"))
+    assert caught.value.reason == "canary_mismatch"
