@@ -87,11 +87,12 @@ def _run_agent(config: AgentConfig) -> None:
 def _run_host(path: Path) -> None:
     # Its HTTP server would be weight that agent and node carry for nothing.
     from edge_agent.host.config import load_host_config
-    from edge_agent.host.engines import make_engine, make_sensors
+    from edge_agent.host.engines import engine_factory, make_sensors, memory_of
     from edge_agent.host.main import run_host
 
     config = load_host_config(path)
-    _run(run_host(config, make_engine, make_sensors(config.sensors)))
+    sensors = make_sensors(config)
+    _run(run_host(config, engine_factory(config, memory_of(sensors)), sensors))
 
 
 async def _until_signal(program: AgentProgram) -> None:
