@@ -21,12 +21,15 @@ from simulators.market_replay import dearest_hour
 from simulators.stack import CUSTOMER_ID, PRICES_USD_PER_H, Stack, parse_json
 from simulators.stack_config import (
     DESIGN_SITES,
+    GpuGroup,
     MarketSpec,
     SeededMarket,
     SiteSpec,
     Tuning,
+    gpu_device_ids,
     scaled,
 )
+from simulators.stack_real import complete, shares_of
 from simulators.truth import Price, bill, read_truth, stays
 
 DEFAULT_SCALE = 0.01
@@ -141,13 +144,41 @@ async def _play(stack: Stack, report: Report, seconds: float | None, stop: async
                 12,
             ),
         ]
-        await _pause(stop, 8.0)
+        await _play_real(stack, report, live)
+        await _pause(stop, 4.0)
         await stack.customer.delete(f"/api/v1/workloads/{served[0]}")
         report.workloads[served[0]] = (await stack.wait_state(served[0], {"cancelled"}))["state"]
         report.workloads[served[1]] = (await stack.wait_state(served[1], {"completed"}))["state"]
         while not stop.is_set() and (end is None or loop.time() < end):
             left = 1.0 if end is None else min(1.0, end - loop.time())
             await _pause(stop, max(0.01, left))
+
+
+async def _play_real(stack: Stack, report: Report, live: LiveClient) -> None:
+    """Have a real model served twice, its GPU's miner hashing before, between and after."""
+    for site in stack.sites:
+        for group in site.gpus:
+            if not group.real:
+                continue
+            ports = stack.real[group.node_id]
+            for number in (1, 2):
+                wish = {"device_class": group.model, "count": group.count}
+                workload_id = await _submit(stack, report, live, f"real-{number}", wish, None)
+                lease_id = await _lease_on(stack, site, group)
+                for _ in range(3):
+                    report.real.answers.append(await complete(ports, lease_id))
+                await stack.customer.delete(f"/api/v1/workloads/{workload_id}")
+                ended = await stack.wait_state(workload_id, {"cancelled"})
+                report.workloads[workload_id] = ended["state"]
+            say(f"real      {len(report.real.answers)} completions of a real model")
+
+
+async def _lease_on(stack: Stack, site: SiteSpec, group: GpuGroup) -> str:
+    """Give the lease that the first GPU of a group serves."""
+    name = gpu_device_ids(group)[0]
+    items = parse_json(await stack.agent_command(site, "devices", name, "--json"))["items"]
+    lease_id: str = items[0]["device"]["lease_id"]
+    return lease_id
 
 
 async def _submit(
@@ -169,6 +200,8 @@ async def _submit(
 
 async def _close_books(stack: Stack, report: Report, times: dict[str, Any]) -> None:
     """Close the invoice of the whole run and compare it with the simulators' truth."""
+    for ports in stack.real.values():
+        report.real.shares += await shares_of(ports)
     for site in stack.sites:
         switches = parse_json(
             await stack.agent_command(site, "switches", "--json", "--limit", "100000")

@@ -7,6 +7,30 @@ from decimal import Decimal
 from typing import Any
 
 from simulators.stack_config import MarketSpec, SiteSpec
+from simulators.stack_real import Answered
+
+
+class Real:
+    """What the processes on GPUs that are none have really done."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answered] = []
+        self.shares = 0
+
+    @property
+    def good(self) -> bool:
+        """Tell whether the model said the same after each switch, and the pool took work."""
+        texts = {(answer.text, answer.tokens) for answer in self.answers}
+        return len(self.answers) >= 2 and len(texts) == 1 and self.shares > 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it for programs."""
+        return {
+            "completions": len(self.answers),
+            "tokens": sum(answer.tokens for answer in self.answers),
+            "same_answer": len({answer.text for answer in self.answers}) == 1,
+            "shares_accepted": self.shares,
+        }
 
 
 class Report:
@@ -36,6 +60,7 @@ class Report:
         self.devices_timed = 0
         self.time_error_ns = 0
         self.metrics: dict[str, Any] = {}
+        self.real = Real()
         self.exit_statuses: dict[str, int] = {}
 
     @property
@@ -46,6 +71,7 @@ class Report:
         return (
             ended
             and real_prices
+            and self.real.good
             and len(self.workloads) >= 2
             and self.gpu_switches >= 2
             and self.invoice_total_usd is not None
@@ -130,6 +156,7 @@ class Report:
             "device_time_conserved": not self.time_errors and self.devices_timed > 0,
             "device_time_errors": self.time_errors[:10],
             "workloads": self.workloads,
+            "real_work": self.real.to_json(),
             "exit_statuses": self.exit_statuses,
         }
 
@@ -161,6 +188,10 @@ def summary_text(report: Report) -> str:
         ),
         f"submit to run  p50 {waits['p50']} ms, p99 {waits['p99']} ms",
         f"telemetry      {value['points_ingested']} points, {value['usage_rows']} usage rows",
+        (
+            f"real work      {value['real_work']['completions']} completions, the same each time:"
+            f" {value['real_work']['same_answer']}; {value['real_work']['shares_accepted']} shares"
+        ),
         f"workloads      {', '.join(value['workloads'].values())}",
         f"device time    {'conserved' if value['device_time_conserved'] else 'NOT conserved'}",
         (

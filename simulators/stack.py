@@ -29,6 +29,7 @@ from simulators.stack_config import (
     node_home,
     node_toml,
 )
+from simulators.stack_real import RealPorts, end_engines, host_data, host_toml
 from simulators.web_client import WebClient, WebError
 
 ISSUER = "https://hub.hcp.invalid"
@@ -61,6 +62,7 @@ class Stack:
         self.root = root
         self.sites = sites
         self.programs: dict[str, Program] = {}
+        self.real: dict[str, RealPorts] = {}
         self.market = market or SeededMarket()
         self._tuning = tuning or Tuning()
         self._op_ms = op_ms
@@ -81,7 +83,9 @@ class Stack:
     def truth_files(self) -> list[Path]:
         """Return the truth files of all GPU hosts."""
         return [
-            node_home(self.home(site), group) / "truth.jsonl"
+            host_data(self.home(site), group) / "gates.jsonl"
+            if group.real
+            else node_home(self.home(site), group) / "truth.jsonl"
             for site in self.sites
             for group in site.gpus
         ]
@@ -110,13 +114,21 @@ class Stack:
     async def stop(self) -> dict[str, int]:
         """Stop everything, users before what they use; return the exit statuses."""
         statuses: dict[str, int] = {}
-        for kind in ("agent", "node", "gpu", "asic", "hub", "market", "broker"):
+        for kind in ("agent", "node", "gpu", "pool", "asic", "hub", "market", "broker"):
             chosen = [one for name, one in self.programs.items() if name.startswith(kind)]
             ended = await asyncio.gather(*(program.stop() for program in chosen))
             statuses |= {one.name: code for one, code in zip(chosen, ended, strict=True)}
+        self.end_engines()
         await self.admin.close()
         await self.customer.close()
         return statuses
+
+    def end_engines(self) -> None:
+        """End the engines of real GPUs, which outlive their host."""
+        for site in self.sites:
+            for group in site.gpus:
+                if group.real:
+                    end_engines(self.home(site), group)
 
     async def start_again(self, name: str) -> None:
         """Start a program that was killed, and wait until it serves.
@@ -301,18 +313,41 @@ class Stack:
         home = self.home(site)
         place = node_home(home, group)
         (place / "data").mkdir(parents=True)
-        argv = python_module(
-            "simulators", "gpu", "--socket", str(place / "gpu.sock"),
-            "--host-id", group.node_id, "--gpus", f"{group.model}:{group.count}",
-            "--truth", str(place / "truth.jsonl"), "--op-ms", str(self._op_ms),
-        )  # fmt: skip
-        await self._start(f"gpu-{group.node_id}", argv, ready=place / "gpu.sock")
+        if group.real:
+            await self._start_real_host(home, group)
+        else:
+            argv = python_module(
+                "simulators", "gpu", "--socket", str(place / "gpu.sock"),
+                "--host-id", group.node_id, "--gpus", f"{group.model}:{group.count}",
+                "--truth", str(place / "truth.jsonl"), "--op-ms", str(self._op_ms),
+            )  # fmt: skip
+            await self._start(f"gpu-{group.node_id}", argv, ready=place / "gpu.sock")
         (place / "node.toml").write_text(node_toml(site, group, home=home))
         await self._start(
             f"node-{group.node_id}",
             python_module("edge_agent", "node", "--config", str(place / "node.toml")),
             ready=place / "link.sock",
         )
+
+    async def _start_real_host(self, home: Path, group: GpuGroup) -> None:
+        place = node_home(home, group)
+        ports = RealPorts(
+            pool=free_port(),
+            proxy=free_port(),
+            admin=free_port(),
+            miners=tuple(free_port() for _ in range(group.count)),
+            servers=tuple(free_port() for _ in range(group.count)),
+        )
+        self.real[group.node_id] = ports
+        name = f"pool-{group.node_id}"
+        await self._start(
+            name,
+            python_module("simulators", "pool", "--port", str(ports.pool), "--difficulty", "1e-6"),
+        )
+        await wait_port(ports.pool, self.programs[name])
+        (place / "host.toml").write_text(host_toml(group, ports, home=home))
+        argv = python_module("edge_agent", "host", "--config", str(place / "host.toml"))
+        await self._start(f"gpu-{group.node_id}", argv, ready=place / "gpu.sock")
 
     async def _start(self, name: str, argv: list[str], *, ready: Path | None = None) -> None:
         program = Program(name, argv, self.root / "log" / f"{name}.log", ready=ready)

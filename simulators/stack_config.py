@@ -18,11 +18,12 @@ class AsicGroup(Struct, frozen=True, kw_only=True):
 
 
 class GpuGroup(Struct, frozen=True, kw_only=True):
-    """GPUs of one model on one node."""
+    """GPUs of one model on one node; the work of ``real`` ones is done, on this machine's CPU."""
 
     node_id: str
     model: str
     count: int
+    real: bool = False
 
 
 class SiteSpec(Struct, frozen=True, kw_only=True):
@@ -104,7 +105,10 @@ DESIGN_SITES: tuple[SiteSpec, ...] = (
         site_id="fargo",
         power_cap_w=50e6,
         asics=(AsicGroup(model="S21", count=15_000, first_address="127.67.0.1"),),
-        gpus=(GpuGroup(node_id="fargo-g1", model="A100", count=400),),
+        gpus=(
+            GpuGroup(node_id="fargo-g1", model="A100", count=400),
+            GpuGroup(node_id="fargo-r1", model="L40S", count=1, real=True),
+        ),
     ),
 )
 
@@ -126,7 +130,9 @@ def scaled(site: SiteSpec, scale: float) -> SiteSpec:
             GpuGroup(
                 node_id=group.node_id,
                 model=group.model,
-                count=min(64, max(1, round(group.count * scale))),
+                # Real work is not scaled: this machine has its few cores.
+                count=group.count if group.real else min(64, max(1, round(group.count * scale))),
+                real=group.real,
             )
             for group in site.gpus
         ),
@@ -214,7 +220,12 @@ def _market_toml(market: MarketSpec | HttpMarket | None, started_utc: str) -> li
     rates = "\n".join(
         f'[[market.gpu_rates]]\ndevice_class = "{name}"\n'
         f"serve_usd_per_h = {serve}\nmine_usd_per_h = {mine}"
-        for name, serve, mine in (("H100", 1.99, 0.30), ("A100", 1.74, 0.20), ("H200", 2.99, 0.35))
+        for name, serve, mine in (
+            ("H100", 1.99, 0.30),
+            ("A100", 1.74, 0.20),
+            ("H200", 2.99, 0.35),
+            ("L40S", 0.86, 0.12),
+        )
     )
     if market is None:
         return ['[market]\nkind = "none"', rates]

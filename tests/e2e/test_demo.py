@@ -76,6 +76,11 @@ def _check(report: dict[str, Any]) -> None:
     assert report["truth_ms"] >= 4 * 12_000 + 6 * 8_000
     assert not report["invoice_estimated"]
     assert report["device_time_conserved"]
-    assert sorted(report["workloads"].values()) == ["cancelled", "completed"]
+    assert sorted(report["workloads"].values()) == ["cancelled"] * 3 + ["completed"]
+    # Six completions of eight tokens, by processes that mined for a pool in between.
+    assert report["real_work"]["completions"] == 6
+    assert report["real_work"]["tokens"] == 6 * 8
+    assert report["real_work"]["same_answer"]
+    assert report["real_work"]["shares_accepted"] > 0
     assert set(report["exit_statuses"].values()) == {0}
     assert report["good"]
