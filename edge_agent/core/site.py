@@ -13,6 +13,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from edge_agent.core.errors import SiteError
+from protocol.market import PRICE_USD_PER_MWH_MAX, PRICE_USD_PER_MWH_MIN
 from protocol.resource import ACTIVITY_CODES, Activity, DeviceKind, DeviceModel
 
 FloatColumn = npt.NDArray[np.float64]
@@ -93,6 +94,11 @@ class Limits(Struct, frozen=True, kw_only=True):
         lease_restarts: restarts of a lost instance within ``restart_window_s``.
         price_knowledge: whether the feed's price is that of the running interval, or of the last
             closed one.
+        price_floor_usd_per_mwh, price_ceiling_usd_per_mwh: of the site's market; a price outside
+            is refused.
+        agree_usd_per_mwh, agree_share: two feeds that differ by no more agree.
+        near_usd_per_mwh: a price so near to the usual level is never a spike.
+        confirm_values: intervals that an implausible price of one feed must stand to be believed.
     """
 
     power_cap_w: float
@@ -109,6 +115,12 @@ class Limits(Struct, frozen=True, kw_only=True):
     lease_restarts: int = 3
     restart_window_s: float = 600.0
     price_knowledge: Literal["nowcast", "settled"] = "nowcast"
+    price_floor_usd_per_mwh: float = PRICE_USD_PER_MWH_MIN
+    price_ceiling_usd_per_mwh: float = PRICE_USD_PER_MWH_MAX
+    agree_usd_per_mwh: float = 2.0
+    agree_share: float = 0.05
+    near_usd_per_mwh: float = 100.0
+    confirm_values: int = 3
 
     @property
     def ramp_w_per_s(self) -> float:

@@ -102,6 +102,33 @@ class MarketValue(Struct, frozen=True, array_like=True):
     feed: str
 
 
+class Told(Struct, frozen=True, array_like=True):
+    """What one feed last told of one input, and what became of it (``hygiene``).
+
+    Args:
+        source_ms: instant that it speaks of. same: new values in a row that were equal.
+        run: new values in a row that stood for the same thing.
+    """
+
+    name: str
+    feed: str
+    value: float
+    as_of_ns: int
+    source_ms: int
+    same: int = 0
+    run: int = 1
+    verdict: str = ""
+    reason: str = ""
+
+
+class Usual(Struct, frozen=True, array_like=True):
+    """Level and spread of the prices taken lately, over so many intervals."""
+
+    level_usd_per_mwh: float
+    spread_usd_per_mwh: float
+    seen: int
+
+
 class MarketState(Struct, frozen=True, array_like=True):
     """Last known value of each input; None was never seen.
 
@@ -109,6 +136,7 @@ class MarketState(Struct, frozen=True, array_like=True):
         interval_no: settlement interval (source time) that the price speaks of.
         older_usd_per_mwh: prices of the two intervals before it, latest first.
         day_ahead_usd_per_mwh: of the price's hour and those after it.
+        told: by input and feed. at_risk_usd_per_h: what the price may cost if it is wrong.
     """
 
     price_usd_per_mwh: MarketValue | None = None
@@ -121,6 +149,9 @@ class MarketState(Struct, frozen=True, array_like=True):
     interval_no: int = -1
     older_usd_per_mwh: tuple[float, ...] = ()
     day_ahead_usd_per_mwh: tuple[float, ...] = ()
+    told: tuple[Told, ...] = ()
+    usual: Usual | None = None
+    at_risk_usd_per_h: float = 0.0
 
 
 class SiteState(Struct, frozen=True, eq=False, kw_only=True):
@@ -334,6 +365,7 @@ def _shift_market(market: MarketState, shift: int) -> MarketState:
         held: MarketValue | None = getattr(market, name)
         if held is not None:
             changes[name] = replace(held, as_of_ns=held.as_of_ns + shift)
+    changes["told"] = tuple(replace(row, as_of_ns=row.as_of_ns + shift) for row in market.told)
     return replace(market, gpu_rates_as_of_ns=market.gpu_rates_as_of_ns + shift, **changes)
 
 

@@ -14,25 +14,21 @@ from edge_agent.core.device_facts import (
     switch_opened,
 )
 from edge_agent.core.lease_facts import lease_fact
-from edge_agent.core.outlook import AHEAD, INTERVAL_S, SEEN
+from edge_agent.core.market_facts import market_seen
 from edge_agent.core.site import (
     MINE,
-    NS_PER_S,
     UNKNOWN,
     Site,
 )
 from edge_agent.core.site_state import (
     HOLD_CODES,
     NEVER_NS,
-    MarketState,
-    MarketValue,
     SiteState,
     mode_of,
     put,
     set_activity,
 )
 from protocol.lease import SitePolicy
-from protocol.market import MarketTick
 
 
 def apply(site: Site, state: SiteState, fact: f.Fact) -> SiteState:
@@ -56,7 +52,7 @@ def apply(site: Site, state: SiteState, fact: f.Fact) -> SiteState:
 def _site_fact(site: Site, state: SiteState, fact: f.Fact) -> SiteState:
     match fact:
         case f.MarketSeen():
-            return replace(state, market=_market(state, fact.tick))
+            return replace(state, market=market_seen(site, state, fact.tick))
         case f.OperatorHeld():
             return _held(site, state, fact)
         case f.PolicySeen():
@@ -89,39 +85,6 @@ def _readings(site: Site, state: SiteState, fact: f.ReadingsSeen) -> SiteState:
     for name in ("power_w", "hashrate_ths", "temp_c", "utilisation"):
         changes[name] = put(getattr(state, name), at, getattr(row, name))
     return replace(state, **changes)
-
-
-def _market(state: SiteState, tick: MarketTick) -> MarketState:
-    behind_s = max((state.instant.wall - tick.measured_at).total_seconds(), 0.0)
-    as_of_ns = state.now_ns - int(behind_s * NS_PER_S)
-    changes: dict[str, Any] = {}
-    for name in ("price_usd_per_mwh", "btc_price_usd", "difficulty", "subsidy_btc", "fees_btc"):
-        value: float | None = getattr(tick, name)
-        held: MarketValue | None = getattr(state.market, name)
-        if value is not None and (held is None or held.as_of_ns <= as_of_ns):
-            changes[name] = MarketValue(value, as_of_ns, tick.feed)
-    if "price_usd_per_mwh" in changes:
-        changes |= _price_history(state.market, tick)
-    if tick.gpu_rates:
-        told = {rate.device_class for rate in tick.gpu_rates}
-        kept = tuple(row for row in state.market.gpu_rates if row.device_class not in told)
-        changes["gpu_rates"] = kept + tick.gpu_rates
-        changes["gpu_rates_as_of_ns"] = as_of_ns
-    return replace(state.market, **changes)
-
-
-def _price_history(held: MarketState, tick: MarketTick) -> dict[str, Any]:
-    """Move the intervals on in the source's time; what was not heard is as the one before it."""
-    number = int(tick.source_at.timestamp() // INTERVAL_S)
-    changes: dict[str, Any] = {
-        "interval_no": number,
-        "day_ahead_usd_per_mwh": tick.day_ahead_usd_per_mwh[:AHEAD],
-    }
-    if held.price_usd_per_mwh is not None and number > held.interval_no:
-        passed = min(number - held.interval_no, SEEN - 1)
-        older = (held.price_usd_per_mwh.value,) * passed + held.older_usd_per_mwh
-        changes["older_usd_per_mwh"] = older[: SEEN - 1]
-    return changes
 
 
 def _policy(state: SiteState, policy: SitePolicy) -> SiteState:
