@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 from msgspec import Struct
 
+from edge_agent.core.order_facts import under_order
 from edge_agent.core.outlook import (
     AHEAD,
     INTERVAL_S,
@@ -230,7 +231,8 @@ def grow(
     cost = table_of(site.limits.price_knowledge, has_ahead=True).prudence * values.restart_usd
     return (
         grow_regret(state.regret_usd, on, gain, counts),
-        pay_debt(state.debt, off, gain, cost, counts, passed),
+        # What an order keeps off is no doing of the outlook.
+        pay_debt(state.debt, off & ~under_order(state), gain, cost, counts, passed),
     )
 
 

@@ -88,6 +88,7 @@ _SENTENCE: dict[Reason, str] = {
     Reason.NO_OPTION: "its activity offers no choice",
     Reason.SHED: "load must go to keep the power cap",
     Reason.QUARANTINE_OVER: "its quarantine is over: it is tried again",
+    Reason.GRID_ORDER: "a grid order limits the site's load",
     Reason.NOT_OWNER: "this store does not own the site",
 }
 

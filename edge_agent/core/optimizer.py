@@ -16,6 +16,8 @@ from edge_agent.core import leases as ls
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
 from edge_agent.core.economics import FRESH, HOLD, SAFE, Values, outlook, value
+from edge_agent.core.order_facts import is_missed, limit_w, missed_text, off_by_order
+from edge_agent.core.orders import Need, need, shed
 from edge_agent.core.rule import judge
 from edge_agent.core.site import (
     CURTAILED,
@@ -110,6 +112,7 @@ def _money(site: Site, state: SiteState, values: Values) -> _Draft:
         known=site.limits.price_knowledge == "nowcast",
     )  # fmt: skip
     dwelt = state.now_ns - state.mode_since_ns >= site.column(_dwell_ns)
+    dwelt |= off_by_order(state)
     fresh = values.quality == FRESH
     reachable = state.reachable & (state.quarantine_ns <= state.now_ns)
     free = (on | off) & reachable & (state.switch_no < 0) & (state.lease_no < 0)
@@ -224,9 +227,13 @@ def _cap(
     if missing:
         need_w = max(need_w, missing - pw.going_down_w(site, state))
     still = _shed(site, state, counted, draft, merit, need_w) if need_w > 0.0 else 0.0
+    excess = min(still, pw.to_shed_w(site, state, power))
+    ask = need(site, state)
+    if ask is not None:
+        excess = max(excess, _shed_for_order(site, state, draft, merit, ask))
     ends: tuple[p.LeaseAct, ...] = ()
-    if still > 0.0 and pw.to_shed_w(site, state, power) > 0.0:
-        ends = _shed_leases(site, state, counted, min(still, pw.to_shed_w(site, state, power)))
+    if excess > 0.0:
+        ends = _shed_leases(site, state, counted, excess)
     _admit_wakes(site, state, counted, draft, merit, 0.0 if missing else left)
     return ends, tuple(_start_intent(site, state, start) for start in fits)
 
@@ -278,6 +285,26 @@ def _shed(
     draft.reason[chosen] = R.SHED
     draft.gates[chosen] &= ~np.uint8(G.CAP)
     return max(need_w - float(running[count - 1]), 0.0)
+
+
+def _shed_for_order(
+    site: Site, state: SiteState, draft: _Draft, merit: FloatColumn, ask: Need
+) -> float:
+    """Turn off the worst mining until the orders are kept; gives what is still missing.
+
+    Nothing wakes meanwhile: it would have to go again.
+    """
+    wakes = draft.free & (draft.target == MINE) & (state.activity != MINE)
+    draft.target[wakes] = state.activity[wakes]
+    draft.reason[wakes] = R.GRID_ORDER
+    on = draft.free & (state.activity == MINE)
+    mining = np.flatnonzero(on & (draft.target == MINE))
+    # One that has just failed to go is tried last.
+    order = mining[np.lexsort((merit[mining], state.failures[mining] > 0))]
+    chosen, missing_w = shed(site, state, ask, on & (draft.target != MINE), order)
+    draft.target[chosen] = site.once(_off_codes)[chosen]
+    draft.reason[chosen] = R.GRID_ORDER
+    return missing_w
 
 
 def _shed_leases(
@@ -352,6 +379,7 @@ def _stop_intents(
     out: list[p.Intent] = []
     held = ls.held_code(state)
     curtail = state.policy is not None and state.policy.curtail
+    curtail = curtail or limit_w(site, state) is not None
     for stop in ls.stops(site, state):
         first = int(stop.indices[0])
         entry = lease_by_id(state, stop.lease_id)
@@ -413,10 +441,11 @@ def _groups(site: Site, state: SiteState, draft: _Draft) -> tuple[p.Intent, ...]
 def _alarms(site: Site, state: SiteState, power: p.PowerView) -> tuple[tuple[str, str], ...]:
     waited_ns = state.now_ns - state.over_cap_ns
     late_ns = 4 * int(site.limits.shed_after_s * NS_PER_S)
+    out = tuple(("grid_order_missed", missed_text(row)) for row in state.orders if is_missed(row))
     if state.over_cap_ns < 0 or waited_ns < late_ns:
-        return ()
+        return out[:1]
     detail = f"counted {power.counted_w:.0f} W above the cap {power.cap_w:.0f} W"
-    return (("power_over_cap", detail),)
+    return (("power_over_cap", detail), *out[:1])
 
 
 def _after(site: Site, state: SiteState, acts: tuple[p.LeaseAct, ...]) -> SiteState:

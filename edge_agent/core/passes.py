@@ -7,6 +7,7 @@ from edge_agent.core import power as pw
 from edge_agent.core.economics import grow, value
 from edge_agent.core.facts import Fact, Instant, TickRow
 from edge_agent.core.optimizer import plan
+from edge_agent.core.orders import follow
 from edge_agent.core.plan import Plan
 from edge_agent.core.site import NS_PER_S, Site
 from edge_agent.core.site_state import SiteState, enter_instant
@@ -31,7 +32,7 @@ def enter(site: Site, state: SiteState, instant: Instant, facts: tuple[Fact, ...
     state = replace(state, regret_usd=regret, debt=debt, ramp_left_w=ramp)
     for fact in facts:
         state = apply(site, state, fact)
-    state = settle(site, state)
+    state = follow(site, settle(site, state))
     since_ns = pw.over_cap_since(site, state)
     return state if since_ns == state.over_cap_ns else replace(state, over_cap_ns=since_ns)
 

@@ -71,12 +71,13 @@ class DeviceClass(Struct, frozen=True, kw_only=True):
 
 
 class Device(Struct, frozen=True, kw_only=True):
-    """One device: who reaches it (a node, or an address for an ASIC)."""
+    """One device: who reaches it (a node, or an address for an ASIC); what runs on it, if known."""
 
     device_id: str
     device_class: str
     node_id: str | None = None
     address: str = ""
+    firmware: str = ""
 
 
 class Limits(Struct, frozen=True, kw_only=True):

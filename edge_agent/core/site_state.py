@@ -154,6 +154,61 @@ class MarketState(Struct, frozen=True, array_like=True):
     at_risk_usd_per_h: float = 0.0
 
 
+class OrderStatus(StrEnum):
+    """Where a grid order stands."""
+
+    WAITING = "waiting"
+    SHEDDING = "shedding"
+    HOLDING = "holding"
+    MET = "met"
+    MISSED = "missed"
+    CANCELLED = "cancelled"
+
+
+class OrderSample(Struct, frozen=True, array_like=True):
+    """What the site was confirmed to draw at an instant, in site watts."""
+
+    at_ms: int
+    load_w: float
+
+
+class OrderEntry(Struct, frozen=True, array_like=True):
+    """A grid order and what became of it; -1 is not yet.
+
+    Args:
+        shed_ms: the limit began to bind. reached_ms: the load was first under it from then on.
+        missed_ms: first seen above it between deadline and end. worst_w: most above it, then.
+        over_s: time above it, then. last_ms: row that counted last. end_ms: over or cancelled.
+    """
+
+    order: f.GridOrder
+    issued_ms: int
+    status: OrderStatus = OrderStatus.WAITING
+    shed_ms: int = -1
+    reached_ms: int = -1
+    missed_ms: int = -1
+    worst_w: float = 0.0
+    over_s: float = 0.0
+    last_ms: int = -1
+    end_ms: int = -1
+    why: str = ""
+    samples: tuple[OrderSample, ...] = ()
+
+    @property
+    def open(self) -> bool:
+        """Tell whether it may still bind."""
+        return self.end_ms < 0
+
+
+class Response(Struct, frozen=True, array_like=True):
+    """How fast devices of a class and firmware went down (``response``); last bucket: never."""
+
+    device_class: str
+    firmware: str
+    counts: tuple[float, ...]
+    samples: int
+
+
 class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     """The site at one instant.
 
@@ -179,6 +234,8 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     over_cap_ns: int
     ramp_left_w: float
     nodes_up: tuple[str, ...]
+    orders: tuple[OrderEntry, ...]
+    responses: tuple[Response, ...]
     activity: CodeColumn
     origin: CodeColumn
     target: CodeColumn
@@ -232,6 +289,8 @@ def new_state(site: Site, instant: f.Instant) -> SiteState:
         over_cap_ns=-1,
         ramp_left_w=0.0,
         nodes_up=(),
+        orders=(),
+        responses=(),
         activity=code,
         origin=code,
         target=code,

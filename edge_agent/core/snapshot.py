@@ -17,13 +17,15 @@ from edge_agent.core.site import Site
 from edge_agent.core.site_state import (
     LeaseEntry,
     MarketState,
+    OrderEntry,
+    Response,
     SiteState,
     SwitchEntry,
     new_state,
 )
 from protocol.lease import SitePolicy
 
-SNAPSHOT_VERSION = 2
+SNAPSHOT_VERSION = 3
 COLUMNS: tuple[tuple[str, str], ...] = (
     ("activity", "u1"),
     ("origin", "u1"),
@@ -51,11 +53,11 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("debt", "<f8"),
 )
 # How many columns each version has; a version only ever adds some at the end.
-COLUMNS_OF = {1: len(COLUMNS) - 3, SNAPSHOT_VERSION: len(COLUMNS)}
+COLUMNS_OF = {1: len(COLUMNS) - 3, 2: len(COLUMNS), SNAPSHOT_VERSION: len(COLUMNS)}
 
 
 class Snapshot(Struct, frozen=True, array_like=True):
-    """Stored form of a state."""
+    """Stored form of a state; what a later version added stands after the columns."""
 
     version: int
     device_ids: tuple[str, ...]
@@ -73,6 +75,8 @@ class Snapshot(Struct, frozen=True, array_like=True):
     ramp_left_w: float
     nodes_up: tuple[str, ...]
     columns: tuple[bytes, ...]
+    orders: tuple[OrderEntry, ...] = ()
+    responses: tuple[Response, ...] = ()
 
 
 _ENCODER = msgspec.msgpack.Encoder()

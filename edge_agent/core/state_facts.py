@@ -15,6 +15,8 @@ from edge_agent.core.device_facts import (
 )
 from edge_agent.core.lease_facts import lease_fact
 from edge_agent.core.market_facts import market_seen
+from edge_agent.core.order_facts import order_cancelled, order_seen
+from edge_agent.core.response import learn_readings
 from edge_agent.core.site import (
     MINE,
     UNKNOWN,
@@ -53,6 +55,10 @@ def _site_fact(site: Site, state: SiteState, fact: f.Fact) -> SiteState:
     match fact:
         case f.MarketSeen():
             return replace(state, market=market_seen(site, state, fact.tick))
+        case f.OrderSeen():
+            return order_seen(state, fact.order)
+        case f.OrderCancelled():
+            return order_cancelled(state, fact)
         case f.OperatorHeld():
             return _held(site, state, fact)
         case f.PolicySeen():
@@ -79,6 +85,7 @@ def _readings(site: Site, state: SiteState, fact: f.ReadingsSeen) -> SiteState:
     changes["mine_ths"] = put(state.mine_ths, at[mining], row.hashrate_ths[mining])
     with_power = mining & (row.power_w > 0.0)
     changes["mine_w"] = put(state.mine_w, at[with_power], row.power_w[with_power])
+    changes["responses"] = learn_readings(site, state, at, row.power_w)
     changes["reachable"] = put(state.reachable, at, row.reachable.astype(np.bool_))
     heard = at[row.reachable != 0]
     changes["read_ns"] = put(state.read_ns, heard, state.now_ns)

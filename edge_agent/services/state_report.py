@@ -254,7 +254,7 @@ def problems(site: Site, state: SiteState) -> tuple[ProblemLine, ...]:
     """List what a person should look at, worst first."""
     out: list[ProblemLine] = []
     power = pw.view(site, state)
-    if power.headroom_w < 0.0:
+    if power.counted_w > power.cap_w:
         detail = f"counted {power.counted_w:.0f} W above the cap of {power.cap_w:.0f} W"
         out.append(_problem("power_over_cap", detail, "hcp-agent plan"))
     down = [node for node in site.nodes if node not in state.nodes_up]
