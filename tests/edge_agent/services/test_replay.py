@@ -19,7 +19,7 @@ from edge_agent.core.decided import decided, mismatch
 from edge_agent.core.errors import ActError, JournalError
 from edge_agent.core.plan import DecisionRecords, Plan, Reason
 from edge_agent.core.site import CURTAILED, MINE, Device, Site
-from edge_agent.core.snapshot import COLUMNS
+from edge_agent.core.snapshot import COLUMNS, Snapshot
 from edge_agent.ports import StoredRow
 from edge_agent.services.journal_walk import Walk
 from edge_agent.services.replay import ReplayReport, replay, why_at
@@ -212,7 +212,8 @@ def test_one_bit_of_a_snapshot_is_found_and_named(copy: Path) -> None:
             "SELECT fact_seq, body FROM snapshot ORDER BY fact_seq DESC LIMIT 1"
         ).fetchone()
         text = bytearray(body)
-        text[-3] ^= 1  # in the last column, and its last device
+        column = msgspec.msgpack.decode(body, type=Snapshot).columns[-1]
+        text[body.rindex(column) + len(column) - 3] ^= 1  # in the last column, its last device
         connection.execute("UPDATE snapshot SET body = ? WHERE fact_seq = ?", (text, seq))
     connection.close()
     at = next(row.instant.wall for number, row in rows_of(copy) if number == seq)
