@@ -235,7 +235,12 @@ def build_site(config: AgentConfig) -> Site:
         for device_id in node.devices
     ]
     miners = [
-        Device(device_id=asic.device_id, device_class=asic.device_class, address=asic.host)
+        Device(
+            device_id=asic.device_id,
+            device_class=asic.device_class,
+            address=asic.host,
+            firmware="" if asic.kind == AUTO_KIND else asic.kind,
+        )
         for asic in asic_addresses(config)
     ]
     classes = tuple(_device_class(row) for row in config.classes)

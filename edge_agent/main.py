@@ -178,6 +178,7 @@ class AgentProgram:
             buffer=self._buffer,
             switches=lambda limit: self._switches(agent, limit),
             inputs=lambda: self._inputs(feed),
+            grid=agent.grid,
         )
         server = LocalServer(run_dir / "view.sock", run_dir / "ctl.sock", api.handle)
         snapshots = SnapshotWriter(run_dir / "snapshot.json", api.snapshot, self._snapshots)

@@ -50,5 +50,8 @@ def test_every_agent_command_has_a_help_text() -> None:
         "undrain",
         "buffer",
         "replay",
+        "market",
+        "power",
+        "order",
     ):
         assert re.search(rf"^ +{command} +\w", told, re.MULTILINE), command

@@ -155,9 +155,7 @@ def _least(watts: FloatColumn, share: float, error: float) -> float:
 
 
 def _z(error: float) -> float:
-    """Give the normal quantile of a small error, from above: exp(-z^2 / 2) / 2 bounds the tail."""
-    # log is not exact on every machine; squares compared with a table of powers would be. This
-    # figure is shown, it decides nothing.
+    """Give a z beyond which the normal tail holds no more than a small error (Chernoff's bound)."""
     return math.sqrt(-2.0 * math.log(2.0 * error))
 
 

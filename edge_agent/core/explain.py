@@ -15,6 +15,9 @@ from edge_agent.core.economics import (
     serve_usd_per_h,
     value,
 )
+from edge_agent.core.hygiene import doubt
+from edge_agent.core.order_facts import binding, wall_ms
+from edge_agent.core.orders import load_w
 from edge_agent.core.plan import DecisionRecords, Gates, Plan, Reason
 from edge_agent.core.site import CURTAILED, IDLE, MINE, NS_PER_S, SERVE, DeviceClass, Site
 from edge_agent.core.site_state import NEVER_NS, MarketValue, SiteState
@@ -63,6 +66,8 @@ class Explanation(Struct, frozen=True, kw_only=True):
     reason: str
     verdict: str
     would_change: tuple[str, ...]
+    price_doubt: str | None = None
+    grid_order: str | None = None
 
 
 _SENTENCE: dict[Reason, str] = {
@@ -126,6 +131,21 @@ def why(site: Site, state: SiteState, plan: Plan, index: int) -> Explanation:
         reason=reason.name.lower(),
         verdict=f"{verb}: {_SENTENCE[reason]}",
         would_change=_would_change(site, state, plan, reason, index),
+        price_doubt=doubt(site.limits, market, state.now_ns),
+        grid_order=_grid_order(site, state),
+    )
+
+
+def _grid_order(site: Site, state: SiteState) -> str | None:
+    rows = binding(site, state)
+    if not rows:
+        return None
+    row = min(rows, key=lambda one: one.order.limit_w)
+    left_s = (row.order.until_ms - wall_ms(state)) / 1_000
+    load_mw = pw.total(load_w(site, state)) / 1e6
+    return (
+        f"{row.order.order_id}: at most {row.order.limit_w / 1e6:.3f} MW for {left_s:.0f} s more, "
+        f"{load_mw:.3f} MW confirmed"
     )
 
 
@@ -226,6 +246,8 @@ def _would_change(
         until = int(state.hold_until_ns[index])
         ends = "until released" if until == NEVER_NS else f"{(until - state.now_ns) / 1e9:.0f} s"
         out.append(f"the end of the hold ({ends})")
+    if reason is Reason.GRID_ORDER:
+        out.append("the end of the grid order, and then the wake-up ramp")
     if state.activity[index] == SERVE:
         out.append("the end of its lease")
     return tuple(out)

@@ -160,6 +160,15 @@ def agree(limits: Limits, one: float, other: float) -> bool:
     return abs(one - other) <= max(limits.agree_usd_per_mwh, wide)
 
 
+def doubt(limits: Limits, market: MarketState, now_ns: int) -> str | None:
+    """Say with numbers why the price is in doubt; None while it is not."""
+    for row in market.told:
+        fresh = now_ns - row.as_of_ns <= limits.price_stale_s * NS_PER_S
+        if row.name == PRICE and fresh and row.verdict in (HELD, ACTED, OUTVOTED, REFUSED):
+            return f"{row.feed}: {row.reason}"
+    return None
+
+
 def told_of(market: MarketState, name: str, feed: str) -> Told | None:
     """Give what a feed last told of an input."""
     return next((row for row in market.told if row.name == name and row.feed == feed), None)

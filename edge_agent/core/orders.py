@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from edge_agent.core import power as pw
-from edge_agent.core.order_facts import WAVES, binding, lead_s, slowest_s, wall_ms
+from edge_agent.core.order_facts import MARGIN_S, WAVES, binding, lead_s, slowest_s, wall_ms
 from edge_agent.core.response import (
     Z_99,
     down_w,
@@ -26,6 +26,7 @@ from edge_agent.core.site import (
     CURTAILED,
     FAULT,
     IDLE,
+    MINE,
     NS_PER_S,
     UNKNOWN,
     FlagColumn,
@@ -102,7 +103,8 @@ def shed(
     share = _share(site, state, ask)
     spread = share * (1.0 - share) * freed * freed if ask.sure else np.zeros(len(freed))
     # Leases that end already are counted where leases are shed.
-    fixed = np.where(leaving | (going_off(state) & (state.lease_no < 0)), 1.0, 0.0)
+    going = (going_off(state) | _settling(state)) & (state.lease_no < 0)
+    fixed = np.where(leaving | going, 1.0, 0.0)
     mean = pw.total(fixed * share * freed)
     variance = pw.total(fixed * spread)
     wanted = ask.load_w - ask.limit_w
@@ -115,6 +117,13 @@ def shed(
         return candidates[: int(enough[0]) + 1], 0.0
     reached = means[-1] if len(means) else mean
     return candidates, max(wanted - float(reached), 0.0)
+
+
+def _settling(state: SiteState) -> FlagColumn:
+    """Tell which devices are off by their switch, and were not read since."""
+    off = (state.activity == CURTAILED) | (state.activity == IDLE)
+    out: FlagColumn = off & state.reachable & (state.read_ns <= state.since_ns)
+    return out
 
 
 def _certain(mean: FloatColumn, variance: FloatColumn) -> FloatColumn:
@@ -131,6 +140,7 @@ def _share(site: Site, state: SiteState, ask: Need) -> FloatColumn:
     off = going_off(state)
     age_s = (state.now_ns - state.since_ns) / NS_PER_S
     out = np.ones(len(site))
+    out[_settling(state) & (age_s > MARGIN_S)] = 0.0
     for at, key in enumerate(keys):
         row = response_of(site, state, key)
         mine = of_device == at
@@ -138,7 +148,7 @@ def _share(site: Site, state: SiteState, ask: Need) -> FloatColumn:
         out[mine & off & (age_s > late_s)] = 0.0
         if not ask.sure:
             continue
-        out[mine & ~off] = share_after(row, 0.0, ask.horizon_s)
+        out[mine & (state.activity == MINE)] = share_after(row, 0.0, ask.horizon_s)
         for age in np.unique(age_s[mine & off & (age_s <= late_s)]).tolist():
             out[mine & off & (age_s == age)] = share_after(row, age, ask.horizon_s)
     return out

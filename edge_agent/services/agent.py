@@ -23,6 +23,7 @@ from edge_agent.devices.ports import AsicFleet, AsicReadings
 from edge_agent.ports import Clock, CommitBatch, CoreStore, NodeLinks, Recovered
 from edge_agent.services import state_report as report
 from edge_agent.services.control_loop import ControlLoop
+from edge_agent.services.grid_desk import GridDesk
 from edge_agent.services.journal import Journal
 from edge_agent.services.metering import MeteringService
 from edge_agent.services.readings_buffer import ReadingsBuffer
@@ -105,6 +106,7 @@ class Agent:
         self._loop = ControlLoop(
             self._journal, ports.store, clock, self._metering, self._buffer, ports.new_id, tick_s
         )
+        self.grid = GridDesk(self._journal, clock.wall, self._loop.offer_durably, ports.new_id)
         self._executor = SwitchExecutor(
             self._journal,
             ports.links,
