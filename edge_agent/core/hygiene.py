@@ -126,7 +126,7 @@ def bound_usd_per_h(curve: Sequence[Step], prices: Sequence[float]) -> float:
 def band(limits: Limits, usual: Usual | None) -> tuple[float, float]:
     """Give the range that the market's history makes plausible; without history that of the law."""
     if usual is None or usual.seen < _HISTORY_MIN:
-        return limits.price_floor_usd_per_mwh, limits.price_ceiling_usd_per_mwh
+        return limits.price_bounds_usd_per_mwh
     width = max(limits.near_usd_per_mwh, _SPREADS * usual.spread_usd_per_mwh)
     return usual.level_usd_per_mwh - width, usual.level_usd_per_mwh + width
 
@@ -255,9 +255,9 @@ def judge_price(
         or max(before.value, row.value) < low
     )
     row = next_told(before, row, same_thing=near)
-    if not limits.price_floor_usd_per_mwh <= row.value <= limits.price_ceiling_usd_per_mwh:
-        low, high = limits.price_floor_usd_per_mwh, limits.price_ceiling_usd_per_mwh
-        reason = f"{row.value:g} is outside the market's {low:g}..{high:g}"
+    floor, ceiling = limits.price_bounds_usd_per_mwh
+    if not floor <= row.value <= ceiling:
+        reason = f"{row.value:g} is outside the market's {floor:g}..{ceiling:g}"
         refused = replace(row, verdict=REFUSED, reason=reason)
         return Verdicts(put_told(market, refused), None, market.at_risk_usd_per_h)
     others = _others(market, row, limits.price_stale_s, now_ns)

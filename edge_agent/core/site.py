@@ -36,6 +36,15 @@ ACTIVITIES = len(ACTIVITY_CODES)
 
 NS_PER_S = 1_000_000_000
 
+# Floor and cap of a market, widened by a tenth: congestion takes single points beyond the cap
+# (LZ_AEN 9,053 under a cap of 9,000 in 2021).
+# Source: ERCOT's cap is 5,000 since 2022, its floor -251; AEMO's NEM reaches 20,000 and -1,000.
+PRICE_BOUNDS: dict[str, tuple[float, float]] = {
+    "": (PRICE_USD_PER_MWH_MIN, PRICE_USD_PER_MWH_MAX),
+    "ercot": (-276.1, 5_500.0),
+    "nem": (-1_100.0, 22_000.0),
+}
+
 
 class DeviceClass(Struct, frozen=True, kw_only=True):
     """Economics of one class of devices on this site.
@@ -95,8 +104,9 @@ class Limits(Struct, frozen=True, kw_only=True):
         lease_restarts: restarts of a lost instance within ``restart_window_s``.
         price_knowledge: whether the feed's price is that of the running interval, or of the last
             closed one.
-        price_floor_usd_per_mwh, price_ceiling_usd_per_mwh: of the site's market; a price outside
-            is refused.
+        price_market: whose floor and cap bound the price; empty is none.
+        price_floor_usd_per_mwh, price_ceiling_usd_per_mwh: further bounds of the site's own; a
+            price outside either is refused.
         agree_usd_per_mwh, agree_share: two feeds that differ by no more agree.
         near_usd_per_mwh: a price so near to the usual level is never a spike.
         confirm_values: intervals that an implausible price of one feed must stand to be believed.
@@ -116,12 +126,19 @@ class Limits(Struct, frozen=True, kw_only=True):
     lease_restarts: int = 3
     restart_window_s: float = 600.0
     price_knowledge: Literal["nowcast", "settled"] = "nowcast"
+    price_market: Literal["", "ercot", "nem"] = ""
     price_floor_usd_per_mwh: float = PRICE_USD_PER_MWH_MIN
     price_ceiling_usd_per_mwh: float = PRICE_USD_PER_MWH_MAX
     agree_usd_per_mwh: float = 2.0
     agree_share: float = 0.05
     near_usd_per_mwh: float = 100.0
     confirm_values: int = 3
+
+    @property
+    def price_bounds_usd_per_mwh(self) -> tuple[float, float]:
+        """Give the lowest and the highest price that can be true here."""
+        low, high = PRICE_BOUNDS[self.price_market]
+        return max(low, self.price_floor_usd_per_mwh), min(high, self.price_ceiling_usd_per_mwh)
 
     @property
     def ramp_w_per_s(self) -> float:
@@ -242,6 +259,9 @@ class Site:
             raise SiteError("duplicate_class", "classes: a class name stands twice")
         if not 0.0 < self.limits.power_cap_w < 1e10:
             raise SiteError("bad_limit", "limits.power_cap_w must be within 0..1e10")
+        low, high = self.limits.price_bounds_usd_per_mwh
+        if not low < high:
+            raise SiteError("bad_limit", "limits.price_floor_usd_per_mwh is above the ceiling")
         for device in self.devices:
             at = self._class_index.get(device.device_class)
             if at is None:

@@ -227,14 +227,15 @@ def market_view(site: Site, state: SiteState, at: datetime) -> MarketView:
     market, limits = state.market, site.limits
     price = market.price_usd_per_mwh
     low, high = hy.band(limits, market.usual)
+    floor, ceiling = limits.price_bounds_usd_per_mwh
     return MarketView(
         v=VIEW_VERSION,
         at=at,
         price_usd_per_mwh=None if price is None else price.value,
         price_age_s=age_s(price, state.now_ns),
         price_feed=None if price is None else price.feed,
-        floor_usd_per_mwh=limits.price_floor_usd_per_mwh,
-        ceiling_usd_per_mwh=limits.price_ceiling_usd_per_mwh,
+        floor_usd_per_mwh=floor,
+        ceiling_usd_per_mwh=ceiling,
         usual_low_usd_per_mwh=low,
         usual_high_usd_per_mwh=high,
         at_risk_usd_per_h=market.at_risk_usd_per_h,

@@ -9,7 +9,9 @@ from msgspec import Struct
 from edge_agent.core import power as pw
 from edge_agent.core.device_time import ActivityTime
 from edge_agent.core.economics import age_s, value
+from edge_agent.core.hygiene import doubt
 from edge_agent.core.leases import usable
+from edge_agent.core.order_facts import is_missed, missed_text
 from edge_agent.core.plan import Intent, LeaseAct, Plan, PowerView, Reason, TakeLease
 from edge_agent.core.site import ACTIVITIES, FAULT, MINE, NS_PER_S, SERVE, Site
 from edge_agent.core.site_state import HOLD_CODES, LeaseStatus, SiteState
@@ -71,6 +73,9 @@ class Status(Struct, frozen=True, kw_only=True):
     passes: int
     pass_us: int
     problems: tuple[ProblemLine, ...]
+    order_limit_w: float | None = None
+    curtailable_mw_5s: float | None = None
+    curtailable_mw_10min: float | None = None
 
 
 class DeviceLine(Struct, frozen=True, kw_only=True):
@@ -264,6 +269,12 @@ def problems(site: Site, state: SiteState) -> tuple[ProblemLine, ...]:
     if price_age is None or price_age > site.limits.price_stale_s:
         said = "never seen" if price_age is None else f"{price_age:.0f} s old"
         out.append(_problem("price_stale", said, "hcp-agent status"))
+    in_doubt = doubt(site.limits, state.market, state.now_ns)
+    if in_doubt is not None:
+        out.append(_problem("price_in_doubt", in_doubt, "hcp-agent market"))
+    missed = [missed_text(row) for row in state.orders if is_missed(row)]
+    if missed:
+        out.append(_problem("grid_order_missed", missed[0], "hcp-agent order list"))
     if state.suspect:
         out.append(_problem("clock_suspect", "more than 2 s from the hub's", "timedatectl"))
     if not state.owner:

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from edge_agent.core import hygiene as hy
 from edge_agent.core.economics import value
+from edge_agent.core.errors import SiteError
 from edge_agent.core.facts import MarketSeen
 from edge_agent.core.hygiene import Claim, Step
 from edge_agent.core.market_facts import curve
@@ -176,6 +177,15 @@ def test_a_price_outside_the_market_is_refused_and_ages() -> None:
         plant.step(1.0, said("a", price, plant.at_s + 1.0))
         assert told(plant, "a").verdict == hy.REFUSED
         assert plant.state.market.price_usd_per_mwh == before
+
+
+def test_a_market_has_bounds_and_the_site_may_only_tighten_them() -> None:
+    ercot = make_site(price_market="ercot").limits
+    assert ercot.price_bounds_usd_per_mwh == (-276.1, 5_500.0)
+    tighter = make_site(price_market="ercot", price_ceiling_usd_per_mwh=900.0).limits
+    assert tighter.price_bounds_usd_per_mwh == (-276.1, 900.0)
+    with pytest.raises(SiteError):
+        make_site(price_market="ercot", price_floor_usd_per_mwh=6_000.0)
 
 
 def test_negative_prices_are_income_and_believed() -> None:
