@@ -81,6 +81,11 @@ class ClassRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     dwell_s: float | None = None
     interval_s: float | None = None
     ski_rental: float | None = None
+    pue_by_ambient_c: tuple[tuple[float, float], ...] | None = None
+    min_up_s: float | None = None
+    min_down_s: float | None = None
+    warm_reserve: int | None = None
+    sla_usd: float | None = None
 
 
 class Backtest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

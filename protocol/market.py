@@ -32,6 +32,7 @@ class MarketTick(Struct, frozen=True, kw_only=True):
         btc_price_usd: price of one bitcoin. difficulty: network difficulty.
         subsidy_btc, fees_btc: per block.
         day_ahead_usd_per_mwh: day-ahead price of the hour of ``source_at`` and of those after it.
+        ambient_c: outside air at the site. block_height: of the bitcoin chain.
     """
 
     feed: Ident
@@ -44,6 +45,8 @@ class MarketTick(Struct, frozen=True, kw_only=True):
     fees_btc: float | None = None
     gpu_rates: tuple[GpuRate, ...] = ()
     day_ahead_usd_per_mwh: tuple[float, ...] = ()
+    ambient_c: float | None = None
+    block_height: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no market can say."""
@@ -55,6 +58,7 @@ class MarketTick(Struct, frozen=True, kw_only=True):
             "difficulty",
             "subsidy_btc",
             "fees_btc",
+            "ambient_c",
         ):
             check_finite(field, getattr(self, field))
         _check_range(
@@ -67,6 +71,8 @@ class MarketTick(Struct, frozen=True, kw_only=True):
         _check_range("difficulty", self.difficulty, 1.0, 1e20)
         _check_range("subsidy_btc", self.subsidy_btc, 0.0, 50.0)
         _check_range("fees_btc", self.fees_btc, 0.0, 1_000.0)
+        _check_range("ambient_c", self.ambient_c, -70.0, 70.0)
+        _check_range("block_height", self.block_height, 0.0, 1e8)
         for hour in self.day_ahead_usd_per_mwh:
             _check_range(
                 "day_ahead_usd_per_mwh", hour, PRICE_USD_PER_MWH_MIN, PRICE_USD_PER_MWH_MAX

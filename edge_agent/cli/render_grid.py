@@ -25,6 +25,12 @@ def market(value: Row) -> str:
         ),
         f"at risk {value['at_risk_usd_per_h']:,.2f} USD/h if it is wrong",
     ]
+    step = value.get("difficulty")
+    if step:
+        lines.append(
+            f"step    difficulty {number(step['step_percent'], '{:+.2f}')} % in "
+            f"{step['blocks_left']:,} blocks of {number(step['block_s'], '{:.0f}')} s"
+        )
     if value["disagreement"]:
         lines.append(f"! {value['disagreement']}")
     body = [

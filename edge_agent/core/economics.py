@@ -34,6 +34,7 @@ from edge_agent.core.site import (
     FloatColumn,
     Site,
 )
+from edge_agent.core.site_model import class_at, full_load_mw, marginal_usd_per_mwh
 from edge_agent.core.site_state import MarketState, MarketValue, SiteState, mode_of
 from protocol.resource import DeviceKind
 
@@ -168,13 +169,22 @@ def serve_usd_per_h(market: MarketState, class_name: str) -> float | None:
     return None
 
 
+def energy_price(site: Site, market: MarketState) -> float | None:
+    """Give the marginal price of energy in USD/MWh: spot, unless a fixed-price block covers all."""
+    held = market.price_usd_per_mwh
+    if held is None or site.limits.block_mw <= 0.0:
+        return None if held is None else held.value
+    return marginal_usd_per_mwh(site.limits, full_load_mw(site), held.value)
+
+
 # A pass asks several times for the value of one state: once for two sites in one process.
 @lru_cache(maxsize=4)
 def value(site: Site, state: SiteState) -> Values:
     """Value mining and off for every device; NaN where an input was never seen."""
     market = state.market
     per_ths = hashprice(market)
-    price = market.price_usd_per_mwh
+    price = energy_price(site, market)
+    classes = [class_at(row, market, state.now_ns) for row in site.classes]
     mine_w = _or_nameplate(state.mine_w, site.column(_MINE_W))
     mine_ths = _or_nameplate(state.mine_ths, site.column(_MINE_THS))
     per_ths_h = [
@@ -184,7 +194,7 @@ def value(site: Site, state: SiteState) -> Values:
         for row in site.classes
     ]
     flat = [_flat_usd_per_h(market, row) for row in site.classes]
-    energy = [np.nan if price is None else usd_per_wh(row, price.value) for row in site.classes]
+    energy = [np.nan if price is None else usd_per_wh(row, price) for row in classes]
     revenue = mine_ths * site.spread(per_ths_h) + site.spread(flat)
     energy_usd_per_wh = site.spread(energy)
     idle_w = np.where(mode_of(state) == IDLE, site.column(_IDLE_W), site.column(_off_w))
@@ -196,7 +206,7 @@ def value(site: Site, state: SiteState) -> Values:
         site.column(_wear) + np.maximum(revenue, 0.0) * site.column(_start_h),
         energy_usd_per_wh,
         site.once(_off_codes),
-        (mine_w - idle_w) * site.pue / W_PER_MW,
+        (mine_w - idle_w) * site.spread([row.pue for row in classes]) / W_PER_MW,
     )
 
 
@@ -238,7 +248,7 @@ def grow(
 
 def break_even_usd_per_mwh(site: Site, state: SiteState, index: int) -> float | None:
     """Give the energy price at which mining on a device earns exactly what being off earns."""
-    row = site.classes[int(site.class_of[index])]
+    row = class_at(site.classes[int(site.class_of[index])], state.market, state.now_ns)
     values = value(site, state)
     revenue = float(values.revenue_usd_per_h[index])
     mine_w = float(state.mine_w[index])

@@ -94,6 +94,7 @@ _SENTENCE: dict[Reason, str] = {
     Reason.SHED: "load must go to keep the power cap",
     Reason.QUARANTINE_OVER: "its quarantine is over: it is tried again",
     Reason.GRID_ORDER: "a grid order limits the site's load",
+    Reason.RESERVE: "it is kept warm for a burst of demand",
     Reason.NOT_OWNER: "this store does not own the site",
 }
 
@@ -204,13 +205,18 @@ def _gates(
             "hysteresis",
             _latest(row, float(state.regret_usd[index]), cost),
         ),
-        (Gates.DWELL, "dwell", f"stayed {stayed_s:.0f} s of {row.dwell_s:.0f} s"),
+        (Gates.DWELL, "dwell", f"stayed {stayed_s:.0f} s of {_least_s(state, row, index):.0f} s"),
         (Gates.CAP, "cap", f"{plan.power.headroom_w / 1e3:.1f} kW free under the cap"),
         (Gates.RAMP, "ramp", f"{plan.power.ramp_left_w / 1e3:.1f} kW of wake-up ramp left"),
     )
     return tuple(
         GateResult(name=name, ok=bool(bits & bit), detail=detail) for bit, name, detail in details
     )
+
+
+def _least_s(state: SiteState, row: DeviceClass, index: int) -> float:
+    on = state.activity[index] == MINE
+    return max(row.dwell_s, row.min_up_s if on else row.min_down_s)
 
 
 def _latest(row: DeviceClass, regret_usd: float, cost_usd: float) -> str:
@@ -230,7 +236,9 @@ def _would_change(
     if break_even is not None and state.activity[index] in (MINE, IDLE, CURTAILED):
         sentence = _price_sentence(site, state, break_even, index)
         out += [] if sentence is None else [sentence]
-    left_s = row.dwell_s - (state.now_ns - int(state.mode_since_ns[index])) / NS_PER_S
+    left_s = (
+        _least_s(state, row, index) - (state.now_ns - int(state.mode_since_ns[index])) / NS_PER_S
+    )
     if left_s > 0.0:
         out.append(f"{left_s:.0f} s more in this activity (least dwell)")
     if reason in (Reason.CAP, Reason.SHED):

@@ -9,6 +9,7 @@ from edge_agent.core import hygiene as hy
 from edge_agent.core.economics import W_PER_MW, gpu_mine_usd_per_h, hashprice, mine_usd_per_ths_h
 from edge_agent.core.outlook import AHEAD, INTERVAL_S, SEEN
 from edge_agent.core.site import NS_PER_S, DeviceClass, IntColumn, Site
+from edge_agent.core.site_model import blocks_seen, class_at
 from edge_agent.core.site_state import MarketState, MarketValue, SiteState, Told
 from protocol.market import MarketTick
 from protocol.resource import DeviceKind
@@ -30,15 +31,22 @@ def market_seen(site: Site, state: SiteState, tick: MarketTick) -> MarketState:
             market = _price(site, state, market, row, tick)
         else:
             market = _coin(site, state, market, row)
+    if tick.ambient_c is not None:
+        ambient = MarketValue(tick.ambient_c, as_of_ns, tick.feed)
+        market = replace(market, ambient_c=ambient)
+    if tick.block_height is not None:
+        seen = blocks_seen(market.blocks, tick.block_height, to_ms(tick.measured_at))
+        market = replace(market, blocks=seen)
     return _rates(market, tick, as_of_ns)
 
 
-def curve(site: Site, market: MarketState) -> tuple[hy.Step, ...]:
+def curve(site: Site, market: MarketState, now_ns: int) -> tuple[hy.Step, ...]:
     """Give the site's mining by break-even, at nameplate; classes whose revenue is unknown not."""
     per_ths = hashprice(market)
     counts: IntColumn = site.once(_class_counts)
     steps: list[hy.Step] = []
-    for row, count in zip(site.classes, counts.tolist(), strict=True):
+    for kept, count in zip(site.classes, counts.tolist(), strict=True):
+        row = class_at(kept, market, now_ns)
         revenue = _revenue_usd_per_h(market, row, per_ths)
         is_asic = row.model.kind is DeviceKind.ASIC
         off_w = row.model.curtailed_w if is_asic else row.model.idle_w
@@ -78,7 +86,7 @@ def _price(
     site: Site, state: SiteState, market: MarketState, row: Told, tick: MarketTick
 ) -> MarketState:
     interval_ms = int(INTERVAL_S * 1_000)
-    steps = curve(site, market)
+    steps = curve(site, market, state.now_ns)
     out = hy.judge_price(site.limits, market, row, steps, interval_ms, state.now_ns)
     market = replace(market, told=out.told, at_risk_usd_per_h=out.at_risk_usd_per_h)
     taken, held = out.taken, market.price_usd_per_mwh

@@ -81,6 +81,7 @@ def plan(site: Site, state: SiteState) -> p.Plan:
     # What follows plans as if the lease acts were done: a lease starts in the pass that takes it.
     state = _after(site, state, acts)
     draft = _money(site, state, values)
+    _reserve(site, state, draft)
     _orders(site, state, draft)
     _recover(site, state, draft)
     starts = _admit_starts(site, state, power)
@@ -111,7 +112,8 @@ def _money(site: Site, state: SiteState, values: Values) -> _Draft:
         on, expected, cost, state.regret_usd, state.debt, site.column(_SKI_RENTAL),
         known=site.limits.price_knowledge == "nowcast",
     )  # fmt: skip
-    dwelt = state.now_ns - state.mode_since_ns >= site.column(_dwell_ns)
+    least_ns = np.where(on, site.column(_up_ns), site.column(_down_ns))
+    dwelt = state.now_ns - state.mode_since_ns >= least_ns
     dwelt |= off_by_order(state)
     fresh = values.quality == FRESH
     reachable = state.reachable & (state.quarantine_ns <= state.now_ns)
@@ -135,8 +137,25 @@ def _money(site: Site, state: SiteState, values: Values) -> _Draft:
     return _Draft(target, reason, gates, verdict.gain_usd, cost, best, free)
 
 
-def _dwell_ns(row: DeviceClass) -> float:
-    return row.dwell_s * NS_PER_S
+def _up_ns(row: DeviceClass) -> float:
+    return max(row.dwell_s, row.min_up_s) * NS_PER_S
+
+
+def _down_ns(row: DeviceClass) -> float:
+    return max(row.dwell_s, row.min_down_s) * NS_PER_S
+
+
+def _reserve(site: Site, state: SiteState, draft: _Draft) -> None:
+    """Keep some GPUs of a class idle for bursts, first those that are: mining starts slowly."""
+    for at, row in enumerate(site.classes):
+        if row.warm_reserve <= 0 or row.model.serve_w <= 0.0:
+            continue
+        free = np.flatnonzero(draft.free & (site.class_of == at))
+        # One that is idle already costs no switch.
+        order = free[np.argsort(state.activity[free] != IDLE, kind="stable")]
+        kept = order[: row.warm_reserve]
+        draft.target[kept] = IDLE
+        draft.reason[kept] = R.RESERVE
 
 
 def _first_that_holds(conditions: tuple[FlagColumn, ...]) -> CodeColumn:
@@ -310,9 +329,13 @@ def _shed_for_order(
 def _shed_leases(
     site: Site, state: SiteState, counted: FloatColumn, need_w: float
 ) -> tuple[p.LeaseAct, ...]:
-    """End leases, P4 first and the youngest first, until ``need_w`` is met."""
+    """End leases, P4 first, then the cheapest to end and the youngest, until ``need_w`` is met."""
     live = [row for row in state.leases if row.status in ls.LIVE and row.lease is not None]
-    live.sort(key=lambda row: (row.rank, row.no), reverse=True)
+    sla_usd = site.column(_sla_usd)
+    live.sort(
+        key=lambda row: (row.rank, -_sla_usd_per_w(site, row, counted, sla_usd), row.no),
+        reverse=True,
+    )
     need_w -= _ending_w(site, state, counted)
     ends: list[p.LeaseAct] = []
     for row in live:
@@ -321,6 +344,17 @@ def _shed_leases(
         need_w -= _lease_w(site, row, counted)
         ends.append(p.EndLease(row.lease_id, ReleaseOutcome.PREEMPTED, "power cap"))
     return tuple(ends)
+
+
+def _sla_usd(row: DeviceClass) -> float:
+    return row.sla_usd
+
+
+def _sla_usd_per_w(
+    site: Site, row: LeaseEntry, counted: FloatColumn, sla_usd: FloatColumn
+) -> float:
+    at = site.indices_of(tuple(slot.device_id for slot in row.slots))
+    return pw.total(sla_usd[at]) / max(_lease_w(site, row, counted), 1.0)
 
 
 def _ending_w(site: Site, state: SiteState, counted: FloatColumn) -> float:

@@ -36,6 +36,7 @@ class Reason(IntEnum):
     QUARANTINE_OVER = 21
     CREDIT = 22
     GRID_ORDER = 23
+    RESERVE = 24
 
 
 class Gates(IntFlag):

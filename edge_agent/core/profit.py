@@ -3,8 +3,9 @@
 import numpy as np
 
 from edge_agent.core import power as pw
-from edge_agent.core.economics import value
+from edge_agent.core.economics import energy_price, value
 from edge_agent.core.site import CURTAILED, IDLE, MINE, SERVE, SWITCHING, IntColumn, Site
+from edge_agent.core.site_model import block_gain_usd_per_h
 from edge_agent.core.site_state import LeaseStatus, SiteState
 from protocol.resource import DeviceKind
 
@@ -39,7 +40,17 @@ def profit_usd_per_h(site: Site, state: SiteState) -> float | None:
     for entry in state.leases:
         if entry.lease is not None and entry.status is LeaseStatus.RUNNING:
             served += float(entry.lease.price_usd_per_h) * len(entry.slots)
-    return total + served
+    return total + served + block_usd_per_h(site, state)
+
+
+def block_usd_per_h(site: Site, state: SiteState) -> float:
+    """Give what a fixed-price block adds, at the load as far as it is known."""
+    spot, marginal = state.market.price_usd_per_mwh, energy_price(site, state.market)
+    if spot is None or marginal is None or site.limits.block_mw <= 0.0:
+        return 0.0
+    read_w = pw.measured_w(site, state)
+    load_mw = (pw.total(pw.counted_w(site, state)) if read_w is None else read_w) / 1e6
+    return block_gain_usd_per_h(site.limits, load_mw, spot.value, marginal)
 
 
 def wear_usd(site: Site, at: IntColumn) -> float:

@@ -6,6 +6,7 @@ Facts and stored switches name devices by id, so that a changed site file shifts
 
 from collections.abc import Callable
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
@@ -58,6 +59,11 @@ class DeviceClass(Struct, frozen=True, kw_only=True):
         dwell_s: least stay in an activity before a change for money alone.
         interval_s: length of a settlement interval, in the time of this agent.
         ski_rental: change at the latest when the regret of staying reaches so many restarts.
+        pue_by_ambient_c: (temperature, PUE) in ascending order; ``pue`` while none is known. The
+            cap counts the highest.
+        min_up_s, min_down_s: least time on and off, where longer than ``dwell_s``.
+        warm_reserve: GPUs of the class that are kept idle for bursts instead of mining.
+        sla_usd: cost of ending a lease early, per device.
     """
 
     model: DeviceModel
@@ -72,6 +78,16 @@ class DeviceClass(Struct, frozen=True, kw_only=True):
     dwell_s: float = 900.0
     interval_s: float = 900.0
     ski_rental: float = 1.5
+    pue_by_ambient_c: tuple[tuple[float, float], ...] = ()
+    min_up_s: float = 0.0
+    min_down_s: float = 0.0
+    warm_reserve: int = 0
+    sla_usd: float = 0.0
+
+    @property
+    def pue_max(self) -> float:
+        """Give the highest PUE that the class can have: what the cap counts."""
+        return max([self.pue, *(pue for _, pue in self.pue_by_ambient_c)])
 
     @property
     def class_name(self) -> str:
@@ -110,6 +126,8 @@ class Limits(Struct, frozen=True, kw_only=True):
         agree_usd_per_mwh, agree_share: two feeds that differ by no more agree.
         near_usd_per_mwh: a price so near to the usual level is never a spike.
         confirm_values: intervals that an implausible price of one feed must stand to be believed.
+        block_mw, block_usd_per_mwh: energy bought at a fixed price; what is not used is sold at
+            spot less ``block_fee_usd_per_mwh``, or is lost where ``block_resale`` is none.
     """
 
     power_cap_w: float
@@ -133,6 +151,10 @@ class Limits(Struct, frozen=True, kw_only=True):
     agree_share: float = 0.05
     near_usd_per_mwh: float = 100.0
     confirm_values: int = 3
+    block_mw: float = 0.0
+    block_usd_per_mwh: float = 0.0
+    block_resale: Literal["spot", "none"] = "spot"
+    block_fee_usd_per_mwh: float = 0.0
 
     @property
     def price_bounds_usd_per_mwh(self) -> tuple[float, float]:
@@ -184,7 +206,7 @@ class Site:
             [-1 if device.node_id is None else node_index[device.node_id] for device in devices]
         )
         self.nameplate_w: FloatColumn = self._nameplate_w()
-        self.pue: FloatColumn = self.spread([row.pue for row in classes])
+        self.pue: FloatColumn = self.spread([row.pue_max for row in classes])
         self.is_asic: FlagColumn = self.spread(
             [row.model.kind is DeviceKind.ASIC for row in classes]
         ).astype(np.bool_)
@@ -262,6 +284,12 @@ class Site:
         low, high = self.limits.price_bounds_usd_per_mwh
         if not low < high:
             raise SiteError("bad_limit", "limits.price_floor_usd_per_mwh is above the ceiling")
+        for row in self.classes:
+            points = row.pue_by_ambient_c
+            if any(one[0] >= other[0] for one, other in pairwise(points)):
+                raise SiteError("bad_table", f"{row.class_name}.pue_by_ambient_c must ascend")
+            if any(not 1.0 <= pue <= 3.0 for _, pue in points):
+                raise SiteError("bad_table", f"{row.class_name}.pue_by_ambient_c: 1..3")
         for device in self.devices:
             at = self._class_index.get(device.device_class)
             if at is None:

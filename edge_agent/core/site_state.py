@@ -129,6 +129,15 @@ class Usual(Struct, frozen=True, array_like=True):
     seen: int
 
 
+class Blocks(Struct, frozen=True, array_like=True):
+    """First and last block height seen in the running difficulty epoch, and when."""
+
+    first_height: int
+    first_ms: int
+    height: int
+    at_ms: int
+
+
 class MarketState(Struct, frozen=True, array_like=True):
     """Last known value of each input; None was never seen.
 
@@ -137,6 +146,7 @@ class MarketState(Struct, frozen=True, array_like=True):
         older_usd_per_mwh: prices of the two intervals before it, latest first.
         day_ahead_usd_per_mwh: of the price's hour and those after it.
         told: by input and feed. at_risk_usd_per_h: what the price may cost if it is wrong.
+        ambient_c: outside air. blocks: of the running difficulty epoch.
     """
 
     price_usd_per_mwh: MarketValue | None = None
@@ -152,6 +162,8 @@ class MarketState(Struct, frozen=True, array_like=True):
     told: tuple[Told, ...] = ()
     usual: Usual | None = None
     at_risk_usd_per_h: float = 0.0
+    ambient_c: MarketValue | None = None
+    blocks: Blocks | None = None
 
 
 class OrderStatus(StrEnum):
@@ -420,7 +432,8 @@ def put(column: Column, at: IntColumn | FlagColumn | int, value: object) -> Colu
 
 def _shift_market(market: MarketState, shift: int) -> MarketState:
     changes: dict[str, Any] = {}
-    for name in ("price_usd_per_mwh", "btc_price_usd", "difficulty", "subsidy_btc", "fees_btc"):
+    values = ("price_usd_per_mwh", "btc_price_usd", "difficulty", "subsidy_btc", "fees_btc")
+    for name in (*values, "ambient_c"):
         held: MarketValue | None = getattr(market, name)
         if held is not None:
             changes[name] = replace(held, as_of_ns=held.as_of_ns + shift)

@@ -8,10 +8,11 @@ from msgspec import Struct
 from edge_agent.core import facts as f
 from edge_agent.core import hygiene as hy
 from edge_agent.core.curtailable import SitePower, site_power
-from edge_agent.core.economics import age_s
+from edge_agent.core.economics import age_s, energy_price
 from edge_agent.core.errors import ActError
 from edge_agent.core.order_facts import OPEN_MAX, lead_s
 from edge_agent.core.site import NS_PER_S, Site
+from edge_agent.core.site_model import block_s, blocks_left, next_difficulty
 from edge_agent.core.site_state import MarketState, OrderEntry, SiteState, Told
 from edge_agent.services.journal import Journal
 from protocol.units import from_ms, to_ms
@@ -36,6 +37,17 @@ class FeedLine(Struct, frozen=True, kw_only=True):
     taken: bool
 
 
+class DifficultyLine(Struct, frozen=True, kw_only=True):
+    """The running epoch: the step that its block times make likely; None while too few passed."""
+
+    difficulty: float
+    blocks_left: int
+    block_s: float | None
+    next_difficulty: float | None
+    step_percent: float | None
+    step_at: datetime | None
+
+
 class MarketView(Struct, frozen=True, kw_only=True):
     """The answer to ``hcp-agent market``.
 
@@ -43,6 +55,7 @@ class MarketView(Struct, frozen=True, kw_only=True):
         usual_low, usual_high_usd_per_mwh: what the market's history makes plausible.
         at_risk_usd_per_h: what acting on the price costs at most if another claim is true.
         disagreement: one sentence with the numbers; None while the feeds agree.
+        marginal_usd_per_mwh: the price that decides, where a fixed-price block covers the site.
     """
 
     v: int
@@ -57,6 +70,9 @@ class MarketView(Struct, frozen=True, kw_only=True):
     at_risk_usd_per_h: float
     disagreement: str | None
     feeds: tuple[FeedLine, ...]
+    marginal_usd_per_mwh: float | None
+    ambient_c: float | None
+    difficulty: DifficultyLine | None
 
 
 class LoadPoint(Struct, frozen=True, kw_only=True):
@@ -241,6 +257,25 @@ def market_view(site: Site, state: SiteState, at: datetime) -> MarketView:
         at_risk_usd_per_h=market.at_risk_usd_per_h,
         disagreement=hy.doubt(limits, market, state.now_ns),
         feeds=tuple(_feed_line(market, row, state.now_ns) for row in market.told),
+        marginal_usd_per_mwh=energy_price(site, market),
+        ambient_c=None if market.ambient_c is None else market.ambient_c.value,
+        difficulty=_difficulty(market),
+    )
+
+
+def _difficulty(market: MarketState) -> DifficultyLine | None:
+    blocks, held = market.blocks, market.difficulty
+    if blocks is None or held is None:
+        return None
+    seconds, left = block_s(blocks), blocks_left(blocks)
+    after = None if seconds is None else next_difficulty(held.value, seconds)
+    return DifficultyLine(
+        difficulty=held.value,
+        blocks_left=left,
+        block_s=seconds,
+        next_difficulty=after,
+        step_percent=None if after is None else (after / held.value - 1.0) * 100.0,
+        step_at=None if seconds is None else from_ms(blocks.at_ms + int(left * seconds * 1_000)),
     )
 
 

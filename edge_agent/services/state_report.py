@@ -13,6 +13,7 @@ from edge_agent.core.hygiene import doubt
 from edge_agent.core.leases import usable
 from edge_agent.core.order_facts import is_missed, missed_text
 from edge_agent.core.plan import Intent, LeaseAct, Plan, PowerView, Reason, TakeLease
+from edge_agent.core.profit import block_usd_per_h
 from edge_agent.core.site import ACTIVITIES, FAULT, MINE, NS_PER_S, SERVE, Site
 from edge_agent.core.site_state import HOLD_CODES, LeaseStatus, SiteState
 from protocol.event import ClassReport, HeldLease, SiteLive, SiteReport, SwitchReport
@@ -197,7 +198,7 @@ def earning_usd_per_h(site: Site, state: SiteState) -> float | None:
     for entry in state.leases:
         if entry.lease is not None and entry.status is LeaseStatus.RUNNING:
             served += float(entry.lease.price_usd_per_h) * len(entry.slots)
-    return total + served
+    return total + served + block_usd_per_h(site, state)
 
 
 def site_live(site: Site, state: SiteState, at: datetime, backlog_records: int) -> SiteLive:

@@ -56,7 +56,7 @@ def price_of(plant: Plant) -> float:
 
 
 def least_break_even(plant: Plant) -> float:
-    steps = curve(plant.site, plant.state.market)
+    steps = curve(plant.site, plant.state.market, plant.state.now_ns)
     return min(step.break_even_usd_per_mwh for step in steps)
 
 
@@ -115,7 +115,7 @@ def test_one_feed_of_two_is_wrong_and_the_loss_stays_bounded(kind: str, first: s
         facts = [said("a", true, at_s), said("b", wrong, at_s + 1.0, at_s)]
         plant.step(INTERVAL_S, facts[first == "b"])
         plant.step(1.0, facts[first == "a"])
-        steps = curve(plant.site, plant.state.market)
+        steps = curve(plant.site, plant.state.market, plant.state.now_ns)
         lost = hy.loss_usd_per_h(steps, price_of(plant), true)
         assert lost <= hy.bound_usd_per_h(steps, [true, wrong]) + 1e-9
         assert lost <= plant.state.market.at_risk_usd_per_h + 2.1 * sum(row.mw for row in steps)
@@ -166,7 +166,9 @@ def test_a_dear_spike_of_one_feed_is_acted_on_at_once_at_the_risk_of_the_margin(
     plant.step(INTERVAL_S, said("a", 4_900.0, plant.at_s + INTERVAL_S))
     assert told(plant, "a").verdict == hy.ACTED
     assert price_of(plant) == 4_900.0
-    forgone = hy.loss_usd_per_h(curve(plant.site, plant.state.market), 4_900.0, before)
+    forgone = hy.loss_usd_per_h(
+        curve(plant.site, plant.state.market, plant.state.now_ns), 4_900.0, before
+    )
     assert plant.state.market.at_risk_usd_per_h == pytest.approx(forgone)
 
 
