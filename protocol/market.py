@@ -33,6 +33,7 @@ class MarketTick(Struct, frozen=True, kw_only=True):
         subsidy_btc, fees_btc: per block.
         day_ahead_usd_per_mwh: day-ahead price of the hour of ``source_at`` and of those after it.
         ambient_c: outside air at the site. block_height: of the bitcoin chain.
+        grid_load_mw: of the whole grid. peak_probability: that the interval is the month's peak.
     """
 
     feed: Ident
@@ -47,6 +48,8 @@ class MarketTick(Struct, frozen=True, kw_only=True):
     day_ahead_usd_per_mwh: tuple[float, ...] = ()
     ambient_c: float | None = None
     block_height: int | None = None
+    grid_load_mw: float | None = None
+    peak_probability: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no market can say."""
@@ -59,6 +62,8 @@ class MarketTick(Struct, frozen=True, kw_only=True):
             "subsidy_btc",
             "fees_btc",
             "ambient_c",
+            "grid_load_mw",
+            "peak_probability",
         ):
             check_finite(field, getattr(self, field))
         _check_range(
@@ -72,6 +77,8 @@ class MarketTick(Struct, frozen=True, kw_only=True):
         _check_range("subsidy_btc", self.subsidy_btc, 0.0, 50.0)
         _check_range("fees_btc", self.fees_btc, 0.0, 1_000.0)
         _check_range("ambient_c", self.ambient_c, -70.0, 70.0)
+        _check_range("grid_load_mw", self.grid_load_mw, 0.0, 1e7)
+        _check_range("peak_probability", self.peak_probability, 0.0, 1.0)
         _check_range("block_height", self.block_height, 0.0, 1e8)
         for hour in self.day_ahead_usd_per_mwh:
             _check_range(

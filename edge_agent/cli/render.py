@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _ACTIVITIES = ("serve", "mine", "idle", "curtailed", "switching", "maintenance", "fault", "unknown")
 
 # What a why adds when there is something to say.
-_NOTES = (("doubt", "price_doubt"), ("order", "grid_order"))
+_NOTES = (("doubt", "price_doubt"), ("order", "grid_order"), ("peak", "peak"))
 
 
 def status(value: Row) -> str:

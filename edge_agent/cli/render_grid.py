@@ -25,6 +25,8 @@ def market(value: Row) -> str:
         ),
         f"at risk {value['at_risk_usd_per_h']:,.2f} USD/h if it is wrong",
     ]
+    if value.get("peak"):
+        lines.append(f"peak    {value['peak']}")
     step = value.get("difficulty")
     if step:
         lines.append(

@@ -23,6 +23,7 @@ from edge_agent.core.outlook import (
     forecast,
     table_of,
 )
+from edge_agent.core.peaks import expect
 from edge_agent.core.rule import grow_regret, pay_debt
 from edge_agent.core.site import (
     CURTAILED,
@@ -184,6 +185,8 @@ def value(site: Site, state: SiteState) -> Values:
     market = state.market
     per_ths = hashprice(market)
     price = energy_price(site, market)
+    if price is not None:
+        price += expect(site.limits, market.peak, state.instant.wall, state.now_ns).usd_per_mwh
     classes = [class_at(row, market, state.now_ns) for row in site.classes]
     mine_w = _or_nameplate(state.mine_w, site.column(_MINE_W))
     mine_ths = _or_nameplate(state.mine_ths, site.column(_MINE_THS))
@@ -255,7 +258,9 @@ def break_even_usd_per_mwh(site: Site, state: SiteState, index: int) -> float | 
     saved_w = (row.model.mine_w if np.isnan(mine_w) else mine_w) - _off_w(row)
     if np.isnan(revenue) or saved_w <= 0.0:
         return None
-    return revenue / (saved_w * row.pue / W_PER_MW) - row.adder_usd_per_mwh
+    peak = expect(site.limits, state.market.peak, state.instant.wall, state.now_ns)
+    added = row.adder_usd_per_mwh + peak.usd_per_mwh
+    return revenue / (saved_w * row.pue / W_PER_MW) - added
 
 
 def _or_nameplate(column: FloatColumn, nameplate: FloatColumn) -> FloatColumn:

@@ -18,6 +18,7 @@ from edge_agent.core.economics import (
 from edge_agent.core.hygiene import doubt
 from edge_agent.core.order_facts import binding, wall_ms
 from edge_agent.core.orders import load_w
+from edge_agent.core.peaks import peak_text
 from edge_agent.core.plan import DecisionRecords, Gates, Plan, Reason
 from edge_agent.core.site import CURTAILED, IDLE, MINE, NS_PER_S, SERVE, DeviceClass, Site
 from edge_agent.core.site_state import NEVER_NS, MarketValue, SiteState
@@ -68,6 +69,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
     would_change: tuple[str, ...]
     price_doubt: str | None = None
     grid_order: str | None = None
+    peak: str | None = None
 
 
 _SENTENCE: dict[Reason, str] = {
@@ -134,6 +136,7 @@ def why(site: Site, state: SiteState, plan: Plan, index: int) -> Explanation:
         would_change=_would_change(site, state, plan, reason, index),
         price_doubt=doubt(site.limits, market, state.now_ns),
         grid_order=_grid_order(site, state),
+        peak=peak_text(site.limits, market.peak, state.instant.wall, state.now_ns),
     )
 
 

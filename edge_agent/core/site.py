@@ -128,6 +128,11 @@ class Limits(Struct, frozen=True, kw_only=True):
         confirm_values: intervals that an implausible price of one feed must stand to be believed.
         block_mw, block_usd_per_mwh: energy bought at a fixed price; what is not used is sold at
             spot less ``block_fee_usd_per_mwh``, or is lost where ``block_resale`` is none.
+        peak_tariff, peak_usd_per_kw_year: charge by the load at the grid's monthly peaks, of the
+            four summer months or of all twelve. peak_interval_s: over which they are metered.
+        peak_from_hour_utc, peak_to_hour_utc: the hours in which a peak may fall.
+        peak_near: share of the month's largest load from which on an interval may be its peak.
+        peak_stop_h_per_month, peak_stop_usd_per_day: most that avoiding peaks may take.
     """
 
     power_cap_w: float
@@ -155,6 +160,14 @@ class Limits(Struct, frozen=True, kw_only=True):
     block_usd_per_mwh: float = 0.0
     block_resale: Literal["spot", "none"] = "spot"
     block_fee_usd_per_mwh: float = 0.0
+    peak_tariff: Literal["none", "4cp", "12cp"] = "none"
+    peak_usd_per_kw_year: float = 0.0
+    peak_interval_s: float = 900.0
+    peak_from_hour_utc: float = 0.0
+    peak_to_hour_utc: float = 24.0
+    peak_near: float = 0.98
+    peak_stop_h_per_month: float = 60.0
+    peak_stop_usd_per_day: float = 20_000.0
 
     @property
     def price_bounds_usd_per_mwh(self) -> tuple[float, float]:
@@ -284,6 +297,8 @@ class Site:
         low, high = self.limits.price_bounds_usd_per_mwh
         if not low < high:
             raise SiteError("bad_limit", "limits.price_floor_usd_per_mwh is above the ceiling")
+        if not 0.0 < self.limits.peak_near < 1.0 or self.limits.peak_interval_s <= 0.0:
+            raise SiteError("bad_limit", "limits.peak_near: 0..1, limits.peak_interval_s: above 0")
         for row in self.classes:
             points = row.pue_by_ambient_c
             if any(one[0] >= other[0] for one, other in pairwise(points)):

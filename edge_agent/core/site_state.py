@@ -138,6 +138,24 @@ class Blocks(Struct, frozen=True, array_like=True):
     at_ms: int
 
 
+class PeakState(Struct, frozen=True, array_like=True):
+    """The grid's load this month, a given probability, and what was off for peaks (``peaks``).
+
+    Args:
+        most_mw: largest load of ``month`` so far. curtailed_s: in ``spent_month``. forgone_usd:
+            on ``spent_day``.
+    """
+
+    month: int = -1
+    most_mw: float = 0.0
+    load_mw: MarketValue | None = None
+    given: MarketValue | None = None
+    spent_month: int = -1
+    curtailed_s: float = 0.0
+    spent_day: int = -1
+    forgone_usd: float = 0.0
+
+
 class MarketState(Struct, frozen=True, array_like=True):
     """Last known value of each input; None was never seen.
 
@@ -146,7 +164,7 @@ class MarketState(Struct, frozen=True, array_like=True):
         older_usd_per_mwh: prices of the two intervals before it, latest first.
         day_ahead_usd_per_mwh: of the price's hour and those after it.
         told: by input and feed. at_risk_usd_per_h: what the price may cost if it is wrong.
-        ambient_c: outside air. blocks: of the running difficulty epoch.
+        ambient_c: outside air. blocks: of the running difficulty epoch. peak: of the grid.
     """
 
     price_usd_per_mwh: MarketValue | None = None
@@ -164,6 +182,7 @@ class MarketState(Struct, frozen=True, array_like=True):
     at_risk_usd_per_h: float = 0.0
     ambient_c: MarketValue | None = None
     blocks: Blocks | None = None
+    peak: PeakState = PeakState()
 
 
 class OrderStatus(StrEnum):
@@ -437,6 +456,11 @@ def _shift_market(market: MarketState, shift: int) -> MarketState:
         held: MarketValue | None = getattr(market, name)
         if held is not None:
             changes[name] = replace(held, as_of_ns=held.as_of_ns + shift)
+    load, given = (
+        None if held is None else replace(held, as_of_ns=held.as_of_ns + shift)
+        for held in (market.peak.load_mw, market.peak.given)
+    )
+    changes["peak"] = replace(market.peak, load_mw=load, given=given)
     changes["told"] = tuple(replace(row, as_of_ns=row.as_of_ns + shift) for row in market.told)
     return replace(market, gpu_rates_as_of_ns=market.gpu_rates_as_of_ns + shift, **changes)
 

@@ -11,6 +11,7 @@ from edge_agent.core.curtailable import SitePower, site_power
 from edge_agent.core.economics import age_s, energy_price
 from edge_agent.core.errors import ActError
 from edge_agent.core.order_facts import OPEN_MAX, lead_s
+from edge_agent.core.peaks import peak_text
 from edge_agent.core.site import NS_PER_S, Site
 from edge_agent.core.site_model import block_s, blocks_left, next_difficulty
 from edge_agent.core.site_state import MarketState, OrderEntry, SiteState, Told
@@ -73,6 +74,7 @@ class MarketView(Struct, frozen=True, kw_only=True):
     marginal_usd_per_mwh: float | None
     ambient_c: float | None
     difficulty: DifficultyLine | None
+    peak: str | None
 
 
 class LoadPoint(Struct, frozen=True, kw_only=True):
@@ -260,6 +262,7 @@ def market_view(site: Site, state: SiteState, at: datetime) -> MarketView:
         marginal_usd_per_mwh=energy_price(site, market),
         ambient_c=None if market.ambient_c is None else market.ambient_c.value,
         difficulty=_difficulty(market),
+        peak=peak_text(limits, market.peak, state.instant.wall, state.now_ns),
     )
 
 
