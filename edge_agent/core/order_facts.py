@@ -1,5 +1,7 @@
 """Grid orders in the state: taken, taken back, binding, and what is off because of one."""
 
+from functools import lru_cache
+
 import numpy as np
 from msgspec.structs import replace
 
@@ -51,12 +53,14 @@ def order_cancelled(state: SiteState, fact: f.OrderCancelled) -> SiteState:
     return replace(state, orders=tuple(ended(row) for row in state.orders))
 
 
+# A pass asks several times about one state: once for two sites in one process.
+@lru_cache(maxsize=4)
 def slowest_s(site: Site, state: SiteState) -> float:
     """Give the time in which 99 % of the devices that draw power go down, of the slowest group."""
     mode = mode_of(state)
     drawing = (mode == MINE) | (mode == SERVE) | (state.switch_no >= 0)
     keys, of_device = groups(site)
-    present = np.unique(of_device[drawing]).tolist()
+    present = np.flatnonzero(np.bincount(of_device[drawing], minlength=len(keys))).tolist()
     times = [quantile_s(response_of(site, state, keys[at]), SHARE) for at in present]
     return max(times, default=0.0)
 

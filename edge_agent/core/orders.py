@@ -7,12 +7,14 @@ With less notice than two waves the first one is larger, so that the load is und
 99 % in spite of late devices. Nothing wakes while an order binds.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
 from edge_agent.core import power as pw
-from edge_agent.core.order_facts import MARGIN_S, WAVES, binding, lead_s, slowest_s, wall_ms
+from edge_agent.core.order_facts import WAVES, binding, lead_s, slowest_s, wall_ms
 from edge_agent.core.response import (
     Z_99,
     down_w,
@@ -55,6 +57,8 @@ class Need(Struct, frozen=True, eq=False):
     sure: bool
 
 
+# A pass asks several times about one state: once for two sites in one process.
+@lru_cache(maxsize=4)
 def load_w(site: Site, state: SiteState) -> FloatColumn:
     """Give what each device is confirmed to draw at most, in site watts.
 
@@ -69,6 +73,7 @@ def load_w(site: Site, state: SiteState) -> FloatColumn:
     off_w = site.nameplate_w[site.class_of[at], state.target[at]]
     out: FloatColumn = counted.copy()
     out[at] = np.maximum(off_w, state.power_w[at]) * site.pue[at]
+    out.flags.writeable = False
     return out
 
 
@@ -120,7 +125,7 @@ def shed(
 
 
 def _settling(state: SiteState) -> FlagColumn:
-    """Tell which devices are off by their switch, and were not read since."""
+    """Tell which devices their switch has shown off, and no reading yet: nothing goes for them."""
     off = (state.activity == CURTAILED) | (state.activity == IDLE)
     out: FlagColumn = off & state.reachable & (state.read_ns <= state.since_ns)
     return out
@@ -140,7 +145,6 @@ def _share(site: Site, state: SiteState, ask: Need) -> FloatColumn:
     off = going_off(state)
     age_s = (state.now_ns - state.since_ns) / NS_PER_S
     out = np.ones(len(site))
-    out[_settling(state) & (age_s > MARGIN_S)] = 0.0
     for at, key in enumerate(keys):
         row = response_of(site, state, key)
         mine = of_device == at

@@ -92,8 +92,9 @@ def _probability(limits: Limits, held: PeakState, wall: datetime, now_ns: int) -
     load = held.load_mw
     if load is None or held.most_mw <= 0.0 or now_ns - load.as_of_ns > stale_ns:
         return None
-    near = min(load.value / held.most_mw - limits.peak_near, 1.0 - limits.peak_near)
-    within = max(near, 0.0) / max(1.0 - limits.peak_near, 1e-9)
+    # From 1 on only a new record may be the peak.
+    ramp = max(1.0 - limits.peak_near, 1e-9)
+    within = min(max(load.value / held.most_mw - 1.0 + ramp, 0.0) / ramp, 1.0)
     first = datetime(wall.year, wall.month, 1, tzinfo=UTC)
     days = ((first + timedelta(days=32)).replace(day=1) - first) // timedelta(days=1)
     intervals = max(_window_h(limits) * SECONDS_PER_H / limits.peak_interval_s, 1.0)

@@ -7,6 +7,7 @@ figure errs on the slow side. A prior of a few slow samples stands until the dev
 better. Counts halve when there are many: firmware changes, and the past must not outvote it.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +46,7 @@ class Groups(NamedTuple):
     of_device: IntColumn
 
 
+@lru_cache(maxsize=4)
 def groups(site: Site) -> Groups:
     """Give the groups of a site in the order in which they first appear."""
     keys = [(row.device_class, row.firmware) for row in site.devices]

@@ -297,8 +297,6 @@ class Site:
         low, high = self.limits.price_bounds_usd_per_mwh
         if not low < high:
             raise SiteError("bad_limit", "limits.price_floor_usd_per_mwh is above the ceiling")
-        if not 0.0 < self.limits.peak_near < 1.0 or self.limits.peak_interval_s <= 0.0:
-            raise SiteError("bad_limit", "limits.peak_near: 0..1, limits.peak_interval_s: above 0")
         for row in self.classes:
             points = row.pue_by_ambient_c
             if any(one[0] >= other[0] for one, other in pairwise(points)):

@@ -1,6 +1,7 @@
 """Which prices are believed, and what a wrong one can cost: bounds, history, second feeds."""
 
 import random  # noqa: TID251 - seeds the planted series; the core itself draws nothing
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -86,7 +87,7 @@ def legal(price: float) -> float:
     return min(max(price, -2_000.0), 25_000.0)
 
 
-WRONG = {
+WRONG: dict[str, Callable[[float], float]] = {
     "stuck": lambda _true: 22.0,
     "ten times": lambda true: legal(true * 10.0),
     "thousand times": lambda true: legal(true * 1_000.0),

@@ -114,8 +114,11 @@ class Summer(Plant):
         return MarketSeen(both)
 
 
-def summer(**limits: float | str) -> Summer:
-    site = make_site(asics=4, gpus=0, peak_tariff="4cp", peak_usd_per_kw_year=100.0, **limits)
+def summer(**limits: float) -> Summer:
+    tariff: dict[str, float | str | None] = {
+        "peak_tariff": "4cp", "peak_usd_per_kw_year": 100.0, **limits
+    }  # fmt: skip
+    site = make_site(4, 0, 60_000.0, **tariff)
     plant = Summer(site)
     plant.go(1.0, plant.market(25.0, 0.0), plant.readings())
     return plant

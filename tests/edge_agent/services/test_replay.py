@@ -100,6 +100,9 @@ def test_a_week_is_replayed_exactly(week: Path) -> None:
         Activity.MINE, Activity.CURTAILED, Activity.SERVE, Activity.IDLE,
     }  # fmt: skip
     assert any(isinstance(fact, f.LeaseTaken) for fact in acts)
+    facts = [fact for _, row in rows_of(week) for fact in row.facts]
+    assert sum(isinstance(fact, f.OrderSeen) for fact in facts) == 7
+    assert any(fact.reason == "grid_order" for fact in opened)
 
 
 def test_a_span_begins_at_the_snapshot_before_it(week: Path) -> None:
