@@ -93,6 +93,7 @@ def orders(value: Row) -> str:
             row["order_id"],
             row["status"],
             f"{row['limit_mw']:,.3f}",
+            number(row["promised_mw"], "{:,.3f}"),
             row["due_at"][:19],
             row["until_at"][:19],
             f"{row['achieved'][-1]['load_mw']:,.3f}" if row["achieved"] else "-",
@@ -102,5 +103,16 @@ def orders(value: Row) -> str:
         ]
         for row in value["items"]
     ]
-    header = ["order", "status", "MW", "by", "until", "load MW", "above MW", "above for", "why"]
+    header = [
+        "order",
+        "status",
+        "MW",
+        "promised",
+        "by",
+        "until",
+        "load MW",
+        "above MW",
+        "above for",
+        "why",
+    ]
     return "\n".join(table(header, body))

@@ -1,12 +1,7 @@
 """How many megawatts the site can let go within a time, with 99 %: from confirmed response times.
 
-Per group of like devices the number that is down in time is binomial; its lower bound, with the
-lower bound of the group's share, times the draw of the least drawing ones of them. The error is
-split evenly over the groups, so that the sum holds with 99 % whatever hangs together. Only mining
-that may be told now counts: ending a lease is another promise.
+Only mining that may be told now counts: ending a lease is another promise. See ``sure``.
 """
-
-import math
 
 import numpy as np
 from msgspec import Struct
@@ -18,11 +13,10 @@ from edge_agent.core.orders import load_w
 from edge_agent.core.response import groups, quantile_s, response_of, share_low
 from edge_agent.core.site import CURTAILED, IDLE, MINE, SERVE, FlagColumn, FloatColumn, Site
 from edge_agent.core.site_state import HOLD_MINE, SiteState
+from edge_agent.core.sure import ERROR, least_w
 
-ERROR = 0.01
 FAST_S = 5.0
 SLOW_S = 600.0
-_EXACT_MAX = 400
 
 
 class GroupPower(Struct, frozen=True, kw_only=True):
@@ -101,7 +95,7 @@ def curtailable(site: Site, state: SiteState) -> tuple[GroupPower, ...]:
         watts = np.sort(drawn[may & (of_device == at)])
         row = response_of(site, state, keys[at])
         shares = [share_low(row, seconds) for seconds in (FAST_S, SLOW_S)]
-        sure = [_least(watts, share, ERROR / len(present)) / 1e6 for share in shares]
+        sure = [least_w(watts, share, ERROR / len(present)) / 1e6 for share in shares]
         out.append(
             GroupPower(
                 device_class=row.device_class,
@@ -118,45 +112,6 @@ def curtailable(site: Site, state: SiteState) -> tuple[GroupPower, ...]:
             )
         )
     return tuple(out)
-
-
-def sure_count(count: int, share: float, error: float) -> int:
-    """Give the most devices that are down in time with a probability of at least ``1 - error``."""
-    if share <= 0.0 or count == 0:
-        return 0
-    if share >= 1.0:
-        return count
-    if count > _EXACT_MAX:
-        # With the continuity correction, and one device for the skew of the tail.
-        spread = _z(error) * math.sqrt(count * share * (1.0 - share))
-        return max(min(int(count * share - spread - 1.5), count), 0)
-    return _exact(count, share, error)
-
-
-def _exact(count: int, share: float, error: float) -> int:
-    """Sum the lower tail of the binomial, scaled so that its first term cannot vanish."""
-    terms = [1.0]
-    odds = share / (1.0 - share)
-    for done in range(count):
-        terms.append(terms[-1] * odds * (count - done) / (done + 1))
-        if terms[-1] > 1e200:
-            terms = [term * 1e-200 for term in terms]
-    whole = sum(terms)
-    below = 0.0
-    for number, term in enumerate(terms):
-        below += term
-        if below > error * whole:
-            return number
-    return count
-
-
-def _least(watts: FloatColumn, share: float, error: float) -> float:
-    return pw.total(watts[: sure_count(len(watts), share, error)])
-
-
-def _z(error: float) -> float:
-    """Give a z beyond which the normal tail holds no more than a small error (Chernoff's bound)."""
-    return math.sqrt(-2.0 * math.log(2.0 * error))
 
 
 def _may_stop(state: SiteState) -> FlagColumn:

@@ -30,6 +30,7 @@ from edge_agent.core.site import (
     IDLE,
     MINE,
     NS_PER_S,
+    SERVE,
     UNKNOWN,
     FlagColumn,
     FloatColumn,
@@ -37,6 +38,7 @@ from edge_agent.core.site import (
     Site,
 )
 from edge_agent.core.site_state import OrderEntry, OrderSample, OrderStatus, SiteState
+from edge_agent.core.sure import sure_w
 
 SAMPLES_MAX = 96
 _SAMPLE_MS = 5_000
@@ -177,6 +179,8 @@ def _follow(
     site: Site, state: SiteState, row: OrderEntry, load: float, *, binds: bool
 ) -> OrderEntry:
     now_ms, order = wall_ms(state), row.order
+    if row.promised_w < 0.0:
+        row = replace(row, promised_w=_promise(site, state, row, load))
     if now_ms >= order.until_ms:
         met = row.missed_ms < 0 and row.last_ms >= order.due_ms
         # Nobody looked between deadline and end: the agent was down, and nothing is proven.
@@ -202,6 +206,16 @@ def _follow(
         )
     status = OrderStatus.MISSED if row.missed_ms >= 0 else OrderStatus.HOLDING
     return replace(row, status=status, last_ms=now_ms)
+
+
+def _promise(site: Site, state: SiteState, row: OrderEntry, load: float) -> float:
+    """Give the load that mining and leases together can be brought down to by the deadline."""
+    may = ((state.activity == MINE) | (state.activity == SERVE)) & state.reachable
+    off = np.where(site.is_asic, CURTAILED, IDLE)
+    freed = load_w(site, state) - site.nameplate_w[site.class_of, off] * site.pue
+    notice_s = max((row.order.due_ms - row.issued_ms) / 1_000, 0.0)
+    surely = sure_w(site, state, may, np.maximum(freed, 0.0), notice_s)
+    return max(row.order.limit_w, load - surely)
 
 
 def _reached(row: OrderEntry, now_ms: int, over_w: float) -> int:

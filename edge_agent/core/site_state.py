@@ -207,6 +207,7 @@ class OrderEntry(Struct, frozen=True, array_like=True):
     """A grid order and what became of it; -1 is not yet.
 
     Args:
+        promised_w: load that can be reached by the deadline with 99 %, as known when it came.
         shed_ms: the limit began to bind. reached_ms: the load was first under it from then on.
         missed_ms: first seen above it between deadline and end. worst_w: most above it, then.
         over_s: time above it, then. last_ms: row that counted last. end_ms: over or cancelled.
@@ -224,6 +225,7 @@ class OrderEntry(Struct, frozen=True, array_like=True):
     end_ms: int = -1
     why: str = ""
     samples: tuple[OrderSample, ...] = ()
+    promised_w: float = -1.0
 
     @property
     def open(self) -> bool:

@@ -13,7 +13,7 @@ from msgspec import Struct, structs
 
 from edge_agent.core.errors import JournalError
 from edge_agent.core.facts import Instant
-from edge_agent.core.site import Site
+from edge_agent.core.site import ACTIVITIES, Site
 from edge_agent.core.site_state import (
     LeaseEntry,
     MarketState,
@@ -127,7 +127,7 @@ def decode_state(site: Site, data: bytes) -> SiteState:
     for (name, dtype), raw in zip(COLUMNS, body.columns, strict=False):
         column = np.frombuffer(raw, dtype=dtype)
         if name == "spent_ns":
-            column = column.reshape(n, -1)
+            column = column.reshape(n, ACTIVITIES)
         if len(column) != n:
             raise JournalError("bad_snapshot", f"{name}: {len(column)} rows for {n} devices")
         fresh = getattr(state, name).copy()

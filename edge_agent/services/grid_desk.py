@@ -88,6 +88,7 @@ class OrderLine(Struct, frozen=True, kw_only=True):
     """One order: asked, and what was achieved; None is not yet.
 
     Args:
+        promised_mw: what can be reached by the deadline with 99 %, as known when it came.
         starts_at: when it begins to shed, by the response times known now.
         worst_mw: most above the limit between deadline and end. over_s: time above it, then.
     """
@@ -98,6 +99,7 @@ class OrderLine(Struct, frozen=True, kw_only=True):
     due_at: datetime
     until_at: datetime
     limit_mw: float
+    promised_mw: float | None
     status: str
     starts_at: datetime
     reached_at: datetime | None
@@ -226,6 +228,7 @@ def order_line(site: Site, state: SiteState, row: OrderEntry) -> OrderLine:
         due_at=from_ms(order.due_ms),
         until_at=from_ms(order.until_ms),
         limit_mw=order.limit_w / 1e6,
+        promised_mw=None if row.promised_w < 0.0 else row.promised_w / 1e6,
         status=row.status.value,
         starts_at=from_ms(starts_ms),
         reached_at=_at(row.reached_ms),

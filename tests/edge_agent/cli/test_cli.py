@@ -89,6 +89,7 @@ ORDER = {
     "order_id": "o1",
     "status": "missed",
     "limit_mw": 20.0,
+    "promised_mw": 20.25,
     "due_at": "2026-01-01T16:00:00Z",
     "until_at": "2026-01-01T18:00:00Z",
     "achieved": [{"at": "2026-01-01T16:00:00Z", "load_mw": 20.4}],
@@ -262,5 +263,14 @@ def test_orders_tell_asked_achieved_and_by_how_much_missed(
     code, out, _ = run(capsys, "order", "list", "--run-dir", str(agent))
     assert code == 0
     row = out.splitlines()[1]
-    for text in ("o1", "missed", "20.000", "20.400", "0.400", "1 min 15 s", "3 devices told"):
+    for text in (
+        "o1",
+        "missed",
+        "20.000",
+        "20.250",
+        "20.400",
+        "0.400",
+        "1 min 15 s",
+        "3 devices told",
+    ):
         assert text in row

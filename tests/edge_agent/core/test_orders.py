@@ -51,6 +51,7 @@ def test_an_order_with_notice_is_met_and_the_miners_come_back_by_the_ramp() -> N
     play(plant, 600.0 - lead - 6.0)
     assert plant.true_w() == full_w
     assert plant.entry("o1").status is OrderStatus.WAITING
+    assert plant.entry("o1").promised_w == 0.5 * full_w
     play(plant, 1_200.0)
     entry = plant.entry("o1")
     assert entry.status is OrderStatus.MET
@@ -108,6 +109,8 @@ def test_an_order_without_notice_is_missed_by_what_the_devices_take() -> None:
     entry = plant.entry("o1")
     assert entry.status is OrderStatus.MISSED
     assert "before the deadline" in entry.why
+    # Nobody has been seen down within 10 s yet: nothing was promised.
+    assert entry.promised_w == pytest.approx(full_w)
     assert entry.worst_w == pytest.approx(0.6 * full_w, rel=0.01)
     assert 15.0 <= entry.over_s <= 35.0
     assert entry.reached_ms > entry.missed_ms
@@ -193,6 +196,16 @@ def test_a_cancelled_order_ends_at_once_and_a_known_id_changes_nothing() -> None
     assert limit_w(plant.site, plant.state) is None
     play(plant, at_s + 600.0)
     assert (plant.true == MINE).all()
+
+
+def test_a_site_without_devices_takes_orders_and_snapshots() -> None:
+    plant = Plant(make_site(asics=0, gpus=0))
+    plant.step(5.0, order("o1", 0.0, 5.0, 60.0))
+    plant.step(5.0)
+    plant.step(60.0)
+    assert [row.status for row in plant.state.orders] == [OrderStatus.MET]
+    again = decode_state(plant.site, encode_state(plant.site, plant.state))
+    assert again.orders == plant.state.orders
 
 
 def test_open_orders_are_bounded() -> None:

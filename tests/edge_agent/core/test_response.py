@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from edge_agent.core.curtailable import curtailable, site_power, sure_count
+from edge_agent.core.curtailable import curtailable, site_power
 from edge_agent.core.response import (
     EDGES_S,
     NEVER,
@@ -21,6 +21,7 @@ from edge_agent.core.response import (
 )
 from edge_agent.core.site_state import Response
 from edge_agent.core.state_facts import apply
+from edge_agent.core.sure import sure_count
 from tests.edge_agent.core.order_plant import NEVER_S, OrderPlant, order
 from tests.edge_agent.core.plant import Plant, make_site, tick
 
