@@ -239,11 +239,7 @@ def _sampled(row: OrderEntry, now_ms: int, load: float) -> OrderEntry:
 
 
 def _why(site: Site, state: SiteState, row: OrderEntry, over_w: float) -> str:
-    """Say why an order is missed, in the order in which an operator could have known."""
-    slow_s, notice_s = slowest_s(site, state), (row.order.due_ms - row.issued_ms) / 1_000
-    if row.issued_ms >= row.order.due_ms or notice_s < lead_s(site, state):
-        short = f"told {max(notice_s, 0.0):.0f} s before the deadline"
-        return f"{short}; 99 % of the devices go down within {slow_s:.0f} s"
+    """Say why an order is missed: what no notice could help, then the notice, then the rest."""
     load = load_w(site, state)
     off = np.where(site.is_asic, CURTAILED, IDLE)
     floor = np.minimum(load, site.nameplate_w[site.class_of, off] * site.pue)
@@ -255,6 +251,10 @@ def _why(site: Site, state: SiteState, row: OrderEntry, over_w: float) -> str:
             f"no less than {least / 1e6:.3f} MW can be reached; {count} devices that are silent, "
             f"faulty or unknown count {watts / 1e6:.3f} MW of it"
         )
+    slow_s, notice_s = slowest_s(site, state), (row.order.due_ms - row.issued_ms) / 1_000
+    if notice_s < lead_s(site, state):
+        short = f"told {max(notice_s, 0.0):.0f} s before the deadline"
+        return f"{short}; 99 % of the devices go down within {slow_s:.0f} s"
     late = going_off(state) & (load > floor)
     if late.any():
         return f"{int(late.sum())} devices told to go off are not confirmed down"

@@ -4,6 +4,7 @@ import random  # noqa: TID251 - draws orders and faults; the core itself draws n
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from edge_agent.core import facts as f
 from edge_agent.core import power as pw
@@ -141,6 +142,15 @@ def test_what_cannot_be_reached_is_missed_and_says_why() -> None:
     assert entry.status is OrderStatus.MISSED
     assert entry.worst_w == pytest.approx(0.5 * full_w)
     assert entry.over_s == pytest.approx(300.0, abs=10.0)
+
+
+def test_silent_devices_are_named_before_a_short_notice() -> None:
+    plant = started(np.full(4, 5.0))
+    at_s = plant.at_s
+    plant.state = replace(plant.state, reachable=np.zeros(4, dtype=np.bool_))
+    plant.step(1.0, order("o1", 1_000.0, at_s + 1.0, at_s + 60.0))
+    assert plant.entry("o1").status is OrderStatus.MISSED
+    assert "4 devices that are silent, faulty or unknown count" in plant.entry("o1").why
 
 
 def test_overlapping_orders_are_the_tightest_at_each_instant() -> None:
