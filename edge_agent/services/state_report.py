@@ -7,6 +7,7 @@ import numpy as np
 from msgspec import Struct
 
 from edge_agent.core import power as pw
+from edge_agent.core.curtailable import curtailable
 from edge_agent.core.device_time import ActivityTime
 from edge_agent.core.economics import age_s, value
 from edge_agent.core.hygiene import doubt
@@ -174,12 +175,15 @@ def held_leases(state: SiteState) -> tuple[HeldLease, ...]:
 
 def site_report(site: Site, state: SiteState, at: datetime) -> SiteReport:
     """Give what the site has and really runs."""
+    can_go = curtailable(site, state)
     return SiteReport(
         at=at,
         power_w=pw.measured_w(site, state),
         power_cap_w=pw.cap_w(site, state),
         classes=class_reports(site, state),
         leases=held_leases(state),
+        curtailable_mw_5s=sum((row.curtailable_mw_5s for row in can_go), 0.0),
+        curtailable_mw_10min=sum((row.curtailable_mw_10min for row in can_go), 0.0),
     )
 
 

@@ -15,7 +15,7 @@ from edge_agent.local_api.api import BufferView, HubLink, LocalApi
 from edge_agent.local_api.http import LocalError, LocalRequest, Peer
 from edge_agent.services.agent import Agent
 from edge_agent.services.grid_desk import OrderLine
-from protocol.event import Alarm
+from protocol.event import Alarm, SiteReport
 from protocol.market import MarketTick
 from simulators.virtual_loop import VirtualTimeLoop
 from tests.edge_agent.services.brain_world import START, LoopClock, World, build_site, play
@@ -178,5 +178,20 @@ def test_feeds_at_odds_are_told_with_numbers_in_market_and_why() -> None:
         assert view.at_risk_usd_per_h > 0.0
         assert agent.why("a0").price_doubt == view.disagreement
         assert rows["a"].source_at > START
+
+    play(world, script)
+
+
+def test_the_hub_is_told_what_can_go() -> None:
+    world = World(build_site(asics=4, gpus=0))
+
+    async def script(agent: Agent) -> None:
+        await asyncio.sleep(70.0)
+        told = agent.grid.power().power
+        assert told.curtailable_mw_10min > 0.0
+        report = [row for row in world.store.of(SiteReport) if isinstance(row, SiteReport)][-1]
+        assert report.curtailable_mw_10min == told.curtailable_mw_10min
+        assert report.curtailable_mw_5s == told.curtailable_mw_5s
+        assert agent.status().curtailable_mw_10min == told.curtailable_mw_10min
 
     play(world, script)
