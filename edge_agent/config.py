@@ -51,6 +51,7 @@ class Market(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         factor: source seconds per second of a replay. from_utc: where the replay starts (ISO 8601);
             empty: the present, for a directory that is kept up to date.
         started_utc: the instant mapped to ``from_utc``; empty: the start of the agent.
+        name: of the feed where there are several; empty takes the source's own.
     """
 
     kind: Literal["csv", "http", "none"] = "none"
@@ -62,6 +63,7 @@ class Market(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     port: _Port = 8090
     period_s: _Seconds = 1.0
     gpu_rates: tuple[GpuRate, ...] = ()
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:-]{0,64}$")] = ""
 
 
 class ClassRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -79,6 +81,11 @@ class ClassRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     dwell_s: float | None = None
     interval_s: float | None = None
     ski_rental: float | None = None
+    pue_by_ambient_c: tuple[tuple[float, float], ...] | None = None
+    min_up_s: float | None = None
+    min_down_s: float | None = None
+    warm_reserve: int | None = None
+    sla_usd: float | None = None
 
 
 class Backtest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -149,6 +156,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         tick_s: period of the decision.
         data_dir: durable data. run_dir: sockets and the last snapshot.
         view_socket, control_socket: names inside ``run_dir``.
+        market: where prices come from. feeds: further sources that confirm or contradict it.
     """
 
     site_id: SiteName
@@ -161,6 +169,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     telemetry_cap_gib: Annotated[float, Meta(gt=0, le=10_000)] = 20.0
     mqtt: Mqtt | None = None
     market: Market = Market()
+    feeds: tuple[Market, ...] = ()
     backtest: Backtest = Backtest()
     nodes: tuple[NodeRow, ...] = ()
     asics: tuple[AsicRow, ...] = ()
@@ -235,7 +244,12 @@ def build_site(config: AgentConfig) -> Site:
         for device_id in node.devices
     ]
     miners = [
-        Device(device_id=asic.device_id, device_class=asic.device_class, address=asic.host)
+        Device(
+            device_id=asic.device_id,
+            device_class=asic.device_class,
+            address=asic.host,
+            firmware="" if asic.kind == AUTO_KIND else asic.kind,
+        )
         for asic in asic_addresses(config)
     ]
     classes = tuple(_device_class(row) for row in config.classes)
@@ -297,7 +311,14 @@ def _check(config: AgentConfig) -> Iterator[Problem]:
         if name not in names:
             yield Problem(path=f"{path}.device_class", detail=f"no class {name} in [[classes]]")
     yield from _check_addresses(config)
-    yield from _check_market(config.market)
+    yield from _check_market("market", config.market)
+    names = {config.market.name or config.market.kind}
+    for place, feed in enumerate(config.feeds):
+        yield from _check_market(f"feeds[{place}]", feed)
+        name = feed.name or feed.kind
+        if name in names:
+            yield Problem(path=f"feeds[{place}].name", detail=f"{name} is there twice")
+        names.add(name)
     if config.mqtt is not None:
         given = [
             bool(name) for name in (config.mqtt.tls_ca, config.mqtt.tls_cert, config.mqtt.tls_key)
@@ -357,9 +378,9 @@ def _check_lines(
             return
 
 
-def _check_market(market: Market) -> Iterator[Problem]:
+def _check_market(path: str, market: Market) -> Iterator[Problem]:
     if market.kind == "csv" and not market.directory:
-        yield Problem(path="market.directory", detail="is needed by kind csv")
+        yield Problem(path=f"{path}.directory", detail="is needed by kind csv")
     for field in ("from_utc", "started_utc"):
         text = getattr(market, field)
         if not text:
@@ -367,7 +388,7 @@ def _check_market(market: Market) -> Iterator[Problem]:
         try:
             at = datetime.fromisoformat(text)
         except ValueError:
-            yield Problem(path=f"market.{field}", detail=f"{text!r} is no ISO 8601 time")
+            yield Problem(path=f"{path}.{field}", detail=f"{text!r} is no ISO 8601 time")
         else:
             if at.tzinfo is None:
-                yield Problem(path=f"market.{field}", detail="needs a time zone, e.g. a final Z")
+                yield Problem(path=f"{path}.{field}", detail="needs a time zone, e.g. a final Z")

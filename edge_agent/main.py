@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_agent.config import AgentConfig, asic_addresses, build_site
+from edge_agent.config import AgentConfig, Market, asic_addresses, build_site
 from edge_agent.credentials import Credentials
 from edge_agent.devices.fleet import AsicUnit, FleetSettings, MinerFleet
 from edge_agent.devices.modes import StoredModes
@@ -171,7 +171,9 @@ class AgentProgram:
 
     async def _run_tasks(self, agent: Agent, links: NodeLinksClient, stop: asyncio.Event) -> None:
         run_dir = Path(self._config.run_dir)
-        feed = self._make_feed(agent)
+        sources = (self._config.market, *self._config.feeds)
+        made = (self._make_feed(agent, source) for source in sources)
+        feeds = tuple(feed for feed in made if feed is not None)
         miners = MinerDesk(
             asic_addresses(self._config),
             self._fleet,
@@ -184,8 +186,9 @@ class AgentProgram:
             hub=self._hub_link,
             buffer=self._buffer,
             switches=lambda limit: self._switches(agent, limit),
-            inputs=lambda: self._inputs(feed),
+            inputs=lambda: self._inputs(feeds),
             miners=miners,
+            grid=agent.grid,
         )
         server = LocalServer(run_dir / "view.sock", run_dir / "ctl.sock", api.handle)
         snapshots = SnapshotWriter(run_dir / "snapshot.json", api.snapshot, self._snapshots)
@@ -204,8 +207,8 @@ class AgentProgram:
                     group.create_task(miners.run(), name="miner-acts")
                     group.create_task(self._fleet.run(), name="asic-poller")
                     group.create_task(self._offer_asics(agent), name="asic-readings")
-                if feed is not None:
-                    group.create_task(feed.run(), name="market")
+                for feed in feeds:
+                    group.create_task(feed.run(), name=f"market-{feed.status.name}")
                 await stop.wait()
                 sd_notify("STOPPING=1")
                 raise _Stop
@@ -289,11 +292,14 @@ class AgentProgram:
             brain=words,
         )
 
-    def _make_feed(self, agent: Agent) -> ReplayFeed | HttpFeed | None:
-        market = self._config.market
+    def _make_feed(self, agent: Agent, market: Market) -> ReplayFeed | HttpFeed | None:
         if market.kind == "http":
             return HttpFeed(
-                market.host, market.port, offer=agent.offer_market, period_s=market.period_s
+                market.host,
+                market.port,
+                offer=agent.offer_market,
+                period_s=market.period_s,
+                name=market.name,
             )
         if market.kind == "none":
             return None
@@ -309,6 +315,7 @@ class AgentProgram:
             clock=self._clock,
             offer=agent.offer_market,
             static_rates=market.gpu_rates,
+            name=market.name or market.kind,
         )
 
     # --- what the local API asks ------------------------------------------------------------
@@ -343,13 +350,13 @@ class AgentProgram:
             last_error=status.last_error,
         )
 
-    def _inputs(self, feed: ReplayFeed | HttpFeed | None) -> tuple[InputLine, ...]:
+    def _inputs(self, feeds: tuple[ReplayFeed | HttpFeed, ...]) -> tuple[InputLine, ...]:
         lines: list[InputLine] = []
-        if feed is not None:
+        for place, feed in enumerate(feeds):
             said = feed.status
             lines.append(
                 InputLine(
-                    name="market",
+                    name="market" if place == 0 else f"market {said.name}",
                     taken=said.ticks,
                     refused=said.refused,
                     last_error=said.last_error[:_ERROR_SHOWN_MAX],

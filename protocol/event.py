@@ -124,13 +124,19 @@ class HeldLease(Struct, frozen=True, kw_only=True):
 
 
 class SiteReport(Struct, frozen=True, kw_only=True, tag="site_report"):
-    """What the site has and really runs: at birth, each minute, and when capacity changed."""
+    """What the site has and really runs: at birth, each minute, and when capacity changed.
+
+    Args:
+        curtailable_mw_5s, curtailable_mw_10min: what mining can let go in time with 99 %.
+    """
 
     at: UtcDatetime
     power_w: float | None
     power_cap_w: float
     classes: tuple[ClassReport, ...]
     leases: tuple[HeldLease, ...]
+    curtailable_mw_5s: float | None = None
+    curtailable_mw_10min: float | None = None
 
 
 class Alarm(Struct, frozen=True, kw_only=True, tag="alarm"):

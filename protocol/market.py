@@ -32,6 +32,8 @@ class MarketTick(Struct, frozen=True, kw_only=True):
         btc_price_usd: price of one bitcoin. difficulty: network difficulty.
         subsidy_btc, fees_btc: per block.
         day_ahead_usd_per_mwh: day-ahead price of the hour of ``source_at`` and of those after it.
+        ambient_c: outside air at the site. block_height: of the bitcoin chain.
+        grid_load_mw: of the whole grid. peak_probability: that the interval is the month's peak.
     """
 
     feed: Ident
@@ -44,6 +46,10 @@ class MarketTick(Struct, frozen=True, kw_only=True):
     fees_btc: float | None = None
     gpu_rates: tuple[GpuRate, ...] = ()
     day_ahead_usd_per_mwh: tuple[float, ...] = ()
+    ambient_c: float | None = None
+    block_height: int | None = None
+    grid_load_mw: float | None = None
+    peak_probability: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no market can say."""
@@ -55,6 +61,9 @@ class MarketTick(Struct, frozen=True, kw_only=True):
             "difficulty",
             "subsidy_btc",
             "fees_btc",
+            "ambient_c",
+            "grid_load_mw",
+            "peak_probability",
         ):
             check_finite(field, getattr(self, field))
         _check_range(
@@ -67,6 +76,10 @@ class MarketTick(Struct, frozen=True, kw_only=True):
         _check_range("difficulty", self.difficulty, 1.0, 1e20)
         _check_range("subsidy_btc", self.subsidy_btc, 0.0, 50.0)
         _check_range("fees_btc", self.fees_btc, 0.0, 1_000.0)
+        _check_range("ambient_c", self.ambient_c, -70.0, 70.0)
+        _check_range("grid_load_mw", self.grid_load_mw, 0.0, 1e7)
+        _check_range("peak_probability", self.peak_probability, 0.0, 1.0)
+        _check_range("block_height", self.block_height, 0.0, 1e8)
         for hour in self.day_ahead_usd_per_mwh:
             _check_range(
                 "day_ahead_usd_per_mwh", hour, PRICE_USD_PER_MWH_MIN, PRICE_USD_PER_MWH_MAX

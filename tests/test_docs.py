@@ -53,5 +53,8 @@ def test_every_agent_command_has_a_help_text() -> None:
         "regret",
         "report",
         "backtest",
+        "market",
+        "power",
+        "order",
     ):
         assert re.search(rf"^ +{command} +\w", told, re.MULTILINE), command

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 
-from edge_agent.cli import miners, render
+from edge_agent.cli import miners, render, render_grid
 from edge_agent.cli.client import (
     EXIT_OK,
     EXIT_PROBLEM,
@@ -110,6 +110,43 @@ def _undrain(args: argparse.Namespace) -> int:
     return _acted(args, act(args.run_dir, "/v1/undrain", {"pattern": args.device}))
 
 
+def _market(args: argparse.Namespace) -> int:
+    _show(args, _read(args, "/v1/market", "market"), render_grid.market)
+    return EXIT_OK
+
+
+def _power(args: argparse.Namespace) -> int:
+    value = _read(args, "/v1/power", "power")
+    _show(args, value | value.pop("power"), render_grid.power)
+    return EXIT_OK
+
+
+def _order(args: argparse.Namespace) -> int:
+    if args.verb == "list":
+        _show(args, _read(args, "/v1/orders", "orders"), render_grid.orders)
+        return EXIT_OK
+    if args.verb == "cancel":
+        value = act(args.run_dir, "/v1/orders/cancel", {"order_id": args.order_id})
+    else:
+        value = act(args.run_dir, "/v1/orders/add", _order_body(args))
+    _show(args, value, lambda shown: render_grid.orders({"items": [shown["order"]]}))
+    return EXIT_OK
+
+
+def _order_body(args: argparse.Namespace) -> dict[str, Any]:
+    if bool(args.until) == bool(args.duration):
+        raise CliError(EXIT_USAGE, "give --until TIME or --for DURATION")
+    body: dict[str, Any] = {
+        "limit_mw": args.mw, "order_id": args.order_id, "by": args.reason,
+        "until_at": args.until or None, "for_s": _seconds(args.duration),
+    }  # fmt: skip
+    if _DURATION.match(args.by):
+        body["due_in_s"] = _seconds(args.by)
+    else:
+        body["due_at"] = args.by
+    return {name: value for name, value in body.items() if value is not None}
+
+
 def _acted(args: argparse.Namespace, value: dict[str, Any]) -> int:
     _show(args, value, lambda shown: "\n".join(shown["devices"]) or "no device matched")
     return EXIT_OK if value["devices"] else EXIT_PROBLEM
@@ -127,7 +164,7 @@ def _read(
         if exc.exit_code != EXIT_UNREACHABLE:
             raise
     kept, age_s = snapshot(args.run_dir, args.data_dir)
-    if part not in kept:
+    if kept.get(part) is None:
         raise CliError(EXIT_UNREACHABLE, f"agent down, and its last snapshot has no {part}")
     print(f"agent down, {render.duration(age_s)} old", file=sys.stderr)
     found: dict[str, Any] = kept[part]
@@ -168,4 +205,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "drain": _drain,
     "undrain": _undrain,
     "miners": lambda args: miners.miners(args, _shower(args)),
+    "market": _market,
+    "power": _power,
+    "order": _order,
 } | dict.fromkeys(miners.ACTS, lambda args: miners.tell(args, _shower(args)))

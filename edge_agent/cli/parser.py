@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     inner.add_parser("show", parents=[reader], help="records, oldest, bytes per stream")
     _add_acts(commands, reader)
     add_miner_commands(commands, reader)
+    _add_grid(commands, reader)
     return parser
 
 
@@ -99,6 +100,27 @@ def _add_acts(
     drain.add_argument("--reason", default="", help="kept with the act")
     undrain = commands.add_parser("undrain", parents=[reader], help="give devices back to work")
     undrain.add_argument("device", help="device or glob")
+
+
+def _add_grid(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    reader: argparse.ArgumentParser,
+) -> None:
+    add = commands.add_parser
+    add("market", parents=[reader], help="every feed's last values, their age and verdict")
+    add("power", parents=[reader], help="cap, load, and the megawatts that can go in time")
+    order = add("order", help="grid orders: curtail the site to a load by a time")
+    inner = order.add_subparsers(dest="verb", required=True, metavar="VERB")
+    new = inner.add_parser("add", parents=[reader], help="take an order")
+    new.add_argument("--mw", type=float, required=True, help="load allowed at the meter")
+    new.add_argument("--by", required=True, help="deadline: ISO 8601 (UTC), or from now: 10m")
+    new.add_argument("--until", default="", help="end: ISO 8601 (UTC)")
+    new.add_argument("--for", dest="duration", default="", help="or how long from then: 2h")
+    new.add_argument("--id", dest="order_id", default="", help="the grid's own id of it")
+    new.add_argument("--reason", default="", help="kept with the order")
+    inner.add_parser("list", parents=[reader], help="asked, promised, achieved; newest first")
+    cancel = inner.add_parser("cancel", parents=[reader], help="take an order back")
+    cancel.add_argument("order_id", metavar="ID")
 
 
 def _add_replay(

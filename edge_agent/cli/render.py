@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 _ACTIVITIES = ("serve", "mine", "idle", "curtailed", "switching", "maintenance", "fault", "unknown")
 
+# What a why adds when there is something to say.
+_NOTES = (("doubt", "price_doubt"), ("order", "grid_order"), ("peak", "peak"))
+
 
 def status(value: Row) -> str:
     """Render ``status``: the site, its links, money, fleet, problems last."""
@@ -94,6 +97,7 @@ def why(value: Row) -> str:
             f"({age(value['price_age_s'])}), break-even "
             f"{number(value['break_even_usd_per_mwh'], '{:,.2f}')}"
         ),
+        *(f"{name:<9} {value[key]}" for name, key in _NOTES if value.get(key)),
         "",
     ]
     body = [

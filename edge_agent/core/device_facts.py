@@ -8,6 +8,8 @@ from msgspec.structs import replace
 from edge_agent.core import facts as f
 from edge_agent.core import power as pw
 from edge_agent.core.lease_facts import lease_after_switch, lease_ending, slot_changed
+from edge_agent.core.order_facts import off_by_order
+from edge_agent.core.response import learn_closed
 from edge_agent.core.site import (
     CODE_OF,
     FAULT,
@@ -49,7 +51,8 @@ def switch_opened(site: Site, state: SiteState, fact: f.SwitchOpened) -> SiteSta
     columns["switch_no"] = put(state.switch_no, at, no)
     entry = SwitchEntry(no, fact.switch_id, fact.lease_id, state.now_ns)
     if fact.to_activity == Activity.MINE:
-        wakes = at[np.isin(origin, OFF_CODES)]
+        # An order's restarts are not the outlook's: they use up no credit.
+        wakes = at[np.isin(origin, OFF_CODES) & ~off_by_order(state)[at]]
         columns["debt"] = put(state.debt, wakes, state.debt[wakes] + 1.0)
     if fact.to_activity in (Activity.MINE, Activity.SERVE):
         raised_w = pw.total(pw.ramp_rise_w(site, at, origin, to_code))
@@ -88,6 +91,8 @@ def switch_closed(site: Site, state: SiteState, fact: f.SwitchClosed) -> SiteSta
         state = replace(state, **set_activity(state, lost, UNKNOWN, UNKNOWN, UNKNOWN))
         state = replace(state, switch_no=put(state.switch_no, lost, -1))
     good, back = outcome == "committed", outcome == "rolled_back"
+    took_s = fact.took_us / 1e6
+    state = replace(state, responses=learn_closed(site, state, at, good, took_s))
     final = np.where(good, state.target[at], np.where(back, state.origin[at], FAULT))
     for code in np.unique(final):
         moved = at[final == code]

@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 from msgspec import Struct
 
+from edge_agent.core.order_facts import under_order
 from edge_agent.core.outlook import (
     AHEAD,
     INTERVAL_S,
@@ -22,6 +23,7 @@ from edge_agent.core.outlook import (
     forecast,
     table_of,
 )
+from edge_agent.core.peaks import expect
 from edge_agent.core.rule import grow_regret, pay_debt
 from edge_agent.core.site import (
     CURTAILED,
@@ -33,6 +35,7 @@ from edge_agent.core.site import (
     FloatColumn,
     Site,
 )
+from edge_agent.core.site_model import class_at, full_load_mw, marginal_usd_per_mwh
 from edge_agent.core.site_state import MarketState, MarketValue, SiteState, mode_of
 from protocol.resource import Activity, DeviceKind
 
@@ -170,13 +173,24 @@ def serve_usd_per_h(market: MarketState, class_name: str) -> float | None:
     return None
 
 
+def energy_price(site: Site, market: MarketState) -> float | None:
+    """Give the marginal price of energy in USD/MWh: spot, unless a fixed-price block covers all."""
+    held = market.price_usd_per_mwh
+    if held is None or site.limits.block_mw <= 0.0:
+        return None if held is None else held.value
+    return marginal_usd_per_mwh(site.limits, full_load_mw(site), held.value)
+
+
 # A pass asks several times for the value of one state: once for two sites in one process.
 @lru_cache(maxsize=4)
 def value(site: Site, state: SiteState) -> Values:
     """Value mining and off for every device; NaN where an input was never seen."""
     market = state.market
     per_ths = hashprice(market)
-    price = market.price_usd_per_mwh
+    price = energy_price(site, market)
+    if price is not None:
+        price += expect(site.limits, market.peak, state.instant.wall, state.now_ns).usd_per_mwh
+    classes = [class_at(row, market, state.now_ns) for row in site.classes]
     mine_w = _or_nameplate(state.mine_w, site.column(_MINE_W))
     mine_ths = _or_nameplate(state.mine_ths, site.column(_MINE_THS))
     per_ths_h = [
@@ -186,7 +200,7 @@ def value(site: Site, state: SiteState) -> Values:
         for row in site.classes
     ]
     flat = [_flat_usd_per_h(market, row) for row in site.classes]
-    energy = [np.nan if price is None else usd_per_wh(row, price.value) for row in site.classes]
+    energy = [np.nan if price is None else usd_per_wh(row, price) for row in classes]
     revenue = mine_ths * site.spread(per_ths_h) + site.spread(flat)
     energy_usd_per_wh = site.spread(energy)
     idle_w = np.where(mode_of(state) == IDLE, site.column(_IDLE_W), site.column(_off_w))
@@ -198,7 +212,7 @@ def value(site: Site, state: SiteState) -> Values:
         _restart_usd(site, state, revenue, energy_usd_per_wh),
         energy_usd_per_wh,
         site.once(_off_codes),
-        (mine_w - idle_w) * site.pue / W_PER_MW,
+        (mine_w - idle_w) * site.spread([row.pue for row in classes]) / W_PER_MW,
     )
 
 
@@ -233,20 +247,23 @@ def grow(
     cost = table_of(site.limits.price_knowledge, has_ahead=True).prudence * values.restart_usd
     return (
         grow_regret(state.regret_usd, on, gain, counts),
-        pay_debt(state.debt, off, gain, cost, counts, passed),
+        # What an order keeps off is no doing of the outlook.
+        pay_debt(state.debt, off & ~under_order(state), gain, cost, counts, passed),
     )
 
 
 def break_even_usd_per_mwh(site: Site, state: SiteState, index: int) -> float | None:
     """Give the energy price at which mining on a device earns exactly what being off earns."""
-    row = site.classes[int(site.class_of[index])]
+    row = class_at(site.classes[int(site.class_of[index])], state.market, state.now_ns)
     values = value(site, state)
     revenue = float(values.revenue_usd_per_h[index])
     mine_w = float(state.mine_w[index])
     saved_w = (row.model.mine_w if np.isnan(mine_w) else mine_w) - _off_w(row)
     if np.isnan(revenue) or saved_w <= 0.0:
         return None
-    return revenue / (saved_w * row.pue / W_PER_MW) - row.adder_usd_per_mwh
+    peak = expect(site.limits, state.market.peak, state.instant.wall, state.now_ns)
+    added = row.adder_usd_per_mwh + peak.usd_per_mwh
+    return revenue / (saved_w * row.pue / W_PER_MW) - added
 
 
 def learnt_cost(state: SiteState, row: DeviceClass) -> tuple[float, float | None] | None:

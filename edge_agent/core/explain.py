@@ -16,6 +16,10 @@ from edge_agent.core.economics import (
     serve_usd_per_h,
     value,
 )
+from edge_agent.core.hygiene import doubt
+from edge_agent.core.order_facts import binding, wall_ms
+from edge_agent.core.orders import load_w
+from edge_agent.core.peaks import peak_text
 from edge_agent.core.plan import DecisionRecords, Gates, Plan, Reason
 from edge_agent.core.site import CURTAILED, IDLE, MINE, NS_PER_S, SERVE, DeviceClass, Site
 from edge_agent.core.site_state import NEVER_NS, MarketValue, SiteState
@@ -64,6 +68,9 @@ class Explanation(Struct, frozen=True, kw_only=True):
     reason: str
     verdict: str
     would_change: tuple[str, ...]
+    price_doubt: str | None = None
+    grid_order: str | None = None
+    peak: str | None = None
 
 
 _SENTENCE: dict[Reason, str] = {
@@ -89,6 +96,8 @@ _SENTENCE: dict[Reason, str] = {
     Reason.NO_OPTION: "its activity offers no choice",
     Reason.SHED: "load must go to keep the power cap",
     Reason.QUARANTINE_OVER: "its quarantine is over: it is tried again",
+    Reason.GRID_ORDER: "a grid order limits the site's load",
+    Reason.RESERVE: "it is kept warm for a burst of demand",
     Reason.NOT_OWNER: "this store does not own the site",
 }
 
@@ -126,6 +135,22 @@ def why(site: Site, state: SiteState, plan: Plan, index: int) -> Explanation:
         reason=reason.name.lower(),
         verdict=f"{verb}: {_SENTENCE[reason]}",
         would_change=_would_change(site, state, plan, reason, index),
+        price_doubt=doubt(site.limits, market, state.now_ns),
+        grid_order=_grid_order(site, state),
+        peak=peak_text(site.limits, market.peak, state.instant.wall, state.now_ns),
+    )
+
+
+def _grid_order(site: Site, state: SiteState) -> str | None:
+    rows = binding(site, state)
+    if not rows:
+        return None
+    row = min(rows, key=lambda one: one.order.limit_w)
+    left_s = (row.order.until_ms - wall_ms(state)) / 1_000
+    load_mw = pw.total(load_w(site, state)) / 1e6
+    return (
+        f"{row.order.order_id}: at most {row.order.limit_w / 1e6:.3f} MW for {left_s:.0f} s more, "
+        f"{load_mw:.3f} MW confirmed"
     )
 
 
@@ -188,7 +213,7 @@ def _gates(
             "hysteresis",
             _latest(row, float(state.regret_usd[index]), cost),
         ),
-        (Gates.DWELL, "dwell", f"stayed {stayed_s:.0f} s of {row.dwell_s:.0f} s"),
+        (Gates.DWELL, "dwell", f"stayed {stayed_s:.0f} s of {_least_s(state, row, index):.0f} s"),
         (Gates.CAP, "cap", f"{plan.power.headroom_w / 1e3:.1f} kW free under the cap"),
         (Gates.RAMP, "ramp", f"{plan.power.ramp_left_w / 1e3:.1f} kW of wake-up ramp left"),
     )
@@ -200,6 +225,11 @@ def _gates(
 def _learnt(state: SiteState, row: DeviceClass) -> str:
     cost = learnt_cost(state, row)
     return "" if cost is None else f" (off and on take {cost[0]:.2f} s, as learnt)"
+
+
+def _least_s(state: SiteState, row: DeviceClass, index: int) -> float:
+    on = state.activity[index] == MINE
+    return max(row.dwell_s, row.min_up_s if on else row.min_down_s)
 
 
 def _latest(row: DeviceClass, regret_usd: float, cost_usd: float) -> str:
@@ -219,7 +249,9 @@ def _would_change(
     if break_even is not None and state.activity[index] in (MINE, IDLE, CURTAILED):
         sentence = _price_sentence(site, state, break_even, index)
         out += [] if sentence is None else [sentence]
-    left_s = row.dwell_s - (state.now_ns - int(state.mode_since_ns[index])) / NS_PER_S
+    left_s = (
+        _least_s(state, row, index) - (state.now_ns - int(state.mode_since_ns[index])) / NS_PER_S
+    )
     if left_s > 0.0:
         out.append(f"{left_s:.0f} s more in this activity (least dwell)")
     if reason in (Reason.CAP, Reason.SHED):
@@ -235,6 +267,8 @@ def _would_change(
         until = int(state.hold_until_ns[index])
         ends = "until released" if until == NEVER_NS else f"{(until - state.now_ns) / 1e9:.0f} s"
         out.append(f"the end of the hold ({ends})")
+    if reason is Reason.GRID_ORDER:
+        out.append("the end of the grid order, and then the wake-up ramp")
     if state.activity[index] == SERVE:
         out.append("the end of its lease")
     return tuple(out)

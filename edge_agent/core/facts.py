@@ -110,6 +110,32 @@ class OperatorHeld(Struct, frozen=True, array_like=True, tag="hold"):
     reason: str
 
 
+class GridOrder(Struct, frozen=True, array_like=True):
+    """Curtail the whole site to ``limit_w`` at its meter by ``due_ms``, until ``until_ms``.
+
+    Times are wall milliseconds: a grid knows no other clock.
+    """
+
+    order_id: str
+    limit_w: float
+    due_ms: int
+    until_ms: int
+    by: str = ""
+
+
+class OrderSeen(Struct, frozen=True, array_like=True, tag="order"):
+    """The grid (or an operator for it) ordered less load."""
+
+    order: GridOrder
+
+
+class OrderCancelled(Struct, frozen=True, array_like=True, tag="order_cancelled"):
+    """An order was taken back."""
+
+    order_id: str
+    by: str
+
+
 class SwitchOpened(Struct, frozen=True, array_like=True, tag="switch_opened"):
     """A switch began: its devices are switching and count for both sides' power."""
 
@@ -222,6 +248,8 @@ Fact = (
     | NodeSaid
     | ReadingsSeen
     | OperatorHeld
+    | OrderSeen
+    | OrderCancelled
     | SwitchOpened
     | SwitchClosed
     | LeaseTaken

@@ -17,6 +17,8 @@ from edge_agent.core import leases as ls
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
 from edge_agent.core.economics import FRESH, HOLD, SAFE, Values, outlook, value
+from edge_agent.core.order_facts import is_missed, limit_w, missed_text, off_by_order
+from edge_agent.core.orders import Need, need, shed
 from edge_agent.core.rule import judge
 from edge_agent.core.site import (
     CURTAILED,
@@ -80,6 +82,7 @@ def plan(site: Site, state: SiteState) -> p.Plan:
     # What follows plans as if the lease acts were done: a lease starts in the pass that takes it.
     state = _after(site, state, acts)
     draft = _money(site, state, values)
+    _reserve(site, state, draft)
     _orders(site, state, draft)
     _recover(site, state, draft)
     starts = _admit_starts(site, state, power)
@@ -110,7 +113,9 @@ def _money(site: Site, state: SiteState, values: Values) -> _Draft:
         on, expected, cost, state.regret_usd, state.debt, site.column(_SKI_RENTAL),
         known=site.limits.price_knowledge == "nowcast",
     )  # fmt: skip
-    dwelt = state.now_ns - state.mode_since_ns >= site.column(_dwell_ns)
+    least_ns = np.where(on, site.column(_up_ns), site.column(_down_ns))
+    dwelt = state.now_ns - state.mode_since_ns >= least_ns
+    dwelt |= off_by_order(state)
     fresh = values.quality == FRESH
     reachable = state.reachable & (state.quarantine_ns <= state.now_ns)
     free = (on | off) & reachable & (state.switch_no < 0) & (state.lease_no < 0)
@@ -133,8 +138,25 @@ def _money(site: Site, state: SiteState, values: Values) -> _Draft:
     return _Draft(target, reason, gates, verdict.gain_usd, cost, best, free)
 
 
-def _dwell_ns(row: DeviceClass) -> float:
-    return row.dwell_s * NS_PER_S
+def _up_ns(row: DeviceClass) -> float:
+    return max(row.dwell_s, row.min_up_s) * NS_PER_S
+
+
+def _down_ns(row: DeviceClass) -> float:
+    return max(row.dwell_s, row.min_down_s) * NS_PER_S
+
+
+def _reserve(site: Site, state: SiteState, draft: _Draft) -> None:
+    """Keep some GPUs of a class idle for bursts, first those that are: mining starts slowly."""
+    for at, row in enumerate(site.classes):
+        if row.warm_reserve <= 0 or row.model.serve_w <= 0.0:
+            continue
+        free = np.flatnonzero(draft.free & (site.class_of == at))
+        # One that is idle already costs no switch.
+        order = free[np.argsort(state.activity[free] != IDLE, kind="stable")]
+        kept = order[: row.warm_reserve]
+        draft.target[kept] = IDLE
+        draft.reason[kept] = R.RESERVE
 
 
 def _first_that_holds(conditions: tuple[FlagColumn, ...]) -> CodeColumn:
@@ -249,9 +271,13 @@ def _cap(
     if missing:
         need_w = max(need_w, missing - pw.going_down_w(site, state))
     still = _shed(site, state, counted, draft, merit, need_w) if need_w > 0.0 else 0.0
+    excess = min(still, pw.to_shed_w(site, state, power))
+    ask = need(site, state)
+    if ask is not None:
+        excess = max(excess, _shed_for_order(site, state, draft, merit, ask))
     ends: tuple[p.LeaseAct, ...] = ()
-    if still > 0.0 and pw.to_shed_w(site, state, power) > 0.0:
-        ends = _shed_leases(site, state, counted, min(still, pw.to_shed_w(site, state, power)))
+    if excess > 0.0:
+        ends = _shed_leases(site, state, counted, excess)
     room = replace(starts, left_w=0.0) if missing else starts
     _admit_wakes(site, state, counted, draft, merit, room)
     return ends, tuple(_start_intent(site, state, start) for start in starts.fits)
@@ -306,12 +332,36 @@ def _shed(
     return max(need_w - float(running[count - 1]), 0.0)
 
 
+def _shed_for_order(
+    site: Site, state: SiteState, draft: _Draft, merit: FloatColumn, ask: Need
+) -> float:
+    """Turn off the worst mining until the orders are kept; gives what is still missing.
+
+    Nothing wakes meanwhile: it would have to go again.
+    """
+    wakes = draft.free & (draft.target == MINE) & (state.activity != MINE)
+    draft.target[wakes] = state.activity[wakes]
+    draft.reason[wakes] = R.GRID_ORDER
+    on = draft.free & (state.activity == MINE)
+    mining = np.flatnonzero(on & (draft.target == MINE))
+    # One that has just failed to go is tried last.
+    order = mining[np.lexsort((merit[mining], state.failures[mining] > 0))]
+    chosen, missing_w = shed(site, state, ask, on & (draft.target != MINE), order)
+    draft.target[chosen] = site.once(_off_codes)[chosen]
+    draft.reason[chosen] = R.GRID_ORDER
+    return missing_w
+
+
 def _shed_leases(
     site: Site, state: SiteState, counted: FloatColumn, need_w: float
 ) -> tuple[p.LeaseAct, ...]:
-    """End leases, P4 first and the youngest first, until ``need_w`` is met."""
+    """End leases, P4 first, then the cheapest to end and the youngest, until ``need_w`` is met."""
     live = [row for row in state.leases if row.status in ls.LIVE and row.lease is not None]
-    live.sort(key=lambda row: (row.rank, row.no), reverse=True)
+    sla_usd = site.column(_sla_usd)
+    live.sort(
+        key=lambda row: (row.rank, -_sla_usd_per_w(site, row, counted, sla_usd), row.no),
+        reverse=True,
+    )
     need_w -= _ending_w(site, state, counted)
     ends: list[p.LeaseAct] = []
     for row in live:
@@ -320,6 +370,17 @@ def _shed_leases(
         need_w -= _lease_w(site, row, counted)
         ends.append(p.EndLease(row.lease_id, ReleaseOutcome.PREEMPTED, "power cap"))
     return tuple(ends)
+
+
+def _sla_usd(row: DeviceClass) -> float:
+    return row.sla_usd
+
+
+def _sla_usd_per_w(
+    site: Site, row: LeaseEntry, counted: FloatColumn, sla_usd: FloatColumn
+) -> float:
+    at = site.indices_of(tuple(slot.device_id for slot in row.slots))
+    return pw.total(sla_usd[at]) / max(_lease_w(site, row, counted), 1.0)
 
 
 def _ending_w(site: Site, state: SiteState, counted: FloatColumn) -> float:
@@ -378,6 +439,7 @@ def _stop_intents(
     out: list[p.Intent] = []
     held = ls.held_code(state)
     curtail = state.policy is not None and state.policy.curtail
+    curtail = curtail or limit_w(site, state) is not None
     for stop in ls.stops(site, state):
         first = int(stop.indices[0])
         entry = lease_by_id(state, stop.lease_id)
@@ -439,10 +501,11 @@ def _groups(site: Site, state: SiteState, draft: _Draft) -> tuple[p.Intent, ...]
 def _alarms(site: Site, state: SiteState, power: p.PowerView) -> tuple[tuple[str, str], ...]:
     waited_ns = state.now_ns - state.over_cap_ns
     late_ns = 4 * int(site.limits.shed_after_s * NS_PER_S)
+    out = tuple(("grid_order_missed", missed_text(row)) for row in state.orders if is_missed(row))
     if state.over_cap_ns < 0 or waited_ns < late_ns:
-        return ()
+        return out[:1]
     detail = f"counted {power.counted_w:.0f} W above the cap {power.cap_w:.0f} W"
-    return (("power_over_cap", detail),)
+    return (("power_over_cap", detail), *out[:1])
 
 
 def _after(site: Site, state: SiteState, acts: tuple[p.LeaseAct, ...]) -> SiteState:

@@ -7,6 +7,8 @@ from edge_agent.core import power as pw
 from edge_agent.core.economics import grow, value
 from edge_agent.core.facts import Fact, Instant, TickRow
 from edge_agent.core.optimizer import plan
+from edge_agent.core.orders import follow
+from edge_agent.core.peaks import spend
 from edge_agent.core.plan import Plan
 from edge_agent.core.site import NS_PER_S, Site
 from edge_agent.core.site_state import SiteState, enter_instant
@@ -22,16 +24,20 @@ def enter(site: Site, state: SiteState, instant: Instant, facts: tuple[Fact, ...
     """
     same_boot = instant.boot_id == state.instant.boot_id
     dt_s = max(instant.now_ns - state.now_ns, 0) / NS_PER_S if same_boot else 0.0
-    regret, debt = state.regret_usd, state.debt
+    regret, debt, market = state.regret_usd, state.debt, state.market
     if dt_s:
-        regret, debt = grow(site, state, value(site, state), dt_s)
+        values = value(site, state)
+        regret, debt = grow(site, state, values, dt_s)
+        market = replace(
+            market, peak=spend(site, state, values.gain_on_usd_per_h, values.saved_mw, dt_s)
+        )
     ramp = pw.refill_ramp(site, state, dt_s)
     heard = np.where(state.reachable, state.now_ns, state.heard_ns)
-    state = enter_instant(replace(state, heard_ns=heard), instant)
+    state = enter_instant(replace(state, heard_ns=heard, market=market), instant)
     state = replace(state, regret_usd=regret, debt=debt, ramp_left_w=ramp)
     for fact in facts:
         state = apply(site, state, fact)
-    state = settle(site, state)
+    state = follow(site, settle(site, state))
     since_ns = pw.over_cap_since(site, state)
     return state if since_ns == state.over_cap_ns else replace(state, over_cap_ns=since_ns)
 

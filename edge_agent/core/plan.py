@@ -35,6 +35,8 @@ class Reason(IntEnum):
     NOT_OWNER = 20
     QUARANTINE_OVER = 21
     CREDIT = 22
+    GRID_ORDER = 23
+    RESERVE = 24
 
 
 class Gates(IntFlag):

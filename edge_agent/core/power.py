@@ -12,6 +12,7 @@ from operator import attrgetter
 
 import numpy as np
 
+from edge_agent.core.order_facts import limit_w
 from edge_agent.core.plan import PowerView
 from edge_agent.core.site import (
     CURTAILED,
@@ -130,10 +131,12 @@ def ramp_rise_w(site: Site, at: IntColumn, origin: CodeColumn, target: int) -> F
 
 
 def view(site: Site, state: SiteState, counted: FloatColumn | None = None) -> PowerView:
-    """Sum the site's power."""
+    """Sum the site's power; what is free ends at the cap or, tighter, at a grid order's limit."""
     load = total(counted_w(site, state) if counted is None else counted)
     cap = cap_w(site, state)
-    return PowerView(cap, load, measured_w(site, state), cap - load, state.ramp_left_w)
+    ordered = limit_w(site, state)
+    free = cap - load if ordered is None else min(cap, ordered) - load
+    return PowerView(cap, load, measured_w(site, state), free, state.ramp_left_w)
 
 
 def over_cap_since(site: Site, state: SiteState) -> int:

@@ -4,7 +4,7 @@ import numpy as np
 from msgspec import Struct
 
 from edge_agent.core import power as pw
-from edge_agent.core.economics import value
+from edge_agent.core.economics import energy_price, value
 from edge_agent.core.site import (
     CURTAILED,
     FAULT,
@@ -18,6 +18,7 @@ from edge_agent.core.site import (
     IntColumn,
     Site,
 )
+from edge_agent.core.site_model import block_gain_usd_per_h
 from edge_agent.core.site_state import LeaseStatus, SiteState, mode_of
 from protocol.resource import DeviceKind
 
@@ -67,7 +68,7 @@ def profit_usd_per_h(site: Site, state: SiteState) -> float | None:
     total = pw.total(earned)
     if np.isnan(total):
         return None
-    return total + _served_usd_per_h(state)
+    return total + _served_usd_per_h(state) + block_usd_per_h(site, state)
 
 
 def flows(site: Site, state: SiteState) -> Flows:
@@ -119,6 +120,16 @@ def _served_usd_per_h(state: SiteState) -> float:
         if entry.lease is not None and entry.status is LeaseStatus.RUNNING:
             served += float(entry.lease.price_usd_per_h) * len(entry.slots)
     return served
+
+
+def block_usd_per_h(site: Site, state: SiteState) -> float:
+    """Give what a fixed-price block adds, at the load as far as it is known."""
+    spot, marginal = state.market.price_usd_per_mwh, energy_price(site, state.market)
+    if spot is None or marginal is None or site.limits.block_mw <= 0.0:
+        return 0.0
+    read_w = pw.measured_w(site, state)
+    load_mw = (pw.total(pw.counted_w(site, state)) if read_w is None else read_w) / 1e6
+    return block_gain_usd_per_h(site.limits, load_mw, spot.value, marginal)
 
 
 def wear_usd(site: Site, at: IntColumn) -> float:

@@ -6,6 +6,7 @@ Facts and stored switches name devices by id, so that a changed site file shifts
 
 from collections.abc import Callable
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from edge_agent.core.errors import SiteError
+from protocol.market import PRICE_USD_PER_MWH_MAX, PRICE_USD_PER_MWH_MIN
 from protocol.resource import ACTIVITY_CODES, Activity, DeviceKind, DeviceModel
 
 FloatColumn = npt.NDArray[np.float64]
@@ -35,6 +37,15 @@ ACTIVITIES = len(ACTIVITY_CODES)
 
 NS_PER_S = 1_000_000_000
 
+# Floor and cap of a market, widened by a tenth: congestion takes single points beyond the cap
+# (LZ_AEN 9,053 under a cap of 9,000 in 2021).
+# Source: ERCOT's cap is 5,000 since 2022, its floor -251; AEMO's NEM reaches 20,000 and -1,000.
+PRICE_BOUNDS: dict[str, tuple[float, float]] = {
+    "": (PRICE_USD_PER_MWH_MIN, PRICE_USD_PER_MWH_MAX),
+    "ercot": (-276.1, 5_500.0),
+    "nem": (-1_100.0, 22_000.0),
+}
+
 
 class DeviceClass(Struct, frozen=True, kw_only=True):
     """Economics of one class of devices on this site.
@@ -48,6 +59,11 @@ class DeviceClass(Struct, frozen=True, kw_only=True):
         dwell_s: least stay in an activity before a change for money alone.
         interval_s: length of a settlement interval, in the time of this agent.
         ski_rental: change at the latest when the regret of staying reaches so many restarts.
+        pue_by_ambient_c: (temperature, PUE) in ascending order; ``pue`` while none is known. The
+            cap counts the highest.
+        min_up_s, min_down_s: least time on and off, where longer than ``dwell_s``.
+        warm_reserve: GPUs of the class that are kept idle for bursts instead of mining.
+        sla_usd: cost of ending a lease early, per device.
     """
 
     model: DeviceModel
@@ -62,6 +78,16 @@ class DeviceClass(Struct, frozen=True, kw_only=True):
     dwell_s: float = 900.0
     interval_s: float = 900.0
     ski_rental: float = 1.5
+    pue_by_ambient_c: tuple[tuple[float, float], ...] = ()
+    min_up_s: float = 0.0
+    min_down_s: float = 0.0
+    warm_reserve: int = 0
+    sla_usd: float = 0.0
+
+    @property
+    def pue_max(self) -> float:
+        """Give the highest PUE that the class can have: what the cap counts."""
+        return max([self.pue, *(pue for _, pue in self.pue_by_ambient_c)])
 
     @property
     def class_name(self) -> str:
@@ -70,12 +96,13 @@ class DeviceClass(Struct, frozen=True, kw_only=True):
 
 
 class Device(Struct, frozen=True, kw_only=True):
-    """One device: who reaches it (a node, or an address for an ASIC)."""
+    """One device: who reaches it (a node, or an address for an ASIC); what runs on it, if known."""
 
     device_id: str
     device_class: str
     node_id: str | None = None
     address: str = ""
+    firmware: str = ""
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -93,6 +120,19 @@ class Limits(Struct, frozen=True, kw_only=True):
         lease_restarts: restarts of a lost instance within ``restart_window_s``.
         price_knowledge: whether the feed's price is that of the running interval, or of the last
             closed one.
+        price_market: whose floor and cap bound the price; empty is none.
+        price_floor_usd_per_mwh, price_ceiling_usd_per_mwh: further bounds of the site's own; a
+            price outside either is refused.
+        agree_usd_per_mwh, agree_share: two feeds that differ by no more agree.
+        near_usd_per_mwh: a price so near to the usual level is never a spike.
+        confirm_values: intervals that an implausible price of one feed must stand to be believed.
+        block_mw, block_usd_per_mwh: energy bought at a fixed price; what is not used is sold at
+            spot less ``block_fee_usd_per_mwh``, or is lost where ``block_resale`` is none.
+        peak_tariff, peak_usd_per_kw_year: charge by the load at the grid's monthly peaks, of the
+            four summer months or of all twelve. peak_interval_s: over which they are metered.
+        peak_from_hour_utc, peak_to_hour_utc: the hours in which a peak may fall.
+        peak_near: share of the month's largest load from which on an interval may be its peak.
+        peak_stop_h_per_month, peak_stop_usd_per_day: most that avoiding peaks may take.
     """
 
     power_cap_w: float
@@ -109,6 +149,31 @@ class Limits(Struct, frozen=True, kw_only=True):
     lease_restarts: int = 3
     restart_window_s: float = 600.0
     price_knowledge: Literal["nowcast", "settled"] = "nowcast"
+    price_market: Literal["", "ercot", "nem"] = ""
+    price_floor_usd_per_mwh: float = PRICE_USD_PER_MWH_MIN
+    price_ceiling_usd_per_mwh: float = PRICE_USD_PER_MWH_MAX
+    agree_usd_per_mwh: float = 2.0
+    agree_share: float = 0.05
+    near_usd_per_mwh: float = 100.0
+    confirm_values: int = 3
+    block_mw: float = 0.0
+    block_usd_per_mwh: float = 0.0
+    block_resale: Literal["spot", "none"] = "spot"
+    block_fee_usd_per_mwh: float = 0.0
+    peak_tariff: Literal["none", "4cp", "12cp"] = "none"
+    peak_usd_per_kw_year: float = 0.0
+    peak_interval_s: float = 900.0
+    peak_from_hour_utc: float = 0.0
+    peak_to_hour_utc: float = 24.0
+    peak_near: float = 0.98
+    peak_stop_h_per_month: float = 60.0
+    peak_stop_usd_per_day: float = 20_000.0
+
+    @property
+    def price_bounds_usd_per_mwh(self) -> tuple[float, float]:
+        """Give the lowest and the highest price that can be true here."""
+        low, high = PRICE_BOUNDS[self.price_market]
+        return max(low, self.price_floor_usd_per_mwh), min(high, self.price_ceiling_usd_per_mwh)
 
     @property
     def ramp_w_per_s(self) -> float:
@@ -154,7 +219,7 @@ class Site:
             [-1 if device.node_id is None else node_index[device.node_id] for device in devices]
         )
         self.nameplate_w: FloatColumn = self._nameplate_w()
-        self.pue: FloatColumn = self.spread([row.pue for row in classes])
+        self.pue: FloatColumn = self.spread([row.pue_max for row in classes])
         self.is_asic: FlagColumn = self.spread(
             [row.model.kind is DeviceKind.ASIC for row in classes]
         ).astype(np.bool_)
@@ -229,6 +294,15 @@ class Site:
             raise SiteError("duplicate_class", "classes: a class name stands twice")
         if not 0.0 < self.limits.power_cap_w < 1e10:
             raise SiteError("bad_limit", "limits.power_cap_w must be within 0..1e10")
+        low, high = self.limits.price_bounds_usd_per_mwh
+        if not low < high:
+            raise SiteError("bad_limit", "limits.price_floor_usd_per_mwh is above the ceiling")
+        for row in self.classes:
+            points = row.pue_by_ambient_c
+            if any(one[0] >= other[0] for one, other in pairwise(points)):
+                raise SiteError("bad_table", f"{row.class_name}.pue_by_ambient_c must ascend")
+            if any(not 1.0 <= pue <= 3.0 for _, pue in points):
+                raise SiteError("bad_table", f"{row.class_name}.pue_by_ambient_c: 1..3")
         for device in self.devices:
             at = self._class_index.get(device.device_class)
             if at is None:

@@ -102,6 +102,60 @@ class MarketValue(Struct, frozen=True, array_like=True):
     feed: str
 
 
+class Told(Struct, frozen=True, array_like=True):
+    """What one feed last told of one input, and what became of it (``hygiene``).
+
+    Args:
+        source_ms: instant that it speaks of. same: new values in a row that were equal.
+        run: new values in a row that stood for the same thing.
+    """
+
+    name: str
+    feed: str
+    value: float
+    as_of_ns: int
+    source_ms: int
+    same: int = 0
+    run: int = 1
+    verdict: str = ""
+    reason: str = ""
+
+
+class Usual(Struct, frozen=True, array_like=True):
+    """Level and spread of the prices taken lately, over so many intervals."""
+
+    level_usd_per_mwh: float
+    spread_usd_per_mwh: float
+    seen: int
+
+
+class Blocks(Struct, frozen=True, array_like=True):
+    """First and last block height seen in the running difficulty epoch, and when."""
+
+    first_height: int
+    first_ms: int
+    height: int
+    at_ms: int
+
+
+class PeakState(Struct, frozen=True, array_like=True):
+    """The grid's load this month, a given probability, and what was off for peaks (``peaks``).
+
+    Args:
+        most_mw: largest load of ``month`` so far. curtailed_s: in ``spent_month``. forgone_usd:
+            on ``spent_day``.
+    """
+
+    month: int = -1
+    most_mw: float = 0.0
+    load_mw: MarketValue | None = None
+    given: MarketValue | None = None
+    spent_month: int = -1
+    curtailed_s: float = 0.0
+    spent_day: int = -1
+    forgone_usd: float = 0.0
+
+
 class MarketState(Struct, frozen=True, array_like=True):
     """Last known value of each input; None was never seen.
 
@@ -109,6 +163,8 @@ class MarketState(Struct, frozen=True, array_like=True):
         interval_no: settlement interval (source time) that the price speaks of.
         older_usd_per_mwh: prices of the two intervals before it, latest first.
         day_ahead_usd_per_mwh: of the price's hour and those after it.
+        told: by input and feed. at_risk_usd_per_h: what the price may cost if it is wrong.
+        ambient_c: outside air. blocks: of the running difficulty epoch. peak: of the grid.
     """
 
     price_usd_per_mwh: MarketValue | None = None
@@ -121,6 +177,69 @@ class MarketState(Struct, frozen=True, array_like=True):
     interval_no: int = -1
     older_usd_per_mwh: tuple[float, ...] = ()
     day_ahead_usd_per_mwh: tuple[float, ...] = ()
+    told: tuple[Told, ...] = ()
+    usual: Usual | None = None
+    at_risk_usd_per_h: float = 0.0
+    ambient_c: MarketValue | None = None
+    blocks: Blocks | None = None
+    peak: PeakState = PeakState()
+
+
+class OrderStatus(StrEnum):
+    """Where a grid order stands."""
+
+    WAITING = "waiting"
+    SHEDDING = "shedding"
+    HOLDING = "holding"
+    MET = "met"
+    MISSED = "missed"
+    CANCELLED = "cancelled"
+
+
+class OrderSample(Struct, frozen=True, array_like=True):
+    """What the site was confirmed to draw at an instant, in site watts."""
+
+    at_ms: int
+    load_w: float
+
+
+class OrderEntry(Struct, frozen=True, array_like=True):
+    """A grid order and what became of it; -1 is not yet.
+
+    Args:
+        promised_w: load that can be reached by the deadline with 99 %, as known when it came.
+        shed_ms: the limit began to bind. reached_ms: the load was first under it from then on.
+        missed_ms: first seen above it between deadline and end. worst_w: most above it, then.
+        over_s: time above it, then. last_ms: row that counted last. end_ms: over or cancelled.
+    """
+
+    order: f.GridOrder
+    issued_ms: int
+    status: OrderStatus = OrderStatus.WAITING
+    shed_ms: int = -1
+    reached_ms: int = -1
+    missed_ms: int = -1
+    worst_w: float = 0.0
+    over_s: float = 0.0
+    last_ms: int = -1
+    end_ms: int = -1
+    why: str = ""
+    samples: tuple[OrderSample, ...] = ()
+    promised_w: float = -1.0
+
+    @property
+    def open(self) -> bool:
+        """Tell whether it may still bind."""
+        return self.end_ms < 0
+
+
+class Response(Struct, frozen=True, array_like=True):
+    """How fast devices of a class and firmware went down (``response``); last bucket: never."""
+
+    device_class: str
+    firmware: str
+    counts: tuple[float, ...]
+    samples: int
 
 
 class SiteState(Struct, frozen=True, eq=False, kw_only=True):
@@ -149,6 +268,8 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     over_cap_ns: int
     ramp_left_w: float
     nodes_up: tuple[str, ...]
+    orders: tuple[OrderEntry, ...]
+    responses: tuple[Response, ...]
     activity: CodeColumn
     origin: CodeColumn
     target: CodeColumn
@@ -203,6 +324,8 @@ def new_state(site: Site, instant: f.Instant) -> SiteState:
         over_cap_ns=-1,
         ramp_left_w=0.0,
         nodes_up=(),
+        orders=(),
+        responses=(),
         activity=code,
         origin=code,
         target=code,
@@ -332,10 +455,17 @@ def put(column: Column, at: IntColumn | FlagColumn | int, value: object) -> Colu
 
 def _shift_market(market: MarketState, shift: int) -> MarketState:
     changes: dict[str, Any] = {}
-    for name in ("price_usd_per_mwh", "btc_price_usd", "difficulty", "subsidy_btc", "fees_btc"):
+    values = ("price_usd_per_mwh", "btc_price_usd", "difficulty", "subsidy_btc", "fees_btc")
+    for name in (*values, "ambient_c"):
         held: MarketValue | None = getattr(market, name)
         if held is not None:
             changes[name] = replace(held, as_of_ns=held.as_of_ns + shift)
+    load, given = (
+        None if held is None else replace(held, as_of_ns=held.as_of_ns + shift)
+        for held in (market.peak.load_mw, market.peak.given)
+    )
+    changes["peak"] = replace(market.peak, load_mw=load, given=given)
+    changes["told"] = tuple(replace(row, as_of_ns=row.as_of_ns + shift) for row in market.told)
     return replace(market, gpu_rates_as_of_ns=market.gpu_rates_as_of_ns + shift, **changes)
 
 

@@ -14,19 +14,19 @@ from msgspec import Struct, structs
 
 from edge_agent.core.errors import JournalError
 from edge_agent.core.facts import Instant, SwitchCost
-from edge_agent.core.site import Site
+from edge_agent.core.site import ACTIVITIES, Site
 from edge_agent.core.site_state import (
     LeaseEntry,
     MarketState,
+    OrderEntry,
+    Response,
     SiteState,
     SwitchEntry,
     new_state,
 )
 from protocol.lease import SitePolicy
 
-SNAPSHOT_VERSION = 2
-# With learnt switch costs after the columns.
-COSTS_VERSION = 3
+SNAPSHOT_VERSION = 3
 COLUMNS: tuple[tuple[str, str], ...] = (
     ("activity", "u1"),
     ("origin", "u1"),
@@ -54,11 +54,11 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("debt", "<f8"),
 )
 # How many columns each version has; a version only ever adds some at the end.
-COLUMNS_OF = {1: len(COLUMNS) - 3, SNAPSHOT_VERSION: len(COLUMNS), COSTS_VERSION: len(COLUMNS)}
+COLUMNS_OF = {1: len(COLUMNS) - 3, 2: len(COLUMNS), SNAPSHOT_VERSION: len(COLUMNS)}
 
 
 class Snapshot(Struct, frozen=True, array_like=True):
-    """Stored form of a state."""
+    """Stored form of a state; what a later version added stands after the columns."""
 
     version: int
     device_ids: tuple[str, ...]
@@ -76,16 +76,13 @@ class Snapshot(Struct, frozen=True, array_like=True):
     ramp_left_w: float
     nodes_up: tuple[str, ...]
     columns: tuple[bytes, ...]
-
-
-class _WithCosts(Snapshot, frozen=True, array_like=True):
-    """Stored form of a state that has learnt what switches cost."""
-
+    orders: tuple[OrderEntry, ...] = ()
+    responses: tuple[Response, ...] = ()
     switch_costs: tuple[SwitchCost, ...] = ()
 
 
 _ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(_WithCosts)
+_DECODER = msgspec.msgpack.Decoder(Snapshot)
 _SAME = tuple(
     field.name
     for field in structs.fields(Snapshot)
@@ -100,11 +97,9 @@ def encode_state(site: Site, state: SiteState) -> bytes:
     )
     values = {name: getattr(state, name) for name in _SAME}
     device_ids = tuple(device.device_id for device in site.devices)
-    values |= {"device_ids": device_ids, "columns": columns}
-    if not state.switch_costs:
-        return _ENCODER.encode(Snapshot(version=SNAPSHOT_VERSION, **values))
-    body = _WithCosts(version=COSTS_VERSION, switch_costs=state.switch_costs, **values)
-    return _ENCODER.encode(body)
+    return _ENCODER.encode(
+        Snapshot(version=SNAPSHOT_VERSION, device_ids=device_ids, columns=columns, **values)
+    )
 
 
 def decode_state(site: Site, data: bytes) -> SiteState:
@@ -134,7 +129,7 @@ def decode_state(site: Site, data: bytes) -> SiteState:
     for (name, dtype), raw in zip(COLUMNS, body.columns, strict=False):
         column = np.frombuffer(raw, dtype=dtype)
         if name == "spent_ns":
-            column = column.reshape(n, -1)
+            column = column.reshape(n, ACTIVITIES)
         if len(column) != n:
             raise JournalError("bad_snapshot", f"{name}: {len(column)} rows for {n} devices")
         fresh = getattr(state, name).copy()
@@ -144,7 +139,7 @@ def decode_state(site: Site, data: bytes) -> SiteState:
         # Nobody wrote down who was silent: the day of silence begins with the snapshot.
         columns["mode_since_ns"] = columns["since_ns"]
     values = {name: getattr(body, name) for name in _SAME}
-    return structs.replace(state, switch_costs=body.switch_costs, **values, **columns)
+    return structs.replace(state, **values, **columns)
 
 
 def state_hash(site: Site, state: SiteState) -> bytes:

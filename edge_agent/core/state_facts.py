@@ -14,25 +14,23 @@ from edge_agent.core.device_facts import (
     switch_opened,
 )
 from edge_agent.core.lease_facts import lease_fact
-from edge_agent.core.outlook import AHEAD, INTERVAL_S, SEEN
+from edge_agent.core.market_facts import market_seen
+from edge_agent.core.order_facts import order_cancelled, order_seen
+from edge_agent.core.response import learn_readings
 from edge_agent.core.site import (
     MINE,
-    NS_PER_S,
     UNKNOWN,
     Site,
 )
 from edge_agent.core.site_state import (
     HOLD_CODES,
     NEVER_NS,
-    MarketState,
-    MarketValue,
     SiteState,
     mode_of,
     put,
     set_activity,
 )
 from protocol.lease import SitePolicy
-from protocol.market import MarketTick
 
 # More than the classes and moves of any site.
 SWITCH_COSTS_MAX = 256
@@ -59,7 +57,9 @@ def apply(site: Site, state: SiteState, fact: f.Fact) -> SiteState:
 def _site_fact(site: Site, state: SiteState, fact: f.Fact) -> SiteState:
     match fact:
         case f.MarketSeen():
-            return replace(state, market=_market(state, fact.tick))
+            return replace(state, market=market_seen(site, state, fact.tick))
+        case f.OrderSeen() | f.OrderCancelled():
+            return _order(state, fact)
         case f.OperatorHeld():
             return _held(site, state, fact)
         case f.PolicySeen():
@@ -71,6 +71,12 @@ def _site_fact(site: Site, state: SiteState, fact: f.Fact) -> SiteState:
         case f.SwitchCost():
             return replace(state, switch_costs=_costs(state, fact))
     return lease_fact(site, state, fact)
+
+
+def _order(state: SiteState, fact: f.OrderSeen | f.OrderCancelled) -> SiteState:
+    if isinstance(fact, f.OrderSeen):
+        return order_seen(state, fact.order)
+    return order_cancelled(state, fact)
 
 
 def _readings(site: Site, state: SiteState, fact: f.ReadingsSeen) -> SiteState:
@@ -88,45 +94,13 @@ def _readings(site: Site, state: SiteState, fact: f.ReadingsSeen) -> SiteState:
     changes["mine_ths"] = put(state.mine_ths, at[mining], row.hashrate_ths[mining])
     with_power = mining & (row.power_w > 0.0)
     changes["mine_w"] = put(state.mine_w, at[with_power], row.power_w[with_power])
+    changes["responses"] = learn_readings(site, state, at, row.power_w)
     changes["reachable"] = put(state.reachable, at, row.reachable.astype(np.bool_))
     heard = at[row.reachable != 0]
     changes["read_ns"] = put(state.read_ns, heard, state.now_ns)
     for name in ("power_w", "hashrate_ths", "temp_c", "utilisation"):
         changes[name] = put(getattr(state, name), at, getattr(row, name))
     return replace(state, **changes)
-
-
-def _market(state: SiteState, tick: MarketTick) -> MarketState:
-    behind_s = max((state.instant.wall - tick.measured_at).total_seconds(), 0.0)
-    as_of_ns = state.now_ns - int(behind_s * NS_PER_S)
-    changes: dict[str, Any] = {}
-    for name in ("price_usd_per_mwh", "btc_price_usd", "difficulty", "subsidy_btc", "fees_btc"):
-        value: float | None = getattr(tick, name)
-        held: MarketValue | None = getattr(state.market, name)
-        if value is not None and (held is None or held.as_of_ns <= as_of_ns):
-            changes[name] = MarketValue(value, as_of_ns, tick.feed)
-    if "price_usd_per_mwh" in changes:
-        changes |= _price_history(state.market, tick)
-    if tick.gpu_rates:
-        told = {rate.device_class for rate in tick.gpu_rates}
-        kept = tuple(row for row in state.market.gpu_rates if row.device_class not in told)
-        changes["gpu_rates"] = kept + tick.gpu_rates
-        changes["gpu_rates_as_of_ns"] = as_of_ns
-    return replace(state.market, **changes)
-
-
-def _price_history(held: MarketState, tick: MarketTick) -> dict[str, Any]:
-    """Move the intervals on in the source's time; what was not heard is as the one before it."""
-    number = int(tick.source_at.timestamp() // INTERVAL_S)
-    changes: dict[str, Any] = {
-        "interval_no": number,
-        "day_ahead_usd_per_mwh": tick.day_ahead_usd_per_mwh[:AHEAD],
-    }
-    if held.price_usd_per_mwh is not None and number > held.interval_no:
-        passed = min(number - held.interval_no, SEEN - 1)
-        older = (held.price_usd_per_mwh.value,) * passed + held.older_usd_per_mwh
-        changes["older_usd_per_mwh"] = older[: SEEN - 1]
-    return changes
 
 
 def _policy(state: SiteState, policy: SitePolicy) -> SiteState:

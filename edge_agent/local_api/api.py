@@ -10,9 +10,11 @@ from msgspec import Struct
 
 from edge_agent.core.errors import ActError
 from edge_agent.core.explain import Explanation
+from edge_agent.local_api.grid import Grid, GridRoutes
 from edge_agent.local_api.http import LocalError, LocalRequest, PlainText
 from edge_agent.local_api.miners import MinerDesk
 from edge_agent.ports import Clock
+from edge_agent.services.grid_desk import MarketView, OrderLines, PowerReport
 from edge_agent.services.state_report import DeviceLine, PlanView, Status, TimeLine
 from edge_agent.version import VERSION
 from protocol.event import SwitchReport
@@ -143,6 +145,9 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     switches: SwitchLines
     plan: PlanView
     devices: DeviceLines
+    market: MarketView | None = None
+    power: PowerReport | None = None
+    orders: OrderLines | None = None
 
 
 class DrainBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -172,6 +177,7 @@ class LocalApi:
     Args:
         hub: gives the state of the hub link. buffer: of the outbox. switches: newest first.
         inputs: counts of what the sources said. miners: shows and tells them.
+        grid: the desk of market, power and orders.
     """
 
     def __init__(
@@ -184,6 +190,7 @@ class LocalApi:
         switches: Callable[[int], tuple[SwitchReport, ...]],
         inputs: Callable[[], tuple[InputLine, ...]] = tuple,
         miners: MinerDesk | None = None,
+        grid: Grid | None = None,
     ) -> None:
         """Keep the sources; the start of the process is now."""
         self._brain = brain
@@ -192,6 +199,7 @@ class LocalApi:
         self._buffer = buffer
         self._switches = switches
         self._inputs = inputs
+        self._grid = grid
         self._started_ns = clock.boottime_ns()
         self._reads: dict[str, Callable[[LocalRequest], object]] = {
             "/v1/status": lambda _: self.status(),
@@ -209,6 +217,10 @@ class LocalApi:
         if miners is not None:
             self._reads |= {"/v1/miners": miners.lines, "/v1/acts": miners.acted}
             self._acts["/v1/acts"] = miners.act
+        if grid is not None:
+            routes = GridRoutes(grid, clock)
+            self._reads |= routes.reads
+            self._acts |= routes.acts
 
     async def handle(self, request: LocalRequest) -> object:
         """Answer one request.
@@ -224,7 +236,7 @@ class LocalApi:
                     raise LocalError(403, "not_allowed", "acts go to the control socket")
                 return await self._acts[request.path](request)
         except ActError as exc:
-            status = 404 if exc.code == "no_device" else 409
+            status = 404 if exc.code in ("no_device", "no_order") else 409
             raise LocalError(status, exc.code, str(exc)) from exc
         raise LocalError(404, "not_found", f"no {request.method} {request.path[:100]}")
 
@@ -249,6 +261,9 @@ class LocalApi:
             switches=SwitchLines(v=VIEW_VERSION, items=self._switches(50)),
             plan=self._brain.plan(),
             devices=self._lines("*", with_times=False),
+            market=None if self._grid is None else self._grid.market(),
+            power=None if self._grid is None else self._grid.power(),
+            orders=None if self._grid is None else self._grid.orders(),
         )
 
     def _devices(self, request: LocalRequest) -> DeviceLines:

@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from edge_agent.market.errors import FeedError
 from edge_agent.market.replay import ReplayMap, next_change, tick_at
@@ -39,7 +40,7 @@ class ReplayFeed:
 
     Args:
         data: the series, read before. mapping: of time. offer: takes each tick.
-        static_rates: GPU rates where the directory has none.
+        static_rates: GPU rates where the directory has none. name: of the feed.
     """
 
     def __init__(
@@ -50,13 +51,14 @@ class ReplayFeed:
         clock: Clock,
         offer: Callable[[MarketTick], None],
         static_rates: tuple[GpuRate, ...],
+        name: str = "csv",
     ) -> None:
         self._data = data
         self._mapping = mapping
         self._clock = clock
         self._offer = offer
         self._rates = static_rates
-        self.status = FeedStatus(name="csv")
+        self.status = FeedStatus(name=name)
 
     async def run(self) -> None:
         """Give a tick at each change of price, until cancelled or until the data end."""
@@ -93,17 +95,25 @@ class HttpFeed:
 
     Args:
         host, port: where the source listens. period_s: between two polls.
+        name: under which its ticks are kept; empty takes the name in them.
     """
 
     def __init__(
-        self, host: str, port: int, *, offer: Callable[[MarketTick], None], period_s: float = 1.0
+        self,
+        host: str,
+        port: int,
+        *,
+        offer: Callable[[MarketTick], None],
+        period_s: float = 1.0,
+        name: str = "",
     ) -> None:
         self._host = host
         self._port = port
         self._offer = offer
         self._period_s = period_s
         self._decoder = msgspec.json.Decoder(MarketTick)
-        self.status = FeedStatus(name="http")
+        self._name = name
+        self.status = FeedStatus(name=name or "http")
 
     async def run(self) -> None:
         """Poll until cancelled; say once when the source goes away and once when it is back."""
@@ -143,6 +153,7 @@ class HttpFeed:
         if not head.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200")):
             raise FeedError("bad_status", head[:60].decode("latin-1"))
         try:
-            return self._decoder.decode(body)
+            tick = self._decoder.decode(body)
+            return replace(tick, feed=self._name) if self._name else tick
         except (msgspec.MsgspecError, ValueError) as exc:
             raise FeedError("bad_tick", str(exc)) from exc

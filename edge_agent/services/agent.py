@@ -10,11 +10,13 @@ from msgspec import Struct
 
 from edge_agent.core import facts as f
 from edge_agent.core import power as pw
+from edge_agent.core.curtailable import curtailable
 from edge_agent.core.device_time import device_time
 from edge_agent.core.economics import hashprice
 from edge_agent.core.errors import ActError
 from edge_agent.core.explain import Explanation, why
 from edge_agent.core.leases import lease_of
+from edge_agent.core.order_facts import limit_w
 from edge_agent.core.plan import Plan
 from edge_agent.core.site import NS_PER_S, CodeColumn, FloatColumn, Site
 from edge_agent.core.site_state import LeaseStatus, SiteState, mode_of
@@ -23,6 +25,7 @@ from edge_agent.devices.ports import AsicFleet, AsicReadings
 from edge_agent.ports import Clock, CommitBatch, CoreStore, NodeLinks, Recovered
 from edge_agent.services import state_report as report
 from edge_agent.services.control_loop import ControlLoop
+from edge_agent.services.grid_desk import GridDesk
 from edge_agent.services.journal import Journal
 from edge_agent.services.metering import MeteringService
 from edge_agent.services.readings_buffer import ReadingsBuffer
@@ -105,6 +108,7 @@ class Agent:
         self._loop = ControlLoop(
             self._journal, ports.store, clock, self._metering, self._buffer, ports.new_id, tick_s
         )
+        self.grid = GridDesk(self._journal, clock.wall, self._loop.offer_durably, ports.new_id)
         self._executor = SwitchExecutor(
             self._journal,
             ports.links,
@@ -248,6 +252,7 @@ class Agent:
         state, site = self.state, self.site
         power = pw.view(site, state)
         age_ms = self.hub_heard_age_ms()
+        can_go = curtailable(site, state)
         return report.Status(
             v=report.VIEW_VERSION,
             site_id=site.site_id,
@@ -269,6 +274,9 @@ class Agent:
             passes=self._loop.counters.passes,
             pass_us=self._loop.counters.took_us,
             problems=report.problems(site, state),
+            order_limit_w=limit_w(site, state),
+            curtailable_mw_5s=sum((row.curtailable_mw_5s for row in can_go), 0.0),
+            curtailable_mw_10min=sum((row.curtailable_mw_10min for row in can_go), 0.0),
         )
 
     def devices(self) -> tuple[report.DeviceLine, ...]:

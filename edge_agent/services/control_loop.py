@@ -9,6 +9,7 @@ row, and only then starts switches. Whoever offers a lease waits for that commit
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
@@ -18,6 +19,7 @@ from msgspec.structs import replace
 
 from edge_agent.core import facts as f
 from edge_agent.core.optimizer import plan
+from edge_agent.core.order_facts import next_ms, wall_ms
 from edge_agent.core.plan import Plan
 from edge_agent.core.site import NS_PER_S
 from edge_agent.core.site_state import SiteState
@@ -59,6 +61,8 @@ _URGENT = (
     f.NodeLost,
     f.NodeSaid,
     f.OperatorHeld,
+    f.OrderCancelled,
+    f.OrderSeen,
     f.OwnerSeen,
     f.PolicySeen,
 )
@@ -104,6 +108,7 @@ class ControlLoop:
         self._urgent = self._tidy = False
         self._passed_s = self._urgent_s = -TIDY_S
         self._snapshot_ns: int | None = None
+        self._order_s = math.inf
         self._price: float | None = None
         self._alarmed: tuple[str, ...] = ()
         self.costs = CostLearner(journal.site, journal.state.switch_costs)
@@ -158,7 +163,7 @@ class ControlLoop:
         """Wait until the next pass is due: by the tick, or by what was asked for."""
         loop = asyncio.get_running_loop()
         while True:
-            due_s = self._passed_s + self._tick_s
+            due_s = min(self._passed_s + self._tick_s, self._order_s)
             if self._tidy:
                 due_s = min(due_s, self._passed_s + TIDY_S)
             if self._urgent:
@@ -198,6 +203,7 @@ class ControlLoop:
             for row in opened:
                 self.executor.start(row.switch)
         self.last_plan = made
+        self._order_s = self._next_order_s(state)
         self.counters.passes += 1
         self.counters.took_us = max(self._clock.boottime_ns() - began_ns, 0) // 1_000
         if acts and not opened:
@@ -239,6 +245,14 @@ class ControlLoop:
         return plan(self._journal.site, self._journal.state)
 
     # --- inside ---------------------------------------------------------------------------
+
+    def _next_order_s(self, state: SiteState) -> float:
+        """Give when a grid order next wants a pass, on the loop's clock; a tick may be too late."""
+        at_ms = next_ms(self._journal.site, state) if state.orders else None
+        if at_ms is None:
+            return math.inf
+        wait_s = max(at_ms - wall_ms(state), 0) / 1_000
+        return max(self._passed_s + GAP_S, self._passed_s + wait_s)
 
     def _drain(self) -> tuple[f.Fact, ...]:
         facts = tuple(self._inbox)

@@ -7,10 +7,14 @@ import numpy as np
 from msgspec import Struct
 
 from edge_agent.core import power as pw
+from edge_agent.core.curtailable import curtailable
 from edge_agent.core.device_time import ActivityTime
 from edge_agent.core.economics import age_s, value
+from edge_agent.core.hygiene import doubt
 from edge_agent.core.leases import usable
+from edge_agent.core.order_facts import is_missed, missed_text
 from edge_agent.core.plan import Intent, LeaseAct, Plan, PowerView, Reason, TakeLease
+from edge_agent.core.profit import block_usd_per_h
 from edge_agent.core.site import ACTIVITIES, FAULT, MINE, NS_PER_S, SERVE, Site
 from edge_agent.core.site_state import HOLD_CODES, LeaseStatus, SiteState
 from protocol.event import ClassReport, HeldLease, SiteLive, SiteReport, SwitchReport
@@ -71,6 +75,9 @@ class Status(Struct, frozen=True, kw_only=True):
     passes: int
     pass_us: int
     problems: tuple[ProblemLine, ...]
+    order_limit_w: float | None = None
+    curtailable_mw_5s: float | None = None
+    curtailable_mw_10min: float | None = None
 
 
 class DeviceLine(Struct, frozen=True, kw_only=True):
@@ -168,12 +175,15 @@ def held_leases(state: SiteState) -> tuple[HeldLease, ...]:
 
 def site_report(site: Site, state: SiteState, at: datetime) -> SiteReport:
     """Give what the site has and really runs."""
+    can_go = curtailable(site, state)
     return SiteReport(
         at=at,
         power_w=pw.measured_w(site, state),
         power_cap_w=pw.cap_w(site, state),
         classes=class_reports(site, state),
         leases=held_leases(state),
+        curtailable_mw_5s=sum((row.curtailable_mw_5s for row in can_go), 0.0),
+        curtailable_mw_10min=sum((row.curtailable_mw_10min for row in can_go), 0.0),
     )
 
 
@@ -192,7 +202,7 @@ def earning_usd_per_h(site: Site, state: SiteState) -> float | None:
     for entry in state.leases:
         if entry.lease is not None and entry.status is LeaseStatus.RUNNING:
             served += float(entry.lease.price_usd_per_h) * len(entry.slots)
-    return total + served
+    return total + served + block_usd_per_h(site, state)
 
 
 def site_live(site: Site, state: SiteState, at: datetime, backlog_records: int) -> SiteLive:
@@ -254,7 +264,7 @@ def problems(site: Site, state: SiteState) -> tuple[ProblemLine, ...]:
     """List what a person should look at, worst first."""
     out: list[ProblemLine] = []
     power = pw.view(site, state)
-    if power.headroom_w < 0.0:
+    if power.counted_w > power.cap_w:
         detail = f"counted {power.counted_w:.0f} W above the cap of {power.cap_w:.0f} W"
         out.append(_problem("power_over_cap", detail, "hcp-agent plan"))
     down = [node for node in site.nodes if node not in state.nodes_up]
@@ -264,6 +274,12 @@ def problems(site: Site, state: SiteState) -> tuple[ProblemLine, ...]:
     if price_age is None or price_age > site.limits.price_stale_s:
         said = "never seen" if price_age is None else f"{price_age:.0f} s old"
         out.append(_problem("price_stale", said, "hcp-agent status"))
+    in_doubt = doubt(site.limits, state.market, state.now_ns)
+    if in_doubt is not None:
+        out.append(_problem("price_in_doubt", in_doubt, "hcp-agent market"))
+    missed = [missed_text(row) for row in state.orders if is_missed(row)]
+    if missed:
+        out.append(_problem("grid_order_missed", missed[0], "hcp-agent order list"))
     if state.suspect:
         out.append(_problem("clock_suspect", "more than 2 s from the hub's", "timedatectl"))
     if not state.owner:

@@ -200,12 +200,17 @@ class _Sums(Struct):
             self.was_usd += was * dt_s / _SECONDS_PER_H
             self.would_usd += would * dt_s / _SECONDS_PER_H
             self.same_acts_usd += same * dt_s / _SECONDS_PER_H
-        self.over_was_s += dt_s * (pw.view(step.site, step.before).headroom_w < 0.0)
-        self.over_would_s += dt_s * (pw.view(pair.site, pair.before).headroom_w < 0.0)
+        self.over_was_s += dt_s * _over_cap(step.site, step.before)
+        self.over_would_s += dt_s * _over_cap(pair.site, pair.before)
         self.was_usd -= _wear(step.site, step.entered, step.row.acts)
         self.would_usd -= _wear(pair.site, pair.state, pair.acts)
         if not self.apart_fleets:
             self.same_acts_usd -= _wear(pair.site, step.entered, step.row.acts)
+
+
+def _over_cap(site: Site, state: SiteState) -> bool:
+    power = pw.view(site, state)
+    return power.counted_w > power.cap_w
 
 
 def _elapsed_s(step: Step) -> float:

@@ -154,3 +154,30 @@ def test_mistakes_of_an_inventory_are_named(tmp_path: Path, text: str, told: str
 )
 def test_mistakes_of_ranges_are_named(tmp_path: Path, before: str, after: str, told: str) -> None:
     assert told in read(tmp_path, RANGES.replace(before, after, 1))
+
+
+SECOND = """
+[[feeds]]
+kind = "http"
+port = 8091
+name = "rtm"
+"""
+
+
+def test_further_feeds_have_names_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(GOOD + SECOND)
+    config = read_config(path)
+    assert [(row.kind, row.name) for row in config.feeds] == [("http", "rtm")]
+    twice = GOOD + SECOND.replace('"rtm"', '"csv"')
+    assert "feeds[0].name: csv is there twice" in read(tmp_path, twice)
+    assert "feeds[0].directory: is needed by kind csv" in read(
+        tmp_path, GOOD + SECOND.replace('"http"', '"csv"')
+    )
+
+
+def test_a_miner_s_firmware_stands_in_the_site(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(GOOD.replace("count = 3", 'count = 3\nkind = "luxos"'))
+    site = build_site(read_config(path))
+    assert {row.firmware for row in site.devices if row.node_id is None} == {"luxos"}

@@ -68,6 +68,53 @@ ACT: dict[str, Any] = {
     "ended": True,
     "items": [{"device_id": "s21-0001", "outcome": "unsafe", "detail": "9000 W is over 3,500 W"}],
 }
+MARKET = {
+    "price_usd_per_mwh": 31.0,
+    "price_feed": "a",
+    "price_age_s": 4.0,
+    "usual_low_usd_per_mwh": -75.0,
+    "usual_high_usd_per_mwh": 125.0,
+    "floor_usd_per_mwh": -251.0,
+    "ceiling_usd_per_mwh": 5_000.0,
+    "at_risk_usd_per_h": 12.5,
+    "disagreement": "a: feeds disagree (a 31, b 3100)",
+    "feeds": [
+        {
+            "input": "price_usd_per_mwh", "feed": "b", "value": 3_100.0, "age_s": 5.0,
+            "verdict": "outvoted", "reason": "feeds disagree", "taken": False,
+        },
+    ],
+}  # fmt: skip
+POWER = {
+    "cap_mw": 60.0,
+    "drawn_mw": 54.1,
+    "confirmed_mw": 55.0,
+    "counted_mw": 56.0,
+    "promised_mw": None,
+    "headroom_mw": 4.0,
+    "leases_mw": 0.5,
+    "curtailable_mw_5s": 12.25,
+    "curtailable_mw_10min": 51.75,
+    "basis": [
+        {
+            "device_class": "S21", "firmware": "luxos", "devices": 15_000, "draw_mw": 54.8,
+            "samples": 900, "p50_s": 20.0, "p99_s": 45.0, "curtailable_mw_5s": 12.25,
+            "curtailable_mw_10min": 51.75,
+        }
+    ],
+}  # fmt: skip
+ORDER = {
+    "order_id": "o1",
+    "status": "missed",
+    "limit_mw": 20.0,
+    "promised_mw": 20.25,
+    "due_at": "2026-01-01T16:00:00Z",
+    "until_at": "2026-01-01T18:00:00Z",
+    "achieved": [{"at": "2026-01-01T16:00:00Z", "load_mw": 20.4}],
+    "worst_mw": 0.4,
+    "over_s": 75.0,
+    "why": "3 devices told to go off are not confirmed down",
+}
 ANSWERS: dict[str, tuple[int, dict[str, Any]]] = {
     "/v1/status": (200, STATUS),
     "/v1/devices": (
@@ -75,6 +122,11 @@ ANSWERS: dict[str, tuple[int, dict[str, Any]]] = {
         {"items": [{"device": DEVICE}, {"device": DEVICE | {"device_id": "h100-1"}}]},
     ),
     "/v1/why": (404, {"error": "unknown_device", "detail": "no device x"}),
+    "/v1/market": (200, MARKET),
+    "/v1/power": (200, {"at": "2026-01-01T00:00:00Z", "power": POWER}),
+    "/v1/orders": (200, {"items": [ORDER]}),
+    "/v1/orders/add": (200, {"order": ORDER | {"status": "waiting", "achieved": []}}),
+    "/v1/orders/cancel": (404, {"error": "no_order", "detail": "no open order 'x'"}),
     "/v1/drain": (200, {"devices": ["s21-0001"]}),
     "/v1/undrain": (409, {"error": "gate", "detail": "the device is too hot"}),
     "/v1/miners": (200, {"items": [MINER]}),
@@ -147,6 +199,10 @@ def test_json_carries_a_schema_version(agent: Path, capsys: pytest.CaptureFixtur
         (["drain", "s21-0001", "--for", "2h"], 0),
         (["drain", "s21-0001", "--for", "soon"], 2),
         (["undrain", "s21-0001"], 5),
+        (["order", "add", "--mw", "20", "--by", "10m", "--for", "2h"], 0),
+        (["order", "add", "--mw", "20", "--by", "10m"], 2),
+        (["order", "add", "--mw", "20", "--by", "2026-01-01T16:00:00Z", "--for", "soon"], 2),
+        (["order", "cancel", "x"], 1),
     ],
 )
 def test_exit_codes(
@@ -226,3 +282,45 @@ def test_an_act_whose_effect_is_not_seen_in_time_exits_with_6(
     code, out, _ = run(capsys, "reboot", "s21-*", "--wait", "0", "--run-dir", str(agent))
     assert code == 6
     assert "act-1" in out
+
+
+def test_market_shows_every_feed_and_what_they_disagree_about(
+    agent: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "market", "--run-dir", str(agent))
+    assert code == 0
+    assert "31.00 USD/MWh of a (4 s ago)" in out
+    assert "usual   -75 .. 125, legal -251 .. 5,000 USD/MWh" in out
+    assert "! a: feeds disagree (a 31, b 3100)" in out
+    assert re.search(r"price_usd_per_mwh +b +3,100 +5 s ago +outvoted", out)
+
+
+def test_power_tells_what_can_go_with_its_basis(
+    agent: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "power", "--run-dir", str(agent))
+    assert code == 0
+    assert "cap         60.000 MW, ordered ? MW, free 4.000 MW" in out
+    assert "curtailable 12.250 MW in 5 s, 51.750 MW in 10 min, each with 99 %" in out
+    assert re.search(r"S21 +luxos +15,000 +54.800 +900 +20 +45 +12.250 +51.750", out)
+    _, out, _ = run(capsys, "power", "--json", "--run-dir", str(agent))
+    assert json.loads(out) == {"v": 1, "at": "2026-01-01T00:00:00Z"} | POWER
+
+
+def test_orders_tell_asked_achieved_and_by_how_much_missed(
+    agent: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "order", "list", "--run-dir", str(agent))
+    assert code == 0
+    row = out.splitlines()[1]
+    for text in (
+        "o1",
+        "missed",
+        "20.000",
+        "20.250",
+        "20.400",
+        "0.400",
+        "1 min 15 s",
+        "3 devices told",
+    ):
+        assert text in row

@@ -17,7 +17,13 @@ from edge_agent.core.passes import enter
 from edge_agent.core.plan import Reason
 from edge_agent.core.site import CODE_OF, MAINTENANCE, UNKNOWN
 from edge_agent.core.site_state import OFF_CODES, LeaseStatus, lease_by_id
-from edge_agent.core.snapshot import SNAPSHOT_VERSION, decode_state, encode_state, state_hash
+from edge_agent.core.snapshot import (
+    SNAPSHOT_VERSION,
+    Snapshot,
+    decode_state,
+    encode_state,
+    state_hash,
+)
 from edge_agent.services.state_report import class_reports, device_lines
 from protocol.event import ReleaseOutcome
 from protocol.node import LeaseWork, NodeDevice
@@ -426,11 +432,15 @@ def _check(plant: Plant, elapsed_s: float) -> None:
 # --- snapshots of before --------------------------------------------------------------------------
 
 
+COLUMNS_AT = Snapshot.__struct_fields__.index("columns")
+
+
 def test_a_snapshot_of_version_1_is_read_and_its_new_columns_made() -> None:
     plant = silent(asics=1)
     body = msgspec.msgpack.decode(encode_state(plant.site, plant.state))
-    assert body[0] == SNAPSHOT_VERSION == 2
-    body[0], body[-1] = 1, body[-1][:21]  # version 1 had 21 columns
+    assert body[0] == SNAPSHOT_VERSION == 3
+    # Version 1 had 21 columns, and nothing after them.
+    body = [1, *body[1:COLUMNS_AT], body[COLUMNS_AT][:21]]
     state = decode_state(plant.site, msgspec.msgpack.encode(body))
     assert state.activity.tolist() == plant.state.activity.tolist()
     assert state.spent_ns.tolist() == plant.state.spent_ns.tolist()
@@ -441,12 +451,12 @@ def test_a_snapshot_of_version_1_is_read_and_its_new_columns_made() -> None:
     assert UNKNOWN not in enter(plant.site, state, at, ()).activity
 
 
-@pytest.mark.parametrize(("version", "columns"), [(1, 23), (2, 21), (3, 23), (0, 21)])
+@pytest.mark.parametrize(("version", "columns"), [(1, 23), (2, 21), (3, 23), (4, 24), (0, 21)])
 def test_a_snapshot_whose_columns_are_not_its_version_s_is_refused(
     version: int, columns: int
 ) -> None:
     plant = Plant(make_site())
     body = msgspec.msgpack.decode(encode_state(plant.site, plant.state))
-    body[0], body[-1] = version, (body[-1] * 2)[:columns]
+    body[0], body[COLUMNS_AT] = version, (body[COLUMNS_AT] * 2)[:columns]
     with pytest.raises(JournalError):
         decode_state(plant.site, msgspec.msgpack.encode(body))

@@ -16,7 +16,6 @@ from edge_agent.core.optimizer import plan
 from edge_agent.core.passes import enter
 from edge_agent.core.site_state import SiteState
 from edge_agent.core.snapshot import (
-    COSTS_VERSION,
     SNAPSHOT_VERSION,
     decode_state,
     encode_state,
@@ -107,14 +106,14 @@ def test_a_row_with_a_cost_survives_its_encoding() -> None:
     assert f.decode_row(f.encode_row(row)) == row
 
 
-def test_a_state_without_costs_is_stored_as_before_them_and_one_with_comes_back() -> None:
+def test_a_state_comes_back_with_its_costs_and_without_any() -> None:
     plant, state = told()
     plain = encode_state(plant.site, state)
     assert msgspec.msgpack.decode(plain)[0] == SNAPSHOT_VERSION
     assert decode_state(plant.site, plain).switch_costs == ()
     plant, state = told(cost(1.0, energy_wh=2.0))
     body = encode_state(plant.site, state)
-    assert msgspec.msgpack.decode(body)[0] == COSTS_VERSION
+    assert msgspec.msgpack.decode(body)[0] == SNAPSHOT_VERSION
     back = decode_state(plant.site, body)
     assert back.switch_costs == state.switch_costs
     assert state_hash(plant.site, back) == state_hash(plant.site, state)

@@ -16,7 +16,7 @@ TICK = MarketTick(
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
 
 
-async def poll_once(answer: bytes) -> tuple[list[MarketTick], HttpFeed]:
+async def poll_once(answer: bytes, name: str = "") -> tuple[list[MarketTick], HttpFeed]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         if answered:
@@ -31,7 +31,7 @@ async def poll_once(answer: bytes) -> tuple[list[MarketTick], HttpFeed]:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        feed = HttpFeed("127.0.0.1", port, offer=ticks.append, period_s=0.001)
+        feed = HttpFeed("127.0.0.1", port, offer=ticks.append, period_s=0.001, name=name)
         task = asyncio.create_task(feed.run())
         async with asyncio.timeout(5):
             await polled.wait()
@@ -43,6 +43,12 @@ async def poll_once(answer: bytes) -> tuple[list[MarketTick], HttpFeed]:
 async def test_a_tick_is_read() -> None:
     ticks, _ = await poll_once(HEAD + msgspec.json.encode(TICK))
     assert ticks[0] == TICK
+
+
+async def test_a_named_feed_keeps_its_ticks_apart_from_those_of_another() -> None:
+    ticks, feed = await poll_once(HEAD + msgspec.json.encode(TICK), name="second")
+    assert (ticks[0].feed, feed.status.name) == ("second", "second")
+    assert ticks[0].price_usd_per_mwh == TICK.price_usd_per_mwh
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -137,6 +138,8 @@ async def _day(world: JournalWorld, agent: Agent, number: int) -> None:
     await asyncio.sleep(HOUR_S)
     await agent.offer_policy(SitePolicy(hub_epoch=1, generation=2 * number + 2, site_id="s1"))
     world.fleet.refuse = {"a2"} if number % 2 else set()
+    due_at = LoopClock().wall() + timedelta(hours=2)
+    await agent.grid.add_order(0.012, due_at, due_at + timedelta(hours=1), f"o{number}", "grid")
     await asyncio.sleep(6 * HOUR_S)
     await agent.offer_lease(
         replace(lease(first, count=2, priority=3, generation=2, state=LeaseState.END))

@@ -19,7 +19,7 @@ from edge_agent.core.decided import decided, mismatch
 from edge_agent.core.errors import ActError, JournalError
 from edge_agent.core.plan import DecisionRecords, Plan, Reason
 from edge_agent.core.site import CURTAILED, MINE, Device, Site
-from edge_agent.core.snapshot import COLUMNS
+from edge_agent.core.snapshot import COLUMNS, Snapshot
 from edge_agent.ports import StoredRow
 from edge_agent.services.journal_walk import Walk
 from edge_agent.services.replay import ReplayReport, replay, why_at
@@ -91,6 +91,9 @@ def test_a_week_is_replayed_exactly(week: Path) -> None:
         Activity.MINE, Activity.CURTAILED, Activity.SERVE, Activity.IDLE,
     }  # fmt: skip
     assert any(isinstance(fact, f.LeaseTaken) for fact in acts)
+    facts = [fact for _, row in rows_of(week) for fact in row.facts]
+    assert sum(isinstance(fact, f.OrderSeen) for fact in facts) == 7
+    assert any(fact.reason == "grid_order" for fact in opened)
 
 
 def test_a_span_begins_at_the_snapshot_before_it(week: Path) -> None:
@@ -203,7 +206,8 @@ def test_one_bit_of_a_snapshot_is_found_and_named(copy: Path) -> None:
             "SELECT fact_seq, body FROM snapshot ORDER BY fact_seq DESC LIMIT 1"
         ).fetchone()
         text = bytearray(body)
-        text[-3] ^= 1  # in the last column, and its last device
+        column = msgspec.msgpack.decode(body, type=Snapshot).columns[-1]
+        text[body.rindex(column) + len(column) - 3] ^= 1  # in the last column, its last device
         connection.execute("UPDATE snapshot SET body = ? WHERE fact_seq = ?", (text, seq))
     connection.close()
     at = next(row.instant.wall for number, row in rows_of(copy) if number == seq)

@@ -1,0 +1,132 @@
+"""What a site's energy really costs and what a block will: pure formulas beside ``economics``.
+
+Every field behind them has a default that changes nothing.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from msgspec.structs import replace
+
+from edge_agent.core.site import MINE, NS_PER_S, DeviceClass, Limits, Site
+from edge_agent.core.site_state import Blocks, MarketState
+
+EPOCH_BLOCKS = 2_016
+BLOCK_S = 600.0
+# By consensus a step is at most a factor of four, either way.
+STEP_MAX = 4.0
+# A rate seen over fewer blocks than these says little: their number is Poisson (10 % at 100).
+_BLOCKS_MIN = 36
+AMBIENT_STALE_S = 3_600.0
+
+
+def pue_at(table: Sequence[tuple[float, float]], ambient_c: float, otherwise: float) -> float:
+    """Give the PUE at an ambient temperature: linear between the given points, flat beyond them.
+
+    Args:
+        table: (temperature, PUE) in ascending order; empty gives ``otherwise``.
+    """
+    if not table:
+        return otherwise
+    before_c, before = table[0]
+    if ambient_c <= before_c:
+        return before
+    for at_c, pue in table[1:]:
+        if ambient_c <= at_c:
+            return before + (pue - before) * (ambient_c - before_c) / (at_c - before_c)
+        before_c, before = at_c, pue
+    return before
+
+
+def class_at(row: DeviceClass, market: MarketState, now_ns: int) -> DeviceClass:
+    """Give a class with the PUE of now; its constant one while the temperature is not known."""
+    held = market.ambient_c
+    if not row.pue_by_ambient_c or held is None:
+        return row
+    if now_ns - held.as_of_ns > AMBIENT_STALE_S * NS_PER_S:
+        return row
+    return replace(row, pue=pue_at(row.pue_by_ambient_c, held.value, row.pue))
+
+
+@lru_cache(maxsize=4)
+def full_load_mw(site: Site) -> float:
+    """Give the load with everything mining, at nameplate."""
+    total = 0.0
+    for at in site.class_of.tolist():
+        total += float(site.nameplate_w[at, MINE]) * site.classes[at].pue
+    return total / 1e6
+
+
+def marginal_usd_per_mwh(limits: Limits, full_mw: float, spot: float) -> float:
+    """Give what one megawatt-hour more or less is worth: the price that decides.
+
+    A fixed-price block that covers the whole site is paid for anyway: energy not used is sold at
+    spot less the fee, or is lost where it may not be sold. Above the block spot decides.
+    """
+    if limits.block_mw <= 0.0 or full_mw > limits.block_mw:
+        return spot
+    if limits.block_resale == "none":
+        return 0.0
+    return spot - limits.block_fee_usd_per_mwh
+
+
+def energy_usd_per_h(limits: Limits, load_mw: float, spot: float) -> float:
+    """Give what energy costs per hour with the block and its resale; negative is income."""
+    block = limits.block_mw
+    over, unused = max(load_mw - block, 0.0), max(block - load_mw, 0.0)
+    resale = 0.0
+    if limits.block_resale == "spot":
+        resale = (spot - limits.block_fee_usd_per_mwh) * unused
+    return block * limits.block_usd_per_mwh + over * spot - resale
+
+
+def block_gain_usd_per_h(limits: Limits, load_mw: float, spot: float, marginal: float) -> float:
+    """Give what the block adds to earnings that were computed at the marginal price."""
+    return load_mw * marginal - energy_usd_per_h(limits, load_mw, spot)
+
+
+def next_difficulty(difficulty: float, block_s: float) -> float:
+    """Give the difficulty after the next step, if blocks go on to take so long.
+
+    Source: the consensus rule: 2,016 blocks should take two weeks, a step is at most a factor of 4.
+    """
+    return difficulty * min(max(BLOCK_S / block_s, 1.0 / STEP_MAX), STEP_MAX)
+
+
+def blocks_seen(held: Blocks | None, height: int, at_ms: int) -> Blocks:
+    """Count a block height in; a new epoch begins anew."""
+    epoch = height // EPOCH_BLOCKS
+    if held is None or held.first_height // EPOCH_BLOCKS != epoch or height < held.height:
+        return Blocks(height, at_ms, height, at_ms)
+    if height == held.height:
+        return held
+    return replace(held, height=height, at_ms=at_ms)
+
+
+def block_s(held: Blocks | None) -> float | None:
+    """Give the mean block time of the running epoch; None while too few were seen."""
+    if held is None or held.height - held.first_height < _BLOCKS_MIN:
+        return None
+    return max((held.at_ms - held.first_ms) / 1_000 / (held.height - held.first_height), 1.0)
+
+
+def blocks_left(held: Blocks) -> int:
+    """Give how many blocks the running epoch still has."""
+    return EPOCH_BLOCKS - held.height % EPOCH_BLOCKS
+
+
+def warm_reserve(exceed: Sequence[float], idle_usd_per_h: float, margin_usd_per_h: float) -> int:
+    """Give how many GPUs to keep warm: the newsvendor's number.
+
+    Args:
+        exceed: probability that demand exceeds n, for n = 0, 1, ...; not increasing.
+        idle_usd_per_h: cost of keeping one. margin_usd_per_h: what one earns when asked for.
+    """
+    if margin_usd_per_h <= 0.0:
+        return 0
+    count = 0
+    for share in exceed:
+        if share * margin_usd_per_h < idle_usd_per_h:
+            break
+        count += 1
+    return count
