@@ -18,7 +18,7 @@ from edge_agent.core.site import (
     IntColumn,
     Site,
 )
-from edge_agent.core.site_model import block_gain_usd_per_h
+from edge_agent.core.site_model import block_gain_usd_per_h, class_at
 from edge_agent.core.site_state import LeaseStatus, SiteState, mode_of
 from protocol.resource import DeviceKind
 
@@ -104,7 +104,8 @@ def flows(site: Site, state: SiteState) -> Flows:
     return Flows(
         np.where(mines, values.revenue_usd_per_h * share, values.revenue_usd_per_h * 0.0),
         values.revenue_usd_per_h,
-        drawn_w * site.pue,
+        drawn_w
+        * site.spread([class_at(row, state.market, state.now_ns).pue for row in site.classes]),
         _served_usd_per_h(state),
     )
 

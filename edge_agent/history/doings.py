@@ -72,7 +72,7 @@ class Doings(Struct, eq=False):
         if step.made is not None:
             power = step.made.power
             self.passes += 1
-            self.margin_w = min(self.margin_w, power.headroom_w)
+            self.margin_w = min(self.margin_w, power.cap_w - power.counted_w)
             self.cap_w[place] = np.fmin(self.cap_w[place], power.cap_w)
             self.counted_w[place] = np.fmax(self.counted_w[place], power.counted_w)
 
@@ -82,5 +82,5 @@ class Doings(Struct, eq=False):
         mines = step.before.activity == MINE
         mines = mines[step.site.is_asic] if step.site.is_asic.any() else mines
         self.mining_h[place] += float(mines.mean()) * dt_h
-        if step.made is not None and step.made.power.headroom_w < 0.0:
+        if step.made is not None and step.made.power.counted_w > step.made.power.cap_w:
             self.over_cap_h += dt_h
