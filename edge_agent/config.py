@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct, structs
 
+from edge_agent.core.curve import ModePoint, hull
 from edge_agent.core.site import Device, DeviceClass, Limits, Site
 from edge_agent.inventory import InventoryError, Label, MinerLine, read_inventory
 from firmware_bridges.families import FAMILY_OF
@@ -79,6 +80,8 @@ class ClassRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     dwell_s: float | None = None
     interval_s: float | None = None
     ski_rental: float | None = None
+    modes: Annotated[tuple[ModePoint, ...], Meta(max_length=64)] | None = None
+    mode_change_s: Annotated[float, Meta(ge=0, le=86_400)] | None = None
 
 
 class Backtest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

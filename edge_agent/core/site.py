@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from edge_agent.core.curve import ModePoint, Step, steps
 from edge_agent.core.errors import SiteError
 from protocol.resource import ACTIVITY_CODES, Activity, DeviceKind, DeviceModel
 
@@ -48,6 +49,8 @@ class DeviceClass(Struct, frozen=True, kw_only=True):
         dwell_s: least stay in an activity before a change for money alone.
         interval_s: length of a settlement interval, in the time of this agent.
         ski_rental: change at the latest when the regret of staying reaches so many restarts.
+        modes: measured points of a miner's power modes; none: it mines at the nameplate only.
+        mode_change_s: seconds of the revenue of the mode reached that a cycle of one step costs.
     """
 
     model: DeviceModel
@@ -62,11 +65,20 @@ class DeviceClass(Struct, frozen=True, kw_only=True):
     dwell_s: float = 900.0
     interval_s: float = 900.0
     ski_rental: float = 1.5
+    modes: tuple[ModePoint, ...] = ()
+    mode_change_s: float = 60.0
 
     @property
     def class_name(self) -> str:
         """Give the name used in leases."""
         return self.name or self.model.name
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Give what each mode adds to the one below it; without modes one step, ``normal``."""
+        model = self.model
+        plain = ModePoint(mode="normal", rate_ths=model.hashrate_ths, power_w=model.mine_w)
+        return steps(self.modes or (plain,), model.curtailed_w)
 
 
 class Device(Struct, frozen=True, kw_only=True):
