@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct, structs
 
-from edge_agent.core.curve import ModePoint, hull
+from edge_agent.core.curve import ModePoint
 from edge_agent.core.site import Device, DeviceClass, Limits, Site
 from edge_agent.inventory import InventoryError, Label, MinerLine, read_inventory
 from firmware_bridges.families import FAMILY_OF
@@ -27,6 +27,7 @@ CONFIG_BYTES_MAX = 4 << 20
 AUTO_KIND = "auto"
 DEFAULT_KIND = "antminer-stock"
 _Port = Annotated[int, Meta(ge=1, le=65_535)]
+_Watts = Annotated[float, Meta(gt=0, le=1e10)]
 _Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 
@@ -84,18 +85,44 @@ class ClassRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     mode_change_s: Annotated[float, Meta(ge=0, le=86_400)] | None = None
 
 
+class Duties(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the grid asks of the site in a back-test, drawn from a seed; watts at the meter.
+
+    Args:
+        cap_low_w, cap_high_w: range of the cap. cap_hold_h: mean time for which a cap stands.
+        orders_per_month: mean number of orders to curtail. order_low_w, order_high_w: range of the
+            load asked for. order_h_least, order_h_most: range of their length.
+        notice_min: longest notice of an order, and the notice of another cap.
+        rise_w_per_min, fall_w_per_min: how fast the load may change.
+    """
+
+    seed: Annotated[int, Meta(ge=0, le=2**32)] = 1
+    cap_low_w: _Watts = 45e6
+    cap_high_w: _Watts = 60e6
+    cap_hold_h: Annotated[float, Meta(gt=0, le=100_000)] = 24.0
+    orders_per_month: Annotated[float, Meta(ge=0, le=1_000)] = 6.0
+    order_low_w: _Watts = 5e6
+    order_high_w: _Watts = 35e6
+    order_h_least: Annotated[float, Meta(gt=0, le=1_000)] = 0.5
+    order_h_most: Annotated[float, Meta(gt=0, le=1_000)] = 4.0
+    notice_min: Annotated[float, Meta(ge=15, le=1_440)] = 60.0
+    rise_w_per_min: _Watts = 1e6
+    fall_w_per_min: _Watts = 2e6
+
+
 class Backtest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a back-test assumes of this site beyond its market's directory.
 
     Args:
         demand_quantile: the hour of the request trace that asks for all GPUs. demand_slices:
             groups that the GPUs of a class are asked in. preempt_usd: cost of ending a service
-            that is still asked for.
+            that is still asked for. duties: a changing cap and orders; none: the cap stands.
     """
 
     demand_quantile: Annotated[float, Meta(ge=0, le=1)] = 0.75
     demand_slices: Annotated[int, Meta(ge=1, le=1_000)] = 20
     preempt_usd: Annotated[float, Meta(ge=0, le=1_000)] = 0.5
+    duties: Duties | None = None
 
 
 class NodeRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

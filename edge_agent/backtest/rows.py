@@ -54,7 +54,8 @@ class Rows(Struct, frozen=True, eq=False, kw_only=True):
     Args:
         classes: series by class. class_of: of each row. weight: devices in each row.
         asked: (rows, T), whether the row's GPUs are asked to serve. preempt_usd: of ending a
-            service that is still asked for.
+            service that is still asked for. true_restart: true cost of a miner's restart over the
+            assumed one.
     """
 
     classes: tuple[ClassSeries, ...]
@@ -62,6 +63,7 @@ class Rows(Struct, frozen=True, eq=False, kw_only=True):
     weight: tuple[float, ...]
     asked: FlagColumn
     preempt_usd: float
+    true_restart: float = 1.0
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -113,6 +115,7 @@ def build_rows(
         weight=tuple(weight),
         asked=np.array(asked, dtype=np.bool_).reshape(len(weight), len(frame)),
         preempt_usd=demand.preempt_usd,
+        true_restart=true_restart,
     )
 
 
