@@ -56,22 +56,27 @@ def plain(steps: int, cap_w: float) -> Duty:
     return Duty(cap_w=cap, limit_w=cap, ceiling_w=cap, orders=(), rise_w=np.inf, fall_w=np.inf)
 
 
-def draw(wish: Duties, steps: int) -> Duty:
-    """Draw the duties of a span."""
+def draw(wish: Duties, steps: int, grain_w: float = 0.0) -> Duty:
+    """Draw the duties of a span.
+
+    Args:
+        grain_w: of one device: loads are whole devices, which the way down leaves room for.
+    """
     caps, orders = np.random.default_rng(wish.seed).spawn(2)
     rise_w, fall_w = wish.rise_w_per_min * STEP_MIN, wish.fall_w_per_min * STEP_MIN
     cap = _caps(wish, steps, caps)
-    made = _orders(wish, steps, fall_w, orders)
+    slope_w = fall_w - 2.0 * grain_w
+    made = _orders(wish, steps, slope_w, orders)
     limit, ceiling = cap.copy(), cap.copy()
     for ahead in range(1, _steps(wish.notice_min) + 1):
         told = np.concatenate((cap[ahead:], np.full(min(ahead, steps), np.inf)))[:steps]
-        ceiling = np.minimum(ceiling, told + fall_w * ahead)
+        ceiling = np.minimum(ceiling, told + slope_w * ahead)
     for order in made:
         within = slice(order.due, order.until)
         limit[within] = np.minimum(limit[within], order.to_w)
         ceiling[within] = np.minimum(ceiling[within], order.to_w)
         for at in range(order.issued, min(order.due, steps)):
-            ceiling[at] = min(ceiling[at], order.to_w + fall_w * (order.due - at))
+            ceiling[at] = min(ceiling[at], order.to_w + slope_w * (order.due - at))
     return Duty(
         cap_w=cap,
         limit_w=limit,
@@ -111,14 +116,16 @@ def _caps(wish: Duties, steps: int, rng: np.random.Generator) -> FloatColumn:
     return out
 
 
-def _orders(wish: Duties, steps: int, fall_w: float, rng: np.random.Generator) -> tuple[Order, ...]:
+def _orders(
+    wish: Duties, steps: int, slope_w: float, rng: np.random.Generator
+) -> tuple[Order, ...]:
     """Draw orders that can be met: the notice leaves time for the ramp down."""
     out: list[Order] = []
     at = 0
     while wish.orders_per_month > 0.0:
         at += max(round(rng.exponential(MONTH_STEPS / wish.orders_per_month)), 1)
         to_w = rng.uniform(wish.order_low_w, wish.order_high_w)
-        least = int(np.ceil((wish.cap_high_w - to_w) / fall_w))
+        least = int(np.ceil((wish.cap_high_w - to_w) / slope_w))
         notice = max(least, int(rng.integers(1, _steps(wish.notice_min) + 1)))
         hours = rng.uniform(wish.order_h_least, wish.order_h_most)
         due = at + notice

@@ -56,6 +56,14 @@ class Fleet(Struct, frozen=True, eq=False, kw_only=True):
     def __len__(self) -> int:
         return len(self.lots)
 
+    @property
+    def grain_w(self) -> float:
+        """Give the power of the largest device in its highest mode."""
+        each: dict[int, float] = {}
+        for lot in self.lots:
+            each[lot.of_class] = each.get(lot.of_class, 0.0) + lot.rise_w
+        return max(each.values(), default=0.0)
+
 
 def build_fleet(rows: Rows, true_factor: float) -> Fleet:
     """Build the lots of a site's miners."""

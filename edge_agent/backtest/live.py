@@ -142,9 +142,7 @@ def later(column: FloatColumn, hours: int) -> FloatColumn:
     return out[: len(column)]
 
 
-def _run(
-    rows: Rows, sheets: Sheets, memory: Memory, limits: Limits, *, known: bool
-) -> CodeColumn:
+def _run(rows: Rows, sheets: Sheets, memory: Memory, limits: Limits, *, known: bool) -> CodeColumn:
     count, steps = rows.asked.shape
     of = np.array(rows.class_of)
     every = [rows.series(at).row for at in range(count)]
