@@ -119,7 +119,7 @@ def allocate(
         # Only a load that may not fall so fast keeps what does not pay.
         lacking = (least_w - whole.watts) / rise.watts
         if lacking > 0.0:
-            amount = min(int(whole.most(rise, feeder)), int(lacking) + 1)
+            amount = min(int(whole.most(rise, feeder)), int(-(-lacking // 1.0)))
             whole.take(rise, feeder, float(amount))
         lacking = (least_w - parts.watts) / rise.watts
         if lacking > 0.0:
