@@ -132,6 +132,12 @@ def plan(value: Row) -> str:
             f"free {watts(power['headroom_w'])}"
         )
     ]
+    allocation = value.get("allocation")
+    if allocation is not None:
+        lines.append(
+            f"mining {allocation['worth_usd_per_h']:,.2f} USD/h; the best under the cap is at most "
+            f"{allocation['gap_usd_per_h']:,.4f} more"
+        )
     lines += [
         f"{row['devices']:>6} x {row['device_class']}: {row['from_activity']} -> "
         f"{row['to_activity']}  {row['reason']}  gain {number(row['gain_usd'], '{:+,.4f}')} USD, "

@@ -10,7 +10,10 @@ the sets are nested.
 
 from itertools import pairwise
 
+import numpy as np
 from msgspec import Struct
+
+from edge_agent.core.site import FloatColumn
 
 _Point = tuple[float, float, int]
 
@@ -131,6 +134,23 @@ def allocate(
         bound=parts.worth,
         fits=fits,
     )
+
+
+def relaxed_usd(watts: FloatColumn, usd: FloatColumn, room_w: float) -> float:
+    """Give what devices that are on or off could earn in a room, with fractions of devices.
+
+    Args:
+        watts: rise of each by being on. usd: what that earns; what loses is left off.
+    """
+    gain = np.maximum(usd, 0.0)
+    needed = np.add.accumulate(watts)
+    if not len(watts) or needed[-1] <= room_w:
+        return float(np.add.accumulate(gain)[-1]) if len(watts) else 0.0
+    order = np.argsort(-gain / np.maximum(watts, 1e-9), kind="stable")
+    needed = np.add.accumulate(watts[order])
+    before = needed - watts[order]
+    part = np.clip((room_w - before) / np.maximum(watts[order], 1e-9), 0.0, 1.0)
+    return float(np.add.accumulate(gain[order] * part)[-1])
 
 
 def upper_hull(watts: tuple[float, ...], worth: tuple[float, ...]) -> list[_Point]:

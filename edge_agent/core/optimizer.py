@@ -15,6 +15,7 @@ from edge_agent.core import facts as f
 from edge_agent.core import leases as ls
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
+from edge_agent.core.allocation import relaxed_usd
 from edge_agent.core.economics import FRESH, HOLD, SAFE, Values, outlook, value
 from edge_agent.core.rule import judge
 from edge_agent.core.site import (
@@ -82,6 +83,7 @@ def plan(site: Site, state: SiteState) -> p.Plan:
     _orders(site, state, draft)
     _recover(site, state, draft)
     starts = _admit_starts(site, state, power)
+    wanted = draft.free & (draft.target == MINE)
     lease_acts, lease_intents = _cap(site, state, values, power, counted, draft, starts)
     intents = (
         lease_intents + _stop_intents(site, state, values, draft) + _groups(site, state, draft)
@@ -97,6 +99,7 @@ def plan(site: Site, state: SiteState) -> p.Plan:
         ),
         power=power,
         alarms=_alarms(site, state, power),
+        allocation=_allocation(site, state, values, counted, draft, wanted),
     )  # fmt: skip
 
 
@@ -332,6 +335,33 @@ def _admit_wakes(
         draft.target[late] = state.activity[late]
         draft.reason[late] = why
         draft.gates[late] &= ~np.uint8(gate)
+
+
+def _allocation(
+    site: Site,
+    state: SiteState,
+    values: Values,
+    counted: FloatColumn,
+    draft: _Draft,
+    wanted: FlagColumn,
+) -> p.AllocationView | None:
+    """Compare what mines by this plan with the linear programme; what ramps up later is not asked.
+
+    All else counts as it stands, and a wake-up as while it is open.
+    """
+    at = np.flatnonzero(wanted & (draft.reason != R.RAMP))
+    usd = np.maximum(values.gain_on_usd_per_h[at], 0.0)
+    if np.isnan(usd).any():
+        return None
+    on = draft.target[at] == MINE
+    wakes = state.activity[at] != MINE
+    drawn = np.where(wakes, pw.counted_after_w(site, state, MINE)[at], counted[at])
+    rise = np.maximum(drawn - site.once(_off_site_w)[at], 0.0)
+    room_w = pw.cap_w(site, state) - (pw.total(counted) - pw.total(counted[at]))
+    room_w -= pw.total(drawn - rise)
+    return p.AllocationView(
+        pw.total(np.where(on, usd, 0.0)), relaxed_usd(rise, usd, max(room_w, 0.0))
+    )
 
 
 def _start_intent(site: Site, state: SiteState, start: ls.Start) -> p.Intent:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.core.allocation import Allocation, Group, allocate
+from edge_agent.core.allocation import Allocation, Group, allocate, relaxed_usd
 from edge_agent.core.curve import ModePoint, hull, steps
 
 # The curve of the notes (economics 3.7): 15.0 / 17.5 / 19.5 J/TH at 130 / 200 / 230 TH/s.
@@ -165,6 +165,19 @@ def test_a_higher_price_never_draws_more(count: int, room: float, low: float, mo
         return allocate((group,), room).watts
 
     assert drawn(low + more) <= drawn(low) + 1e-9
+
+
+@given(
+    usd=st.lists(st.integers(-5, 30).map(float), min_size=1, max_size=6), room=st.integers(0, 120)
+)
+def test_the_bound_of_on_and_off_is_the_allocations(usd: list[float], room: int) -> None:
+    each = [float(7 + 5 * at) for at in range(len(usd))]
+    groups = tuple(
+        Group(count=1, watts=(0.0, rise), worth=(0.0, more))
+        for rise, more in zip(each, usd, strict=True)
+    )
+    told = relaxed_usd(np.array(each), np.array(usd), float(room))
+    assert told == pytest.approx(allocate(groups, float(room)).bound)
 
 
 def test_a_load_that_may_not_fall_faster_keeps_what_loses_least() -> None:
