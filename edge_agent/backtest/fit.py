@@ -25,13 +25,19 @@ from protocol.resource import MODELS
 
 REVENUE_SCALES = (0.5, 0.7, 1.0, 1.4, 2.0)
 COST_SCALES = (0.6, 1.0, 2.0)
+# For the weights where a restart is dear.
+DEAR_SCALES = (2.5, 4.0, 6.5)
 ROUNDS = 14
 GAIN_BOUND = 6.0
 PRUDENCE: dict[Knowledge, float] = {"nowcast": 1.35, "settled": 1.5}
 
 
 def samples(
-    frame: Frame, knowledge: Knowledge, *, has_ahead: bool
+    frame: Frame,
+    knowledge: Knowledge,
+    *,
+    has_ahead: bool,
+    cost_scales: tuple[float, ...] = COST_SCALES,
 ) -> list[tuple[FloatColumn, FloatColumn]]:
     """Give (gain, terms) for each level of hashprice and cost, in restart costs."""
     row = DeviceClass(model=MODELS["S21"])
@@ -42,7 +48,7 @@ def samples(
     out: list[tuple[FloatColumn, FloatColumn]] = []
     for scale in REVENUE_SCALES:
         revenue_h = scale * model.hashrate_ths * mine_usd_per_ths_h(row, frame.hashprice)
-        for cost_scale in COST_SCALES:
+        for cost_scale in cost_scales:
             cost = cost_scale * restart_usd(row, revenue_h)
 
             def gain(
@@ -121,17 +127,31 @@ def main(argv: list[str] | None = None) -> int:
         '"""Weights of the outlook; made by ``python -m edge_agent.backtest.fit``.\n'
         "\n"
         f"Fitted to {len(frame)} intervals of 15 minutes. Each entry: weights of the\n"
-        "share, of the gain where the price is not known yet, and the prudence on the\n"
-        'assumed restart cost.\n"""\n'
+        "share, of the gain where the price is not known yet, the prudence on the\n"
+        'assumed restart cost, and share and gain where a restart is dear.\n"""\n'
         "\n# fmt: off\n"
-        "TABLES: dict[tuple[str, bool], tuple[tuple[float, ...], tuple[float, ...], float]] = {\n"
+        "_Weights = tuple[float, ...]\n"
+        "TABLES: dict[\n"
+        "    tuple[str, bool], tuple[_Weights, _Weights, float, _Weights, _Weights]\n"
+        "] = {\n"
     )
     for knowledge, prudence in PRUDENCE.items():
         for has_ahead in (True, False):
-            share, gain = fit(samples(frame, knowledge, has_ahead=has_ahead), knowledge)
+            lines = [
+                "".join(
+                    map(
+                        _lines,
+                        fit(
+                            samples(frame, knowledge, has_ahead=has_ahead, cost_scales=scales),
+                            knowledge,
+                        ),
+                    )
+                )
+                for scales in (COST_SCALES, DEAR_SCALES)
+            ]
             sys.stdout.write(
-                f'    ("{knowledge}", {has_ahead}): (\n{_lines(share)}{_lines(gain)}'
-                f"        {prudence},\n    ),\n"
+                f'    ("{knowledge}", {has_ahead}): (\n{lines[0]}        {prudence},\n'
+                f"{lines[1]}    ),\n"
             )
     sys.stdout.write("}\n")
     return 0

@@ -181,6 +181,7 @@ def _step_series(whole: ClassSeries, place: int, true_factor: float) -> ClassSer
         start_serve=nothing,
         energy=whole.energy,
         watts=(0.0, step.power_w, 0.0),
+        wear=row.wear_usd if place == 0 else 0.0,
     )
 
 

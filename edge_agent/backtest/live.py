@@ -12,7 +12,7 @@ from edge_agent.backtest.frame import HOUR_S, STEP_S
 from edge_agent.backtest.rows import MINE, OFF, SERVE, STEP_H, ClassSeries, Rows
 from edge_agent.core.economics import W_PER_MW
 from edge_agent.core.outlook import AHEAD, Knowledge, Known, Outlook, forecast
-from edge_agent.core.restart import RestartBelief, learn, lost_s
+from edge_agent.core.restart import RestartBelief, believed_usd, learn, lost_s
 from edge_agent.core.rule import grow_regret, judge, pay_debt
 from edge_agent.core.site import CodeColumn, FlagColumn, FloatColumn, Limits
 
@@ -44,7 +44,8 @@ def remember(price: FloatColumn, knowledge: Knowledge, limits: Limits) -> Memory
     columns = [np.where(known, price[np.maximum(last, 0)], np.nan)]
     for back in (1, 2):
         older = price[np.maximum(last - back, 0)]
-        columns.append(np.where((last - back < 0) | np.isnan(older), columns[-1], older))
+        # As live: what was not seen is as the last known price.
+        columns.append(np.where((last - back < 0) | np.isnan(older), columns[0], older))
     return Memory(prices=(columns[0], columns[1], columns[2]), fresh=fresh, safe=safe)
 
 
@@ -121,7 +122,7 @@ def _class_sheet(
 
     def told(hours: tuple[FloatColumn, ...]) -> tuple[Outlook, FloatColumn]:
         known = Known(price=now, older=memory.prices[1:], ahead=hours)
-        cost = factor * series.assumed_start
+        cost = believed_usd(series.wear, series.assumed_start - series.wear, factor)
         return forecast(knowledge, known, gain, saved_mwh, cost, series.revenue)
 
     outlook, cost = told(())

@@ -22,6 +22,7 @@ from edge_agent.core.outlook import (
     forecast,
     table_of,
 )
+from edge_agent.core.restart import belief_of
 from edge_agent.core.rule import grow_regret, pay_debt
 from edge_agent.core.site import (
     CURTAILED,
@@ -192,7 +193,7 @@ def value(site: Site, state: SiteState) -> Values:
         revenue - mine_w * energy_usd_per_wh,
         -idle_w * energy_usd_per_wh,
         revenue,
-        site.column(_wear) + np.maximum(revenue, 0.0) * site.column(_start_h),
+        _restart_column(site, state, revenue),
         energy_usd_per_wh,
         site.once(_off_codes),
         (mine_w - idle_w) * site.pue / W_PER_MW,
@@ -244,6 +245,18 @@ def break_even_usd_per_mwh(site: Site, state: SiteState, index: int) -> float | 
     if np.isnan(revenue) or saved_w <= 0.0:
         return None
     return revenue / (saved_w * row.pue / W_PER_MW) - row.adder_usd_per_mwh
+
+
+def _restart_column(site: Site, state: SiteState, revenue: FloatColumn) -> FloatColumn:
+    """Give the believed cost of a restart: as assumed until wake-ups have taught otherwise."""
+    start = np.maximum(revenue, 0.0) * site.column(_start_h)
+    if not state.restarts:
+        return site.column(_wear) + start
+    factors = [belief_of(state.restarts, row.class_name).used for row in site.classes]
+    wear = [
+        _wear(row) * max(factor, 1.0) for row, factor in zip(site.classes, factors, strict=True)
+    ]
+    return site.spread(wear) + start * site.spread(factors)
 
 
 def _or_nameplate(column: FloatColumn, nameplate: FloatColumn) -> FloatColumn:

@@ -7,8 +7,10 @@ near 0 says that the present loss will last, near 1 that it is over with the int
 stay follows from it: ``1 / share`` intervals off, ``1 / (1 - share)`` intervals on.
 
 The estimate is a sum of ramps of gains measured in restart costs, so it knows no price level, no
-hashprice level and no currency. The weights are ``outlook_table``; how they were fitted stands in
-docs/adr/0011. A wrong outlook can cost no more than ``rule`` lets it.
+hashprice level and no currency. A dear restart needs other weights, because prices do not last as
+long as it takes to earn it: between the two sets the estimate goes over with the cost. The weights
+are ``outlook_table``; how they were fitted stands in docs/adr/0011 and 0019. A wrong outlook can
+cost no more than ``rule`` lets it.
 """
 
 from collections.abc import Sequence
@@ -37,6 +39,8 @@ SEEN = len(SEEN_RAMPS)
 AHEAD = 3
 # The forecast never claims certainty: each change it asks for has at least this part behind it.
 SHARE_MIN, SHARE_MAX = 0.05, 0.98
+# Prudent restart cost, in revenues of an interval, up to which and from which on each set holds.
+CHEAP_TO, DEAR_FROM = 3.0, 6.0
 
 
 class Table(Struct, frozen=True):
@@ -45,11 +49,14 @@ class Table(Struct, frozen=True):
     Args:
         share: of the future's worth. gain: of the present interval's gain where it is not known
             yet; empty where it is. prudence: factor on the assumed restart cost.
+        dear_share, dear_gain: the same where a restart is dear.
     """
 
     share: tuple[float, ...]
     gain: tuple[float, ...]
     prudence: float
+    dear_share: tuple[float, ...]
+    dear_gain: tuple[float, ...]
 
 
 class Outlook(Struct, frozen=True, eq=False):
@@ -61,8 +68,8 @@ class Outlook(Struct, frozen=True, eq=False):
 
 def table_of(knowledge: Knowledge, *, has_ahead: bool) -> Table:
     """Give the weights for what is known."""
-    share, gain, prudence = TABLES[(knowledge, has_ahead)]
-    return Table(share, gain, prudence)
+    share, gain, prudence, dear_share, dear_gain = TABLES[(knowledge, has_ahead)]
+    return Table(share, gain, prudence, dear_share, dear_gain)
 
 
 def look(
@@ -80,6 +87,13 @@ def look(
     """
     share = _sum(table.share, seen, ahead, cost_in_revenue)
     gain = _sum(table.gain, seen, ahead, cost_in_revenue) if table.gain else seen[0]
+    prudent = table.prudence * cost_in_revenue
+    dear = np.minimum(np.maximum((prudent - CHEAP_TO) / (DEAR_FROM - CHEAP_TO), 0.0), 1.0)
+    if dear.any():
+        other = _sum(table.dear_share, seen, ahead, prudent)
+        share = (1.0 - dear) * _part(share) + dear * _part(other)
+        if table.gain:
+            gain = (1.0 - dear) * gain + dear * _sum(table.dear_gain, seen, ahead, prudent)
     return Outlook(gain, np.minimum(np.maximum(share, SHARE_MIN), SHARE_MAX))
 
 
@@ -147,6 +161,11 @@ def _sum(
             place += 1
     total += weights[place] * _bounded_cost(cost_in_revenue)
     return total
+
+
+def _part(share: FloatColumn) -> FloatColumn:
+    out: FloatColumn = np.minimum(np.maximum(share, 0.0), 1.0)
+    return out
 
 
 def _columns(

@@ -1,12 +1,15 @@
 """Weights of the outlook; made by ``python -m edge_agent.backtest.fit``.
 
-Fitted to 23424 intervals of 15 minutes. Each entry: weights of the share, of the
-share, of the gain where the price is not known yet, and the prudence on the
-assumed restart cost.
+Fitted to 23424 intervals of 15 minutes. Each entry: weights of the
+share, of the gain where the price is not known yet, the prudence on the
+assumed restart cost, and share and gain where a restart is dear.
 """
 
 # fmt: off
-TABLES: dict[tuple[str, bool], tuple[tuple[float, ...], tuple[float, ...], float]] = {
+_Weights = tuple[float, ...]
+TABLES: dict[
+    tuple[str, bool], tuple[_Weights, _Weights, float, _Weights, _Weights]
+] = {
     ("nowcast", True): (
         (
             -0.0471, 0.0003, 0.0346, 0.0034, 0.0488, 0.0710, 2.0435, 0.4207,
@@ -16,6 +19,13 @@ TABLES: dict[tuple[str, bool], tuple[tuple[float, ...], tuple[float, ...], float
         ),
         (),
         1.35,
+        (
+            -0.2038, 0.0103, 0.0000, 0.0000, 0.1440, 0.0000, 2.2911, 0.2991,
+            0.1425, 0.0293, 0.0078, 0.1209, 0.0962, -0.0555, -0.1314, 0.0994,
+            0.0104, -0.1764, -0.0775, 0.2622, 0.2052, 0.0005, 0.0600, 0.1344,
+            -0.2339, -0.1036, -0.0785, -0.0178,
+        ),
+        (),
     ),
     ("nowcast", False): (
         (
@@ -24,6 +34,11 @@ TABLES: dict[tuple[str, bool], tuple[tuple[float, ...], tuple[float, ...], float
         ),
         (),
         1.35,
+        (
+            -0.0000, 0.0103, 0.0261, 0.0649, 0.2191, 0.0000, 2.7357, 0.2018,
+            0.0532, 0.0413, -0.0175, 0.1567, 0.0825, -0.0476, -0.1573, 0.0047,
+        ),
+        (),
     ),
     ("settled", True): (
         (
@@ -39,6 +54,18 @@ TABLES: dict[tuple[str, bool], tuple[tuple[float, ...], tuple[float, ...], float
             0.4058, -0.4991, -0.4429, -0.3414,
         ),
         1.5,
+        (
+            -0.4837, 0.0453, 0.0000, 0.0000, 0.0882, 0.0000, 1.8093, 0.2869,
+            0.1983, 0.0312, -0.0315, 0.1162, 0.0486, -0.0572, -0.1398, 0.2705,
+            0.0662, -0.1776, -0.0863, 0.4513, 0.2336, -0.0111, 0.0732, 0.1812,
+            -0.2345, -0.0707, -0.0807, -0.0159,
+        ),
+        (
+            -5.3486, 0.6166, 1.0844, 0.9441, 1.1793, 1.1277, 0.7963, 0.7247,
+            0.6372, 0.8330, -0.4839, 0.0128, 0.2357, -0.0247, -0.0452, 0.1572,
+            -0.1490, -0.0554, -0.0516, 0.1427, 0.2406, 0.2540, 0.2904, -0.0779,
+            -0.0168, -0.0868, -0.1066, -0.0112,
+        ),
     ),
     ("settled", False): (
         (
@@ -50,5 +77,13 @@ TABLES: dict[tuple[str, bool], tuple[tuple[float, ...], tuple[float, ...], float
             0.0000, 1.7444, -0.2096, 0.6058, -0.3311, -0.0248, -0.3432, -0.2704,
         ),
         1.5,
+        (
+            -0.0000, 0.0317, 0.0386, 0.0404, 0.2200, 0.0000, 2.7612, 0.2141,
+            0.0480, 0.0398, -0.0446, 0.1592, 0.0766, -0.0533, -0.1559, 0.0033,
+        ),
+        (
+            -5.2895, 0.6181, 1.0985, 1.0307, 1.2188, 1.0473, 1.0183, 0.8015,
+            0.7427, 0.9686, -0.4929, 0.0132, 0.2572, -0.0186, -0.0561, -0.0117,
+        ),
     ),
 }

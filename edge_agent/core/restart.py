@@ -1,17 +1,24 @@
 """What a restart truly costs, learnt from the restarts that happened.
 
 Seen at each wake-up: the time from power to hash rate, and the energy used without hashing. The
-assumed cost (wear and warm-up together) is scaled by how these compare with what was assumed:
-wear shows at no single restart, and a unit that starts hard is taken to wear as hard. Arithmetic
-is plain, so that a replay gives the same bits.
+assumed cost is scaled by how these compare with what was assumed. Wear shows at no single restart:
+a unit that starts hard is taken to wear as hard, and one that starts easily to wear as assumed.
+Arithmetic is plain, so that a replay gives the same bits.
 """
 
+from typing import TypeVar
+
 from msgspec import Struct
+
+from edge_agent.core.site import FloatColumn
 
 # Devices' worth of trust in the assumed cost, and for how many devices the past counts at most.
 PRIOR, WINDOW = 5.0, 500.0
 FACTOR_MIN, FACTOR_MAX = 0.2, 5.0
 _GRAIN = 32.0
+
+
+Amount = TypeVar("Amount", float, FloatColumn)
 
 
 class RestartBelief(Struct, frozen=True, kw_only=True):
@@ -24,6 +31,31 @@ class RestartBelief(Struct, frozen=True, kw_only=True):
     def used(self) -> float:
         """Give the factor as decisions take it: in steps, so that noise moves nothing."""
         return max(round(self.factor * _GRAIN), 1) / _GRAIN
+
+
+class ClassBelief(Struct, frozen=True, array_like=True):
+    """The belief about one class, by its name: it outlives a changed site file."""
+
+    class_name: str
+    belief: RestartBelief
+
+
+def belief_of(beliefs: tuple[ClassBelief, ...], class_name: str) -> RestartBelief:
+    """Give what is believed of a class; nothing was seen: as assumed."""
+    return next((row.belief for row in beliefs if row.class_name == class_name), RestartBelief())
+
+
+def with_belief(
+    beliefs: tuple[ClassBelief, ...], class_name: str, belief: RestartBelief
+) -> tuple[ClassBelief, ...]:
+    """Give the beliefs with one class's replaced or added."""
+    others = tuple(row for row in beliefs if row.class_name != class_name)
+    return (*others, ClassBelief(class_name, belief))
+
+
+def believed_usd(wear_usd: float, start_usd: Amount, factor: float) -> Amount:
+    """Give the believed cost of a restart from its assumed parts: wear, and revenue not earned."""
+    return wear_usd * max(factor, 1.0) + start_usd * factor
 
 
 def lost_s(warm_s: float, idle_wh: float, mine_w: float) -> float:

@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from edge_agent.core import facts as f
+from edge_agent.core.restart import ClassBelief
 from edge_agent.core.site import (
     ACTIVITIES,
     CURTAILED,
@@ -132,7 +133,7 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     which it was reachable), ``read_ns`` (last reading), ``mine_ths`` and ``mine_w`` (last confirmed
     while mining), ``regret_usd`` (of staying, since the last change), ``debt`` (restarts that
     being off has not earned yet), ``quarantine_ns`` (ends, or ended, then; 0 is none), ``spent_ns``
-    (closed intervals by activity, (D, 8)).
+    (closed intervals by activity, (D, 8)). ``restarts``: what wake-ups taught, by class.
     """
 
     rows: int
@@ -148,6 +149,7 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     over_cap_ns: int
     ramp_left_w: float
     nodes_up: tuple[str, ...]
+    restarts: tuple[ClassBelief, ...] = ()
     activity: CodeColumn
     origin: CodeColumn
     target: CodeColumn

@@ -13,6 +13,7 @@ from msgspec import Struct, structs
 
 from edge_agent.core.errors import JournalError
 from edge_agent.core.facts import Instant
+from edge_agent.core.restart import ClassBelief
 from edge_agent.core.site import Site
 from edge_agent.core.site_state import (
     LeaseEntry,
@@ -73,6 +74,7 @@ class Snapshot(Struct, frozen=True, array_like=True):
     ramp_left_w: float
     nodes_up: tuple[str, ...]
     columns: tuple[bytes, ...]
+    restarts: tuple[ClassBelief, ...] = ()
 
 
 _ENCODER = msgspec.msgpack.Encoder()

@@ -27,7 +27,9 @@ _POLICY = ("power_cap_w", "curtail")
 _MODEL = tuple(
     row.name for row in structs.fields(DeviceModel) if row.name not in ("name", "kind", "vram_gib")
 )
-_CLASS = tuple(row.name for row in structs.fields(DeviceClass) if row.name not in ("model", "name"))
+_CLASS = tuple(
+    row.name for row in structs.fields(DeviceClass) if row.name not in ("model", "name", "modes")
+)
 _LIMITS = tuple(row.name for row in structs.fields(Limits))
 # What takes a word, not a number.
 _WORDS = tuple(

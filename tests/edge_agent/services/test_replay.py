@@ -211,8 +211,11 @@ def test_one_bit_of_a_snapshot_is_found_and_named(copy: Path) -> None:
         seq, body = connection.execute(
             "SELECT fact_seq, body FROM snapshot ORDER BY fact_seq DESC LIMIT 1"
         ).fetchone()
-        text = bytearray(body)
-        text[-3] ^= 1  # in the last column, and its last device
+        told = msgspec.msgpack.decode(body)
+        column = bytearray(told[-2][-1])
+        column[-3] ^= 1  # in the last column, and its last device
+        told[-2][-1] = bytes(column)
+        text = msgspec.msgpack.encode(told)
         connection.execute("UPDATE snapshot SET body = ? WHERE fact_seq = ?", (text, seq))
     connection.close()
     at = next(row.instant.wall for number, row in rows_of(copy) if number == seq)
