@@ -13,13 +13,13 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct, structs
 
-from edge_agent.core.curve import ModePoint
+from edge_agent.core.curve import ModePoint, hull
 from edge_agent.core.site import Device, DeviceClass, Limits, Site
 from edge_agent.inventory import InventoryError, Label, MinerLine, read_inventory
 from firmware_bridges.families import FAMILY_OF
 from firmware_bridges.targets import TargetError, addresses_of
 from protocol.market import GpuRate
-from protocol.resource import MODELS
+from protocol.resource import MODELS, DeviceKind
 from protocol.settings import Problem, SettingsError, parse_settings
 from protocol.units import Ident, SiteName
 
@@ -320,6 +320,7 @@ def _check(config: AgentConfig) -> Iterator[Problem]:
             yield Problem(
                 path=f"classes[{place}].model", detail=f"unknown model {row.model}; known: {known}"
             )
+        yield from _check_modes(f"classes[{place}].modes", row)
         names.add(row.name or row.model)
     wanted = [(f"nodes[{place}]", row.device_class) for place, row in enumerate(config.nodes)]
     wanted += [(f"asics[{place}]", row.device_class) for place, row in enumerate(config.asics)]
@@ -328,12 +329,38 @@ def _check(config: AgentConfig) -> Iterator[Problem]:
             yield Problem(path=f"{path}.device_class", detail=f"no class {name} in [[classes]]")
     yield from _check_addresses(config)
     yield from _check_market(config.market)
+    yield from _check_duties(config.backtest.duties)
     if config.mqtt is not None:
         given = [
             bool(name) for name in (config.mqtt.tls_ca, config.mqtt.tls_cert, config.mqtt.tls_key)
         ]
         if any(given) and not all(given):
             yield Problem(path="mqtt", detail="tls_ca, tls_cert and tls_key: all three or none")
+
+
+def _check_modes(path: str, row: ClassRow) -> Iterator[Problem]:
+    if not row.modes or row.model not in MODELS:
+        return
+    model = MODELS[row.model]
+    if model.kind is not DeviceKind.ASIC:
+        yield Problem(path=path, detail=f"{row.model} is no miner: it has no power modes")
+        return
+    if len({point.mode for point in row.modes}) < len(row.modes):
+        yield Problem(path=path, detail="a mode is there twice")
+    if not hull(row.modes, model.curtailed_w):
+        yield Problem(path=path, detail=f"no point above sleep ({model.curtailed_w:g} W)")
+
+
+def _check_duties(duties: Duties | None) -> Iterator[Problem]:
+    if duties is None:
+        return
+    for low, high in (
+        ("cap_low_w", "cap_high_w"),
+        ("order_low_w", "order_high_w"),
+        ("order_h_least", "order_h_most"),
+    ):
+        if getattr(duties, low) > getattr(duties, high):
+            yield Problem(path=f"backtest.duties.{low}", detail=f"is above {high}")
 
 
 def _check_addresses(config: AgentConfig) -> Iterator[Problem]:

@@ -148,9 +148,12 @@ def _groups(
         for mode in range(size + 1):
             devices = round(above[mode] - above[mode + 1])
             if devices:
-                worth = [0.0]
+                worth, refused = [0.0], False
                 for step in range(size):
                     own = keep[first + step] if step < mode else start[first + step]
+                    # No step is taken for the sake of those above it.
+                    own = min(own, -LEAST) if refused else own
+                    refused = own < 0.0
                     worth.append(worth[-1] + own)
                 groups.append(Group(count=devices, watts=tuple(watts), worth=tuple(worth)))
                 owners.append((first, size))

@@ -17,6 +17,7 @@ from edge_agent.core import plan as p
 from edge_agent.core import power as pw
 from edge_agent.core.allocation import relaxed_usd
 from edge_agent.core.economics import FRESH, HOLD, SAFE, Values, outlook, value
+from edge_agent.core.mode_advice import advise
 from edge_agent.core.rule import judge
 from edge_agent.core.site import (
     CURTAILED,
@@ -359,8 +360,13 @@ def _allocation(
     rise = np.maximum(drawn - site.once(_off_site_w)[at], 0.0)
     room_w = pw.cap_w(site, state) - (pw.total(counted) - pw.total(counted[at]))
     room_w -= pw.total(drawn - rise)
+    room_w = max(room_w, 0.0)
+    miners = site.is_asic[at]
+    miners_w = room_w - pw.total(rise[~miners])
     return p.AllocationView(
-        pw.total(np.where(on, usd, 0.0)), relaxed_usd(rise, usd, max(room_w, 0.0))
+        pw.total(np.where(on, usd, 0.0)),
+        relaxed_usd(rise, usd, room_w),
+        advise(site, state, values, at[miners], max(miners_w, 0.0)),
     )
 
 

@@ -138,16 +138,37 @@ class PowerView(Struct, frozen=True):
     ramp_left_w: float
 
 
+class ModeShare(Struct, frozen=True):
+    """How many devices of a class would run in a mode."""
+
+    device_class: str
+    mode: str
+    devices: int
+
+
+class ModeAdvice(Struct, frozen=True):
+    """The best power modes of the miners that run, what they would earn, and the gap to the bound.
+
+    The agent does not set modes of miners that run: it is told for a person or a script.
+    """
+
+    shares: tuple[ModeShare, ...]
+    worth_usd_per_h: float
+    gap_usd_per_h: float
+
+
 class AllocationView(Struct, frozen=True):
     """How near the miners under the cap are to the best that the cap allows, in USD/h.
 
     Args:
         worth_usd_per_h: of the devices that mine by this plan, of those that the rule wants to
             mine. bound_usd_per_h: what the linear programme could earn with them under the cap.
+        modes: what they could do where the site's file knows power modes.
     """
 
     worth_usd_per_h: float
     bound_usd_per_h: float
+    modes: ModeAdvice | None = None
 
     @property
     def gap_usd_per_h(self) -> float:

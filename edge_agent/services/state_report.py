@@ -14,6 +14,7 @@ from edge_agent.core.plan import (
     AllocationView,
     Intent,
     LeaseAct,
+    ModeAdvice,
     Plan,
     PowerView,
     Reason,
@@ -126,6 +127,7 @@ class AllocationLine(Struct, frozen=True, kw_only=True):
     worth_usd_per_h: float
     bound_usd_per_h: float
     gap_usd_per_h: float
+    modes: ModeAdvice | None = None
 
 
 class PlanView(Struct, frozen=True, kw_only=True):
@@ -354,6 +356,7 @@ def _allocation_line(view: AllocationView | None) -> AllocationLine | None:
         worth_usd_per_h=view.worth_usd_per_h,
         bound_usd_per_h=view.bound_usd_per_h,
         gap_usd_per_h=view.gap_usd_per_h,
+        modes=view.modes,
     )
 
 

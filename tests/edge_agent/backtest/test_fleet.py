@@ -249,3 +249,19 @@ def test_levels_find_what_all_courses_of_a_few_levels_hold(tmp_path: Path) -> No
     )
     made = settle_policy("clairvoyant", ground).account.profit_usd.sum()
     assert made == pytest.approx(best)
+
+
+def test_a_change_for_money_stays_for_the_least_dwell(tmp_path: Path) -> None:
+    folder = write_market(tmp_path / "m", spiky(400, 9))
+    classes = (DeviceClass(model=MODELS["S21"], modes=CURVE, dwell_s=3_600.0),)
+    devices = tuple(Device(device_id=f"a{n}", device_class="S21") for n in range(5))
+    site = Site("t", classes, devices, Limits(power_cap_w=1e6))
+    frame = load_frame(folder, Wish())
+    ground = build_ground(site, build_rows(site, frame, (), Demand()), frame, None, "nowcast")
+    base_w = np.full(len(frame), ground.fleet.asleep_w)
+    counts = hcp_fleet(
+        ground.fleet, ground.duty, base_w, (frame.price, None), "nowcast", ground.limits
+    ).counts
+    at = np.flatnonzero(np.diff(counts[0]))
+    assert len(at) > 4
+    assert np.diff(at).min() >= 4

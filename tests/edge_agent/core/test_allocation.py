@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 
 from edge_agent.core.allocation import Allocation, Group, allocate, relaxed_usd
 from edge_agent.core.curve import ModePoint, hull, steps
+from edge_agent.core.site import Device, DeviceClass, Limits, Site
+from protocol.resource import MODELS
+from tests.edge_agent.core.plant import Plant, tick
 
 # The curve of the notes (economics 3.7): 15.0 / 17.5 / 19.5 J/TH at 130 / 200 / 230 TH/s.
 CURVE = (
@@ -223,3 +226,30 @@ def test_the_hull_leaves_out_what_no_price_makes_the_best() -> None:
     assert [(step.rate_ths, step.power_w) for step in steps(CURVE, 20.0)][1:] == [
         (70.0, 1_550.0), (30.0, 985.0),
     ]  # fmt: skip
+
+
+def modes_told(price: float, cap_w: float, ths: float = 200.0) -> dict[str, int]:
+    classes = (DeviceClass(model=MODELS["S21"], modes=CURVE, pue=1.0, adder_usd_per_mwh=0.0),)
+    devices = tuple(Device(device_id=f"a{n}", device_class="S21") for n in range(10))
+    plant = Plant(Site("s", classes, devices, Limits(power_cap_w=cap_w, ramp_w_per_min=1e7)))
+    plant.settle(100.0, tick(price, 100.0), plant.readings(hashrate_ths=np.full(10, ths)))
+    made = plant.step(1.0, plant.readings(hashrate_ths=np.full(10, ths)))
+    assert made.allocation is not None
+    advice = made.allocation.modes
+    assert advice is not None
+    assert 0.0 <= advice.gap_usd_per_h < 0.4
+    return {row.mode: row.devices for row in advice.shares}
+
+
+def test_a_plan_tells_the_modes_that_the_price_and_the_cap_ask_for() -> None:
+    # At 65,000 USD and 83.1 T a TH/s earns 0.049 USD a day. J/TH: 14.8 from sleep to low, 22.1 to
+    # normal, 32.8 to high; these break even at 134, 90 and 61 USD/MWh.
+    assert modes_told(40.0, 60_000.0) == {"high": 10}
+    assert modes_told(75.0, 60_000.0) == {"normal": 10}
+    # All run normal at first: 35 kW of 36.
+    told = modes_told(40.0, 36_000.0)
+    assert sum(told.values()) == 10
+    assert told["normal"] >= 8
+    # A unit that was measured to be poor takes no high mode at a price that sound ones do.
+    assert modes_told(57.0, 60_000.0) == {"high": 10}
+    assert modes_told(57.0, 60_000.0, ths=170.0) == {"normal": 10}
