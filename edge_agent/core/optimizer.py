@@ -352,20 +352,25 @@ def _allocation(
     """
     at = np.flatnonzero(wanted & (draft.reason != R.RAMP))
     usd = np.maximum(values.gain_on_usd_per_h[at], 0.0)
-    if np.isnan(usd).any():
+    worth = pw.total(np.where(draft.target[at] == MINE, usd, 0.0))
+    if np.isnan(worth):
         return None
-    on = draft.target[at] == MINE
-    wakes = state.activity[at] != MINE
-    drawn = np.where(wakes, pw.counted_after_w(site, state, MINE)[at], counted[at])
+    # Where all run that should, no programme does better.
+    kept = bool(np.all(draft.target[at] == MINE))
+    if kept and not any(row.modes for row in site.classes):
+        return p.AllocationView(worth, worth)
+    drawn = counted[at]
+    if np.any(state.activity[at] != MINE):
+        woken = pw.counted_after_w(site, state, MINE)[at]
+        drawn = np.where(state.activity[at] == MINE, drawn, woken)
     rise = np.maximum(drawn - site.once(_off_site_w)[at], 0.0)
     room_w = pw.cap_w(site, state) - (pw.total(counted) - pw.total(counted[at]))
-    room_w -= pw.total(drawn - rise)
-    room_w = max(room_w, 0.0)
+    room_w = max(room_w - pw.total(drawn - rise), 0.0)
     miners = site.is_asic[at]
     miners_w = room_w - pw.total(rise[~miners])
     return p.AllocationView(
-        pw.total(np.where(on, usd, 0.0)),
-        relaxed_usd(rise, usd, room_w),
+        worth,
+        worth if kept else relaxed_usd(rise, usd, room_w),
         advise(site, state, values, at[miners], max(miners_w, 0.0)),
     )
 
