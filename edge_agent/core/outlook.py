@@ -8,9 +8,9 @@ stay follows from it: ``1 / share`` intervals off, ``1 / (1 - share)`` intervals
 
 The estimate is a sum of ramps of gains measured in restart costs, so it knows no price level, no
 hashprice level and no currency. A dear restart needs other weights, because prices do not last as
-long as it takes to earn it: between the two sets the estimate goes over with the cost. The weights
-are ``outlook_table``; how they were fitted stands in docs/adr/0011 and 0019. A wrong outlook can
-cost no more than ``rule`` lets it.
+long as it takes to earn it, and so does a light one, as a change of mode is: between the sets the
+estimate goes over with the cost. The weights are ``outlook_table``; how they were fitted stands in
+docs/adr/0011 and 0019. A wrong outlook can cost no more than ``rule`` lets it.
 """
 
 from collections.abc import Sequence
@@ -39,8 +39,10 @@ SEEN = len(SEEN_RAMPS)
 AHEAD = 3
 # The forecast never claims certainty: each change it asks for has at least this part behind it.
 SHARE_MIN, SHARE_MAX = 0.05, 0.98
-# Prudent restart cost, in revenues of an interval, up to which and from which on each set holds.
-CHEAP_TO, DEAR_FROM = 3.0, 6.0
+# Prudent restart cost, in revenues of an interval, up to which and from which on a set holds alone.
+LIGHT_TO, USUAL_FROM, USUAL_TO, DEAR_FROM = 0.8, 1.2, 3.0, 6.0
+# A line through light costs would point far off where the usual ones begin.
+LIGHT_MOST = 0.5
 
 
 class Table(Struct, frozen=True):
@@ -49,14 +51,14 @@ class Table(Struct, frozen=True):
     Args:
         share: of the future's worth. gain: of the present interval's gain where it is not known
             yet; empty where it is. prudence: factor on the assumed restart cost.
-        dear_share, dear_gain: the same where a restart is dear.
+        dear, light: share and gain where a restart is dear, and where it is light.
     """
 
     share: tuple[float, ...]
     gain: tuple[float, ...]
     prudence: float
-    dear_share: tuple[float, ...]
-    dear_gain: tuple[float, ...]
+    dear: tuple[tuple[float, ...], tuple[float, ...]]
+    light: tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class Outlook(Struct, frozen=True, eq=False):
@@ -68,8 +70,8 @@ class Outlook(Struct, frozen=True, eq=False):
 
 def table_of(knowledge: Knowledge, *, has_ahead: bool) -> Table:
     """Give the weights for what is known."""
-    share, gain, prudence, dear_share, dear_gain = TABLES[(knowledge, has_ahead)]
-    return Table(share, gain, prudence, dear_share, dear_gain)
+    share, gain, prudence, dear, light = TABLES[(knowledge, has_ahead)]
+    return Table(share, gain, prudence, dear, light)
 
 
 def look(
@@ -88,12 +90,18 @@ def look(
     share = _sum(table.share, seen, ahead, cost_in_revenue)
     gain = _sum(table.gain, seen, ahead, cost_in_revenue) if table.gain else seen[0]
     prudent = table.prudence * cost_in_revenue
-    dear = np.minimum(np.maximum((prudent - CHEAP_TO) / (DEAR_FROM - CHEAP_TO), 0.0), 1.0)
-    if dear.any():
-        other = _sum(table.dear_share, seen, ahead, prudent)
-        share = (1.0 - dear) * _part(share) + dear * _part(other)
-        if table.gain:
-            gain = (1.0 - dear) * gain + dear * _sum(table.dear_gain, seen, ahead, prudent)
+    for (other_share, other_gain), part, most in (
+        (table.dear, _part((prudent - USUAL_TO) / (DEAR_FROM - USUAL_TO)), np.inf),
+        (table.light, _part((USUAL_FROM - prudent) / (USUAL_FROM - LIGHT_TO)), LIGHT_MOST),
+    ):
+        at = np.flatnonzero(part)
+        if len(at):
+            mix, cost = part[at], np.minimum(prudent[at], most)
+            told, hours = [row[at] for row in seen], [row[at] for row in ahead]
+            other = _part(_sum(other_share, told, hours, cost))
+            share[at] = (1.0 - mix) * _part(share[at]) + mix * other
+            if table.gain:
+                gain[at] = (1.0 - mix) * gain[at] + mix * _sum(other_gain, told, hours, cost)
     return Outlook(gain, np.minimum(np.maximum(share, SHARE_MIN), SHARE_MAX))
 
 
