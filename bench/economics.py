@@ -1,4 +1,4 @@
-"""Figures: captured uplift of the decision on real prices, by knowledge and true restart cost.
+"""Figures: uplift captured on real prices, by knowledge and restart cost; modes, caps and orders.
 
 Run: ``./dev bench economics --market DIR`` (the project ships no prices). The weights were fitted
 to 2024-01 .. 2024-08; the figures of the later months stand beside those of the whole span.
@@ -8,26 +8,34 @@ import time
 from pathlib import Path
 
 import numpy as np
+from msgspec import structs
 
-from bench.figure import Figure, at_least, at_most
+from bench.figure import Figure, at_least, at_most, quantile
 from edge_agent.backtest.files import time_s
+from edge_agent.backtest.fleet import settle_fleet, with_gpus
 from edge_agent.backtest.frame import Frame, Wish, describe, load_frame
 from edge_agent.backtest.hindsight import two_states
-from edge_agent.backtest.linear import Miners, bound_usd
+from edge_agent.backtest.hindsight_fleet import clairvoyant_fleet
+from edge_agent.backtest.linear import Miners, Ramp, bound_usd
 from edge_agent.backtest.policies import NAMES
+from edge_agent.backtest.policies_fleet import build_ground
 from edge_agent.backtest.report import PolicyResult, backtest
-from edge_agent.backtest.rows import MINE, Demand, before, build_rows
-from edge_agent.config import AgentConfig, build_site, read_config
+from edge_agent.backtest.rows import MINE, Demand, Rows, before, build_rows
+from edge_agent.config import AgentConfig, Duties, build_site, read_config
+from edge_agent.core.allocation import Group, allocate
 from edge_agent.core.outlook import Knowledge
 from edge_agent.core.site import Site
 
-SITE = Path(__file__).parents[1] / "docs" / "sites" / "reference.toml"
+SITES = Path(__file__).parents[1] / "docs" / "sites"
+SITE, MODES_SITE = SITES / "reference.toml", SITES / "modes.toml"
 UNSEEN_FROM = "2024-09-01"
 # Targets: U at the assumed restart cost, U at a third and three times it, worst month in per cent.
 TARGETS: dict[Knowledge, tuple[float, float, float]] = {
     "nowcast": (95.0, 85.0, -0.05),
     "settled": (75.0, 65.0, -0.3),
 }
+MODES_TARGET, PROGRAMMES_TARGET, ALLOCATION_TARGET_MS = 90.0, 0.1, 5.0
+SEEDS = (1, 2, 3)
 YEAR_TARGET_S = 20.0
 YEAR_INTERVALS = 35_040
 
@@ -37,7 +45,7 @@ def run(market: Path = Path("market")) -> list[Figure]:
     config = read_config(SITE)
     site = build_site(config)
     whole = load_frame(market, Wish())
-    out = [_year(config, site, market)]
+    out = [_year(config, market), _year(read_config(MODES_SITE), market, ", modes and duties")]
     for knowledge in TARGETS:
         out += _figures(config, site, whole, knowledge)
     out.append(_two_programmes(config, site, whole))
@@ -46,7 +54,8 @@ def run(market: Path = Path("market")) -> list[Figure]:
         later = load_frame(market, unseen)
         for knowledge in TARGETS:
             out += _figures(config, site, later, knowledge, " unseen")
-    return out
+        out += _with_modes(later, SEEDS[:1], " unseen")
+    return [*out, *_with_modes(whole, SEEDS), _allocation()]
 
 
 def _figures(
@@ -90,12 +99,99 @@ def _two_programmes(config: AgentConfig, site: Site, frame: Frame) -> Figure:
     return at_most("DP against LP, no cap", apart * 1e6, "ppm", 1.0, {"span": describe(frame)})
 
 
-def _year(config: AgentConfig, site: Site, market: Path) -> Figure:
+def _with_modes(frame: Frame, seeds: tuple[int, ...], label: str = "") -> list[Figure]:
+    """Measure the site with modes and duties; S1 there is the best fixed mode under the cap."""
+    config = read_config(MODES_SITE)
+    site, drawn = build_site(config), config.backtest.duties
+    assert drawn is not None
+    rows = build_rows(site, frame, config.market.gpu_rates, Demand())
+    out: list[Figure] = []
+    for seed in seeds:
+        duties = structs.replace(drawn, seed=seed)
+        own = {"span": describe(frame), "site": site.site_id, "seed": seed}
+        made = {
+            knowledge: backtest(site, rows, frame, ("hcp",), knowledge, duties).policies["hcp"]
+            for knowledge in TARGETS
+        }
+        known = made["nowcast"]
+        told = own | {
+            "over_fill": known.asic_uplift_over_fill,
+            "settled": made["settled"].asic_uplift_captured,
+            "settled_over_fill": made["settled"].asic_uplift_over_fill,
+            "allocation_gap_usd": known.allocation_gap_usd,
+            "profit_usd": known.profit_usd,
+        }
+        reached = known.asic_uplift_captured or 0.0
+        out.append(at_least(f"modes, cap, orders: U{label}", reached, "%", MODES_TARGET, told))
+        broken = {
+            f"{name} {kind}": getattr(row, f"{kind}_violations")
+            for name, row in made.items()
+            for kind in ("cap", "ramp", "deadline")
+        }
+        count = sum(broken.values())
+        out.append(at_most(f"violations{label}", float(count), "", 0.0, own | broken))
+        if not label:
+            out.append(_two_programmes_capped(site, rows, frame, duties))
+    return out
+
+
+def _two_programmes_capped(site: Site, rows: Rows, frame: Frame, duties: Duties) -> Figure:
+    """Compare the clairvoyant under cap, orders and ramps with the linear programme's bound."""
+    ground = build_ground(site, rows, frame, duties, "nowcast")
+    fleet, duty = ground.fleet, ground.duty
+    gpus = with_gpus(None, None, fleet, duty)
+    base_w = gpus.load_w + fleet.asleep_w
+    made = settle_fleet(fleet, clairvoyant_fleet(fleet, duty, base_w), gpus)
+    total = float(made.profit_usd.sum() - fleet.off_usd.sum())
+    miners = tuple(
+        Miners(
+            weight=float(lot.count),
+            gain=np.nan_to_num(lot.series.gain),
+            cost=np.nan_to_num(lot.series.start_mine),
+            rise_w=lot.rise_w,
+            above=at - 1 if lot.step else -1,
+        )
+        for at, lot in enumerate(fleet.lots)
+    )
+    ramp = Ramp(rise_w=duty.rise_w, fall_w=duty.fall_w, other_w=base_w)
+    bound = bound_usd(miners, duty.ceiling_w - base_w, ramp)
+    conditions = {"span": describe(frame), "seed": duties.seed, "bound_usd": round(bound)}
+    below = 100.0 * (1.0 - total / bound)
+    return at_most("DP below LP bound, modes and cap", below, "%", PROGRAMMES_TARGET, conditions)
+
+
+def _allocation() -> Figure:
+    """Time the allocation of 15,700 devices whose efficiency was measured, in 300 groups."""
+    rng = np.random.default_rng(1)
+    counts = np.bincount(rng.integers(0, 300, 15_700), minlength=300)
+    groups = []
+    for count in counts.tolist():
+        watts, rate = rng.normal(1.0, 0.03, 2)
+        points = ((20.0, 0.0), (1_950.0, 130.0), (3_500.0, 200.0), (4_485.0, 230.0))
+        power = tuple(watts * each for each, _ in points)
+        worth = tuple(
+            rate * ths * 0.00225 - w * 3e-5 for w, (_, ths) in zip(power, points, strict=True)
+        )
+        groups.append(Group(count=count, watts=power, worth=worth))
+    took_ms: list[float] = []
+    for number in range(60):
+        room_w = 43e6 + 2e5 * number
+        began = time.perf_counter()
+        made = allocate(tuple(groups), room_w)
+        took_ms.append((time.perf_counter() - began) * 1e3)
+        assert made.watts <= room_w
+    conditions = {"devices": int(counts.sum()), "groups": len(groups), "gap_usd_per_h": made.gap}
+    p95 = quantile(took_ms, 0.95)
+    return at_most("allocation p95", p95, "ms", ALLOCATION_TARGET_MS, conditions)
+
+
+def _year(config: AgentConfig, market: Path, label: str = "") -> Figure:
     """Time one year of all policies, reading included, scaled from the span if it is shorter."""
     began = time.perf_counter()
     frame = load_frame(market, Wish())
+    site = build_site(config)
     rows = build_rows(site, frame, config.market.gpu_rates, Demand())
-    backtest(site, rows, frame, NAMES, "nowcast")
+    backtest(site, rows, frame, NAMES, "nowcast", config.backtest.duties)
     took_s = (time.perf_counter() - began) * YEAR_INTERVALS / len(frame)
     conditions = {"devices": len(site), "policies": len(NAMES), "intervals": len(frame)}
-    return at_most("back-test of a year", took_s, "s", YEAR_TARGET_S, conditions)
+    return at_most(f"back-test of a year{label}", took_s, "s", YEAR_TARGET_S, conditions)

@@ -13,12 +13,13 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct, structs
 
+from edge_agent.core.curve import ModePoint, hull
 from edge_agent.core.site import Device, DeviceClass, Limits, Site
 from edge_agent.inventory import InventoryError, Label, MinerLine, read_inventory
 from firmware_bridges.families import FAMILY_OF
 from firmware_bridges.targets import TargetError, addresses_of
 from protocol.market import GpuRate
-from protocol.resource import MODELS
+from protocol.resource import MODELS, DeviceKind
 from protocol.settings import Problem, SettingsError, parse_settings
 from protocol.units import Ident, SiteName
 
@@ -26,6 +27,7 @@ CONFIG_BYTES_MAX = 4 << 20
 AUTO_KIND = "auto"
 DEFAULT_KIND = "antminer-stock"
 _Port = Annotated[int, Meta(ge=1, le=65_535)]
+_Watts = Annotated[float, Meta(gt=0, le=1e10)]
 _Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 
@@ -86,6 +88,33 @@ class ClassRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     min_down_s: float | None = None
     warm_reserve: int | None = None
     sla_usd: float | None = None
+    modes: Annotated[tuple[ModePoint, ...], Meta(max_length=64)] | None = None
+    mode_change_s: Annotated[float, Meta(ge=0, le=86_400)] | None = None
+
+
+class Duties(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the grid asks of the site in a back-test, drawn from a seed; watts at the meter.
+
+    Args:
+        cap_low_w, cap_high_w: range of the cap. cap_hold_h: mean time for which a cap stands.
+        orders_per_month: mean number of orders to curtail. order_low_w, order_high_w: range of the
+            load asked for. order_h_least, order_h_most: range of their length.
+        notice_min: longest notice of an order, and the notice of another cap.
+        rise_w_per_min, fall_w_per_min: how fast the load may change.
+    """
+
+    seed: Annotated[int, Meta(ge=0, le=2**32)] = 1
+    cap_low_w: _Watts = 45e6
+    cap_high_w: _Watts = 60e6
+    cap_hold_h: Annotated[float, Meta(gt=0, le=100_000)] = 24.0
+    orders_per_month: Annotated[float, Meta(ge=0, le=1_000)] = 6.0
+    order_low_w: _Watts = 5e6
+    order_high_w: _Watts = 35e6
+    order_h_least: Annotated[float, Meta(gt=0, le=1_000)] = 0.5
+    order_h_most: Annotated[float, Meta(gt=0, le=1_000)] = 4.0
+    notice_min: Annotated[float, Meta(ge=15, le=1_440)] = 60.0
+    rise_w_per_min: _Watts = 1e6
+    fall_w_per_min: _Watts = 2e6
 
 
 class Backtest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,12 +123,13 @@ class Backtest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     Args:
         demand_quantile: the hour of the request trace that asks for all GPUs. demand_slices:
             groups that the GPUs of a class are asked in. preempt_usd: cost of ending a service
-            that is still asked for.
+            that is still asked for. duties: a changing cap and orders; none: the cap stands.
     """
 
     demand_quantile: Annotated[float, Meta(ge=0, le=1)] = 0.75
     demand_slices: Annotated[int, Meta(ge=1, le=1_000)] = 20
     preempt_usd: Annotated[float, Meta(ge=0, le=1_000)] = 0.5
+    duties: Duties | None = None
 
 
 class NodeRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -304,6 +334,7 @@ def _check(config: AgentConfig) -> Iterator[Problem]:
             yield Problem(
                 path=f"classes[{place}].model", detail=f"unknown model {row.model}; known: {known}"
             )
+        yield from _check_modes(f"classes[{place}].modes", row)
         names.add(row.name or row.model)
     wanted = [(f"nodes[{place}]", row.device_class) for place, row in enumerate(config.nodes)]
     wanted += [(f"asics[{place}]", row.device_class) for place, row in enumerate(config.asics)]
@@ -319,12 +350,38 @@ def _check(config: AgentConfig) -> Iterator[Problem]:
         if name in names:
             yield Problem(path=f"feeds[{place}].name", detail=f"{name} is there twice")
         names.add(name)
+    yield from _check_duties(config.backtest.duties)
     if config.mqtt is not None:
         given = [
             bool(name) for name in (config.mqtt.tls_ca, config.mqtt.tls_cert, config.mqtt.tls_key)
         ]
         if any(given) and not all(given):
             yield Problem(path="mqtt", detail="tls_ca, tls_cert and tls_key: all three or none")
+
+
+def _check_modes(path: str, row: ClassRow) -> Iterator[Problem]:
+    if not row.modes or row.model not in MODELS:
+        return
+    model = MODELS[row.model]
+    if model.kind is not DeviceKind.ASIC:
+        yield Problem(path=path, detail=f"{row.model} is no miner: it has no power modes")
+        return
+    if len({point.mode for point in row.modes}) < len(row.modes):
+        yield Problem(path=path, detail="a mode is there twice")
+    if not hull(row.modes, model.curtailed_w):
+        yield Problem(path=path, detail=f"no point above sleep ({model.curtailed_w:g} W)")
+
+
+def _check_duties(duties: Duties | None) -> Iterator[Problem]:
+    if duties is None:
+        return
+    for low, high in (
+        ("cap_low_w", "cap_high_w"),
+        ("order_low_w", "order_high_w"),
+        ("order_h_least", "order_h_most"),
+    ):
+        if getattr(duties, low) > getattr(duties, high):
+            yield Problem(path=f"backtest.duties.{low}", detail=f"is above {high}")
 
 
 def _check_addresses(config: AgentConfig) -> Iterator[Problem]:

@@ -5,15 +5,17 @@ import sys
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 
 from edge_agent.backtest.files import time_s
 from edge_agent.backtest.frame import Wish, load_frame
 from edge_agent.backtest.picture import backtest_picture
 from edge_agent.backtest.plot import PlotError, PlotNameError, check_plot, draw
 from edge_agent.backtest.policies import NAMES
+from edge_agent.backtest.policies_fleet import FILL, has_fleet
 from edge_agent.backtest.report import Report, backtest
 from edge_agent.backtest.rows import Demand, build_rows
-from edge_agent.config import build_site, read_config
+from edge_agent.config import Duties, build_site, read_config
 from edge_agent.core.outlook import Knowledge
 
 SCHEMA_VERSION = 1
@@ -44,9 +46,10 @@ def run_backtest(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> Report:
     names = tuple(dict.fromkeys(name for group in args.policy for name in group)) or NAMES
-    unknown = [name for name in names if name not in NAMES]
+    known = (*NAMES, FILL)
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise UsageError(f"--policy {unknown[0]}: no such policy; there are: {', '.join(NAMES)}")
+        raise UsageError(f"--policy {unknown[0]}: no such policy; there are: {', '.join(known)}")
     if not 0.0 <= args.true_restart <= 1e6:
         raise UsageError("--true-restart: want a factor within 0..1e6")
     if args.plot:
@@ -54,6 +57,9 @@ def _report(args: argparse.Namespace) -> Report:
     config = read_config(Path(args.site))
     site = build_site(config)
     own = config.backtest
+    duties = _duties(own.duties, args.seed)
+    if FILL in names and not has_fleet(site, duties):
+        raise UsageError(f"--policy {FILL}: the site has neither modes nor duties")
     wish = Wish(
         price=args.price,
         day_ahead=args.day_ahead,
@@ -65,12 +71,22 @@ def _report(args: argparse.Namespace) -> Report:
     demand = Demand(slices=own.demand_slices, preempt_usd=own.preempt_usd)
     rows = build_rows(site, frame, config.market.gpu_rates, demand, args.true_restart)
     knowledge: Knowledge = args.knowledge
-    report = backtest(site, rows, frame, names, knowledge)
+    report = backtest(site, rows, frame, names, knowledge, duties)
     if args.plot:
         # Ours where it was asked for, else the first that was.
         name = "hcp" if "hcp" in names else names[0]
         draw(backtest_picture(site, rows, frame, name, knowledge), Path(args.plot))
     return report
+
+
+def _duties(duties: Duties | None, seed: int | None) -> Duties | None:
+    if seed is None:
+        return duties
+    if duties is None:
+        raise UsageError("--seed: the site's file has no [backtest.duties] to draw")
+    if seed < 0:
+        raise UsageError("--seed: want a number from 0 up")
+    return structs.replace(duties, seed=seed)
 
 
 def _instant(option: str, text: str) -> int | None:
@@ -87,13 +103,13 @@ def _text(report: Report) -> str:
     lines = [head, *(f"note: {note}" for note in report.notes)]
     lines.append(
         f"{'policy':<20}{'profit USD':>16}{'energy USD':>16}{'switches':>12}{'U %':>11}"
-        f"{'miners U %':>12}{'worst month %':>15}{'over cap':>10}"
+        f"{'miners U %':>12}{'worst month %':>15}{'violations':>12}"
     )
     for name, row in report.policies.items():
         lines.append(
             f"{name:<20}{row.profit_usd:>16,.0f}{row.energy_cost_usd:>16,.0f}{row.switches:>12,}"
             f"{_known(row.uplift_captured):>11}{_known(row.asic_uplift_captured):>12}"
-            f"{_known(row.worst_month_vs_s1, 3):>15}{row.cap_violations:>10}"
+            f"{_known(row.worst_month_vs_s1, 3):>15}{row.violations:>12}"
         )
     return "\n".join(lines)
 

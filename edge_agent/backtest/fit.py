@@ -19,19 +19,25 @@ from edge_agent.backtest.frame import Frame, Wish, load_frame
 from edge_agent.backtest.live import later, remember
 from edge_agent.backtest.rows import STEP_H
 from edge_agent.core.economics import W_PER_MW, mine_usd_per_ths_h, restart_usd
-from edge_agent.core.outlook import AHEAD, NOW_RAMPS, Knowledge, basis
+from edge_agent.core.outlook import AHEAD, LIGHT_MOST, NOW_RAMPS, Knowledge, basis
 from edge_agent.core.site import DeviceClass, FloatColumn, Limits
 from protocol.resource import MODELS
 
 REVENUE_SCALES = (0.5, 0.7, 1.0, 1.4, 2.0)
 COST_SCALES = (0.6, 1.0, 2.0)
+# For the weights where a restart is dear, and where it is light.
+DEAR_SCALES, LIGHT_SCALES = (2.5, 4.0, 6.5), (0.1, 0.2, 0.4)
 ROUNDS = 14
 GAIN_BOUND = 6.0
 PRUDENCE: dict[Knowledge, float] = {"nowcast": 1.35, "settled": 1.5}
 
 
 def samples(
-    frame: Frame, knowledge: Knowledge, *, has_ahead: bool
+    frame: Frame,
+    knowledge: Knowledge,
+    *,
+    has_ahead: bool,
+    cost_scales: tuple[float, ...] = COST_SCALES,
 ) -> list[tuple[FloatColumn, FloatColumn]]:
     """Give (gain, terms) for each level of hashprice and cost, in restart costs."""
     row = DeviceClass(model=MODELS["S21"])
@@ -42,7 +48,7 @@ def samples(
     out: list[tuple[FloatColumn, FloatColumn]] = []
     for scale in REVENUE_SCALES:
         revenue_h = scale * model.hashrate_ths * mine_usd_per_ths_h(row, frame.hashprice)
-        for cost_scale in COST_SCALES:
+        for cost_scale in cost_scales:
             cost = cost_scale * restart_usd(row, revenue_h)
 
             def gain(
@@ -54,9 +60,12 @@ def samples(
                 result: FloatColumn = (revenue_h * STEP_H - paid) / cost
                 return result
 
+            term = cost / (revenue_h * STEP_H)
+            if cost_scales is LIGHT_SCALES:
+                term = np.minimum(term, LIGHT_MOST)
             told = [gain(price) for price in memory.prices]
             hours = [] if ahead is None else [gain(later(ahead, n)) for n in range(AHEAD)]
-            terms = np.stack(basis(told, hours, cost / (revenue_h * STEP_H)), axis=1)
+            terms = np.stack(basis(told, hours, term), axis=1)
             now = gain(frame.price)
             whole = ~np.isnan(now) & ~np.isnan(terms).any(axis=1)
             out.append((now[whole], terms[whole]))
@@ -121,17 +130,33 @@ def main(argv: list[str] | None = None) -> int:
         '"""Weights of the outlook; made by ``python -m edge_agent.backtest.fit``.\n'
         "\n"
         f"Fitted to {len(frame)} intervals of 15 minutes. Each entry: weights of the\n"
-        "share, of the gain where the price is not known yet, and the prudence on the\n"
-        'assumed restart cost.\n"""\n'
+        "share, of the gain where the price is not known yet, the prudence on the\n"
+        'assumed restart cost, and share and gain where a restart is dear and light.\n"""\n'
         "\n# fmt: off\n"
-        "TABLES: dict[tuple[str, bool], tuple[tuple[float, ...], tuple[float, ...], float]] = {\n"
+        "_Weights = tuple[float, ...]\n"
+        "TABLES: dict[\n"
+        "    tuple[str, bool],\n"
+        "    tuple[_Weights, _Weights, float, tuple[_Weights, _Weights], "
+        "tuple[_Weights, _Weights]],\n"
+        "] = {\n"
     )
     for knowledge, prudence in PRUDENCE.items():
         for has_ahead in (True, False):
-            share, gain = fit(samples(frame, knowledge, has_ahead=has_ahead), knowledge)
+            lines = [
+                "".join(
+                    map(
+                        _lines,
+                        fit(
+                            samples(frame, knowledge, has_ahead=has_ahead, cost_scales=scales),
+                            knowledge,
+                        ),
+                    )
+                )
+                for scales in (COST_SCALES, DEAR_SCALES, LIGHT_SCALES)
+            ]
             sys.stdout.write(
-                f'    ("{knowledge}", {has_ahead}): (\n{_lines(share)}{_lines(gain)}'
-                f"        {prudence},\n    ),\n"
+                f'    ("{knowledge}", {has_ahead}): (\n{lines[0]}        {prudence},\n'
+                f"        (\n{lines[1]}        ),\n        (\n{lines[2]}        ),\n    ),\n"
             )
     sys.stdout.write("}\n")
     return 0

@@ -2,14 +2,15 @@
 
 Per row ``x`` is the share that mines and ``u`` what wakes: maximise ``gain x - cost u`` with
 ``u >= x - x before``. With a cap the rows share ``sum of weight x watts <= cap``: then shares may
-be fractions of devices, and the value is the bound no course can pass. Needs the extra
+be fractions of devices, and the value is the bound no course can pass. Steps of a power curve are
+rows that stand on the row below them, and ramps bind the change of the load. Needs the extra
 ``hindsight``.
 """
 
 import numpy as np
 from msgspec import Struct
 
-from edge_agent.core.site import FloatColumn
+from edge_agent.core.site import FloatColumn, IntColumn
 
 
 class LinearError(Exception):
@@ -17,11 +18,12 @@ class LinearError(Exception):
 
 
 class Miners(Struct, frozen=True, eq=False, kw_only=True):
-    """One row of equal miners; all begin mining.
+    """One row of equal miners; all begin mining, or where it is best.
 
     Args:
         weight: devices. gain, cost: USD per device and interval; unknown intervals hold 0.
         rise_w: watts at the meter of mining above being off. base_w: of being off.
+        above: place of the row whose share this one may not exceed; -1: none.
     """
 
     weight: float
@@ -29,10 +31,24 @@ class Miners(Struct, frozen=True, eq=False, kw_only=True):
     cost: FloatColumn
     rise_w: float = 0.0
     base_w: float = 0.0
+    above: int = -1
 
 
-def bound_usd(rows: tuple[Miners, ...], cap_w: FloatColumn | None = None) -> float:
+class Ramp(Struct, frozen=True, eq=False, kw_only=True):
+    """How far the load may rise and fall between intervals; ``other_w`` is load of no row."""
+
+    rise_w: float
+    fall_w: float
+    other_w: FloatColumn
+
+
+def bound_usd(
+    rows: tuple[Miners, ...], cap_w: FloatColumn | None = None, ramp: Ramp | None = None
+) -> float:
     """Give the most that the rows can earn above being off throughout.
+
+    Args:
+        cap_w: for the rows alone.
 
     Raises:
         LinearError: no HiGHS, or no optimum.
@@ -49,12 +65,12 @@ def bound_usd(rows: tuple[Miners, ...], cap_w: FloatColumn | None = None) -> flo
     model.col_cost_ = np.concatenate(gains)
     model.col_lower_ = np.zeros(model.num_col_)
     model.col_upper_ = np.ones(model.num_col_)
-    starts, index, value, lower, upper = _constraints(rows, steps, cap_w, highspy.kHighsInf)
-    model.num_row_ = len(lower)
-    model.row_lower_, model.row_upper_ = lower, upper
+    held = _constraints(rows, steps, cap_w, ramp)
+    model.num_row_ = len(held.lower)
+    model.row_lower_, model.row_upper_ = held.lower, held.upper
     model.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-    model.a_matrix_.start_, model.a_matrix_.index_ = starts, index
-    model.a_matrix_.value_ = value
+    model.a_matrix_.start_, model.a_matrix_.index_ = held.starts, held.index
+    model.a_matrix_.value_ = held.value
     solver = highspy.Highs()  # type: ignore[no-untyped-call]  # shipped so
     solver.setOptionValue("output_flag", False)  # noqa: FBT003 - the library takes it by place
     solver.passModel(model)
@@ -64,27 +80,53 @@ def bound_usd(rows: tuple[Miners, ...], cap_w: FloatColumn | None = None) -> flo
     return float(solver.getObjectiveValue())
 
 
+class _Rows(Struct, eq=False):
+    """Constraints under construction, row by row in the library's form."""
+
+    starts: IntColumn
+    index: IntColumn
+    value: FloatColumn
+    lower: FloatColumn
+    upper: FloatColumn
+
+    def add(
+        self,
+        columns: list[IntColumn],
+        factors: list[float],
+        upper: FloatColumn,
+        lower: FloatColumn | None = None,
+    ) -> None:
+        """Add one constraint per element: ``lower <= sum of factor x column <= upper``."""
+        count = len(upper)
+        self.index = np.concatenate((self.index, np.stack(columns, axis=1).ravel()))
+        self.value = np.concatenate((self.value, np.tile(np.array(factors), count)))
+        ends = self.starts[-1] + len(columns) * np.arange(1, count + 1)
+        self.starts = np.concatenate((self.starts, ends))
+        least = np.full(count, -np.inf) if lower is None else lower
+        self.lower = np.concatenate((self.lower, least))
+        self.upper = np.concatenate((self.upper, upper))
+
+
 def _constraints(
-    rows: tuple[Miners, ...], steps: int, cap_w: FloatColumn | None, infinity: float
-) -> tuple[list[int], list[int], list[float], list[float], list[float]]:
-    starts, index, lower, upper = [0], [], [], []
-    value: list[float] = []
-    for place in range(len(rows)):
-        x, u = 2 * steps * place, 2 * steps * place + steps
-        for at in range(steps):
-            # x[at] - x[at - 1] - u[at] <= 0, and all mine before the first interval
-            before = [(x + at - 1, -1.0)] if at else []
-            terms = [(x + at, 1.0), *before, (u + at, -1.0)]
-            index += [column for column, _ in terms]
-            value += [factor for _, factor in terms]
-            starts.append(len(index))
-            lower.append(-infinity)
-            upper.append(0.0 if at else 1.0)
+    rows: tuple[Miners, ...], steps: int, cap_w: FloatColumn | None, ramp: Ramp | None
+) -> _Rows:
+    none, whole = np.zeros(0), np.zeros(0, dtype=np.int64)
+    held = _Rows(np.zeros(1, dtype=np.int64), whole, none, none, none)
+    shares = [2 * steps * place + np.arange(steps) for place in range(len(rows))]
+    for share, row in zip(shares, rows, strict=True):
+        wakes = share + steps
+        # x[at] - x[at - 1] - u[at] <= 0, and all mine before the first interval
+        held.add([share[:1], wakes[:1]], [1.0, -1.0], np.ones(1))
+        held.add([share[1:], share[:-1], wakes[1:]], [1.0, -1.0, -1.0], np.zeros(steps - 1))
+        if row.above >= 0:
+            held.add([share, shares[row.above]], [1.0, -1.0], np.zeros(steps))
     base_w = sum(row.weight * row.base_w for row in rows)
-    for at in range(0 if cap_w is None else steps):
-        index += [2 * steps * place + at for place in range(len(rows))]
-        value += [row.weight * row.rise_w for row in rows]
-        starts.append(len(index))
-        lower.append(-infinity)
-        upper.append(float(cap_w[at]) - base_w if cap_w is not None else infinity)
-    return starts, index, value, lower, upper
+    watts = [row.weight * row.rise_w for row in rows]
+    if cap_w is not None:
+        held.add(shares, watts, cap_w - base_w)
+    if ramp is not None:
+        change = np.diff(ramp.other_w)
+        both = [share[1:] for share in shares] + [share[:-1] for share in shares]
+        factors = watts + [-each for each in watts]
+        held.add(both, factors, ramp.rise_w - change, -ramp.fall_w - change)
+    return held

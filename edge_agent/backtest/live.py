@@ -12,6 +12,7 @@ from edge_agent.backtest.frame import HOUR_S, STEP_S
 from edge_agent.backtest.rows import MINE, OFF, SERVE, STEP_H, ClassSeries, Rows
 from edge_agent.core.economics import W_PER_MW
 from edge_agent.core.outlook import AHEAD, Knowledge, Known, Outlook, forecast
+from edge_agent.core.restart import RestartBelief, believed_usd, learn, lost_s
 from edge_agent.core.rule import grow_regret, judge, pay_debt
 from edge_agent.core.site import CodeColumn, FlagColumn, FloatColumn, Limits
 
@@ -43,7 +44,8 @@ def remember(price: FloatColumn, knowledge: Knowledge, limits: Limits) -> Memory
     columns = [np.where(known, price[np.maximum(last, 0)], np.nan)]
     for back in (1, 2):
         older = price[np.maximum(last - back, 0)]
-        columns.append(np.where((last - back < 0) | np.isnan(older), columns[-1], older))
+        # As live: what was not seen is as the last known price.
+        columns.append(np.where((last - back < 0) | np.isnan(older), columns[0], older))
     return Memory(prices=(columns[0], columns[1], columns[2]), fresh=fresh, safe=safe)
 
 
@@ -56,18 +58,63 @@ def hcp(
 ) -> CodeColumn:
     """Give the course of our decision."""
     memory = remember(price, knowledge, limits)
-    sheet = np.stack([_class_sheet(row, memory, ahead, knowledge) for row in rows.classes])
-    by_time = np.ascontiguousarray(sheet.transpose(2, 1, 0))
-    return _run(rows, by_time, memory, limits, known=knowledge == "nowcast")
+    sheets = Sheets(rows.classes, tuple(range(len(rows.classes))), memory, ahead, knowledge)
+    return _run(rows, sheets, memory, limits, known=knowledge == "nowcast")
+
+
+class Sheets:
+    """What the decision sees of each row over time, made again when a restart has taught.
+
+    Args:
+        every: the rows. of_class: whose restarts teach about each row.
+    """
+
+    def __init__(
+        self,
+        every: tuple[ClassSeries, ...],
+        of_class: tuple[int, ...],
+        memory: Memory,
+        ahead: FloatColumn | None,
+        knowledge: Knowledge,
+    ) -> None:
+        self._every, self._of_class = every, of_class
+        self._memory, self._ahead, self._knowledge = memory, ahead, knowledge
+        self._beliefs = dict.fromkeys(of_class, RestartBelief())
+        columns = [self._sheet(row, 1.0) for row in every]
+        # (T, column, row): known gain, outlook gain, share, prudent cost.
+        self.by_time: FloatColumn = np.ascontiguousarray(np.stack(columns).transpose(2, 1, 0))
+
+    def restarted(self, of_class: int, devices: float, true_factor: float) -> None:
+        """Learn from devices of a class that woke: how long they took, and the energy of it."""
+        before = self._beliefs[of_class]
+        row = self._every[self._of_class.index(of_class)].row
+        seen_s = true_factor * row.warmup_s
+        idle_wh = row.model.mine_w * seen_s / 3_600.0
+        lost = lost_s(seen_s, idle_wh, row.model.mine_w)
+        after = learn(before, row.warmup_s, lost, devices)
+        self._beliefs[of_class] = after
+        if after.used == before.used:
+            return
+        for place, owner in enumerate(self._of_class):
+            if owner == of_class:
+                self.by_time[:, :, place] = self._sheet(self._every[place], after.used).T
+
+    def _sheet(self, series: ClassSeries, factor: float) -> FloatColumn:
+        return _class_sheet(series, factor, self._memory, self._ahead, self._knowledge)
 
 
 def _class_sheet(
     series: ClassSeries,
+    factor: float,
     memory: Memory,
     ahead: FloatColumn | None,
     knowledge: Knowledge,
 ) -> FloatColumn:
-    """Give (known gain, outlook gain, share, prudent cost) over time."""
+    """Give (known gain, outlook gain, share, prudent cost) over time.
+
+    Args:
+        factor: believed restart cost over the assumed one.
+    """
     saved_w = (series.watts[MINE] - series.watts[OFF]) * series.row.pue
     saved_mwh = saved_w * STEP_H / W_PER_MW
     now = memory.prices[0]
@@ -75,7 +122,8 @@ def _class_sheet(
 
     def told(hours: tuple[FloatColumn, ...]) -> tuple[Outlook, FloatColumn]:
         known = Known(price=now, older=memory.prices[1:], ahead=hours)
-        return forecast(knowledge, known, gain, saved_mwh, series.assumed_start, series.revenue)
+        cost = believed_usd(series.wear, series.assumed_start - series.wear, factor)
+        return forecast(knowledge, known, gain, saved_mwh, cost, series.revenue)
 
     outlook, cost = told(())
     columns = [gain, outlook.gain, outlook.share, cost]
@@ -95,12 +143,11 @@ def later(column: FloatColumn, hours: int) -> FloatColumn:
     return out[: len(column)]
 
 
-def _run(
-    rows: Rows, sheet: FloatColumn, memory: Memory, limits: Limits, *, known: bool
-) -> CodeColumn:
+def _run(rows: Rows, sheets: Sheets, memory: Memory, limits: Limits, *, known: bool) -> CodeColumn:
     count, steps = rows.asked.shape
     of = np.array(rows.class_of)
     every = [rows.series(at).row for at in range(count)]
+    asics = np.array([rows.series(at).is_asic for at in range(count)])
     ski_rental = np.array([row.ski_rental for row in every])
     dwell = np.array([row.dwell_s for row in every]) / STEP_S
     state = np.full(count, MINE, dtype=np.uint8)
@@ -110,7 +157,7 @@ def _run(
     last_gain, last_cost = np.zeros(count), np.ones(count)
     out = np.empty((count, steps), dtype=np.uint8)
     for at in range(steps):
-        gain, expected, share, cost = sheet[at][:, of]
+        gain, expected, share, cost = sheets.by_time[at][:, of]
         counts = (state != SERVE) & (memory.fresh[at - 1] if at else none)
         on = state == MINE
         regret = grow_regret(regret, on, last_gain, counts)
@@ -139,6 +186,8 @@ def _run(
             moved = change | asked
             regret, stayed = np.where(moved, 0.0, regret), np.where(change, 0.0, stayed)
             debt = debt + wakes
+            for row in np.flatnonzero(wakes & asics):
+                sheets.restarted(int(of[row]), rows.weight[row], rows.true_restart)
             state = state.astype(np.uint8)
         out[:, at] = state
         last_gain, last_cost = gain, cost

@@ -172,18 +172,27 @@ def course(name: str, rows: Rows, frame: Frame, knowledge: Knowledge, limits: Li
         return clairvoyant(rows)
     if name == "hcp":
         return hcp(rows, frame.price, frame.day_ahead, knowledge, limits)
-    miner, gpu = _POLICIES[name]
+    gpu = _POLICIES[name][1]
     out = np.empty(rows.asked.shape, dtype=np.uint8)
     for place, series in enumerate(rows.classes):
         at = [number for number, of in enumerate(rows.class_of) if of == place]
         if at:
-            saved_w = series.watts[MINE] - series.watts[OFF]
-            view = View(
-                series=series,
-                gain=series.revenue - saved_w * seen(series.energy, knowledge),
-                asked=rows.asked[at],
-                preempt_usd=rows.preempt_usd,
-                knowledge=knowledge,
-            )
-            out[at] = miner(view) if series.is_asic else gpu(view)
+            view = _view(series, rows.asked[at], rows.preempt_usd, knowledge)
+            out[at] = miner_codes(name, series, knowledge) if series.is_asic else gpu(view)
     return out
+
+
+def miner_codes(name: str, series: ClassSeries, knowledge: Knowledge) -> CodeColumn:
+    """Give the codes of a baseline for a row that is on or off."""
+    return _POLICIES[name][0](_view(series, np.zeros((0, 0), dtype=np.bool_), 0.0, knowledge))
+
+
+def _view(series: ClassSeries, asked: FlagColumn, preempt_usd: float, knowledge: Knowledge) -> View:
+    saved_w = series.watts[MINE] - series.watts[OFF]
+    return View(
+        series=series,
+        gain=series.revenue - saved_w * seen(series.energy, knowledge),
+        asked=asked,
+        preempt_usd=preempt_usd,
+        knowledge=knowledge,
+    )

@@ -2,10 +2,20 @@
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
+from edge_agent.backtest.duties import Broken, broken
 from edge_agent.backtest.frame import Frame, describe, month_of
 from edge_agent.backtest.policies import course
+from edge_agent.backtest.policies_fleet import (
+    FILL,
+    Settled,
+    build_ground,
+    has_fleet,
+    settle_policy,
+)
 from edge_agent.backtest.rows import Account, Rows, account
+from edge_agent.config import Duties
 from edge_agent.core.outlook import Knowledge
 from edge_agent.core.site import FloatColumn, IntColumn, Site
 
@@ -18,7 +28,10 @@ class PolicyResult(Struct, frozen=True, kw_only=True):
     Args:
         switches: device changes of activity. uplift_captured: U in per cent, of the whole site and
             of the miners alone. worst_month_vs_s1: per cent of S1's profit in the month.
-        cap_violations: intervals with the load above the site's cap.
+        cap_violations: intervals with the load above the site's cap; ramp_violations: with a
+            steeper change of load than allowed; deadline_violations: above what an order asks.
+        asic_uplift_over_fill: U of the miners against always running what the ceiling allows.
+        allocation_gap_usd: what the bounds of all allocations are above what they gave.
     """
 
     profit_usd: float
@@ -32,6 +45,11 @@ class PolicyResult(Struct, frozen=True, kw_only=True):
     asic_worst_month_vs_s1: float | None
     share_of_clairvoyant: float | None
     asic_off_share: float
+    ramp_violations: int = 0
+    deadline_violations: int = 0
+    violations: int = 0
+    asic_uplift_over_fill: float | None = None
+    allocation_gap_usd: float | None = None
 
 
 class Report(Struct, frozen=True, kw_only=True):
@@ -48,14 +66,23 @@ class Report(Struct, frozen=True, kw_only=True):
 
 
 def backtest(
-    site: Site, rows: Rows, frame: Frame, names: tuple[str, ...], knowledge: Knowledge
+    site: Site,
+    rows: Rows,
+    frame: Frame,
+    names: tuple[str, ...],
+    knowledge: Knowledge,
+    duties: Duties | None = None,
 ) -> Report:
-    """Run policies over a span; the baseline and the clairvoyant run in any case."""
+    """Run policies over a span; the baseline and the clairvoyant run in any case.
+
+    Args:
+        duties: a changing cap and orders; none: the site's cap stands.
+    """
     wanted = dict.fromkeys((BASELINE, BEST, *names))
-    accounts = {
-        name: account(rows, course(name, rows, frame, knowledge, site.limits)) for name in wanted
-    }
-    month, _ = month_of(frame.at_s)
+    if has_fleet(site, duties):
+        policies = _with_fleet(site, rows, frame, wanted, knowledge, duties)
+    else:
+        policies = _on_off(site, rows, frame, wanted, knowledge)
     settled = ~np.isnan(frame.price) & ~np.isnan(frame.hashprice)
     return Report(
         site=site.site_id,
@@ -65,15 +92,55 @@ def backtest(
         intervals=len(frame),
         settled_intervals=int(settled.sum()),
         notes=frame.notes,
-        policies={
-            name: result(accounts[name], accounts[BASELINE], accounts[BEST], month, site)
-            for name in names
-        },
+        policies={name: policies[name] for name in names},
     )
 
 
+def _on_off(
+    site: Site, rows: Rows, frame: Frame, names: dict[str, None], knowledge: Knowledge
+) -> dict[str, PolicyResult]:
+    accounts = {
+        name: account(rows, course(name, rows, frame, knowledge, site.limits)) for name in names
+    }
+    month, _ = month_of(frame.at_s)
+    cap_w = site.limits.power_cap_w
+    return {
+        name: result(
+            own,
+            accounts[BASELINE],
+            accounts[BEST],
+            month,
+            Broken(cap=int(np.count_nonzero(own.load_w > cap_w)), ramp=0, deadline=0),
+        )
+        for name, own in accounts.items()
+    }
+
+
+def _with_fleet(
+    site: Site,
+    rows: Rows,
+    frame: Frame,
+    names: dict[str, None],
+    knowledge: Knowledge,
+    duties: Duties | None,
+) -> dict[str, PolicyResult]:
+    ground = build_ground(site, rows, frame, duties, knowledge)
+    made: dict[str, Settled] = {name: settle_policy(name, ground) for name in (*names, FILL)}
+    baseline, best = made[BASELINE].account, made[BEST].account
+    fill = made[FILL].account
+    month, _ = month_of(frame.at_s)
+    out: dict[str, PolicyResult] = {}
+    for name, row in made.items():
+        own = row.account
+        compared = result(own, baseline, best, month, broken(ground.duty, own.load_w))
+        gap = None if row.gap_usd is None else round(_total(row.gap_usd), 2)
+        over = captured(own.asic_profit_usd, fill.asic_profit_usd, best.asic_profit_usd)
+        out[name] = replace(compared, asic_uplift_over_fill=over, allocation_gap_usd=gap)
+    return out
+
+
 def result(
-    own: Account, baseline: Account, best: Account, month: IntColumn, site: Site
+    own: Account, baseline: Account, best: Account, month: IntColumn, breaks: Broken
 ) -> PolicyResult:
     """Compare one account with the baseline and the best."""
     profit = _total(own.profit_usd)
@@ -83,7 +150,7 @@ def result(
         switches=round(own.switches),
         uplift_captured=captured(own.profit_usd, baseline.profit_usd, best.profit_usd),
         worst_month_vs_s1=worst_month(own.profit_usd, baseline.profit_usd, month),
-        cap_violations=int(np.count_nonzero(own.load_w > site.limits.power_cap_w)),
+        cap_violations=breaks.cap,
         asic_profit_usd=round(_total(own.asic_profit_usd), 2),
         asic_uplift_captured=captured(
             own.asic_profit_usd, baseline.asic_profit_usd, best.asic_profit_usd
@@ -91,6 +158,9 @@ def result(
         asic_worst_month_vs_s1=worst_month(own.asic_profit_usd, baseline.asic_profit_usd, month),
         share_of_clairvoyant=_share(profit, _total(best.profit_usd)),
         asic_off_share=round(own.asic_off_share, 6),
+        ramp_violations=breaks.ramp,
+        deadline_violations=breaks.deadline,
+        violations=breaks.cap + breaks.ramp + breaks.deadline,
     )
 
 

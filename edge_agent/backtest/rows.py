@@ -25,7 +25,7 @@ class ClassSeries(Struct, frozen=True, eq=False, kw_only=True):
         values: margin of off, mine and serve (serve is NaN for what cannot). revenue: of mining.
         start_mine, start_serve: true cost of beginning. assumed_start: what the policies believe
             that beginning to mine costs. energy: USD of one device watt over the
-            interval. watts: of off, mine and serve at the device.
+            interval. watts: of off, mine and serve at the device. wear: part of assumed_start.
     """
 
     row: DeviceClass
@@ -36,6 +36,7 @@ class ClassSeries(Struct, frozen=True, eq=False, kw_only=True):
     start_serve: FloatColumn
     energy: FloatColumn
     watts: tuple[float, float, float]
+    wear: float = 0.0
 
     @property
     def is_asic(self) -> bool:
@@ -54,7 +55,8 @@ class Rows(Struct, frozen=True, eq=False, kw_only=True):
     Args:
         classes: series by class. class_of: of each row. weight: devices in each row.
         asked: (rows, T), whether the row's GPUs are asked to serve. preempt_usd: of ending a
-            service that is still asked for.
+            service that is still asked for. true_restart: true cost of a miner's restart over the
+            assumed one.
     """
 
     classes: tuple[ClassSeries, ...]
@@ -62,6 +64,7 @@ class Rows(Struct, frozen=True, eq=False, kw_only=True):
     weight: tuple[float, ...]
     asked: FlagColumn
     preempt_usd: float
+    true_restart: float = 1.0
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -113,6 +116,7 @@ def build_rows(
         weight=tuple(weight),
         asked=np.array(asked, dtype=np.bool_).reshape(len(weight), len(frame)),
         preempt_usd=demand.preempt_usd,
+        true_restart=true_restart,
     )
 
 
@@ -212,4 +216,5 @@ def _series(
         start_serve=serve_h * (row.serve_start_s / SECONDS_PER_H),
         energy=energy,
         watts=(off_w, model.mine_w, model.serve_w),
+        wear=row.wear_usd if is_asic else 0.0,
     )

@@ -85,6 +85,12 @@ def _add_backtest(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     add("--day-ahead", default="", help="FILE[:COLUMN] of the day-ahead price")
     add("--true-restart", type=float, default=1.0, help="true restart cost over the assumed one")
     add("--plot", default="", metavar="FILE", help="draw it, as .svg or .png (extra `plots`)")
+    add(
+        "--seed",
+        type=int,
+        default=None,
+        help="of the caps and orders that the site's file asks for",
+    )
     add("--json", action="store_true", help="machine-readable, with schema version v")
 
 

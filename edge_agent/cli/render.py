@@ -136,6 +136,13 @@ def plan(value: Row) -> str:
             f"free {watts(power['headroom_w'])}"
         )
     ]
+    allocation = value.get("allocation")
+    if allocation is not None:
+        lines.append(
+            f"mining {allocation['worth_usd_per_h']:,.2f} USD/h; the best under the cap is at most "
+            f"{allocation['gap_usd_per_h']:,.4f} more"
+        )
+        lines += _modes(allocation["modes"])
     lines += [
         f"{row['devices']:>6} x {row['device_class']}: {row['from_activity']} -> "
         f"{row['to_activity']}  {row['reason']}  gain {number(row['gain_usd'], '{:+,.4f}')} USD, "
@@ -147,6 +154,15 @@ def plan(value: Row) -> str:
         lines.append("nothing to do")
     lines += [f"{count:>6} devices: {reason}" for reason, count in value["reasons"]]
     return "\n".join(lines)
+
+
+def _modes(advice: Row | None) -> list[str]:
+    if advice is None:
+        return []
+    shares = ", ".join(
+        f"{row['devices']:,} {row['device_class']} {row['mode']}" for row in advice["shares"]
+    )
+    return [f"best modes {shares}: {advice['worth_usd_per_h']:,.2f} USD/h (not set by the agent)"]
 
 
 def switches(rows: list[Row]) -> str:

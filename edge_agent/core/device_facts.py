@@ -10,9 +10,12 @@ from edge_agent.core import power as pw
 from edge_agent.core.lease_facts import lease_after_switch, lease_ending, slot_changed
 from edge_agent.core.order_facts import off_by_order
 from edge_agent.core.response import learn_closed
+from edge_agent.core.restart import ClassBelief, belief_of, learn, lost_s, with_belief
 from edge_agent.core.site import (
     CODE_OF,
+    CURTAILED,
     FAULT,
+    MINE,
     NS_PER_S,
     SERVE,
     SWITCHING,
@@ -93,6 +96,7 @@ def switch_closed(site: Site, state: SiteState, fact: f.SwitchClosed) -> SiteSta
     good, back = outcome == "committed", outcome == "rolled_back"
     took_s = fact.took_us / 1e6
     state = replace(state, responses=learn_closed(site, state, at, good, took_s))
+    state = replace(state, restarts=_restarts(site, state, at[good], entry))
     final = np.where(good, state.target[at], np.where(back, state.origin[at], FAULT))
     for code in np.unique(final):
         moved = at[final == code]
@@ -104,6 +108,25 @@ def switch_closed(site: Site, state: SiteState, fact: f.SwitchClosed) -> SiteSta
         **_failure_columns(site, state, at, good, back),
     )
     return lease_after_switch(site, state, entry, fact)
+
+
+def _restarts(
+    site: Site, state: SiteState, at: IntColumn, entry: SwitchEntry
+) -> tuple[ClassBelief, ...]:
+    """Give what is believed of restarts after these devices' switch was confirmed.
+
+    A wake-up is over when hashing was seen; the whole switch ends with its slowest device.
+    """
+    woke = at[site.is_asic[at] & (state.origin[at] == CURTAILED) & (state.target[at] == MINE)]
+    beliefs = state.restarts
+    took_s = (state.now_ns - entry.opened_ns) / NS_PER_S
+    for place in np.unique(site.class_of[woke]):
+        row = site.classes[int(place)]
+        devices = float(np.count_nonzero(site.class_of[woke] == place))
+        before = belief_of(beliefs, row.class_name)
+        after = learn(before, row.warmup_s, lost_s(took_s, 0.0, row.model.mine_w), devices)
+        beliefs = with_belief(beliefs, row.class_name, after)
+    return beliefs
 
 
 def _failure_columns(

@@ -24,6 +24,7 @@ from edge_agent.core.outlook import (
     table_of,
 )
 from edge_agent.core.peaks import expect
+from edge_agent.core.restart import belief_of
 from edge_agent.core.rule import grow_regret, pay_debt
 from edge_agent.core.site import (
     CURTAILED,
@@ -293,22 +294,27 @@ def learnt_cost(state: SiteState, row: DeviceClass) -> tuple[float, float | None
 def _restart_usd(
     site: Site, state: SiteState, revenue: FloatColumn, energy_usd_per_wh: FloatColumn
 ) -> FloatColumn:
+    """Give the believed cost of a restart: as assumed until what happened has taught otherwise."""
     learnt = [learnt_cost(state, row) for row in site.classes]
-    if not any(learnt):
-        return site.column(_wear) + np.maximum(revenue, 0.0) * site.column(_start_h)
+    earned = np.maximum(revenue, 0.0)
+    if not state.restarts and not any(learnt):
+        return site.column(_wear) + earned * site.column(_start_h)
+    factors = [belief_of(state.restarts, row.class_name).used for row in site.classes]
     start_h = [
-        _start_h(row) if cost is None else cost[0] / SECONDS_PER_H
-        for row, cost in zip(site.classes, learnt, strict=True)
+        _start_h(row) * factor if cost is None else cost[0] / SECONDS_PER_H
+        for row, cost, factor in zip(site.classes, learnt, factors, strict=True)
+    ]
+    wear = [
+        _wear(row) * max(factor, 1.0) for row, factor in zip(site.classes, factors, strict=True)
     ]
     # What mining itself draws stands in its margin already; only what is above it is a cost.
     above_wh = [
         0.0 if cost is None or cost[1] is None else max(cost[1] - row.model.mine_w * hours, 0.0)
         for row, cost, hours in zip(site.classes, learnt, start_h, strict=True)
     ]
-    lost = site.column(_wear) + np.maximum(revenue, 0.0) * site.spread(start_h)
     above = site.spread(above_wh)
     drawn = np.where(above > 0.0, above * np.maximum(energy_usd_per_wh, 0.0), 0.0)
-    out: FloatColumn = lost + drawn
+    out: FloatColumn = site.spread(wear) + earned * site.spread(start_h) + drawn
     return out
 
 

@@ -16,7 +16,9 @@ from edge_agent.core import facts as f
 from edge_agent.core import leases as ls
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
+from edge_agent.core.allocation import relaxed_usd
 from edge_agent.core.economics import FRESH, HOLD, SAFE, Values, outlook, value
+from edge_agent.core.mode_advice import advise
 from edge_agent.core.order_facts import is_missed, limit_w, missed_text, off_by_order
 from edge_agent.core.orders import Need, need, shed
 from edge_agent.core.rule import judge
@@ -86,6 +88,7 @@ def plan(site: Site, state: SiteState) -> p.Plan:
     _orders(site, state, draft)
     _recover(site, state, draft)
     starts = _admit_starts(site, state, power)
+    wanted = draft.free & (draft.target == MINE)
     lease_acts, lease_intents = _cap(site, state, values, power, counted, draft, starts)
     intents = (
         lease_intents + _stop_intents(site, state, values, draft) + _groups(site, state, draft)
@@ -101,6 +104,7 @@ def plan(site: Site, state: SiteState) -> p.Plan:
         ),
         power=power,
         alarms=_alarms(site, state, power),
+        allocation=_allocation(site, state, values, counted, draft, wanted),
     )  # fmt: skip
 
 
@@ -419,6 +423,43 @@ def _admit_wakes(
         draft.target[late] = state.activity[late]
         draft.reason[late] = why
         draft.gates[late] &= ~np.uint8(gate)
+
+
+def _allocation(
+    site: Site,
+    state: SiteState,
+    values: Values,
+    counted: FloatColumn,
+    draft: _Draft,
+    wanted: FlagColumn,
+) -> p.AllocationView | None:
+    """Compare what mines by this plan with the linear programme; what ramps up later is not asked.
+
+    All else counts as it stands, and a wake-up as while it is open.
+    """
+    at = np.flatnonzero(wanted & (draft.reason != R.RAMP))
+    usd = np.maximum(values.gain_on_usd_per_h[at], 0.0)
+    worth = pw.total(np.where(draft.target[at] == MINE, usd, 0.0))
+    if np.isnan(worth):
+        return None
+    # Where all run that should, no programme does better.
+    kept = bool(np.all(draft.target[at] == MINE))
+    if kept and not any(row.modes for row in site.classes):
+        return p.AllocationView(worth, worth)
+    drawn = counted[at]
+    if np.any(state.activity[at] != MINE):
+        woken = pw.counted_after_w(site, state, MINE)[at]
+        drawn = np.where(state.activity[at] == MINE, drawn, woken)
+    rise = np.maximum(drawn - site.once(_off_site_w)[at], 0.0)
+    room_w = pw.cap_w(site, state) - (pw.total(counted) - pw.total(counted[at]))
+    room_w = max(room_w - pw.total(drawn - rise), 0.0)
+    miners = site.is_asic[at]
+    miners_w = room_w - pw.total(rise[~miners])
+    return p.AllocationView(
+        worth,
+        worth if kept else relaxed_usd(rise, usd, room_w),
+        advise(site, state, values, at[miners], max(miners_w, 0.0)),
+    )
 
 
 def _start_intent(site: Site, state: SiteState, start: ls.Start) -> p.Intent:

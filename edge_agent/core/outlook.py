@@ -7,8 +7,10 @@ near 0 says that the present loss will last, near 1 that it is over with the int
 stay follows from it: ``1 / share`` intervals off, ``1 / (1 - share)`` intervals on.
 
 The estimate is a sum of ramps of gains measured in restart costs, so it knows no price level, no
-hashprice level and no currency. The weights are ``outlook_table``; how they were fitted stands in
-docs/adr/0011. A wrong outlook can cost no more than ``rule`` lets it.
+hashprice level and no currency. A dear restart needs other weights, because prices do not last as
+long as it takes to earn it, and so does a light one, as a change of mode is: between the sets the
+estimate goes over with the cost. The weights are ``outlook_table``; how they were fitted stands in
+docs/adr/0011 and 0019. A wrong outlook can cost no more than ``rule`` lets it.
 """
 
 from collections.abc import Sequence
@@ -37,6 +39,10 @@ SEEN = len(SEEN_RAMPS)
 AHEAD = 3
 # The forecast never claims certainty: each change it asks for has at least this part behind it.
 SHARE_MIN, SHARE_MAX = 0.05, 0.98
+# Prudent restart cost, in revenues of an interval, up to which and from which on a set holds alone.
+LIGHT_TO, USUAL_FROM, USUAL_TO, DEAR_FROM = 0.8, 1.2, 3.0, 6.0
+# A line through light costs would point far off where the usual ones begin.
+LIGHT_MOST = 0.5
 
 
 class Table(Struct, frozen=True):
@@ -45,11 +51,14 @@ class Table(Struct, frozen=True):
     Args:
         share: of the future's worth. gain: of the present interval's gain where it is not known
             yet; empty where it is. prudence: factor on the assumed restart cost.
+        dear, light: share and gain where a restart is dear, and where it is light.
     """
 
     share: tuple[float, ...]
     gain: tuple[float, ...]
     prudence: float
+    dear: tuple[tuple[float, ...], tuple[float, ...]]
+    light: tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class Outlook(Struct, frozen=True, eq=False):
@@ -61,8 +70,8 @@ class Outlook(Struct, frozen=True, eq=False):
 
 def table_of(knowledge: Knowledge, *, has_ahead: bool) -> Table:
     """Give the weights for what is known."""
-    share, gain, prudence = TABLES[(knowledge, has_ahead)]
-    return Table(share, gain, prudence)
+    share, gain, prudence, dear, light = TABLES[(knowledge, has_ahead)]
+    return Table(share, gain, prudence, dear, light)
 
 
 def look(
@@ -80,6 +89,19 @@ def look(
     """
     share = _sum(table.share, seen, ahead, cost_in_revenue)
     gain = _sum(table.gain, seen, ahead, cost_in_revenue) if table.gain else seen[0]
+    prudent = table.prudence * cost_in_revenue
+    for (other_share, other_gain), part, most in (
+        (table.dear, _part((prudent - USUAL_TO) / (DEAR_FROM - USUAL_TO)), np.inf),
+        (table.light, _part((USUAL_FROM - prudent) / (USUAL_FROM - LIGHT_TO)), LIGHT_MOST),
+    ):
+        at = np.flatnonzero(part)
+        if len(at):
+            mix, cost = part[at], np.minimum(prudent[at], most)
+            told, hours = [row[at] for row in seen], [row[at] for row in ahead]
+            other = _part(_sum(other_share, told, hours, cost))
+            share[at] = (1.0 - mix) * _part(share[at]) + mix * other
+            if table.gain:
+                gain[at] = (1.0 - mix) * gain[at] + mix * _sum(other_gain, told, hours, cost)
     return Outlook(gain, np.minimum(np.maximum(share, SHARE_MIN), SHARE_MAX))
 
 
@@ -147,6 +169,11 @@ def _sum(
             place += 1
     total += weights[place] * _bounded_cost(cost_in_revenue)
     return total
+
+
+def _part(share: FloatColumn) -> FloatColumn:
+    out: FloatColumn = np.minimum(np.maximum(share, 0.0), 1.0)
+    return out
 
 
 def _columns(

@@ -140,11 +140,53 @@ class PowerView(Struct, frozen=True):
     ramp_left_w: float
 
 
+class ModeShare(Struct, frozen=True):
+    """How many devices of a class would run in a mode."""
+
+    device_class: str
+    mode: str
+    devices: int
+
+
+class ModeAdvice(Struct, frozen=True):
+    """The best power modes of the miners that run, what they would earn, and the gap to the bound.
+
+    The agent does not set modes of miners that run: it is told for a person or a script.
+    """
+
+    shares: tuple[ModeShare, ...]
+    worth_usd_per_h: float
+    gap_usd_per_h: float
+
+
+class AllocationView(Struct, frozen=True):
+    """How near the miners under the cap are to the best that the cap allows, in USD/h.
+
+    Args:
+        worth_usd_per_h: of the devices that mine by this plan, of those that the rule wants to
+            mine. bound_usd_per_h: what the linear programme could earn with them under the cap.
+        modes: what they could do where the site's file knows power modes.
+    """
+
+    worth_usd_per_h: float
+    bound_usd_per_h: float
+    modes: ModeAdvice | None = None
+
+    @property
+    def gap_usd_per_h(self) -> float:
+        """Give what the bound is above the plan."""
+        return max(self.bound_usd_per_h - self.worth_usd_per_h, 0.0)
+
+
 class Plan(Struct, frozen=True, eq=False, kw_only=True):
-    """What to do now; a plan does nothing by itself."""
+    """What to do now; a plan does nothing by itself.
+
+    ``allocation`` is None while a price is unknown.
+    """
 
     intents: tuple[Intent, ...]
     leases: tuple[LeaseAct, ...]
     records: DecisionRecords
     power: PowerView
     alarms: tuple[tuple[str, str], ...] = ()
+    allocation: AllocationView | None = None

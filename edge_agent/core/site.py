@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from edge_agent.core.curve import ModePoint, Step, steps
 from edge_agent.core.errors import SiteError
 from protocol.market import PRICE_USD_PER_MWH_MAX, PRICE_USD_PER_MWH_MIN
 from protocol.resource import ACTIVITY_CODES, Activity, DeviceKind, DeviceModel
@@ -64,6 +65,8 @@ class DeviceClass(Struct, frozen=True, kw_only=True):
         min_up_s, min_down_s: least time on and off, where longer than ``dwell_s``.
         warm_reserve: GPUs of the class that are kept idle for bursts instead of mining.
         sla_usd: cost of ending a lease early, per device.
+        modes: measured points of a miner's power modes; none: it mines at the nameplate only.
+        mode_change_s: seconds of the revenue of the mode reached that a cycle of one step costs.
     """
 
     model: DeviceModel
@@ -89,10 +92,20 @@ class DeviceClass(Struct, frozen=True, kw_only=True):
         """Give the highest PUE that the class can have: what the cap counts."""
         return max([self.pue, *(pue for _, pue in self.pue_by_ambient_c)])
 
+    modes: tuple[ModePoint, ...] = ()
+    mode_change_s: float = 60.0
+
     @property
     def class_name(self) -> str:
         """Give the name used in leases."""
         return self.name or self.model.name
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Give what each mode adds to the one below it; without modes one step, ``normal``."""
+        model = self.model
+        plain = ModePoint(mode="normal", rate_ths=model.hashrate_ths, power_w=model.mine_w)
+        return steps(self.modes or (plain,), model.curtailed_w)
 
 
 class Device(Struct, frozen=True, kw_only=True):

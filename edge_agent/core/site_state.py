@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from edge_agent.core import facts as f
+from edge_agent.core.restart import ClassBelief
 from edge_agent.core.site import (
     ACTIVITIES,
     CURTAILED,
@@ -252,6 +253,7 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     while mining), ``regret_usd`` (of staying, since the last change), ``debt`` (restarts that
     being off has not earned yet), ``quarantine_ns`` (ends, or ended, then; 0 is none), ``spent_ns``
     (closed intervals by activity, (D, 8)). ``switch_costs``: the newest of each class and move.
+    ``restarts``: what wake-ups taught, by class.
     """
 
     rows: int
@@ -270,6 +272,7 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     nodes_up: tuple[str, ...]
     orders: tuple[OrderEntry, ...]
     responses: tuple[Response, ...]
+    restarts: tuple[ClassBelief, ...] = ()
     activity: CodeColumn
     origin: CodeColumn
     target: CodeColumn

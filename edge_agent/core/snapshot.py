@@ -14,6 +14,7 @@ from msgspec import Struct, structs
 
 from edge_agent.core.errors import JournalError
 from edge_agent.core.facts import Instant, SwitchCost
+from edge_agent.core.restart import ClassBelief
 from edge_agent.core.site import ACTIVITIES, Site
 from edge_agent.core.site_state import (
     LeaseEntry,
@@ -79,6 +80,7 @@ class Snapshot(Struct, frozen=True, array_like=True):
     orders: tuple[OrderEntry, ...] = ()
     responses: tuple[Response, ...] = ()
     switch_costs: tuple[SwitchCost, ...] = ()
+    restarts: tuple[ClassBelief, ...] = ()
 
 
 _ENCODER = msgspec.msgpack.Encoder()

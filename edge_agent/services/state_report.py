@@ -13,7 +13,16 @@ from edge_agent.core.economics import age_s, value
 from edge_agent.core.hygiene import doubt
 from edge_agent.core.leases import usable
 from edge_agent.core.order_facts import is_missed, missed_text
-from edge_agent.core.plan import Intent, LeaseAct, Plan, PowerView, Reason, TakeLease
+from edge_agent.core.plan import (
+    AllocationView,
+    Intent,
+    LeaseAct,
+    ModeAdvice,
+    Plan,
+    PowerView,
+    Reason,
+    TakeLease,
+)
 from edge_agent.core.profit import block_usd_per_h
 from edge_agent.core.site import ACTIVITIES, FAULT, MINE, NS_PER_S, SERVE, Site
 from edge_agent.core.site_state import HOLD_CODES, LeaseStatus, SiteState
@@ -119,8 +128,20 @@ class ReasonCount(Struct, frozen=True, array_like=True):
     devices: int
 
 
+class AllocationLine(Struct, frozen=True, kw_only=True):
+    """How near the miners are to the best that the cap allows."""
+
+    worth_usd_per_h: float
+    bound_usd_per_h: float
+    gap_usd_per_h: float
+    modes: ModeAdvice | None = None
+
+
 class PlanView(Struct, frozen=True, kw_only=True):
-    """The answer to ``hcp-agent plan``: what would be done now."""
+    """The answer to ``hcp-agent plan``: what would be done now.
+
+    ``allocation`` is None while a price is unknown.
+    """
 
     v: int
     at: datetime
@@ -128,6 +149,7 @@ class PlanView(Struct, frozen=True, kw_only=True):
     lease_acts: tuple[str, ...]
     power: PowerView
     reasons: tuple[ReasonCount, ...]
+    allocation: AllocationLine | None = None
 
 
 class TimeLine(Struct, frozen=True, kw_only=True):
@@ -339,6 +361,18 @@ def plan_view(site: Site, plan: Plan, at: datetime) -> PlanView:
             for code, count in enumerate(counts)
             if count
         ),
+        allocation=_allocation_line(plan.allocation),
+    )
+
+
+def _allocation_line(view: AllocationView | None) -> AllocationLine | None:
+    if view is None:
+        return None
+    return AllocationLine(
+        worth_usd_per_h=view.worth_usd_per_h,
+        bound_usd_per_h=view.bound_usd_per_h,
+        gap_usd_per_h=view.gap_usd_per_h,
+        modes=view.modes,
     )
 
 

@@ -86,6 +86,42 @@ def test_mistakes_are_named(tmp_path: Path, before: str, after: str, told: str) 
     assert told in read(tmp_path, GOOD.replace(before, after, 1))
 
 
+MODES = """
+modes = [
+  { mode = "low", rate_ths = 130.0, power_w = 1950.0 },
+  { mode = "normal", rate_ths = 200.0, power_w = 3500.0 },
+]
+"""
+
+
+def test_a_class_may_have_power_modes(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(GOOD.replace("wear_usd = 0.3", MODES), encoding="utf-8")
+    row = build_site(read_config(path)).classes[0]
+    assert [(step.mode, step.rate_ths, step.power_w) for step in row.steps] == [
+        ("low", 130.0, 1_930.0), ("normal", 70.0, 1_550.0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("wear_usd = 0.3", MODES.replace("normal", "low"), "twice"),
+        ("wear_usd = 0.3", MODES.replace("1950", "15").replace("3500", "19"), "above sleep"),
+        ("pue = 1.25", MODES, "no miner"),
+        (
+            "[market]",
+            "[backtest.duties]\ncap_low_w = 7e7\n[market]",
+            "cap_low_w: is above cap_high_w",
+        ),
+    ],
+)
+def test_mistakes_of_modes_and_duties_are_named(
+    tmp_path: Path, before: str, after: str, told: str
+) -> None:
+    assert told in read(tmp_path, GOOD.replace(before, after, 1))
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="No such file"):
         read_config(tmp_path / "none.toml")

@@ -187,7 +187,8 @@ def test_the_live_plan_takes_the_same_course(tmp_path: Path, knowledge: str) -> 
     limits = Limits(power_cap_w=1e6, ramp_w_per_min=1e9, price_knowledge=knowledge)  # type: ignore[arg-type]
     plain = small_site()
     # A switch ends a second later; the least stay leaves room for it.
-    classes = tuple(replace(row, dwell_s=890.0) for row in plain.classes)
+    # It also is the warm-up that the wake-ups here teach.
+    classes = tuple(replace(row, dwell_s=890.0, warmup_s=1.0) for row in plain.classes)
     site = Site("t", classes, plain.devices, limits)
     rows, frame = rows_of(site, folder), load_frame(folder, Wish())
     expected = course("hcp", rows, frame, knowledge, limits)[0]  # type: ignore[arg-type]

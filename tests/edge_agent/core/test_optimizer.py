@@ -149,6 +149,21 @@ def test_the_cap_admits_the_efficient_miners_first() -> None:
     assert woken <= {"a1", "a3", "a5"}
     reasons = {Reason(int(code)) for code in made.records.reason}
     assert Reason.CAP in reasons
+    # What the linear programme could earn beyond them is less than one more S21 does.
+    told = made.allocation
+    assert told is not None
+    each = told.worth_usd_per_h / 2.0
+    assert told.worth_usd_per_h > 0.0
+    assert 0.0 <= told.gap_usd_per_h < each
+
+
+def test_without_a_cap_that_binds_the_allocation_is_the_bound() -> None:
+    plant = Plant(make_site(asics=4, gpus=0))
+    made = plant.step(100.0, tick(10.0, 100.0), plant.readings())
+    assert made.allocation is not None
+    assert made.allocation.worth_usd_per_h == made.allocation.bound_usd_per_h > 0.0
+    blind = Plant(make_site(asics=4, gpus=0)).step(100.0)
+    assert blind.allocation is None or blind.allocation.worth_usd_per_h == 0.0
 
 
 def test_the_ramp_spreads_a_wake_up_over_time() -> None:

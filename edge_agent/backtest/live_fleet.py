@@ -1,0 +1,187 @@
+"""Our policy for a fleet with modes under its duties: the rule's worths, then the allocation.
+
+Each step of each class has its regrets and its credit, as a device has where it is on or off only.
+Devices in one mode are a group; the allocation moves them within what cap, orders and ramps leave.
+"""
+
+import numpy as np
+from msgspec import Struct
+
+from edge_agent.backtest.duties import Duty
+from edge_agent.backtest.fleet import Fleet
+from edge_agent.backtest.frame import STEP_S
+from edge_agent.backtest.governed import begin
+from edge_agent.backtest.live import Memory, Sheets, remember
+from edge_agent.core.allocation import Allocation, Group, allocate
+from edge_agent.core.outlook import Knowledge, Outlook
+from edge_agent.core.rule import grow_regret, pay_debt
+from edge_agent.core.site import FlagColumn, FloatColumn, Limits
+from edge_agent.core.worth import LEAST, Standing, Worths, weigh
+
+
+class Course(Struct, frozen=True, eq=False, kw_only=True):
+    """Devices that hold each step (lots, T), and the gap of each allocation to its bound in USD."""
+
+    counts: FloatColumn
+    gap_usd: FloatColumn
+
+
+class _Fleeting(Struct, eq=False):
+    """What the run remembers from one interval to the next; it lives inside ``hcp_fleet`` only."""
+
+    held: FloatColumn
+    regret_on: FloatColumn
+    regret_off: FloatColumn
+    debt: FloatColumn
+    stayed: FloatColumn
+    left: FlagColumn  # for money
+    load_w: float
+    roomy: FlagColumn  # the last allocation left room for more of the step
+
+
+def hcp_fleet(
+    fleet: Fleet,
+    duty: Duty,
+    base_w: FloatColumn,
+    prices: tuple[FloatColumn, FloatColumn | None],
+    knowledge: Knowledge,
+    limits: Limits,
+) -> Course:
+    """Give the course of our decision.
+
+    Args:
+        base_w: load of all that is no lot. prices: settled, and day-ahead where there is one.
+    """
+    memory = remember(prices[0], knowledge, limits)
+    every = tuple(lot.series for lot in fleet.lots)
+    owners = tuple(lot.of_class for lot in fleet.lots)
+    sheets = Sheets(every, owners, memory, prices[1], knowledge)
+    return _run(fleet, duty, base_w, (memory, sheets), limits, known=knowledge == "nowcast")
+
+
+def _run(
+    fleet: Fleet,
+    duty: Duty,
+    base_w: FloatColumn,
+    seen: tuple[Memory, Sheets],
+    limits: Limits,
+    *,
+    known: bool,
+) -> Course:
+    memory, sheets = seen
+    count, steps = len(fleet), len(base_w)
+    ski_rental = np.array([lot.series.row.ski_rental for lot in fleet.lots])
+    dwell = np.array([lot.series.row.dwell_s for lot in fleet.lots]) / STEP_S
+    total = np.array([float(lot.count) for lot in fleet.lots])
+    watts = np.array([lot.rise_w for lot in fleet.lots])
+    zero, never = np.zeros(count), np.zeros(count, dtype=np.bool_)
+    start = np.array(begin(fleet, float(duty.ceiling_w[0] - base_w[0])))
+    now = _Fleeting(
+        start, zero, zero, zero, np.full(count, np.inf), never,
+        float(base_w[0] + np.sum(start * watts)), never,
+    )  # fmt: skip
+    out, gaps = np.empty((count, steps)), np.zeros(steps)
+    last_gain, last_cost = zero, np.ones(count)
+    for at in range(steps):
+        gain, expected, share, cost = sheets.by_time[at]
+        if at and memory.fresh[at - 1]:
+            on, off = now.held > 0.0, (now.held < total) & (now.roomy | now.left)
+            now.regret_on = grow_regret(now.regret_on, ~never, last_gain, on)
+            now.regret_off = grow_regret(now.regret_off, never, last_gain, off)
+            now.debt = pay_debt(now.debt, now.left, last_gain, last_cost, ~never, STEP_S)
+        now.stayed = now.stayed + 1.0
+        if memory.fresh[at]:
+            standing = Standing(
+                regret_on_usd=now.regret_on,
+                regret_off_usd=now.regret_off,
+                debt=now.debt,
+                dwelt=now.stayed >= dwell,
+            )
+            worths = weigh(Outlook(expected, share), cost, standing, ski_rental, known=known)
+        else:
+            safe = bool(memory.safe[at])
+            worths = _held(count, mine=safe and limits.safe_policy == "mine", safe=safe)
+        base = float(base_w[at])
+        ceiling = (
+            min(float(duty.ceiling_w[at]), now.load_w + duty.rise_w)
+            if at
+            else float(duty.ceiling_w[at])
+        )
+        least = now.load_w - duty.fall_w - base if at else 0.0
+        groups, owners = _groups(fleet, now.held, worths)
+        made = allocate(groups, ceiling - base, least_w=max(least, 0.0))
+        gaps[at] = made.gap
+        held = _counts(fleet, made, owners)
+        _move(now, held, worths, fleet, sheets)
+        now.load_w = base + float(np.sum(held * watts))
+        now.roomy = ceiling - now.load_w > watts
+        out[:, at] = held
+        last_gain, last_cost = gain, cost
+    return Course(counts=out, gap_usd=gaps)
+
+
+def _held(count: int, *, mine: bool, safe: bool) -> Worths:
+    """Give the worths without a price that can be trusted: hold, then the safe policy."""
+    keep = np.full(count, LEAST if mine or not safe else -LEAST)
+    start = np.full(count, LEAST if mine else -LEAST)
+    none = np.zeros(count, dtype=np.bool_)
+    return Worths(keep, start, none, none)
+
+
+def _groups(
+    fleet: Fleet, held: FloatColumn, worths: Worths
+) -> tuple[tuple[Group, ...], tuple[tuple[int, int], ...]]:
+    """Give the devices by class and mode as groups, with (first lot, steps) of each."""
+    groups: list[Group] = []
+    owners: list[tuple[int, int]] = []
+    keep, start, counts = worths.keep_usd.tolist(), worths.start_usd.tolist(), held.tolist()
+    first = 0
+    while first < len(fleet):
+        size = 1
+        while first + size < len(fleet) and fleet.lots[first + size].step:
+            size += 1
+        lots = fleet.lots[first : first + size]
+        watts = [0.0]
+        for lot in lots:
+            watts.append(watts[-1] + lot.rise_w)
+        above = [float(lots[0].count), *counts[first : first + size], 0.0]
+        for mode in range(size + 1):
+            devices = round(above[mode] - above[mode + 1])
+            if devices:
+                worth, refused = [0.0], False
+                for step in range(size):
+                    own = keep[first + step] if step < mode else start[first + step]
+                    # No step is taken for the sake of those above it.
+                    own = min(own, -LEAST) if refused else own
+                    refused = own < 0.0
+                    worth.append(worth[-1] + own)
+                groups.append(Group(count=devices, watts=tuple(watts), worth=tuple(worth)))
+                owners.append((first, size))
+        first += size
+    return tuple(groups), tuple(owners)
+
+
+def _counts(fleet: Fleet, made: Allocation, owners: tuple[tuple[int, int], ...]) -> FloatColumn:
+    held = [0.0] * len(fleet)
+    for counts, (first, size) in zip(made.counts, owners, strict=True):
+        for step in range(size):
+            held[first + step] += sum(counts[step + 1 :])
+    return np.array(held)
+
+
+def _move(now: _Fleeting, held: FloatColumn, worths: Worths, fleet: Fleet, sheets: Sheets) -> None:
+    rises, falls = held > now.held, held < now.held
+    if rises.any() or falls.any():
+        ends, begins = falls & worths.leaves, rises & worths.starts
+        back = rises & now.left
+        now.debt = np.where(back, now.debt + 1.0, now.debt)
+        now.left = (now.left | ends) & ~rises
+        now.regret_on = np.where(begins | ends, 0.0, now.regret_on)
+        now.regret_off = np.where(rises | ends, 0.0, now.regret_off)
+        now.stayed = np.where(ends | begins, 0.0, now.stayed)
+        for place in np.flatnonzero(rises):
+            lot = fleet.lots[place]
+            if lot.step == 0:
+                devices = float(held[place] - now.held[place])
+                sheets.restarted(lot.of_class, devices, fleet.true_factor)
+    now.held = held
