@@ -132,18 +132,23 @@ class Slot:
             return stood
         self.mining = None
         await self.miner.off(PauseMode.KEEP)
-        stood = await self._standstill(self.miner)
+        try:
+            stood = await self._standstill(self.miner, self._limits.act_s / 4)
+        except RefusedError as exc:
+            logger.warning("gpu=%s says that it paused, ended: %s", self.name, exc)
+            await self.miner.end()
+            stood = await self._standstill(self.miner, self._limits.act_s / 4)
         self.mining = False
         return stood
 
-    async def _standstill(self, miner: Mover) -> int:
+    async def _standstill(self, miner: Mover, limit_s: float) -> int:
         """Wait until the counter stands still, or its process is gone.
 
         Raises:
             RefusedError: it moves on, or cannot be read from a miner that is alive.
         """
         loop = asyncio.get_running_loop()
-        until_s = loop.time() + self._limits.act_s
+        until_s = loop.time() + limit_s
         before = await miner.sample()
         while loop.time() < until_s:
             await asyncio.sleep(STILL_S)

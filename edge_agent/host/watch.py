@@ -117,6 +117,7 @@ class Watch:
         miner = slot.miner
         if miner is None:
             return
+        before: int | None = None
         while True:
             acts = slot.acts
             probe = await miner.look()
@@ -125,7 +126,9 @@ class Watch:
             slot.hashrate_hs = hashes.hashrate_hs
             # An act since then, or under way, knows better.
             if not slot.lock.locked() and slot.acts == acts:
-                slot.mining = _mining(slot.mining, probe.live, probe.state)
+                still = hashes.hashes is not None and hashes.hashes == before
+                slot.mining = _mining(probe.state, still=still)
+            before = hashes.hashes
             await asyncio.sleep(self._limits.look_s)
 
     async def _watch_server(self, slot: Slot) -> None:
@@ -181,10 +184,8 @@ class Watch:
             await slot.engine_died(instance)
 
 
-def _mining(before: bool | None, live: bool, state: EngineState) -> bool | None:  # noqa: FBT001 - private, and named by its caller
+def _mining(state: EngineState, *, still: bool) -> bool | None:
+    """Tell whether a miner is at work: its word alone is enough for yes, and never for no."""
     if state is EngineState.ACTIVE:
         return True
-    if live or state is EngineState.ABSENT:
-        return False
-    # Silent: one that was at work may be so still, or not.
-    return None if before else before
+    return False if still or state is EngineState.ABSENT else None

@@ -37,7 +37,8 @@ class EngineProgram:
     """The program.
 
     Attributes:
-        silent: takes requests and answers none. lying: says that it paused, and works on.
+        silent: takes requests and answers none. lying: says that it paused, and works on;
+            smooth: its state says so too. immortal: does not end when asked.
         wrong: answers its canary wrongly. die_after: stream events after which it dies.
         seen: what customers asked, as (method, path, headers).
     """
@@ -45,7 +46,7 @@ class EngineProgram:
     def __init__(self) -> None:
         self.state = "warm"
         self.silent = False
-        self.lying = False
+        self.lying = self.smooth = self.immortal = False
         self.wrong = False
         self.die_after: int | None = None
         self.html = False
@@ -132,6 +133,8 @@ class EngineProgram:
         elif path == "/pause":
             if not self.lying:
                 self.work(on=False)
+            elif self.smooth:
+                self.state = "warm"
             await _send(writer, b"{}")
         elif path == "/resume":
             self.work(on=True)
@@ -141,7 +144,8 @@ class EngineProgram:
             await _send(writer, json.dumps(state).encode())
         elif path == "/exit":
             await _send(writer, b"{}")
-            self.die()
+            if not self.immortal:
+                self.die()
         elif path.startswith("/v1/models"):
             await _send(writer, b'{"data":[]}')
         elif path == "/v1/chat/completions":

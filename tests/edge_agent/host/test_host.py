@@ -92,16 +92,35 @@ async def test_what_cannot_be_done_is_refused(
         writer.transport.abort()
 
 
-async def test_a_miner_that_lies_about_its_pause_is_ended(tmp_path: Path) -> None:
+@pytest.mark.parametrize("smooth", ["", "smooth"])
+async def test_a_miner_that_lies_about_its_pause_is_ended(tmp_path: Path, smooth: str) -> None:
     world = HostWorld(tmp_path)
     async with world.engines(), world.host(), world.driver() as driver:
         await driver.mine("gpu0", on=True)
-        world.miner.lying = True
+        world.miner.lying, world.miner.smooth = True, bool(smooth)
         stood = await driver.mine("gpu0", on=False)
         assert await driver.mine("gpu0", on=False) == stood
         assert (await driver.sample())[0].mining is False
         await driver.prepare("gpu0", SPEC)
         await driver.activate("gpu0", "i1")
+
+
+async def test_a_miner_that_lies_and_cannot_be_ended_is_never_called_off(tmp_path: Path) -> None:
+    world = HostWorld(tmp_path)
+    async with world.engines(), world.host(), world.driver() as driver:
+        await driver.mine("gpu0", on=True)
+        world.miner.lying = world.miner.smooth = world.miner.immortal = True
+        with pytest.raises(DriverRefusedError) as refused:
+            await driver.mine("gpu0", on=False)
+        assert refused.value.answer_code == "still_hashing"
+        looked = world.service.slots["gpu0"]
+        for _ in range(3):  # looks at the miner, whose word is that it stands still
+            await asyncio.sleep(world.limits.look_s)
+            assert looked.mining is None
+        await driver.prepare("gpu0", SPEC)
+        with pytest.raises(DriverRefusedError) as refused:
+            await driver.activate("gpu0", "i1")
+        assert refused.value.answer_code == "busy"
 
 
 async def test_no_miner_starts_beside_a_server_that_may_be_at_work(tmp_path: Path) -> None:
