@@ -19,8 +19,8 @@ class Doings(Struct, eq=False):
         switches: devices told to change, by activity. reasons: the same by reason. outcomes: of
             switches that ended, by device. curtailments: of devices put to sleep, by reason.
         load_wh: at the meter, by interval. mining_h: the miners' share times hours (all
-            devices' where there are no miners). cap_w, counted_w: lowest cap in force, and highest
-            counted load. margin_w: least room of
+            devices' where there are no miners). cap_w, limit_w, counted_w: lowest cap in force,
+            lowest of it and the orders in force, and highest counted load. margin_w: least room of
             counted load below the cap, infinite before the first pass; over_cap_h: above it.
         faults: nodes lost, devices lost, work lost.
     """
@@ -28,6 +28,7 @@ class Doings(Struct, eq=False):
     load_wh: FloatColumn
     mining_h: FloatColumn
     cap_w: FloatColumn
+    limit_w: FloatColumn
     counted_w: FloatColumn
     switches: Counter[str]
     reasons: Counter[str]
@@ -46,6 +47,7 @@ class Doings(Struct, eq=False):
             load_wh=np.zeros(steps),
             mining_h=np.zeros(steps),
             cap_w=nan,
+            limit_w=nan.copy(),
             counted_w=nan.copy(),
             switches=Counter(),
             reasons=Counter(),
@@ -74,6 +76,9 @@ class Doings(Struct, eq=False):
             self.passes += 1
             self.margin_w = min(self.margin_w, power.cap_w - power.counted_w)
             self.cap_w[place] = np.fmin(self.cap_w[place], power.cap_w)
+            # An order's limit ends the headroom before the cap does.
+            limit_w = power.counted_w + power.headroom_w
+            self.limit_w[place] = np.fmin(self.limit_w[place], limit_w)
             self.counted_w[place] = np.fmax(self.counted_w[place], power.counted_w)
 
     def load(self, step: Step, place: int, dt_h: float, site_w: float) -> None:

@@ -11,6 +11,9 @@ by construction:
     rule with all prices            the same rule, every price of the day known
     clairvoyant                     the best course of all
 
+Beside the chain stands the clairvoyant under the limits: the best course found that keeps cap and
+orders. What it lacks no policy could have had, so the captured uplift is measured against it.
+
 The first three are decided pass by pass with the code of what-if; the others choose per interval
 and device. From one kind to the other only the time of switches and warm-ups remains: it counts as
 switching, with what the rule's prudence, waits and least stays cost once prices are known.
@@ -23,6 +26,7 @@ from msgspec import Struct
 
 from edge_agent.core.site import FlagColumn, FloatColumn
 from edge_agent.history import grid as g
+from edge_agent.history.capped import capped_course, kept, load_w
 from edge_agent.history.day import Day, Gap
 from edge_agent.history.linear_check import LpCheck, check
 
@@ -59,12 +63,15 @@ class Regret(Struct, frozen=True, kw_only=True):
     Args:
         realised_usd: mining and leases less energy and wear, over ``covered_h`` hours.
         clairvoyant_usd: of the same devices, prices and first state, free of caps and orders.
+        clairvoyant_limited_usd: under those that were in force. unavoidable_usd: the difference,
+            which is in ``caps_and_orders`` and which no policy could have earned.
         s1_usd, strike_usd: baselines, free of caps and orders too.
-        uplift_captured: (realised - S1) / (clairvoyant - S1) in per cent; None: nothing to capture.
+        s1_limited_usd: S1 with the least earning watts off where a limit asks for it.
+        uplift_captured: (realised - S1) / (clairvoyant - S1) in per cent, both under the limits;
+            None: nothing to capture.
         rule_uplift: the same of the rule alone, without faults, holds and limits.
         next_price_usd: part of the information that the next price alone would have given.
-        clairvoyant_over_cap: intervals in which the clairvoyant's load passes the cap in force:
-            above 0, ``clairvoyant_usd`` is a bound that the cap does not allow to be reached.
+        clairvoyant_over_cap: intervals in which the free clairvoyant's load passes the cap.
         gaps: time that is in no figure. lp: only when asked for.
     """
 
@@ -80,7 +87,10 @@ class Regret(Struct, frozen=True, kw_only=True):
     energy_usd: Decimal
     wear_usd: Decimal
     clairvoyant_usd: Decimal
+    clairvoyant_limited_usd: Decimal
+    unavoidable_usd: Decimal
     s1_usd: Decimal
+    s1_limited_usd: Decimal
     strike_usd: Decimal
     regret_usd: Decimal
     parts: Parts
@@ -100,6 +110,8 @@ class Courses(Struct, frozen=True, eq=False, kw_only=True):
     grid: g.Grid
     best: FlagColumn
     best_usd: FloatColumn
+    limited_usd: FloatColumn
+    s1_limited_usd: FloatColumn
     rule_usd: FloatColumn
     next_usd: FloatColumn
     all_usd: FloatColumn
@@ -115,6 +127,8 @@ def run_courses(day: Day) -> Courses:
         grid=grid,
         best=best,
         best_usd=g.settle(grid, best),
+        limited_usd=g.settle(grid, capped_course(grid, best, day.doings.limit_w)),
+        s1_limited_usd=g.settle(grid, kept(grid, g.always_on(grid), day.doings.limit_w)),
         rule_usd=g.settle(grid, g.rule_course(grid, "then")),
         next_usd=g.settle(grid, g.rule_course(grid, "next")),
         all_usd=g.settle(grid, g.rule_course(grid, "all")),
@@ -131,7 +145,7 @@ def regret(day: Day, courses: Courses, *, check_lp: bool = False) -> Regret:
     """
     was, healthy, free, unbound = (_cents(sums.profit_usd(day.price)) for sums in day.worlds)
     rule, every, best = _cents(courses.rule_usd), _cents(courses.all_usd), _cents(courses.best_usd)
-    s1 = _cents(courses.s1_usd)
+    s1, limited = _cents(courses.s1_limited_usd), _cents(courses.limited_usd)
     priced = ~np.isnan(day.price)
     real = day.worlds[0]
     # The rounded lines sum to the rounded profit: energy is what remains.
@@ -149,7 +163,10 @@ def regret(day: Day, courses: Courses, *, check_lp: bool = False) -> Regret:
         energy_usd=lines[0] + lines[1] - lines[2] - was,
         wear_usd=lines[2],
         clairvoyant_usd=best,
-        s1_usd=s1,
+        clairvoyant_limited_usd=limited,
+        unavoidable_usd=best - limited,
+        s1_usd=_cents(courses.s1_usd),
+        s1_limited_usd=s1,
         strike_usd=_cents(courses.strike_usd),
         regret_usd=best - was,
         parts=Parts(
@@ -160,8 +177,8 @@ def regret(day: Day, courses: Courses, *, check_lp: bool = False) -> Regret:
             holds=free - healthy,
         ),
         next_price_usd=_cents(courses.next_usd) - rule,
-        uplift_captured=_captured(was, s1, best),
-        rule_uplift=_captured(rule, s1, best),
+        uplift_captured=_captured(was, s1, limited),
+        rule_uplift=_captured(rule, _cents(courses.s1_usd), best),
         clairvoyant_over_cap=int(np.count_nonzero(over_cap(day, courses))),
         worlds=tuple(
             World(name=name, profit_usd=profit)
@@ -179,17 +196,6 @@ def regret(day: Day, courses: Courses, *, check_lp: bool = False) -> Regret:
         notes=day.notes,
         lp=check(courses.grid, courses.best) if check_lp else None,
     )
-
-
-def load_w(grid: g.Grid, course: FlagColumn) -> FloatColumn:
-    """Give the mean load of a course at the meter, by interval; 0 where no time is covered."""
-    day = grid.day
-    hours = day.covered_h
-    busy = day.devices.busy_wh.sum(axis=1)
-    off_w = g.off_site_w(day.site)
-    chosen = (grid.chosen_h * (off_w + np.where(course, grid.rise_mw * 1e6, 0.0))).sum(axis=1)
-    out: FloatColumn = np.where(hours > 0.0, (chosen + busy) / np.where(hours > 0.0, hours, 1.0), 0)
-    return out
 
 
 def over_cap(day: Day, courses: Courses) -> FlagColumn:

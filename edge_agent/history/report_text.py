@@ -35,7 +35,9 @@ def regret_text(told: Regret) -> str:
     lines.append(f"the next price alone would have given {told.next_price_usd:+,.2f} USD")
     if told.clairvoyant_over_cap:
         lines.append(
-            f"the clairvoyant passes the cap in {told.clairvoyant_over_cap} intervals: a bound"
+            f"the clairvoyant passes the cap in {told.clairvoyant_over_cap} intervals; under the "
+            f"limits {told.clairvoyant_limited_usd:,.2f} USD could be had, "
+            f"{told.unavoidable_usd:,.2f} USD nobody could"
         )
     if told.lp is not None:
         lines.append(
