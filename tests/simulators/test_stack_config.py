@@ -23,7 +23,8 @@ def test_the_default_scale_is_large_enough_for_the_demo() -> None:
     sites = [scaled(site, 0.01) for site in DESIGN_SITES]
     assert sum(site.asic_count for site in sites) >= 300
     assert sum(site.gpu_count for site in sites) >= 24
-    assert sum(len(site.gpus) for site in sites) == 3
+    assert sum(not group.real for site in sites for group in site.gpus) == 3
+    assert sum(group.real for site in sites for group in site.gpus) == 1
 
 
 @pytest.mark.parametrize("scale", [0.0005, 0.01, 0.05])
