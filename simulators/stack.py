@@ -342,7 +342,7 @@ class Stack:
         name = f"pool-{group.node_id}"
         await self._start(
             name,
-            python_module("simulators", "pool", "--port", str(ports.pool), "--difficulty", "1e-6"),
+            python_module("simulators", "pool", "--port", str(ports.pool), "--difficulty", "2e-7"),
         )
         await wait_port(ports.pool, self.programs[name])
         (place / "host.toml").write_text(host_toml(group, ports, home=home))

@@ -21,6 +21,8 @@ async def test_the_demo_keeps_its_promises_on_a_seeded_market() -> None:
     report = await _demo()
     _check(report)
     assert report["market_span"] is None
+    # The prices of this seed let its GPU mine for a pool before, between and after.
+    assert report["real_work"]["shares_accepted"] > 0
 
 
 async def test_the_demo_keeps_its_promises_on_real_prices() -> None:
@@ -77,10 +79,9 @@ def _check(report: dict[str, Any]) -> None:
     assert not report["invoice_estimated"]
     assert report["device_time_conserved"]
     assert sorted(report["workloads"].values()) == ["cancelled"] * 3 + ["completed"]
-    # Six completions of eight tokens, by processes that mined for a pool in between.
+    # Six completions of eight tokens, over two switches each way.
     assert report["real_work"]["completions"] == 6
     assert report["real_work"]["tokens"] == 6 * 8
     assert report["real_work"]["same_answer"]
-    assert report["real_work"]["shares_accepted"] > 0
     assert set(report["exit_statuses"].values()) == {0}
     assert report["good"]
