@@ -21,8 +21,8 @@ class Real:
     def good(self) -> bool:
         """Tell whether the model said the same after each switch.
 
-        The pool's shares are shown and not asked for: at a dear price, or with every core taken, the
-        miner may rightly have had no time.
+        The pool's shares are shown and not asked for: at a dear price, or with every core taken,
+        the miner may rightly have had no time.
         """
         texts = {(answer.text, answer.tokens) for answer in self.answers}
         return len(self.answers) >= 2 and len(texts) == 1
