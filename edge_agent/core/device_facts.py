@@ -150,7 +150,8 @@ def _failure_columns(
 def node_adopted(site: Site, state: SiteState, fact: f.NodeAdopted) -> SiteState:
     """Give the state after a node said what it holds."""
     node_up = tuple(dict.fromkeys((*state.nodes_up, fact.node_id)))
-    state = replace(state, nodes_up=node_up)
+    unheard = tuple(node_id for node_id in state.unheard if node_id != fact.node_id)
+    state = replace(state, nodes_up=node_up, unheard=unheard)
     for device in fact.devices:
         at = site.index_of(device.device_id)
         if at is not None and site.devices[at].node_id == fact.node_id:
@@ -241,7 +242,8 @@ def _adopt_work(state: SiteState, at: int, device: NodeDevice) -> SiteState:
         serving = whole and all(row.serving for row in slots)
         status = LeaseStatus.RUNNING if serving else LeaseStatus.STARTING
     to_close = tuple(dict.fromkeys((*lease.to_close, work.instance_id)))
-    lease = replace(lease, slots=slots, status=status, to_close=to_close)
+    unsure = lease.unsure and not slot.serving
+    lease = replace(lease, slots=slots, status=status, to_close=to_close, unsure=unsure)
     state = replace(state, leases=put_lease(state, lease))
     if status is LeaseStatus.ENDING and state.lease_no[at] >= 0:
         return state  # the device may be promised to the next lease already

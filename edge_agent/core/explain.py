@@ -269,6 +269,9 @@ def _would_change(
         out.append(f"the end of the hold ({ends})")
     if reason is Reason.GRID_ORDER:
         out.append("the end of the grid order, and then the wake-up ramp")
+    lease = ls.lease_of(state, index)
+    if lease is not None and lease.unsure:
+        out.append("the hub's word on its lease: the agent has started anew")
     if state.activity[index] == SERVE:
         out.append("the end of its lease")
     return tuple(out)

@@ -1,4 +1,11 @@
-"""How facts change leases: seen, taken, started, lost, ended, closed."""
+"""How facts change leases: seen, taken, started, lost, ended, closed.
+
+After a start of the agent nothing tells its store from an older copy, put back with a disk: what it
+holds as accepted may long be over, and run elsewhere. So every lease is unsure from ``Booted`` on,
+until the hub's manifest or a newer version names it or a node is seen to serve it. An unsure lease
+is neither taken nor started; what goes on by itself on the nodes is left alone. For the same reason
+no lease is released, as over or never begun, before the nodes of its devices were heard.
+"""
 
 import numpy as np
 from msgspec.structs import replace
@@ -21,6 +28,14 @@ from edge_agent.core.site_state import (
 from protocol.event import ReleaseOutcome
 from protocol.lease import EndReason, Lease, LeaseState
 
+# Statuses of leases that are yet to start or may be started again.
+UNSURE = (
+    LeaseStatus.RECEIVED,
+    LeaseStatus.ACCEPTED,
+    LeaseStatus.STARTING,
+    LeaseStatus.RUNNING,
+)
+
 
 def lease_fact(site: Site, state: SiteState, fact: f.Fact) -> SiteState:
     """Give the state after a fact about a lease; any other fact changes nothing."""
@@ -28,11 +43,13 @@ def lease_fact(site: Site, state: SiteState, fact: f.Fact) -> SiteState:
         return _lease_taken(site, state, fact)
     if isinstance(fact, f.LeaseReplaced):
         return _lease_replaced(site, state, fact)
-    return _desired_fact(state, fact)
+    return _desired_fact(site, state, fact)
 
 
-def _desired_fact(state: SiteState, fact: f.Fact) -> SiteState:
+def _desired_fact(site: Site, state: SiteState, fact: f.Fact) -> SiteState:
     match fact:
+        case f.Booted():
+            return _booted(site, state)
         case f.LeaseSeen():
             return _lease_seen(state, fact.lease)
         case f.ManifestSeen():
@@ -118,7 +135,7 @@ def _lease_seen(state: SiteState, lease: Lease) -> SiteState:
         return state
     else:
         status = LeaseStatus.RUNNING if held.status is LeaseStatus.FOREIGN else held.status
-        held = replace(held, lease=lease, status=status)
+        held = replace(held, lease=lease, status=status, unsure=False)
         state = replace(state, leases=put_lease(state, held))
     if lease.state is LeaseState.END and held.status is not LeaseStatus.CLOSED:
         return lease_ending(state, lease.lease_id, _outcome_of(held, lease), "asked by the hub")
@@ -141,13 +158,25 @@ def _manifest(state: SiteState, lease_ids: tuple[str, ...]) -> SiteState:
         for entry in state.leases
         if entry.lease_id in known or entry.status is not LeaseStatus.CLOSED
     )
-    state = replace(state, leases=kept)
+    state = replace(state, leases=tuple(_vouched(entry, known) for entry in kept))
     for entry in state.leases:
-        if entry.status is LeaseStatus.FOREIGN and entry.lease_id not in known:
-            state = lease_ending(
-                state, entry.lease_id, ReleaseOutcome.CANCELLED, "not in the hub's manifest"
-            )
+        # What serves is not ended on a doubt: a restored hub may name less than there is.
+        doubtful = entry.unsure and not any(slot.serving for slot in entry.slots)
+        if (entry.status is LeaseStatus.FOREIGN or doubtful) and entry.lease_id not in known:
+            begun = entry.to_close or any(slot.instance_id for slot in entry.slots)
+            outcome = ReleaseOutcome.CANCELLED if begun else ReleaseOutcome.NEVER_STARTED
+            state = lease_ending(state, entry.lease_id, outcome, "not in the hub's manifest")
     return state
+
+
+def _vouched(entry: LeaseEntry, known: set[str]) -> LeaseEntry:
+    return replace(entry, unsure=entry.unsure and entry.lease_id not in known)
+
+
+def _booted(site: Site, state: SiteState) -> SiteState:
+    """Give the state of a new life of the agent: what it knows of leases may be of an old copy."""
+    leases = tuple(replace(row, unsure=row.status in UNSURE) for row in state.leases)
+    return replace(state, leases=leases, unheard=tuple(site.nodes))
 
 
 def _lease_taken(site: Site, state: SiteState, fact: f.LeaseTaken) -> SiteState:

@@ -106,7 +106,7 @@ def decide(
     waiting = [
         (entry, entry.lease)
         for entry in state.leases
-        if entry.status is LeaseStatus.RECEIVED and entry.lease is not None
+        if entry.status is LeaseStatus.RECEIVED and entry.lease is not None and not entry.unsure
     ]
     if not waiting:
         return tuple(acts)
@@ -129,7 +129,11 @@ def starts(site: Site, state: SiteState) -> tuple[Start, ...]:
         return ()  # a new billable gate waits for a clock that can be trusted
     out: list[Start] = []
     occupied = _occupied(site, state)
-    order = [row for row in state.leases if row.status in LIVE and row.lease is not None]
+    order = [
+        row
+        for row in state.leases
+        if row.status in LIVE and row.lease is not None and not row.unsure
+    ]
     order.sort(key=lambda row: (row.rank, row.no))
     for entry in order:
         wanted = [
@@ -388,6 +392,8 @@ def _stopped(site: Site, state: SiteState, entry: LeaseEntry) -> bool:
         return False
     for slot in entry.slots:
         at = site.index_of(slot.device_id)
+        if at is not None and site.devices[at].node_id in state.unheard:
+            return False  # an older copy of the store may not know of work that runs there
         if at is None or not slot.instance_id:
             continue
         gone = state.activity[at] in (MINE, IDLE, CURTAILED, MAINTENANCE, FAULT)

@@ -85,11 +85,13 @@ def plan(site: Site, state: SiteState) -> p.Plan:
     state = _after(site, state, acts)
     draft = _money(site, state, values)
     _reserve(site, state, draft)
+    starts = _admit_starts(site, state, power)
+    waiting = _waiting(state, starts)
+    draft.free |= waiting
     _orders(site, state, draft)
     _recover(site, state, draft)
-    starts = _admit_starts(site, state, power)
     wanted = draft.free & (draft.target == MINE)
-    lease_acts, lease_intents = _cap(site, state, values, power, counted, draft, starts)
+    lease_acts, lease_intents = _cap(site, state, values, power, counted, draft, starts, waiting)
     intents = (
         lease_intents + _stop_intents(site, state, values, draft) + _groups(site, state, draft)
         if state.owner
@@ -251,6 +253,23 @@ def _admit_starts(site: Site, state: SiteState, power: p.PowerView) -> _Starts:
     return _Starts(tuple(fits), left, missing)
 
 
+def _waiting(state: SiteState, starts: _Starts) -> FlagColumn:
+    """Tell which devices mine while a lease holds them that does not start now.
+
+    Money leaves them alone; orders and the cap do not.
+    """
+    out: FlagColumn = (
+        (state.activity == MINE)
+        & (state.lease_no >= 0)
+        & (state.switch_no < 0)
+        & state.reachable
+        & (state.quarantine_ns <= state.now_ns)
+    )
+    for start in starts.fits:
+        out[start.indices] = False
+    return out
+
+
 def _cap(
     site: Site,
     state: SiteState,
@@ -259,14 +278,17 @@ def _cap(
     counted: FloatColumn,
     draft: _Draft,
     starts: _Starts,
+    waiting: FlagColumn,
 ) -> tuple[tuple[p.LeaseAct, ...], tuple[p.Intent, ...]]:
     missing = starts.missing_w
     merit = _merit(site, values)
-    need_w = max(pw.to_shed_w(site, state, power), 0.0)
-    if missing:
-        need_w = max(need_w, missing - pw.going_down_w(site, state))
-    still = _shed(site, state, counted, draft, merit, need_w) if need_w > 0.0 else 0.0
-    excess = min(still, pw.to_shed_w(site, state, power))
+    over_w = max(pw.to_shed_w(site, state, power), 0.0)
+    need_w = max(over_w, missing - pw.going_down_w(site, state)) if missing else over_w
+    still = _shed(site, state, counted, draft, merit, need_w, ~waiting) if need_w > 0.0 else 0.0
+    excess = min(still, over_w)
+    if excess > 0.0 and waiting.any():
+        # A device that goes off makes no room for its own start, but it does for the cap.
+        excess = _shed(site, state, counted, draft, merit, excess, waiting)
     ask = need(site, state)
     if ask is not None:
         excess = max(excess, _shed_for_order(site, state, draft, merit, ask))
@@ -306,15 +328,17 @@ def _shed(
     draft: _Draft,
     merit: FloatColumn,
     need_w: float,
+    among: FlagColumn,
 ) -> float:
     """Turn off the worst mining until ``need_w`` is met; gives what is still missing."""
     off_code, off_w = site.once(_off_codes), site.once(_off_site_w)
-    leaving = draft.free & (state.activity == MINE) & (draft.target != MINE)
+    free = draft.free & among & (state.activity == MINE)
+    leaving = free & (draft.target != MINE)
     freed = np.maximum(counted - off_w, 0.0)
     need_w -= pw.total(np.where(leaving, freed, 0.0))
     if need_w <= 0.0:
         return 0.0
-    mining = np.flatnonzero(draft.free & (state.activity == MINE) & (draft.target == MINE))
+    mining = np.flatnonzero(free & (draft.target == MINE))
     order = mining[np.argsort(merit[mining], kind="stable")]
     if not len(order):
         return need_w

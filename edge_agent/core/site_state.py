@@ -64,6 +64,7 @@ class LeaseEntry(Struct, frozen=True, array_like=True):
 
     ``no`` is the row number that the device column carries. ``to_close``: instances whose meter
     must be closed before the release. ``restarts_ns``: when instances were started again.
+    ``unsure``: known from the store alone since the agent's last start; see ``lease_facts``.
     """
 
     no: int
@@ -79,6 +80,7 @@ class LeaseEntry(Struct, frozen=True, array_like=True):
     detail: str = ""
     refused: bool = False
     final_usage_seq: int = 0
+    unsure: bool = False
 
     @property
     def rank(self) -> str:
@@ -253,7 +255,8 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     while mining), ``regret_usd`` (of staying, since the last change), ``debt`` (restarts that
     being off has not earned yet), ``quarantine_ns`` (ends, or ended, then; 0 is none), ``spent_ns``
     (closed intervals by activity, (D, 8)). ``switch_costs``: the newest of each class and move.
-    ``restarts``: what wake-ups taught, by class.
+    ``restarts``: what wake-ups taught, by class. ``unheard``: nodes that have said nothing since
+    the agent's last start.
     """
 
     rows: int
@@ -273,6 +276,7 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     orders: tuple[OrderEntry, ...]
     responses: tuple[Response, ...]
     restarts: tuple[ClassBelief, ...] = ()
+    unheard: tuple[str, ...] = ()
     activity: CodeColumn
     origin: CodeColumn
     target: CodeColumn

@@ -2,8 +2,7 @@
 
 Columns are kept under device ids, so that a changed site file finds its devices again; what is new
 starts unknown, what is gone is dropped. A snapshot of an older version is read; columns that it has
-not got are made from those it has. A state that has learnt no switch cost is written as before such
-costs were known, so that what older snapshots hashed to stays true.
+not got are made from those it has.
 """
 
 from hashlib import blake2b
@@ -27,7 +26,7 @@ from edge_agent.core.site_state import (
 )
 from protocol.lease import SitePolicy
 
-SNAPSHOT_VERSION = 3
+SNAPSHOT_VERSION = 4
 COLUMNS: tuple[tuple[str, str], ...] = (
     ("activity", "u1"),
     ("origin", "u1"),
@@ -55,7 +54,7 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("debt", "<f8"),
 )
 # How many columns each version has; a version only ever adds some at the end.
-COLUMNS_OF = {1: len(COLUMNS) - 3, 2: len(COLUMNS), SNAPSHOT_VERSION: len(COLUMNS)}
+COLUMNS_OF = {1: len(COLUMNS) - 3, 2: len(COLUMNS), 3: len(COLUMNS), 4: len(COLUMNS)}
 
 
 class Snapshot(Struct, frozen=True, array_like=True):
@@ -81,6 +80,7 @@ class Snapshot(Struct, frozen=True, array_like=True):
     responses: tuple[Response, ...] = ()
     switch_costs: tuple[SwitchCost, ...] = ()
     restarts: tuple[ClassBelief, ...] = ()
+    unheard: tuple[str, ...] = ()
 
 
 _ENCODER = msgspec.msgpack.Encoder()

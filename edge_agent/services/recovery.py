@@ -62,8 +62,9 @@ def restore(site: Site, recovered: Recovered, instant: f.Instant) -> Restored:
     switches, bad_switches = _open_switches(recovered)
     switches = _without_expired(state, switches, instant)
     facts = (
-        f.Booted(recovered.agent_epoch),
+        # What the store says stands before the boot: it is no better known than the rest.
         *_missing(state, recovered),
+        f.Booted(recovered.agent_epoch),
         *_switch_facts(state, switches),
         *_meter_facts(state, recovered),
         *(f.NodeLost(node_id) for node_id in state.nodes_up),

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from edge_agent.core import facts as f
 from edge_agent.core.plan import CloseLease, EndLease, RefuseLease, ReplaceDevice, TakeLease
+from edge_agent.core.power import counted_w
 from edge_agent.core.site import CODE_OF, FAULT
 from edge_agent.core.site_state import LeaseStatus, lease_by_id
 from protocol.event import ReleaseOutcome
-from protocol.lease import EndReason, LeaseState, OnPartition, workload_class
+from protocol.lease import EndReason, LeaseState, OnPartition, SitePolicy, workload_class
 from protocol.node import LeaseWork, NodeDevice, NodeEvent, NodeEventKind
 from protocol.resource import Activity, DeviceKind
 from tests.edge_agent.core.plant import START, Plant, make_lease, make_site, tick
@@ -266,3 +267,155 @@ def test_a_suspect_clock_delays_a_new_gate_and_a_store_that_owns_nothing_refuses
     made = plant.step(1.0, f.OwnerSeen(False), f.LeaseSeen(make_lease("w2.1")))  # noqa: FBT003
     assert made.leases == (RefuseLease("w2.1", "not_owner"),)
     assert not made.intents
+
+
+# --- after a start of the agent -------------------------------------------------------------------
+
+
+def policy(generation: int, **fields: object) -> SitePolicy:
+    return SitePolicy(hub_epoch=1, generation=generation, site_id="s", **fields)  # type: ignore[arg-type]
+
+
+def accepted(plant: Plant) -> None:
+    """Have the lease accepted, not started: the clock is in doubt meanwhile."""
+    made = plant.step(1.0, f.ClockSuspected(suspect=True), f.LeaseSeen(make_lease("w1.1")))
+    assert [type(act) for act in made.leases] == [TakeLease]
+    assert not made.intents
+
+
+def node_word(*, work: LeaseWork | None = None, device_id: str = "g0") -> f.NodeAdopted:
+    activity = Activity.MINE if work is None else Activity.SERVE
+    return f.NodeAdopted(
+        "n0",
+        (
+            NodeDevice(
+                device_id=device_id,
+                device_class="H100",
+                kind=DeviceKind.GPU,
+                activity=activity,
+                work=work,
+                gate_open=work is not None,
+                quarantined=False,
+            ),
+        ),
+    )
+
+
+def test_what_waited_before_a_start_of_the_agent_waits_for_the_manifest() -> None:
+    plant = plant_with(2)
+    accepted(plant)
+    boot = (f.Booted(2), f.ClockSuspected(suspect=False), node_word())
+    assert not plant.step(1.0, *boot).intents
+    assert not plant.step(600.0, tick(10.0, plant.at_s + 600.0), plant.readings()).intents
+    made = plant.step(1.0, f.ManifestSeen(("w1.1",)))
+    assert [intent.lease_id for intent in made.intents] == ["w1.1"]
+
+
+def test_what_the_manifest_does_not_name_is_released_as_never_started() -> None:
+    plant = plant_with(2)
+    accepted(plant)
+    plant.step(1.0, f.Booted(2), f.ClockSuspected(suspect=False), node_word())
+    made = plant.step(1.0, f.ManifestSeen(()))
+    entry = lease_by_id(plant.state, "w1.1")
+    assert entry is not None
+    assert entry.outcome is ReleaseOutcome.NEVER_STARTED
+    assert not made.intents
+    assert CloseLease("w1.1") in made.leases
+
+
+def test_nothing_is_released_before_the_node_of_its_devices_was_heard() -> None:
+    plant = plant_with(2)
+    accepted(plant)
+    plant.step(1.0, f.Booted(2))
+    made = plant.step(1.0, f.ManifestSeen(()))
+    assert not made.leases, "an older copy may not know of work that runs there"
+    made = plant.step(1.0, node_word())
+    assert made.leases == (CloseLease("w1.1"),)
+
+
+def test_work_that_an_older_copy_does_not_know_of_is_stopped_before_its_release() -> None:
+    plant = plant_with(2)
+    accepted(plant)
+    plant.step(1.0, f.Booted(2))
+    plant.step(1.0, f.ManifestSeen(()))
+    entry = lease_by_id(plant.state, "w1.1")
+    assert entry is not None
+    work = LeaseWork(
+        lease_id="w1.1",
+        workload_id="w1",
+        attempt=1,
+        instance_id="i-7",
+        device_class="H100",
+        spec=make_lease("w1.1").spec,
+    )
+    device_id = entry.slots[0].device_id
+    made = plant.step(1.0, node_word(work=work, device_id=device_id))
+    assert not made.leases
+    assert [(row.reason.name, row.from_activity) for row in made.intents] == [
+        ("LEASE_END", Activity.SERVE)
+    ]
+
+
+def test_a_newer_version_of_the_lease_is_the_hub_s_word_too() -> None:
+    plant = plant_with(2)
+    accepted(plant)
+    plant.step(1.0, f.Booted(2), f.ClockSuspected(suspect=False), node_word())
+    made = plant.step(1.0, f.LeaseSeen(make_lease("w1.1", generation=2)))
+    assert [intent.lease_id for intent in made.intents] == ["w1.1"]
+
+
+def test_what_a_node_serves_is_restarted_without_the_hub() -> None:
+    plant = plant_with(2)
+    plant.step(1.0, f.LeaseSeen(make_lease("w1.1")))
+    (switch_id,) = plant.open
+    plant.step(1.0, plant.close(switch_id), plant.readings())
+    entry = lease_by_id(plant.state, "w1.1")
+    assert entry is not None
+    assert entry.status is LeaseStatus.RUNNING
+    slot = entry.slots[0]
+    work = LeaseWork(
+        lease_id="w1.1",
+        workload_id="w1",
+        attempt=1,
+        instance_id=slot.instance_id,
+        device_class="H100",
+        spec=make_lease("w1.1").spec,
+    )
+    plant.step(1.0, f.Booted(2), node_word(work=work, device_id=slot.device_id))
+    lost = NodeEvent(
+        kind=NodeEventKind.INSTANCE_LOST,
+        device_id=slot.device_id,
+        at=START,
+        lease_id="w1.1",
+        attempt=1,
+        instance_id=slot.instance_id,
+    )
+    plant.step(1.0, f.NodeSaid("n0", lost))
+    made = plant.step(1.0, f.MetersPassed(closed=(slot.instance_id,)))
+    assert [intent.lease_id for intent in made.intents] == ["w1.1"]
+
+
+# --- orders on devices whose lease waits ----------------------------------------------------------
+
+
+def test_a_device_that_mines_while_its_lease_waits_obeys_an_order() -> None:
+    plant = plant_with(2)
+    accepted(plant)
+    made = plant.step(1.0, f.PolicySeen(policy(1, curtail=True)))
+    assert sorted(int(at) for row in made.intents for at in row.indices) == [0, 1]
+    assert {row.to_activity for row in made.intents} == {Activity.IDLE}
+
+
+def test_a_device_that_mines_while_its_lease_waits_is_shed_for_the_cap_last() -> None:
+    plant = plant_with(2)
+    accepted(plant)
+    entry = lease_by_id(plant.state, "w1.1")
+    assert entry is not None
+    held = plant.site.index_of(entry.slots[0].device_id)
+    one_w = float(counted_w(plant.site, plant.state)[0])
+    made = plant.step(1.0, f.PolicySeen(policy(1, power_cap_w=1.5 * one_w)), plant.readings())
+    assert [int(at) for row in made.intents for at in row.indices] == [1 - (held or 0)]
+    closed = [plant.close(switch_id) for switch_id in list(plant.open)]
+    plant.step(1.0, *closed, plant.readings())
+    made = plant.step(1.0, f.PolicySeen(policy(2, power_cap_w=0.5 * one_w)), plant.readings())
+    assert [int(at) for row in made.intents for at in row.indices] == [held]

@@ -438,7 +438,7 @@ COLUMNS_AT = Snapshot.__struct_fields__.index("columns")
 def test_a_snapshot_of_version_1_is_read_and_its_new_columns_made() -> None:
     plant = silent(asics=1)
     body = msgspec.msgpack.decode(encode_state(plant.site, plant.state))
-    assert body[0] == SNAPSHOT_VERSION == 3
+    assert body[0] == SNAPSHOT_VERSION == 4
     # Version 1 had 21 columns, and nothing after them.
     body = [1, *body[1:COLUMNS_AT], body[COLUMNS_AT][:21]]
     state = decode_state(plant.site, msgspec.msgpack.encode(body))
@@ -451,7 +451,9 @@ def test_a_snapshot_of_version_1_is_read_and_its_new_columns_made() -> None:
     assert UNKNOWN not in enter(plant.site, state, at, ()).activity
 
 
-@pytest.mark.parametrize(("version", "columns"), [(1, 23), (2, 21), (3, 23), (4, 24), (0, 21)])
+@pytest.mark.parametrize(
+    ("version", "columns"), [(1, 23), (2, 21), (3, 23), (4, 23), (5, 24), (0, 21)]
+)
 def test_a_snapshot_whose_columns_are_not_its_version_s_is_refused(
     version: int, columns: int
 ) -> None:
