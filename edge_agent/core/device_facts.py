@@ -57,6 +57,7 @@ def switch_opened(site: Site, state: SiteState, fact: f.SwitchOpened) -> SiteSta
         # An order's restarts are not the outlook's: they use up no credit.
         wakes = at[np.isin(origin, OFF_CODES) & ~off_by_order(state)[at]]
         columns["debt"] = put(state.debt, wakes, state.debt[wakes] + 1.0)
+    if fact.to_activity in (Activity.MINE, Activity.SERVE):
         raised_w = pw.total(pw.ramp_rise_w(site, at, origin, to_code))
         columns["ramp_left_w"] = state.ramp_left_w - raised_w
     state = replace(state, next_no=no + 1, switches=(*state.switches, entry), **columns)

@@ -221,36 +221,45 @@ class _Starts(Struct, frozen=True, eq=False):
     """Lease starts that may go now.
 
     Args:
-        left_w: room under the cap behind them. missing_w: what the others lack under the cap.
+        left_w, ramp_left_w: room under the cap and in the ramp behind them. missing_w: what the
+            others lack under the cap.
     """
 
     fits: tuple[ls.Start, ...]
     left_w: float
+    ramp_left_w: float
     missing_w: float = 0.0
 
 
 def _admit_starts(site: Site, state: SiteState, power: p.PowerView) -> _Starts:
-    """Split lease starts into those that fit under the cap now; the rest needs load shed first.
+    """Split lease starts into those that fit under the cap and the ramp; the others wait.
 
-    The ramp holds mining alone: work that a customer waits for is small beside it, and a lease that
-    waits at the site is heard of by nobody.
+    What does not fit under the cap needs load shed first. What does not fit in the ramp waits, and
+    holds up what comes behind it; a full bucket lets through even a start that is larger.
     """
-    left, missing = power.headroom_w, 0.0
+    left, missing, ramp = power.headroom_w, 0.0, state.ramp_left_w
     fits: list[ls.Start] = []
     starts = ls.starts(site, state)
     if not starts:
-        return _Starts((), left)
+        return _Starts((), left, ramp)
     now, after = pw.counted_w(site, state), pw.counted_after_w(site, state, SERVE)
+    full = ramp >= pw.ramp_bucket_w(site)
     for start in starts:
-        need = pw.total(after[start.indices] - now[start.indices])
+        at = start.indices
+        need = pw.total(after[at] - now[at])
+        rise = pw.total(pw.ramp_rise_w(site, at, state.activity[at], SERVE))
         # A start that raises nothing may go even with the load above the cap.
         if need > max(left, 0.0):
             missing += need
+        elif rise > 0.0 and rise > ramp and not full:
+            ramp = 0.0
         else:
             fits.append(start)
             left -= need
+            ramp -= rise
+            full = full and rise == 0.0
     missing = max(missing - max(left, 0.0), 0.0) if missing else 0.0
-    return _Starts(tuple(fits), left, missing)
+    return _Starts(tuple(fits), left, ramp, missing)
 
 
 def _waiting(state: SiteState, starts: _Starts) -> FlagColumn:
@@ -432,7 +441,7 @@ def _admit_wakes(
         * site.pue
     )[order]
     fits = np.add.accumulate(np.maximum(rise, 0.0)) <= room.left_w
-    ramps = np.add.accumulate(np.maximum(ramp, 0.0)) <= state.ramp_left_w
+    ramps = np.add.accumulate(np.maximum(ramp, 0.0)) <= room.ramp_left_w
     for passed, gate, why in ((ramps, G.RAMP, R.RAMP), (fits, G.CAP, R.CAP)):
         late = order[~passed]
         draft.target[late] = state.activity[late]

@@ -62,17 +62,48 @@ def idle_plant(gpus: int) -> Plant:
     return plant
 
 
-def test_leases_on_idle_gpus_wait_for_no_ramp() -> None:
+def started(plant: Plant, seconds: int) -> list[tuple[float, int]]:
+    """Run on; gives when how many GPUs began to serve."""
+    out: list[tuple[float, int]] = []
+    for _ in range(seconds):
+        at_s = plant.at_s + 1.0
+        closed = [plant.close(switch_id) for switch_id in list(plant.open)]
+        made = plant.step(1.0, *closed, plant.readings(), tick(4_000.0, at_s))
+        count = sum(len(row.indices) for row in made.intents if row.to_activity is Activity.SERVE)
+        out += [(at_s, count)] if count else []
+    return out
+
+
+def test_leases_that_start_on_idle_gpus_keep_to_the_ramp() -> None:
     plant = idle_plant(gpus=12)
     plant.step(1.0, *(f.LeaseSeen(make_lease(f"w{n}.1")) for n in range(12)))
-    assert sum(len(row.device_ids) for row in plant.open.values()) == 12
+    begun = [(plant.at_s, len(plant.open)), *started(plant, 200)]
+    assert sum(count for _, count in begun) == 12
+    for at_s, _ in begun:
+        in_minute = sum(count for t, count in begun if at_s <= t < at_s + 60.0)
+        assert in_minute * RISE_W <= RAMP_W + BUCKET_W
+    assert begun[-1][0] - begun[0][0] > 60.0
+
+
+def test_a_lease_larger_than_the_bucket_starts_from_a_full_one_and_is_paid_off() -> None:
+    plant = idle_plant(gpus=8)
+    plant.step(
+        1.0, f.LeaseSeen(make_lease("w1.1", count=2)), f.LeaseSeen(make_lease("w2.1", count=6))
+    )
+    assert len(plant.open) == 1
+    begun = started(plant, 120)
+    # 6 GPUs raise 6.9 kW, above the bucket of 4.0 kW: they wait until it is full again.
+    assert [count for _, count in begun] == [6]
+    refill_w_per_s = RAMP_W / 60.0 - BUCKET_W / 60.0
+    assert begun[0][0] - 602.0 == pytest.approx(2 * RISE_W / refill_w_per_s, abs=2.0)
+    assert plant.state.ramp_left_w <= pw.ramp_bucket_w(plant.site)
 
 
 @settings(max_examples=30)
 @given(
     st.lists(st.tuples(st.sampled_from(["lease", "price", "wait"]), st.integers(1, 6)), max_size=25)
 )
-def test_no_minute_of_wakes_raises_more_than_the_ramp(
+def test_no_minute_raises_more_than_the_ramp_and_one_start_beyond_the_bucket(
     acts: list[tuple[str, int]],
 ) -> None:
     plant = idle_plant(gpus=12)
@@ -87,15 +118,16 @@ def test_no_minute_of_wakes_raises_more_than_the_ramp(
         before = plant.activity.copy()
         made = plant.step(dt_s, *facts, plant.readings(), tick(price, plant.at_s + dt_s))
         for row in made.intents:
-            if row.to_activity is Activity.MINE:
+            if row.to_activity in (Activity.SERVE, Activity.MINE):
                 at = row.indices
                 code = CODE_OF[row.to_activity]
                 raised.append(
                     (plant.at_s, pw.total(pw.ramp_rise_w(plant.site, at, before[at], code)))
                 )
+    largest = max(6 * RISE_W - BUCKET_W, 0.0)
     for at_s, _ in raised:
         in_minute = sum(watts for t, watts in raised if at_s <= t < at_s + 60.0)
-        assert in_minute <= RAMP_W + 1e-6
+        assert in_minute <= RAMP_W + largest + 1e-6
 
 
 def test_gpus_that_mine_start_to_serve_at_once() -> None:
