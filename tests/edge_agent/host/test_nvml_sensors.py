@@ -1,0 +1,128 @@
+"""The host's view of its cards: through a real child, real pynvml and a fake driver."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from edge_agent.clock import SystemClock
+from edge_agent.host.nvml_sensors import NvmlSensors
+from edge_agent.host.sensors import GpuFacts
+from firmware_bridges.nvml.client import Telemetry
+from firmware_bridges.nvml.health import HealthLimits
+from firmware_bridges.nvml.spawn import SpawnPiped
+from firmware_bridges.nvml.states import Bounds
+from tests.fakes.nvml import FakeNvml, build, cards, compiler
+
+DEADLINE_S = 20.0
+# Short where the test waits for it, long where a loaded machine must not be taken for a hang.
+BOUNDS = Bounds(stale_s=2.0, hang_s=0.4, probe_s=1.0, probe_s_min=0.3, probe_s_max=0.6)
+XID_EVENT, FALLEN_OFF_THE_BUS = 0x8, 79
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if compiler() is None:
+        pytest.skip("no C compiler for tests/fakes/nvml.c: apt-get install -y gcc")
+    return build(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def fake(library: Path, tmp_path: Path) -> Iterator[FakeNvml]:
+    with cards(library, tmp_path, 2) as driver:
+        yield driver
+
+
+@asynccontextmanager
+async def reading(fake: FakeNvml) -> AsyncIterator[NvmlSensors]:
+    telemetry = Telemetry(SpawnPiped(fake.environment()), bounds=BOUNDS, period_s=0.05)
+    sensors = NvmlSensors(
+        telemetry,
+        {"gpu0": fake.uuid(0), "gpu1": fake.uuid(1)},
+        now_ns=SystemClock().boottime_ns,
+        limits=HealthLimits(fault_s=0.5),
+    )
+    task = asyncio.create_task(sensors.run())
+    try:
+        yield sensors
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def until(sensors: NvmlSensors, uuid: str, is_true: Callable[[GpuFacts], bool]) -> GpuFacts:
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            facts = (await sensors.read()).get(uuid)
+            if facts is not None and is_true(facts):
+                return facts
+            await asyncio.sleep(0.02)  # another process makes it true
+
+
+async def test_facts_are_those_of_the_driver_in_the_units_of_the_host(fake: FakeNvml) -> None:
+    async with reading(fake) as sensors:
+        facts = await until(sensors, fake.uuid(1), lambda row: row.power_w is not None)
+        assert facts.healthy
+        assert facts.power_w == pytest.approx(410.001), "the instant power, in watts"
+        assert facts.temp_c == 51.0
+        assert facts.utilisation == pytest.approx(0.97)
+        assert facts.memory_used_mib == 20_000
+        assert await sensors.used_mib("gpu1") == 20_000
+        assert await sensors.used_mib("no such gpu") is None
+
+
+async def test_energy_is_the_difference_of_the_counter_whatever_it_starts_from(
+    fake: FakeNvml,
+) -> None:
+    async with reading(fake) as sensors:
+        first = await until(sensors, fake.uuid(0), lambda row: row.energy is not None)
+        assert first.energy is not None
+        fake.gpu(0).energy_mj += 12_345
+        begun_mj = first.energy.energy_mj
+
+        def risen(row: GpuFacts) -> bool:
+            return row.energy is not None and row.energy.energy_mj > begun_mj
+
+        later = await until(sensors, fake.uuid(0), risen)
+        assert later.energy is not None
+        assert later.energy.energy_mj - begun_mj == 12_345
+        assert later.energy.at_ns > first.energy.at_ns
+
+
+async def test_heat_fences_a_card_until_it_has_cooled_down(fake: FakeNvml) -> None:
+    async with reading(fake) as sensors:
+        await until(sensors, fake.uuid(0), lambda row: row.healthy)
+        fake.gpu(0).temp_c = 95
+        await until(sensors, fake.uuid(0), lambda row: not row.healthy)
+        assert (await sensors.read())[fake.uuid(1)].healthy
+        fake.gpu(0).temp_c = 80
+        await until(sensors, fake.uuid(0), lambda row: row.temp_c == 80.0)
+        assert not (await sensors.read())[fake.uuid(0)].healthy, "below the limit, not yet cool"
+        fake.gpu(0).temp_c = 60
+        await until(sensors, fake.uuid(0), lambda row: row.healthy)
+
+
+async def test_an_xid_fences_its_card_for_good_and_that_one_alone(fake: FakeNvml) -> None:
+    async with reading(fake) as sensors:
+        await until(sensors, fake.uuid(1), lambda row: row.healthy)
+        fake.event(1, XID_EVENT, FALLEN_OFF_THE_BUS)
+        await until(sensors, fake.uuid(1), lambda row: not row.healthy)
+        fake.gpu(1).temp_c = 44
+        await until(sensors, fake.uuid(1), lambda row: row.temp_c == 44.0)
+        facts = await sensors.read()
+        assert (facts[fake.uuid(0)].healthy, facts[fake.uuid(1)].healthy) == (True, False)
+
+
+async def test_a_card_that_hangs_tells_nothing_but_that_it_is_not_well(fake: FakeNvml) -> None:
+    async with reading(fake) as sensors:
+        await until(sensors, fake.uuid(0), lambda row: row.power_w is not None)
+        fake.gpu(0).hang = 1
+        facts = await until(sensors, fake.uuid(0), lambda row: not row.healthy)
+        assert facts == GpuFacts(healthy=False)
+        assert await sensors.used_mib("gpu0") is None
+        assert (await sensors.read())[fake.uuid(1)].power_w is not None
+        fake.gpu(0).hang = 0
+        await until(sensors, fake.uuid(0), lambda row: row.healthy and row.power_w is not None)
