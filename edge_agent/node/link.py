@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from edge_agent.node.channel import Channel, Dialer, Silence, dial
 from edge_agent.node.errors import LinkError
 from edge_agent.ports import NodeSink
-from edge_agent.workloads.side_by_side import first_error
+from edge_agent.tasks import first_error
 from protocol import codec
 from protocol.errors import DecodeError
 from protocol.node import (

@@ -20,7 +20,7 @@ from edge_agent.node.errors import LinkError
 from edge_agent.node.service import NodeService
 from edge_agent.node.store import READINGS_PER_FRAME
 from edge_agent.storage.errors import StorageError
-from edge_agent.workloads.side_by_side import first_error
+from edge_agent.tasks import first_error
 from protocol import codec
 from protocol.errors import DecodeError
 from protocol.node import (

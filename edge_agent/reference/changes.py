@@ -1,8 +1,7 @@
-"""Waiting until something holds without asking again and again, and until one of several fails."""
+"""Waiting until something holds without asking again and again."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 
 class Changes:
@@ -32,29 +31,3 @@ class Changes:
                     await future
                 finally:
                     self._waiting.discard(future)
-
-
-async def first_error(
-    works: dict[str, Coroutine[Any, Any, None]], *expected: type[Exception]
-) -> Exception:
-    """Run named coroutines side by side until one fails as expected; give that error.
-
-    In Python 3.11 a TaskGroup whose child fails loses count of cancellations, so the errors of the
-    world must not reach it. (The drivers have the same; the reference programs share no code with
-    them.)
-    """
-    ended: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
-
-    async def guarded(work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except expected as exc:
-            if not ended.done():
-                ended.set_result(exc)
-
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(guarded(work), name=name) for name, work in works.items()]
-        error = await ended
-        for task in tasks:
-            task.cancel()
-    return error

@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from edge_agent.reference.changes import first_error
 from edge_agent.reference.errors import OptionError, StratumError
 from edge_agent.reference.header import DIFFICULTY_1_TARGET
 from edge_agent.reference.stratum import (
@@ -29,6 +28,7 @@ from edge_agent.reference.stratum import (
     read_session,
     submit_params,
 )
+from edge_agent.tasks import first_error
 
 _log = logging.getLogger(__name__)
 

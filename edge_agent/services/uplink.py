@@ -33,6 +33,7 @@ from edge_agent.ports import Clock, CommitBatch, Inbound, MqttConnection, MqttCo
 from edge_agent.services.waiting import set_or_until
 from edge_agent.storage.core_store import SqliteCoreStore, StreamBacklog
 from edge_agent.storage.segments import SegmentStore
+from edge_agent.tasks import obey_cancel
 from protocol import codec, topics
 from protocol.errors import DecodeError, EncodeError
 from protocol.event import Alarm, NeedLeases, SiteLive
@@ -208,7 +209,7 @@ class Uplink:
                 self._last_error = _first_of(group)
             finally:
                 self._end_session()
-            _obey_cancel()
+            obey_cancel()
             if start_over:
                 await self._store.rebase()
                 self._segments.reload()
@@ -581,13 +582,6 @@ class Uplink:
         return codec.encode(
             Death(site_id=self._site_id, store_id=self._store.store_id, conn_no=self._conn_no)
         )
-
-
-def _obey_cancel() -> None:
-    """Go on with a cancellation that a task group dropped, as it does when a child failed too."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
 
 
 def _first_of(group: BaseExceptionGroup[BaseException]) -> str:

@@ -9,6 +9,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
+from edge_agent.tasks import first_error
 from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError
 from edge_agent.workloads.ports import (
     CanaryOutput,
@@ -21,7 +22,6 @@ from edge_agent.workloads.ports import (
     Meter,
     MeterPage,
 )
-from edge_agent.workloads.side_by_side import first_error
 
 T = TypeVar("T")
 

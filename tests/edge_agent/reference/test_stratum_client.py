@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from edge_agent.reference import stratum_client
-from edge_agent.reference.changes import first_error
 from edge_agent.reference.header import DIFFICULTY_1_TARGET
 from edge_agent.reference.stratum import Job, Session, Share
 from edge_agent.reference.stratum_client import PoolAddress, PoolClient
+from edge_agent.tasks import first_error
 
 JOB = ["j1", "00" * 32, "01", "02", [], "20000000", "1d00ffff", "495fab29", True]
 SUBSCRIBED = [[["mining.notify", "s1"]], "08000002", 4]

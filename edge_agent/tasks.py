@@ -1,4 +1,9 @@
-"""Tasks of one connection: they end together at the first error of the world."""
+"""What TaskGroups of Python 3.11 need beside them.
+
+A TaskGroup whose child fails while the group is being cancelled loses the cancellation (mended in
+3.13): the awaiting task goes on as if nobody had cancelled it. So errors of the world do not reach
+a group (``first_error``), or the loss is made good behind it (``obey_cancel``).
+"""
 
 import asyncio
 from collections.abc import Coroutine
@@ -10,12 +15,12 @@ async def first_error(
 ) -> Exception:
     """Run named coroutines side by side until one fails as expected; give that error.
 
-    A TaskGroup whose child fails while it is being cancelled loses the cancellation (Python 3.11),
-    so the errors of the world must not reach it.
-
     Args:
         works: by task name; they run until they fail. expected: errors of the world; any other is
             a bug and is raised in an ExceptionGroup.
+
+    Returns:
+        The first of the expected errors; the other coroutines have ended.
     """
     ended: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
 
@@ -32,3 +37,14 @@ async def first_error(
         for task in tasks:
             task.cancel()
     return error
+
+
+def obey_cancel() -> None:
+    """Go on with a cancellation that a task group dropped; call it behind the group.
+
+    Raises:
+        CancelledError: the present task was cancelled meanwhile.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
