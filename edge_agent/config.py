@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct, structs
 
+from edge_agent.addresses import check_address, is_local
 from edge_agent.core.curve import ModePoint, hull
 from edge_agent.core.site import Device, DeviceClass, Limits, Site
 from edge_agent.inventory import InventoryError, Label, MinerLine, read_inventory
@@ -43,6 +44,19 @@ class Mqtt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tls_ca: str = ""
     tls_cert: str = ""
     tls_key: str = ""
+
+
+class NodeLink(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How this site proves itself to nodes on other machines.
+
+    Args:
+        tls_ca, tls_cert, tls_key: names of credentials. The certificate's CN is the site id; a
+            node's is its node id.
+    """
+
+    tls_ca: Ident
+    tls_cert: Ident
+    tls_key: Ident
 
 
 class Market(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -186,6 +200,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         tick_s: period of the decision.
         data_dir: durable data. run_dir: sockets and the last snapshot.
         view_socket, control_socket: names inside ``run_dir``.
+        node_link: needed where a node is on another machine.
         market: where prices come from. feeds: further sources that confirm or contradict it.
     """
 
@@ -201,6 +216,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     market: Market = Market()
     feeds: tuple[Market, ...] = ()
     backtest: Backtest = Backtest()
+    node_link: NodeLink | None = None
     nodes: tuple[NodeRow, ...] = ()
     asics: tuple[AsicRow, ...] = ()
 
@@ -241,6 +257,24 @@ def read_config(path: Path) -> AgentConfig:
     if problems:
         raise SettingsError(str(path), problems)
     return config
+
+
+def check_links(config: AgentConfig, source: str) -> None:
+    """Refuse to run a site whose nodes on other machines could be anybody.
+
+    A back-test reaches no node, so a site's file is good for it without this.
+
+    Raises:
+        SettingsError: ``[node_link]`` is missing.
+    """
+    detail = "is on another machine: [node_link] must name the site's certificate"
+    problems = tuple(
+        Problem(path=f"nodes[{place}].address", detail=detail)
+        for place, node in enumerate(config.nodes)
+        if config.node_link is None and not is_local(node.address)
+    )
+    if problems:
+        raise SettingsError(source, problems)
 
 
 def with_inventories(config: AgentConfig, path: Path) -> AgentConfig:
@@ -386,10 +420,11 @@ def _check_duties(duties: Duties | None) -> Iterator[Problem]:
 
 def _check_addresses(config: AgentConfig) -> Iterator[Problem]:
     for place, node in enumerate(config.nodes):
-        scheme, _, rest = node.address.partition(":")
-        if scheme not in {"unix", "tcp"} or not rest:
-            detail = "must be unix:PATH or tcp:HOST:PORT"
-            yield Problem(path=f"nodes[{place}].address", detail=detail)
+        path = f"nodes[{place}].address"
+        try:
+            check_address(node.address)
+        except ValueError as exc:
+            yield Problem(path=path, detail=str(exc))
     yield from _check_asics(config)
 
 

@@ -21,7 +21,9 @@ from edge_agent.local_api.miners import MinerDesk
 from edge_agent.market.feeds import HttpFeed, ReplayFeed
 from edge_agent.market.replay import ReplayMap
 from edge_agent.market.series import load_market
+from edge_agent.node.channel import Dialer, dial
 from edge_agent.node.link import NodeAddress, NodeLinksClient
+from edge_agent.node.tls import TlsDialer
 from edge_agent.notify import Pulse, sd_notify, watchdog_period_s
 from edge_agent.ports import Clock, CommitBatch
 from edge_agent.process_limits import calm_collector, raise_file_limit
@@ -143,6 +145,7 @@ class AgentProgram:
             hub_heard_age_ms=sink.hub_heard_age_ms,
             uniform=self._jitter.uniform,
             raise_epoch=self._store.raise_epoch,
+            dialer=self._make_dialer(),
         )
         ports = AgentPorts(
             store=self._store,
@@ -272,15 +275,23 @@ class AgentProgram:
             return None
         return MinerLogin(username, self._credentials.text(credential))
 
+    def _make_dialer(self) -> Dialer:
+        link = self._config.node_link
+        if link is None:
+            return dial
+        ca, cert, key = map(self._credentials.path, (link.tls_ca, link.tls_cert, link.tls_key))
+        context = client_context(ca, cert, key, section="node_link")
+        return TlsDialer(context, {row.address: row.node_id for row in self._config.nodes})
+
     def _make_uplink(self, words: HubWords) -> Uplink | None:
         mqtt = self._config.mqtt
         if mqtt is None:
             return None
         tls = None
         if mqtt.tls_ca:
-            tls = client_context(
-                *map(self._credentials.path, (mqtt.tls_ca, mqtt.tls_cert, mqtt.tls_key))
-            )
+            names = (mqtt.tls_ca, mqtt.tls_cert, mqtt.tls_key)
+            ca, cert, key = map(self._credentials.path, names)
+            tls = client_context(ca, cert, key)
         return Uplink(
             connector=AiomqttConnector(Endpoint(host=mqtt.host, port=mqtt.port), tls),
             store=self._store,

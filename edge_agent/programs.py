@@ -17,7 +17,7 @@ import uvloop
 
 from edge_agent.backtest.command import run_backtest
 from edge_agent.clock import SystemClock
-from edge_agent.config import AgentConfig, build_site, read_config
+from edge_agent.config import AgentConfig, build_site, check_links, read_config
 from edge_agent.main import AgentProgram
 from edge_agent.market.errors import MarketError
 from edge_agent.node.config import load_node_config
@@ -45,7 +45,9 @@ def run_program(args: argparse.Namespace) -> int:
         elif args.command == "host":
             _run_host(Path(args.config))
         else:
-            _run_agent(read_config(Path(args.config)))
+            config = read_config(Path(args.config))
+            check_links(config, args.config)
+            _run_agent(config)
     except (SettingsError, NodeError) as exc:
         print(exc, file=sys.stderr)
         return _EXIT_USAGE
@@ -57,7 +59,9 @@ def run_program(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     try:
-        site = build_site(read_config(Path(args.file)))
+        config = read_config(Path(args.file))
+        check_links(config, args.file)
+        site = build_site(config)
     except SettingsError as exc:
         if args.json:
             problems = [

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
+from edge_agent.addresses import split_tcp
 from edge_agent.node.errors import LinkError
 from protocol.codec import Deframer, frame
 from protocol.errors import DecodeError
@@ -106,26 +107,3 @@ async def dial(address: str) -> Channel:
             return StreamChannel(*await asyncio.open_unix_connection(rest))
         host, port = split_tcp(address)
         return StreamChannel(*await asyncio.open_connection(host, port))
-
-
-def split_tcp(address: str) -> tuple[str, int]:
-    """Split ``tcp:host:port``.
-
-    Raises:
-        ValueError: it is no such address.
-    """
-    kind, _, rest = address.partition(":")
-    host, _, port = rest.rpartition(":")
-    if kind != "tcp" or not host or not port.isdecimal() or not 0 <= int(port) <= 65_535:
-        raise ValueError(f"{address!r}: want unix:/path or tcp:host:port")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def check_address(address: str) -> None:
-    """Refuse what is no address of a node.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if not (address.startswith("unix:/") and len(address) > len("unix:/")):
-        split_tcp(address)

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from edge_agent.node.channel import check_address
+from edge_agent.addresses import check_address, is_local
 from protocol.settings import Problem, SettingsError, parse_settings
 from protocol.units import Ident, Positive, SiteName
 
@@ -47,12 +47,26 @@ class NodeLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     readings_max: Positive = 2_000_000
 
 
+class NodeTls(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Files of the node's certificate, by the names of their credentials.
+
+    Args:
+        tls_ca: who signs the site's certificate and this node's. tls_cert: its common name is the
+            node id. tls_key: belongs to it.
+    """
+
+    tls_ca: Ident
+    tls_cert: Ident
+    tls_key: Ident
+
+
 class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything a node must be told.
 
     Args:
         listen: ``unix:/path`` or ``tcp:host:port``. data_dir: folder of ``node.sqlite``.
-        devices: written as ``[[device]]`` in TOML.
+        devices: written as ``[[device]]`` in TOML. tls: of the link; needed where it listens to
+            more than this machine. credentials_dir: of the files, where systemd gives none.
     """
 
     node_id: Ident
@@ -62,6 +76,8 @@ class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     devices: tuple[NodeDeviceConfig, ...] = msgspec.field(name="device")
     driver: NodeDriverConfig = NodeDriverConfig()
     limits: NodeLimits = NodeLimits()
+    tls: NodeTls | None = None
+    credentials_dir: str = ""
 
 
 def node_config_from_toml(text: str, source: str = "node.toml") -> NodeConfig:
@@ -95,6 +111,12 @@ def _check(config: NodeConfig) -> Iterator[Problem]:
         check_address(config.listen)
     except ValueError as exc:
         yield Problem(path="listen", detail=str(exc))
+    else:
+        if config.tls is None and not is_local(config.listen):
+            detail = "is for other machines: [tls] must name the node's certificate"
+            yield Problem(path="listen", detail=detail)
+        if config.tls is not None and config.listen.startswith("unix:"):
+            yield Problem(path="tls", detail="a unix socket has none")
     if not config.devices:
         yield Problem(path="device", detail="a node has at least one device")
     for field in ("device_id", "gpu"):

@@ -5,15 +5,18 @@ import logging
 import os
 import random
 import signal
+import ssl
 from pathlib import Path
 
 from edge_agent.clock import SystemClock
+from edge_agent.credentials import Credentials
 from edge_agent.node.config import NodeConfig
 from edge_agent.node.server import NodeServer
 from edge_agent.node.service import NodeService
 from edge_agent.node.store import MIGRATIONS, NodeStore
 from edge_agent.notify import sd_notify, watchdog_period_s
 from edge_agent.storage.writer import ThreadedWriter
+from edge_agent.transport.tls import server_context
 from edge_agent.workloads.host_driver import HostDriver
 
 logger = logging.getLogger(__name__)
@@ -26,6 +29,7 @@ async def run_node(config: NodeConfig) -> None:
 
     Raises:
         NodeStoreError: the data folder belongs to another node. StorageError: the disk.
+        SettingsError: its certificate cannot be used.
     """
     store = NodeStore(ThreadedWriter(_store_path(config), MIGRATIONS))
     jitter = random.Random(os.urandom(16))
@@ -34,7 +38,7 @@ async def run_node(config: NodeConfig) -> None:
     )
     service = NodeService(config, driver, store, SystemClock())
     await service.start()
-    server = NodeServer(service, config.listen)
+    server = NodeServer(service, config.listen, _tls(config))
     stop, listening = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -46,6 +50,15 @@ async def run_node(config: NodeConfig) -> None:
             loop.remove_signal_handler(number)
         await store.close()
         logger.info("node stopped: node_id=%s", config.node_id)
+
+
+def _tls(config: NodeConfig) -> ssl.SSLContext | None:
+    if config.tls is None:
+        return None
+    credentials = Credentials(config.credentials_dir)
+    names = (config.tls.tls_ca, config.tls.tls_cert, config.tls.tls_key)
+    ca, cert, key = map(credentials.path, names)
+    return server_context(ca, cert, key, section="tls")
 
 
 def _store_path(config: NodeConfig) -> Path:

@@ -10,15 +10,18 @@ import asyncio
 import contextlib
 import logging
 import os
+import ssl
 import stat
 from collections import deque
 from datetime import datetime
 from pathlib import Path
 
-from edge_agent.node.channel import Channel, Silence, StreamChannel, split_tcp
+from edge_agent.addresses import split_tcp
+from edge_agent.node.channel import Channel, Silence, StreamChannel
 from edge_agent.node.errors import LinkError
 from edge_agent.node.service import NodeService
 from edge_agent.node.store import READINGS_PER_FRAME
+from edge_agent.node.tls import TlsListener
 from edge_agent.storage.errors import StorageError
 from edge_agent.tasks import first_error
 from protocol import codec
@@ -160,24 +163,34 @@ class NodeServer:
 
     Args:
         service: started. listen: ``unix:/path`` or ``tcp:host:port``.
+        tls: with the node's certificate; None: agents say who they are, and are believed.
     """
 
-    def __init__(self, service: NodeService, listen: str) -> None:
+    def __init__(
+        self, service: NodeService, listen: str, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._service = service
         self._listen = listen
+        self._tls = tls
         self._connections = 0
         self.refused = 0
         self.malformed = 0
 
     async def run(self, ready: asyncio.Event | None = None) -> None:
         """Accept agents until cancelled; sets ``ready`` when it listens."""
+        if self._tls is not None:
+            listener = TlsListener(
+                self._tls,
+                site_id=self._service.config.site_id,
+                serve=self.serve,
+                on_refused=self._count_refusal,
+            )
+            await listener.run(*split_tcp(self._listen), ready)
+            return
         async with asyncio.TaskGroup() as group:
 
             def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
                 channel = StreamChannel(reader, writer)
-                if self._connections >= CONNECTIONS_MAX:
-                    channel.close()
-                    return
                 group.create_task(self.serve(channel), name="node-session")
 
             if self._listen.startswith("unix:"):
@@ -195,6 +208,9 @@ class NodeServer:
 
     async def serve(self, channel: Channel) -> None:
         """Serve one connection to its end; what the peer does wrong ends only it."""
+        if self._connections >= CONNECTIONS_MAX:
+            channel.close()
+            return
         self._connections += 1
         session: _Session | None = None
         try:
@@ -211,6 +227,9 @@ class NodeServer:
             if session is not None:
                 self._service.detach(session)
             channel.close()
+
+    def _count_refusal(self) -> None:
+        self.refused += 1
 
     async def _greet(self, channel: Channel) -> _Session | None:
         async with asyncio.timeout(HELLO_TIMEOUT_S):

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.config import asic_addresses, build_site, read_config
+from edge_agent.config import asic_addresses, build_site, check_links, read_config
 from protocol.settings import SettingsError
 
 GOOD = """
@@ -72,7 +72,7 @@ def test_a_site_is_built_from_the_file(tmp_path: Path) -> None:
     [
         ("power_cap_w", "power_cap_kw", "limits.power_cap_kw: unknown key; did you mean"),
         ('model = "S21"', 'model = "S22"', "classes[0].model: unknown model S22"),
-        ("unix:/run", "file:/run", "nodes[0].address: must be unix:PATH"),
+        ("unix:/run", "file:/run", "nodes[0].address: 'file:/run': want unix:/path"),
         ("127.64.0.254", "127.64.0", "asics[0].first_address"),
         ("count = 3", "count = 0", "asics[0].count"),
         ('kind = "csv"', 'kind = "tsv"', "market.kind"),
@@ -84,6 +84,27 @@ def test_a_site_is_built_from_the_file(tmp_path: Path) -> None:
 def test_mistakes_are_named(tmp_path: Path, before: str, after: str, told: str) -> None:
     assert before in GOOD
     assert told in read(tmp_path, GOOD.replace(before, after, 1))
+
+
+LINK = """
+[node_link]
+tls_ca = "site-ca.crt"
+tls_cert = "site.crt"
+tls_key = "site.key"
+"""
+
+
+def test_a_node_on_another_machine_needs_the_site_s_certificate_to_be_run(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    far = GOOD.replace("unix:/run/hcp-node/g1.sock", "tcp:10.2.0.1:7400")
+    path.write_text(far, encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"nodes\[0\].address: is on another machine"):
+        check_links(read_config(path), str(path))
+    path.write_text(far + LINK, encoding="utf-8")
+    check_links(read_config(path), str(path))
+    near = GOOD.replace("unix:/run/hcp-node/g1.sock", "tcp:127.0.0.1:7400")
+    path.write_text(near, encoding="utf-8")
+    check_links(read_config(path), str(path))
 
 
 MODES = """

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from edge_agent.node.channel import Channel, Silence, check_address, split_tcp
+from edge_agent.node.channel import Channel, Silence
 from edge_agent.node.fake import MemoryChannel, make_pair
 from edge_agent.node.store import NodeChange
 from edge_agent.workloads.ports import MeterPage
@@ -408,16 +408,6 @@ def test_memory_channel_keeps_order_and_dies_as_a_whole(play: Play) -> None:
             await near.receive()
 
     play(scenario)
-
-
-@pytest.mark.parametrize("address", ["", "unix:", "tcp:x", "tcp::1", "tcp:h:70000", "udp:h:1"])
-def test_bad_addresses_are_refused(address: str) -> None:
-    with pytest.raises(ValueError, match="want"):
-        check_address(address)
-
-
-def test_tcp_addresses_split() -> None:
-    assert split_tcp("tcp:[::1]:7601") == ("::1", 7601)
 
 
 def test_a_long_backlog_arrives_whole_and_holds_up_no_phase(play: Play) -> None:

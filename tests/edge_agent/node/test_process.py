@@ -13,8 +13,12 @@ from pathlib import Path
 import pytest
 
 from edge_agent.node.link import NodeAddress, NodeLinksClient
+from edge_agent.node.tls import TlsDialer
+from edge_agent.transport.tls import client_context
 from protocol.node import Phase, PhaseDo, ReadingKind
 from protocol.resource import Activity
+from simulators.stack import free_port
+from tests.certificates import Authority, Identity
 from tests.edge_agent.node.world import FORWARD, Sink, background, lease_work, step
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -23,12 +27,19 @@ node_id = "n1"
 site_id = "lubbock"
 listen = "{listen}"
 data_dir = "{folder}/data"
+credentials_dir = "{folder}"
 [driver]
 socket = "{folder}/gpu.sock"
 [[device]]
 device_id = "d0"
 gpu = "gpu0"
 device_class = "H100"
+"""
+TLS = """
+[tls]
+tls_ca = "{ca}"
+tls_cert = "{cert}"
+tls_key = "{key}"
 """
 NODE = """
 import asyncio, sys
@@ -112,6 +123,46 @@ async def test_a_killed_node_carries_on_and_the_bill_equals_the_gate(tmp_path: P
             node.send_signal(signal.SIGTERM)
             async with asyncio.timeout(5):
                 assert await node.wait() == 0
+
+
+@pytest.mark.e2e
+async def test_a_node_on_the_network_obeys_its_site_s_certificate_alone(tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "site-ca")
+    node_id = authority.server("n1")
+    listen = f"tcp:127.0.0.1:{free_port()}"
+    config = tmp_path / "node.toml"
+    settings = CONFIG.format(listen=listen, folder=tmp_path) + TLS.format(
+        folder=tmp_path, ca=node_id.ca.name, cert=node_id.cert.name, key=node_id.key.name
+    )
+    config.write_text(settings, encoding="utf-8")
+    sink = Sink()
+    address = NodeAddress(node_id="n1", address=listen)
+
+    def links(identity: Identity, sink: Sink) -> NodeLinksClient:
+        context = client_context(identity.ca, identity.cert, identity.key, section="node_link")
+        return NodeLinksClient(
+            (address,),
+            site_id="lubbock",
+            agent_epoch=1,
+            sink=sink,
+            hub_heard_age_ms=lambda: 0,
+            uniform=random.Random(1).uniform,
+            dialer=TlsDialer(context, {listen: "n1"}),
+        )
+
+    ours = links(authority.client("lubbock"), sink)
+    other = links(authority.client("houston"), Sink())
+    host = ("gpu", "--socket", f"{tmp_path}/gpu.sock", "--gpus", "H100:1")
+    async with (
+        _process("-m", "simulators", *host),
+        _process("-c", NODE, str(config)),
+        background(ours.run()),
+        background(other.run()),
+    ):
+        await _ready(ours, sink)
+        await _switch(ours, "s1", Activity.IDLE, Activity.SERVE)
+        await _until(lambda: "tls_cert" in other.stats("n1").last_error)
+        assert not other.connected("n1")
 
 
 def test_phases_named_here_are_all_there_are() -> None:
