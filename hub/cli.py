@@ -9,14 +9,19 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import sqlite3
 
     from hub.config import HubConfig
+    from hub.ports import SupportsRead
+    from hub.store.sites import SiteRow
+
+T = TypeVar("T")
 
 PASSWORD_MIN = 8
 DEFAULT_CONFIG = "/etc/hcp-hub/hub.toml"
@@ -39,6 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = _add(site, "add", _site_add, "let a site connect")
     add.add_argument("--site", required=True, help="site id: lower case, digits, hyphens")
     add.add_argument("--name", help="for people; default: the site id")
+    listed = _add(site, "list", _site_list, "list the sites")
+    listed.add_argument("--all", action="store_true", help="with those that are retired")
     gone = _add(site, "retire", _site_retire, "give up a site that is gone for good")
     gone.add_argument("site", metavar="SITE", help="site id")
     gone.add_argument("--force", action="store_true", help="give up its open leases with it")
@@ -156,6 +163,60 @@ def _site_add(args: argparse.Namespace) -> int:
     return _say(args, {"site_id": args.site}, f"added site {args.site}")
 
 
+def _site_list(args: argparse.Namespace) -> int:
+    from hub.store import leases, sites
+
+    def look(store: "SupportsRead") -> "tuple[tuple[sites.SiteRow, ...], dict[str, int]]":
+        return sites.list_sites(store, with_retired=args.all), leases.open_by_site(store)
+
+    rows, held = _read(args, look)
+    body = [_site_body(row, held.get(row.site_id, 0)) for row in rows]
+    return _say(args, {"sites": body}, _site_table(body))
+
+
+def _site_body(row: "SiteRow", open_leases: int) -> dict[str, Any]:
+    def time(at: datetime | None) -> str | None:
+        return None if at is None else at.isoformat()
+
+    return {
+        "site_id": row.site_id,
+        "name": row.name,
+        "online": row.online,
+        "last_seen": time(row.last_seen),
+        "reported_at": time(row.reported_at),
+        "retired_at": time(row.retired_at),
+        "agent_version": row.agent_version or None,
+        "power_w": row.power_w,
+        "power_cap_w": row.cap_w,
+        "open_leases": open_leases,
+        "classes": [
+            {"device_class": one.device_class, "total": one.total, "free": one.free}
+            for one in row.classes
+        ],
+    }
+
+
+def _site_table(sites: list[dict[str, Any]]) -> str:
+    if not sites:
+        return "no sites; add one with hcp-hub site add"
+
+    def mw(power_w: float | None) -> str:
+        return "?" if power_w is None else f"{power_w / 1e6:.3f}"
+
+    rows = [("site", "state", "last seen", "MW", "of MW", "leases", "free")]
+    for one in sites:
+        state = "retired" if one["retired_at"] else "online" if one["online"] else "offline"
+        free = " ".join(f"{row['device_class']}:{row['free']}" for row in one["classes"])
+        seen = "never" if one["last_seen"] is None else one["last_seen"][:19] + "Z"
+        power, cap = mw(one["power_w"]), mw(one["power_cap_w"])
+        rows.append((one["site_id"], state, seen, power, cap, str(one["open_leases"]), free or "?"))
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
 def _site_retire(args: argparse.Namespace) -> int:
     from hub.services.retire import retire
 
@@ -210,24 +271,42 @@ def _config(args: argparse.Namespace) -> "HubConfig":
     return read_config(args.config)
 
 
-def _write(args: argparse.Namespace, job: "Callable[[sqlite3.Connection], Any]") -> Any:  # noqa: ANN401 - what the job gives
+def _write(args: argparse.Namespace, job: "Callable[[sqlite3.Connection], T]") -> "T":
     """Run one transaction in the store, beside a running hub or without one."""
-    from hub.errors import HubError
     from hub.store.database import connect
-    from hub.store.migrations import pending
-    from hub.store.schema import MIGRATIONS
     from hub.store.writer import run_in_transaction
+
+    with closing(connect(_store_path(args))) as connection:
+        _check_schema(connection)
+        return run_in_transaction(connection, job)
+
+
+def _read(args: argparse.Namespace, look: "Callable[[SupportsRead], T]") -> "T":
+    """Look at one snapshot of the store, beside a running hub or without one."""
+    from hub.store.database import QueryOnly, connect_query_only
+
+    with closing(connect_query_only(_store_path(args))) as connection:
+        _check_schema(connection)
+        connection.execute("BEGIN")
+        return look(QueryOnly(connection))
+
+
+def _store_path(args: argparse.Namespace) -> Path:
+    from hub.errors import HubError
 
     path = _config(args).store_path
     if not path.is_file():
         raise HubError("no_store", f"{path} is not there; run hcp-hub migrate")
-    connection = connect(path)
-    try:
-        if pending(connection, MIGRATIONS):
-            raise HubError("schema_older", f"{path} is older; run hcp-hub migrate")
-        return run_in_transaction(connection, job)
-    finally:
-        connection.close()
+    return path
+
+
+def _check_schema(connection: "sqlite3.Connection") -> None:
+    from hub.errors import HubError
+    from hub.store.migrations import pending
+    from hub.store.schema import MIGRATIONS
+
+    if pending(connection, MIGRATIONS):
+        raise HubError("schema_older", "the store is older than this program; run hcp-hub migrate")
 
 
 def _now() -> datetime:

@@ -11,7 +11,7 @@ from edge_agent.host.door import DoorLimits
 from edge_agent.host.http_server import HttpLimits
 from edge_agent.host.proxy import ProxyLimits
 from edge_agent.workloads.engine import EngineSpec, Strategy
-from protocol.settings import Problem, SettingsError, parse_settings
+from protocol.settings import Problem, SettingsError, located, parse_settings
 from protocol.units import Count, Ident, Positive
 
 Seconds = Annotated[float, Meta(gt=0, le=3_600)]
@@ -132,7 +132,7 @@ def host_config_from_toml(text: str, source: str = "host.toml") -> HostConfig:
         SettingsError: with every problem found.
     """
     config = parse_settings(text, HostConfig, source)
-    problems = tuple(_check(config))
+    problems = located(text, _check(config))
     if problems:
         raise SettingsError(source, problems)
     return config

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from hub.ports import Store
+from hub.ports import Store, SupportsRead
 from hub.store.migrations import Migration
 from protocol.codec import LEASE, encode
 from protocol.event import LeaseReleased
@@ -166,6 +166,14 @@ def open_leases(store: Store) -> tuple[LeaseRow, ...]:
     """Read every attempt that is not released, by id."""
     rows = store.read(f"{_SELECT} WHERE released_at_ms IS NULL ORDER BY lease_id")
     return tuple(_row(values) for values in rows)
+
+
+def open_by_site(store: SupportsRead) -> dict[str, int]:
+    """Count the attempts that are not released, by site."""
+    rows = store.read(
+        "SELECT site_id, count(*) FROM leases WHERE released_at_ms IS NULL GROUP BY site_id"
+    )
+    return dict(rows)
 
 
 def heads_of_site(connection: sqlite3.Connection, site_id: str) -> tuple[LeaseHead, ...]:
