@@ -134,12 +134,15 @@ class Store(Protocol):
 class Live(Protocol):
     """Fan-out to the live channel; never blocks, never fails the caller."""
 
-    def publish(self, topic: str, customer_id: str | None, body: bytes) -> None:
+    def publish(
+        self, topic: str, customer_id: str | None, body: bytes, owner_body: bytes | None = None
+    ) -> None:
         """Send an encoded JSON object to the subscribers of ``topic``.
 
         Args:
             topic: ``workload``, ``site``, ``switch``, ``invoice``.
             customer_id: owner whose customer connections may see it; None: staff only.
+            owner_body: what those are sent instead of ``body``; None: the same.
         """
         ...
 

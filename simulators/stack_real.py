@@ -56,6 +56,7 @@ def host_toml(group: GpuGroup, ports: RealPorts, *, home: Path) -> str:
         f'data_dir = "{host_data(home, group)}"',
         f'[proxy]\nlisten = "tcp:{_LOOPBACK}:{ports.proxy}"',
         f'admin = "tcp:{_LOOPBACK}:{ports.admin}"',
+        f'public_url = "http://{_LOOPBACK}:{ports.proxy}"',
     ]
     for number, (miner, server) in enumerate(zip(ports.miners, ports.servers, strict=True)):
         parts += [

@@ -60,6 +60,7 @@ class _Hello(Struct, frozen=True):
     process_id: str
     boot_id: str
     gpus: object
+    public_url: str | None
 
 
 class _Samples(Struct, frozen=True):
@@ -216,7 +217,8 @@ class HostServer:
 
 
 def _hello(number: int, info: HostInfo) -> Struct:
-    return _Hello(number, info.host_id, info.process_id, info.boot_id, info.gpus)
+    who = (info.host_id, info.process_id, info.boot_id)
+    return _Hello(number, *who, info.gpus, info.public_url)
 
 
 def _gate(number: int, state: GateState, anchor_ns: int) -> Struct:

@@ -109,6 +109,7 @@ class HostService:
             gpus=tuple(
                 HostGpu(gpu=gpu.name, model=gpu.model, vram_mib=gpu.vram_mib) for gpu in gpus
             ),
+            public_url=self.config.proxy.public_url or None,
         )
 
     def sample(self) -> tuple[HostSample, ...]:

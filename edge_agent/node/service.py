@@ -107,6 +107,7 @@ class NodeService:
         self._phases_in_flight = 0
         self._driver_seen_ns = 0
         self._driver_lost = False
+        self._told_url: str | None = None
         self._storing = True
         self.store_failures = 0
         self.strays_stopped = 0
@@ -138,6 +139,7 @@ class NodeService:
             devices=self._book.reports(),
             last_seq=self.memory.metering.last_seq,
             through=self.memory.metering.through,
+            proxy_url=self._proxy_url(),
         )
 
     def standing_events(self) -> tuple[NodeEvent, ...]:
@@ -292,8 +294,20 @@ class NodeService:
         if self._session is None:
             return
         samples = self._book.samples(self._clock.boottime_ns())
-        facts = NodeFacts(at=self._clock.wall(), samples=samples, devices=self._book.reports())
+        facts = NodeFacts(
+            at=self._clock.wall(),
+            samples=samples,
+            devices=self._book.reports(),
+            proxy_url=self._proxy_url(),
+        )
         self._session.facts(facts)
+
+    def _proxy_url(self) -> str | None:
+        """Give the address of the host's proxy, as last told: it outlives a host that restarts."""
+        info = self._driver.info()
+        if info is not None:
+            self._told_url = info.public_url
+        return self._told_url
 
     def _emit(self, event: NodeEvent) -> None:
         logger.info("event=%s device=%s %s", event.kind.value, event.device_id, event.detail)

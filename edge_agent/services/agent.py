@@ -199,6 +199,7 @@ class Agent:
 
     async def on_inventory(self, inventory: Inventory) -> None:
         """Adopt what the node holds."""
+        self._take_url(inventory.node_id, inventory.proxy_url)
         alarm = self._metering.inventory(inventory)
         alarms = () if alarm is None else (self._alarm(*alarm),)
         foreign = self._foreign(inventory.devices)
@@ -214,6 +215,7 @@ class Agent:
 
     async def on_facts(self, node_id: str, facts: NodeFacts) -> None:
         """Take samples; adopt activities that differ from the belief twice in a row."""
+        self._take_url(node_id, facts.proxy_url)
         self._buffer.take_gpus(facts.samples, self._ports.clock.boottime_ns())
         state = self.state
         believed = (state.activity, state.switch_no, state.lease_no, state.leases)
@@ -269,7 +271,7 @@ class Agent:
             earning_usd_per_h=report.earning_usd_per_h(site, state),
             hashrate_ths=report.hashrate_ths(site, state),
             classes=report.class_reports(site, state),
-            leases=report.held_leases(state),
+            leases=report.held_leases(state, self._journal.endpoints.url_of),
             switches=report.switch_stats(tuple(self._loop.recent), len(self._executor.open)),
             passes=self._loop.counters.passes,
             pass_us=self._loop.counters.took_us,
@@ -416,6 +418,10 @@ class Agent:
             return True
         return (slot.instance_id, slot.serving) != (device.work.instance_id, device.gate_open)
 
+    def _take_url(self, node_id: str, proxy_url: str | None) -> None:
+        if self._journal.endpoints.take(node_id, proxy_url):
+            self._report_due.set()
+
     def _after_pass(self, made: Plan) -> None:
         state = self.state
         if self._told is None or self._capacity_changed() or self._minute_passed():
@@ -464,7 +470,8 @@ class Agent:
             self._report_due.clear()
             at = self._ports.clock.wall()
             self._told = (self.state.instant.wall, self._capacity())
-            event = report.site_report(self.site, self.state, at)
+            url_of = self._journal.endpoints.url_of
+            event = report.site_report(self.site, self.state, at, url_of)
             await self._journal.commit(CommitBatch(events=(event,)))
             await self._metering.pass_minutes()
             # Capacity moves with every switch; a report a second is enough for placement.

@@ -22,6 +22,7 @@ from edge_agent.workloads.ports import (
     MeterPage,
 )
 from edge_agent.workloads.side_by_side import first_error
+from protocol.units import check_base_url
 
 T = TypeVar("T")
 
@@ -60,6 +61,11 @@ class _Hello(Struct, frozen=True):
     process_id: str
     boot_id: str
     gpus: tuple[HostGpu, ...]
+    public_url: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.public_url is not None:
+            check_base_url("public_url", self.public_url)
 
 
 class _Samples(Struct, frozen=True):
@@ -208,6 +214,7 @@ class HostDriver:
             process_id=hello.process_id,
             boot_id=hello.boot_id,
             gpus=hello.gpus,
+            public_url=hello.public_url,
         )
         self._failures = 0
         logger.info("workload host connected: process_id=%s", hello.process_id)

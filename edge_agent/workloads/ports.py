@@ -22,12 +22,17 @@ class HostGpu(Struct, frozen=True, kw_only=True):
 
 
 class HostInfo(Struct, frozen=True, kw_only=True):
-    """Identity of the workload host; ``process_id`` is new at each of its starts."""
+    """Identity of the workload host; ``process_id`` is new at each of its starts.
+
+    Args:
+        public_url: base of the addresses under which customers reach its proxy; None: unknown.
+    """
 
     host_id: str
     process_id: str
     boot_id: str
     gpus: tuple[HostGpu, ...]
+    public_url: str | None = None
 
 
 class HostSample(Struct, frozen=True, kw_only=True):

@@ -96,7 +96,13 @@ class TransitionView(Struct, frozen=True, kw_only=True):
 
 
 class WorkloadView(Struct, frozen=True, kw_only=True):
-    """A workload as its owner sees it; ``placed_site_id`` is where its newest attempt went."""
+    """A workload as its owner sees it.
+
+    Args:
+        placed_site_id: where its newest attempt went.
+        endpoint_url: base of its model's OpenAI-compatible API (``.../v1``), told to its owner
+            alone while it serves or a switch is under way; null: it has none, or none is known.
+    """
 
     workload_id: str
     customer_id: str
@@ -119,6 +125,7 @@ class WorkloadView(Struct, frozen=True, kw_only=True):
     running_at: datetime | None
     cancel_accepted_at: datetime | None
     ended_at: datetime | None
+    endpoint_url: str | None = None
     history: tuple[TransitionView, ...] = ()
 
 
@@ -319,8 +326,10 @@ class HealthAnswer(Struct, frozen=True, kw_only=True):
     version: str
 
 
-def workload_view(row: WorkloadRow, history: tuple[Transition, ...] = ()) -> WorkloadView:
-    """Show a stored workload."""
+def workload_view(
+    row: WorkloadRow, history: tuple[Transition, ...] = (), *, endpoint_url: str | None = None
+) -> WorkloadView:
+    """Show a stored workload; ``endpoint_url`` is for its owner alone."""
     price = row.max_price_usd_per_h
     return WorkloadView(
         workload_id=row.workload_id,
@@ -344,6 +353,7 @@ def workload_view(row: WorkloadRow, history: tuple[Transition, ...] = ()) -> Wor
         running_at=row.running_at,
         cancel_accepted_at=row.cancel_accepted_at,
         ended_at=row.ended_at,
+        endpoint_url=endpoint_url,
         history=tuple(
             TransitionView(
                 seq=step.seq,

@@ -2,7 +2,7 @@
 
 import sqlite3
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from hashlib import blake2b
 from typing import Annotated, Any
@@ -22,10 +22,11 @@ from hub.api.problems import ApiProblem, bad_field
 from hub.api.schemas import WorkloadPage, WorkloadRequest, WorkloadView, workload_view
 from hub.core import live
 from hub.core.authz import Role, may_see
-from hub.core.workload_states import CANCELLABLE, WorkloadState
-from hub.store import rate_cards, users, workloads
+from hub.core.workload_states import CANCELLABLE, SERVING, WorkloadState
+from hub.store import leases, rate_cards, users, workloads
 from hub.store.users import StoredAnswer
 from hub.store.workloads import Transition, WorkloadRow
+from protocol.ids import LeaseId, WorkloadId, lease_id_of
 from protocol.units import from_ms, parse_usd, to_ms
 
 IDEMPOTENCY_KEY_MAX = 255
@@ -89,7 +90,11 @@ async def list_workloads(
         live_only=live_only,
     )
     following = make_cursor(rows[limit - 1].workload_id) if len(rows) > limit else None
-    return WorkloadPage(items=tuple(workload_view(row) for row in rows[:limit]), next=following)
+    urls = _endpoints(deps, caller, rows[:limit])
+    items = tuple(
+        workload_view(row, endpoint_url=urls.get(row.workload_id)) for row in rows[:limit]
+    )
+    return WorkloadPage(items=items, next=following)
 
 
 @get("/workloads/{workload_id:str}")
@@ -97,8 +102,11 @@ async def read_workload(
     request: Request[Any, Any, Any], deps: HubDeps, workload_id: FromPath[str]
 ) -> WorkloadView:
     """Read one workload with its history."""
-    row = _visible(deps, caller_of(request.scope), workload_id)
-    return workload_view(row, workloads.transitions_of(deps.store, workload_id))
+    caller = caller_of(request.scope)
+    row = _visible(deps, caller, workload_id)
+    history = workloads.transitions_of(deps.store, workload_id)
+    urls = _endpoints(deps, caller, (row,))
+    return workload_view(row, history, endpoint_url=urls.get(workload_id))
 
 
 @delete("/workloads/{workload_id:str}", status_code=202)
@@ -230,6 +238,19 @@ def _visible(deps: Deps, caller: Caller, workload_id: str) -> WorkloadRow:
     if row is None or not may_see(caller.role, caller.customer_id, row.customer_id):
         raise ApiProblem(404, "no_workload", "there is no such workload")
     return row
+
+
+def _endpoints(deps: Deps, caller: Caller, rows: Sequence[WorkloadRow]) -> dict[str, str]:
+    """Give by workload where its model listens, for the owner of those that serve."""
+    if caller.role is not Role.CUSTOMER:
+        return {}
+    serving = {
+        lease_id_of(WorkloadId(row.workload_id), row.attempt): row.workload_id
+        for row in rows
+        if row.state in SERVING
+    }
+    found = leases.endpoints_of(deps.store, tuple(serving)) if serving else {}
+    return {serving[LeaseId(lease_id)]: url for lease_id, url in found.items()}
 
 
 def _now(deps: Deps) -> datetime:

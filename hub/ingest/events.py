@@ -121,6 +121,7 @@ def _apply_report(
     sites.set_report(connection, context.site_id, report, epoch)
     for held in report.leases:
         _adopt(connection, held, context, effects)
+        leases.set_endpoint(connection, held.lease_id, context.site_id, held.endpoint_url)
     body = live.LiveSite(
         site_id=context.site_id,
         online=True,
@@ -172,6 +173,8 @@ def _apply_progress(
                   effects)  # fmt: skip
     elif isinstance(event, LeaseRunning):
         leases.set_running(connection, event.lease_id, event.at)
+        if event.endpoint_url is not None:
+            leases.set_endpoint(connection, event.lease_id, context.site_id, event.endpoint_url)
         if state in {WorkloadState.PLACING, WorkloadState.STARTING}:
             effects.transition(
                 workloads.transition(
@@ -183,11 +186,21 @@ def _apply_progress(
                     at=event.at,
                     detail=_running_detail(event),
                     running_at=event.at,
-                )
+                ),
+                event.endpoint_url or row.endpoint_url,
             )
     elif state is WorkloadState.RUNNING:
-        _step(connection, row, WorkloadState.STARTING, "interrupted", context.actor, event.at,
-              effects)  # fmt: skip
+        effects.transition(
+            workloads.transition(
+                connection,
+                row.lease.workload_id,
+                WorkloadState.STARTING,
+                reason="interrupted",
+                actor=context.actor,
+                at=event.at,
+            ),
+            row.endpoint_url,
+        )
 
 
 def _apply_refusal(
