@@ -184,7 +184,9 @@ class _NoBrain:
 class _NoLive:
     """A live channel that nobody watches."""
 
-    def publish(self, topic: str, customer_id: str | None, body: bytes) -> None:
+    def publish(
+        self, topic: str, customer_id: str | None, body: bytes, owner_body: bytes | None = None
+    ) -> None:
         """Drop it."""
 
 

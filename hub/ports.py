@@ -148,8 +148,12 @@ class Live(Protocol):
 
 
 class Dispatcher(Protocol):
-    """Wakes the placement service after a commit that it should see."""
+    """Sees to what a commit of the API leaves to be done."""
 
     def wake(self) -> None:
         """Ask for a placement pass soon; calls are coalesced."""
+        ...
+
+    def publish(self, lease_ids: Sequence[str]) -> None:
+        """Have newer generations of these leases sent to their sites at once."""
         ...

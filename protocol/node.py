@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from protocol.lease import OnPartition, WorkloadSpec
+from protocol.lease import AccessKeys, OnPartition, WorkloadSpec
 from protocol.resource import Activity, DeviceKind
 from protocol.units import (
     Count,
@@ -111,11 +111,25 @@ class ReadingsAck(Struct, frozen=True, kw_only=True, tag="readings_ack"):
     seq: Count
 
 
+class LeaseKeys(Struct, frozen=True, kw_only=True):
+    """Who may use what a lease serves."""
+
+    lease_id: Ident
+    keys: AccessKeys = ()
+
+
 class AgentBeat(Struct, frozen=True, kw_only=True, tag="agent_beat"):
-    """Every 2 s; ``hub_heard_age_ms`` since the last hub message (None: never in this boot)."""
+    """Every 2 s, and before a switch begins and before it opens gates.
+
+    Args:
+        hub_heard_age_ms: since the last hub message; None: never in this boot.
+        lease_keys: of every lease that the site holds on the node's devices; one that is missing is
+            over. None: not told.
+    """
 
     agent_epoch: Count
     hub_heard_age_ms: Count | None = None
+    lease_keys: tuple[LeaseKeys, ...] | None = None
 
 
 # node -> agent

@@ -78,6 +78,7 @@ class ProxyConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         listen: ``tcp:host:port`` of the customers. admin: the same, of /metrics and /status.
         public_url: under which customers reach ``listen``, such as ``https://gpu1.example.net``;
             the hub shows it to the owners of what is served here. Empty: not told.
+        require_key: whether a request must bring a key of its lease's workload.
         outlive: what becomes of requests that outlive their gate: ended with an error, or kept
             until a gate of the same lease opens on the same GPU.
     """
@@ -85,6 +86,7 @@ class ProxyConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     listen: str = "tcp:127.0.0.1:8400"
     admin: str = "tcp:127.0.0.1:9400"
     public_url: str = ""
+    require_key: bool = True
     outlive: Literal["end", "keep"] = "end"
     http: HttpLimits = HttpLimits()
     request: ProxyLimits = ProxyLimits()

@@ -18,6 +18,7 @@ from msgspec import Struct
 from edge_agent.host.errors import RefusedError, SilentEngineError
 from edge_agent.host.service import HostService
 from edge_agent.workloads.ports import GateState, HostInfo, HostSample, InstanceSpec, Meter
+from protocol.node import LeaseKeys
 from protocol.units import Count, Ident
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Request(Struct, frozen=True, kw_only=True):
     on: bool | None = None
     open: bool | None = None
     since_minute: int | None = None
+    leases: tuple[LeaseKeys, ...] | None = None
 
 
 class _Refusal(Struct, frozen=True):
@@ -182,6 +184,9 @@ class HostServer:
             case "meters":
                 page = await service.meters(request.since_minute)
                 return _Page(request.id, page.now_ns, page.wall_anchor_ns, page.meters)
+            case "keys" if request.leases is not None:
+                service.access.replace(request.leases)
+                return _Done(request.id)
             case "mine" if request.on is not None:
                 return _Hashes(request.id, await service.mine(request.gpu, on=request.on))
             case _:

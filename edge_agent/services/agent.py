@@ -34,7 +34,7 @@ from edge_agent.services.switch_executor import SwitchExecutor
 from protocol.event import Alarm, SiteLive, SwitchReport
 from protocol.lease import Lease, SitePolicy
 from protocol.market import MarketTick
-from protocol.node import Inventory, NodeDevice, NodeEvent, NodeFacts, Readings
+from protocol.node import Inventory, LeaseKeys, NodeDevice, NodeEvent, NodeFacts, Readings
 from protocol.resource import ACTIVITY_CODES
 from protocol.sync import LeaseHead
 from protocol.units import minute_floor
@@ -190,6 +190,10 @@ class Agent:
         if heard_ns < 0:
             return None
         return max(self._ports.clock.boottime_ns() - heard_ns, 0) // 1_000_000
+
+    def lease_keys(self, node_id: str) -> tuple[LeaseKeys, ...]:
+        """Give the leases held on a node's devices, and who may use what they serve."""
+        return self._journal.endpoints.keys_at(self.state, node_id)
 
     # --- NodeSink -------------------------------------------------------------------------
 

@@ -1,10 +1,12 @@
-"""Where requests to served models come in: said by the nodes, told to the hub with each lease.
+"""Where requests to served models come in, and who may send them.
 
-No decision depends on it, so it stands beside the journalled state and is learnt again at a start.
+The address is said by the nodes and told to the hub with each lease. No decision depends on it, so
+it stands beside the journalled state and is learnt again at a start. The keys come with the lease.
 """
 
 from edge_agent.core.site import Site
-from edge_agent.core.site_state import LeaseEntry
+from edge_agent.core.site_state import LeaseEntry, LeaseStatus, SiteState
+from protocol.node import LeaseKeys
 
 
 class Endpoints:
@@ -28,12 +30,24 @@ class Endpoints:
             self._urls[node_id] = proxy_url
         return True
 
+    def keys_at(self, state: SiteState, node_id: str) -> tuple[LeaseKeys, ...]:
+        """Give the leases held on a node's devices, and who may use what they serve."""
+        return tuple(
+            LeaseKeys(lease_id=entry.lease_id, keys=() if entry.lease is None else entry.lease.keys)
+            for entry in state.leases
+            if entry.status is not LeaseStatus.CLOSED
+            and any(self._node_of(slot.device_id) == node_id for slot in entry.slots)
+        )
+
     def url_of(self, entry: LeaseEntry) -> str | None:
         """Give the address of a lease's work: that of its first device whose node has one."""
         for slot in entry.slots:
-            at = self._site.index_of(slot.device_id)
-            node_id = None if at is None else self._site.devices[at].node_id
+            node_id = self._node_of(slot.device_id)
             base = None if node_id is None else self._urls.get(node_id)
             if base is not None:
                 return f"{base}/l/{entry.lease_id}/v1"
         return None
+
+    def _node_of(self, device_id: str) -> str | None:
+        at = self._site.index_of(device_id)
+        return None if at is None else self._site.devices[at].node_id

@@ -12,6 +12,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from protocol.node import LeaseKeys
+
 
 class HostGpu(Struct, frozen=True, kw_only=True):
     """One GPU as the workload host names it."""
@@ -163,6 +165,14 @@ class WorkloadDriver(Protocol):
 
     async def gate(self, gpu: str, instance_id: str, *, is_open: bool) -> GateState:
         """Open or shut the gate; the first act counts."""
+        ...
+
+    async def keys(self, table: tuple[LeaseKeys, ...]) -> None:
+        """Say who may use what is served: every lease held here, in place of what was said before.
+
+        Args:
+            table: a lease that is missing in it is over.
+        """
         ...
 
     async def meters(self, since_minute: int | None) -> MeterPage:

@@ -9,7 +9,7 @@ from hub.core.rating import LineKind
 from hub.core.workload_states import WorkloadState
 from hub.store.workloads import Transition, WorkloadRow
 from protocol.event import ClassReport
-from protocol.lease import OnPartition, Priority, WorkloadSpec
+from protocol.lease import OnPartition, Priority, Sha256, WorkloadSpec
 from protocol.units import Ident, SiteName
 
 Amount = Annotated[str, Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9})?$")]
@@ -18,6 +18,7 @@ Arg = Annotated[str, Meta(max_length=2_000)]
 AwareTime = Annotated[datetime, Meta(tz=True)]
 Devices = Annotated[int, Meta(ge=1, le=4_096)]
 LapseAfter = Annotated[int, Meta(ge=30, le=86_400)]
+Grace = Annotated[int, Meta(ge=0, le=86_400)]
 RunSeconds = Annotated[int, Meta(ge=1, le=31_536_000)]
 EmailText = Annotated[str, Meta(min_length=3, max_length=254, pattern=r"^[^@\s]+@[^@\s]+$")]
 Password = Annotated[str, Meta(min_length=1, max_length=1_024)]
@@ -68,6 +69,8 @@ class WorkloadRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         priority: 1 (first) to 10. site_id: the only site wished for, or none.
         max_price_usd_per_h: highest price per device-hour, as a decimal string.
         expires_at: given up when it does not run by then.
+        key_sha256: hex digest of the key that its model is to ask for; none: made later, by
+            ``POST /workloads/{id}/key``.
         customer_id: for administrators only: on whose behalf.
     """
 
@@ -82,6 +85,33 @@ class WorkloadRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_price_usd_per_h: Amount | None = None
     expires_at: AwareTime | None = None
     customer_id: Ident | None = None
+    key_sha256: Sha256 | None = None
+
+
+class KeyRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Another key for a workload's model.
+
+    Args:
+        grace_s: for how long the key before still opens; 0: it is revoked at once.
+        key_sha256: hex digest of a key that the caller made; none: the hub makes one.
+    """
+
+    grace_s: Grace = 0
+    key_sha256: Sha256 | None = None
+
+
+class KeyAnswer(Struct, frozen=True, kw_only=True):
+    """A new key.
+
+    Args:
+        api_key: shown here and never again; null where the caller made it.
+        previous_until: until when the key before opens; null: it does not.
+    """
+
+    workload_id: str
+    api_key: str | None
+    key_sha256: str
+    previous_until: datetime | None
 
 
 class TransitionView(Struct, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ from hub.store import leases, rate_cards, users, workloads
 from hub.store.users import StoredAnswer
 from hub.store.workloads import Transition, WorkloadRow
 from protocol.ids import LeaseId, WorkloadId, lease_id_of
+from protocol.lease import AccessKey
 from protocol.units import from_ms, parse_usd, to_ms
 
 IDEMPOTENCY_KEY_MAX = 255
@@ -46,7 +47,7 @@ async def submit(
     data = await read_body(request, WORKLOAD)
     _check_key(idempotency_key)
     assert idempotency_key is not None
-    now = _now(deps)
+    now = now_of(deps)
     row = _new_row(deps, caller, data, now)
     digest = blake2b(msgspec.json.encode(data), digest_size=16).digest()
     answer = StoredAnswer(
@@ -103,7 +104,7 @@ async def read_workload(
 ) -> WorkloadView:
     """Read one workload with its history."""
     caller = caller_of(request.scope)
-    row = _visible(deps, caller, workload_id)
+    row = visible(deps, caller, workload_id)
     history = workloads.transitions_of(deps.store, workload_id)
     urls = _endpoints(deps, caller, (row,))
     return workload_view(row, history, endpoint_url=urls.get(workload_id))
@@ -115,8 +116,8 @@ async def cancel(
 ) -> WorkloadView:
     """Cancel a workload: from now on it costs nothing more than the minute it is in."""
     caller = caller_of(request.scope)
-    _visible(deps, caller, workload_id)
-    now = _now(deps)
+    visible(deps, caller, workload_id)
+    now = now_of(deps)
 
     def job(connection: sqlite3.Connection) -> tuple[WorkloadRow, Transition | None]:
         row = workloads.get(connection, workload_id)
@@ -219,6 +220,7 @@ def _new_row(deps: Deps, caller: Caller, data: WorkloadRequest, now: datetime) -
         lapse_after_s=data.lapse_after_s,
         max_price_usd_per_h=None if price is None else parse_usd("max_price_usd_per_h", price),
         expires_at=data.expires_at,
+        keys=() if data.key_sha256 is None else (AccessKey(sha256=data.key_sha256),),
     )
 
 
@@ -233,7 +235,12 @@ def _customer_of(caller: Caller, wanted: str | None) -> str:
     return wanted
 
 
-def _visible(deps: Deps, caller: Caller, workload_id: str) -> WorkloadRow:
+def visible(deps: Deps, caller: Caller, workload_id: str) -> WorkloadRow:
+    """Read a workload that the caller may see.
+
+    Raises:
+        ApiProblem: 404, also for one that belongs to somebody else.
+    """
     row = workloads.find(deps.store, workload_id)
     if row is None or not may_see(caller.role, caller.customer_id, row.customer_id):
         raise ApiProblem(404, "no_workload", "there is no such workload")
@@ -253,6 +260,7 @@ def _endpoints(deps: Deps, caller: Caller, rows: Sequence[WorkloadRow]) -> dict[
     return {serving[LeaseId(lease_id)]: url for lease_id, url in found.items()}
 
 
-def _now(deps: Deps) -> datetime:
+def now_of(deps: Deps) -> datetime:
+    """Give the present time."""
     # Whole milliseconds, as stored: what is answered now is what is read later.
     return from_ms(to_ms(deps.clock.wall()))

@@ -54,6 +54,8 @@ _TABLE: dict[tuple[str, str], tuple[Access, Access, Access, Access]] = {
     ("GET", "/api/v1/workloads"): _SIGNED_IN,
     ("GET", "/api/v1/workloads/{workload_id}"): _SIGNED_IN,
     ("DELETE", "/api/v1/workloads/{workload_id}"): _SIGNED_IN,
+    # A key opens a customer's model: nobody else makes one, staff neither.
+    ("POST", "/api/v1/workloads/{workload_id}/key"): (_NO, _NO, _OWN, _NO),
     ("POST", "/api/v1/route"): _SIGNED_IN,
     ("GET", "/api/v1/resources"): _STAFF,
     ("GET", "/api/v1/switches"): _STAFF,

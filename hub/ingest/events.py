@@ -420,6 +420,7 @@ def rebuild_lease(
         issued_at=context.now,
         on_partition=workload.on_partition,
         lapse_after_s=workload.lapse_after_s,
+        keys=workload.keys,
     )
     leases.insert(connection, lease, workload.customer_id)
     if workload.state is WorkloadState.QUEUED and attempt > workload.attempt:

@@ -13,6 +13,7 @@ from tests.hub.api.harness import Hub
 
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/api/v1/workloads"): {"name": "n", "device_class": "H100"},
+    ("POST", "/api/v1/workloads/{workload_id}/key"): {},
     ("POST", "/api/v1/route"): {"device_class": "H100"},
     ("POST", "/api/v1/auth/login"): {"email": "no@x.test", "password": "wrong"},
 }

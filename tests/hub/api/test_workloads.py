@@ -127,7 +127,7 @@ async def test_foreign_workloads_are_not_there(hub: Hub) -> None:
 URL = "https://g1.test/l/LEASE/v1"
 
 
-async def _serving(hub: Hub, key: str = "k1") -> str:
+async def serving(hub: Hub, key: str = "k1") -> str:
     """Have a workload of c1 serve, as if a site had said so."""
     workload_id = str((await _post(hub, GOOD, key)).json()["workload_id"])
     now = hub.clock.wall()
@@ -149,7 +149,7 @@ async def _serving(hub: Hub, key: str = "k1") -> str:
     return workload_id
 
 
-async def _move(hub: Hub, workload_id: str, *states: WorkloadState) -> None:
+async def move(hub: Hub, workload_id: str, *states: WorkloadState) -> None:
     def job(connection: sqlite3.Connection) -> None:
         for to in states:
             workloads.transition(
@@ -160,7 +160,7 @@ async def _move(hub: Hub, workload_id: str, *states: WorkloadState) -> None:
 
 
 async def test_the_owner_alone_is_told_where_its_model_listens_while_it_serves(hub: Hub) -> None:
-    workload_id = await _serving(hub)
+    workload_id = await serving(hub)
     path = f"/api/v1/workloads/{workload_id}"
 
     async def shown(role: str) -> list[object]:
@@ -173,9 +173,9 @@ async def test_the_owner_alone_is_told_where_its_model_listens_while_it_serves(h
         assert await shown(role) == [None, None]
     for role, status in (("c2", 404), ("anonymous", 401)):
         assert (await hub.client.get(path, headers=hub.headers(role))).status_code == status
-    await _move(hub, workload_id, WorkloadState.STARTING)
+    await move(hub, workload_id, WorkloadState.STARTING)
     assert await shown("c1") == [URL, URL]
-    await _move(hub, workload_id, WorkloadState.PREEMPTED, WorkloadState.QUEUED)
+    await move(hub, workload_id, WorkloadState.PREEMPTED, WorkloadState.QUEUED)
     assert await shown("c1") == [None, None]
 
 
