@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     gone = _add(site, "retire", _site_retire, "give up a site that is gone for good")
     gone.add_argument("site", metavar="SITE", help="site id")
     gone.add_argument("--force", action="store_true", help="give up its open leases with it")
+    _add_orders(_group(commands, "order", "grid orders: curtail a site to a load by a time"))
     card = _group(commands, "rate-card", "prices")
     add = _add(card, "add", _card_add, "add a version of the prices")
     add.add_argument("--from", dest="start", required=True, type=_time, help="whole UTC hour")
@@ -64,6 +65,21 @@ def build_parser() -> argparse.ArgumentParser:
     version.add_argument("--json", action="store_true")
     version.set_defaults(run=_version)
     return parser
+
+
+def _add_orders(order: Any) -> None:  # noqa: ANN401 - argparse's type is private
+    new = _add(order, "add", _order_add, "give a site an order")
+    new.add_argument("site", metavar="SITE", help="site id")
+    new.add_argument("--mw", type=float, required=True, help="load at the site's meter")
+    new.add_argument("--by", dest="due", type=_time, required=True, help="UTC time")
+    new.add_argument("--until", type=_time, required=True, help="UTC time")
+    new.add_argument("--id", dest="order_id", help="the grid's own id of it")
+    new.add_argument("--reason", default="", help="kept with the order")
+    listed = _add(order, "list", _order_list, "show the orders of a site")
+    listed.add_argument("site", metavar="SITE", help="site id")
+    back = _add(order, "cancel", _order_cancel, "take an order back")
+    back.add_argument("site", metavar="SITE", help="site id")
+    back.add_argument("order_id", metavar="ID")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -224,6 +240,80 @@ def _site_retire(args: argparse.Namespace) -> int:
     said = f"; gave up {', '.join(done.ended)}" if done.ended else ""
     text = f"retired site {done.site_id}{said}"
     return _say(args, {"site_id": done.site_id, "ended": list(done.ended)}, text)
+
+
+def _order_add(args: argparse.Namespace) -> int:
+    import os
+
+    from hub.core.orders import order_fault
+    from hub.errors import HubError
+    from hub.store import orders
+    from protocol.ids import IdSource
+    from protocol.order import GridOrder, OrderState
+
+    now = _now()
+    fault = order_fault(args.mw, args.due, args.until, now)
+    if fault is not None:
+        raise HubError("bad_order", f"{fault.field}: {fault.detail}")
+    order = GridOrder(
+        order_id=args.order_id or IdSource(os.urandom).new("o", now),
+        state=OrderState.STAND,
+        limit_mw=args.mw,
+        due_at=args.due,
+        until_at=args.until,
+        by=f"command line: {args.reason}".rstrip(": ")[:200],
+    )
+
+    def job(connection: "sqlite3.Connection") -> None:
+        _check_site(connection, args.site)
+        orders.give(connection, args.site, order, now)
+
+    _write(args, job)
+    text = f"order {order.order_id}: {args.site} to {args.mw:g} MW by {args.due.isoformat()}"
+    return _say(args, {"order_id": order.order_id}, text)
+
+
+def _order_list(args: argparse.Namespace) -> int:
+    from hub.store import orders
+
+    rows = _read(args, lambda store: orders.of_site(store, args.site))
+    body: list[dict[str, Any]] = [
+        {
+            "order_id": row.order_id,
+            "given_here": row.state is not None,
+            "limit_mw": row.limit_mw,
+            "due_at": None if row.due_at is None else row.due_at.isoformat(),
+            "until_at": None if row.until_at is None else row.until_at.isoformat(),
+            "status": row.status,
+            "why": "" if row.report is None else row.report.why,
+        }
+        for row in rows
+    ]
+    lines = [
+        f"{one['order_id']}  {one['status']:<9}  {one['limit_mw']} MW"
+        f"  {one['due_at']} to {one['until_at']}  {one['why']}".rstrip()
+        for one in body
+    ]
+    return _say(args, {"orders": body}, "\n".join(lines) or f"no orders of {args.site}")
+
+
+def _order_cancel(args: argparse.Namespace) -> int:
+    from hub.errors import HubError
+    from hub.store import orders
+
+    row = _write(args, lambda conn: orders.cancel(conn, args.site, args.order_id, _now()))
+    if row is None:
+        raise HubError("no_order", f"the hub gave {args.site} no order {args.order_id}")
+    return _say(args, {"order_id": row.order_id}, f"order {row.order_id} taken back")
+
+
+def _check_site(connection: "sqlite3.Connection", site_id: str) -> None:
+    from hub.errors import HubError
+    from hub.store import sites
+
+    row = sites.get(connection, site_id)
+    if row is None or row.retired_at is not None:
+        raise HubError("no_site", f"there is no site {site_id}")
 
 
 def _card_add(args: argparse.Namespace) -> int:

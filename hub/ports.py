@@ -157,3 +157,7 @@ class Dispatcher(Protocol):
     def publish(self, lease_ids: Sequence[str]) -> None:
         """Have newer generations of these leases sent to their sites at once."""
         ...
+
+    def publish_orders(self) -> None:
+        """Have changed grid orders sent to their sites at once."""
+        ...

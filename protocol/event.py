@@ -4,6 +4,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
+from protocol.order import OrderReport
 from protocol.units import Count, Ident, Positive, Text, UtcDatetime, check_base_url
 
 
@@ -203,6 +204,7 @@ EventItem = (
     | GapRecord
     | NeedLeases
     | CommandResult
+    | OrderReport
 )
 
 

@@ -28,6 +28,7 @@ from edge_agent.services.control_loop import ControlLoop
 from edge_agent.services.grid_desk import GridDesk
 from edge_agent.services.journal import Journal
 from edge_agent.services.metering import MeteringService
+from edge_agent.services.order_reports import OrderReports
 from edge_agent.services.readings_buffer import ReadingsBuffer
 from edge_agent.services.recovery import restore
 from edge_agent.services.switch_executor import SwitchExecutor
@@ -109,6 +110,7 @@ class Agent:
             self._journal, ports.store, clock, self._metering, self._buffer, ports.new_id, tick_s
         )
         self.grid = GridDesk(self._journal, clock.wall, self._loop.offer_durably, ports.new_id)
+        self._order_reports = OrderReports(self._journal, clock.wall)
         self._executor = SwitchExecutor(
             self._journal,
             ports.links,
@@ -141,6 +143,7 @@ class Agent:
             group.create_task(self._executor.run(), name="switch executor")
             group.create_task(self._loop.run(), name="control loop")
             group.create_task(self._report(), name="state report")
+            group.create_task(self._order_reports.run(), name="order reports")
 
     # --- what the world offers ------------------------------------------------------------
 
@@ -428,6 +431,7 @@ class Agent:
 
     def _after_pass(self, made: Plan) -> None:
         state = self.state
+        self._order_reports.look()
         if self._told is None or self._capacity_changed() or self._minute_passed():
             self._report_due.set()
         due = self._last_live_ns is None or state.now_ns - self._last_live_ns >= int(

@@ -10,6 +10,7 @@ from hub.core.workload_states import WorkloadState
 from hub.store.workloads import Transition, WorkloadRow
 from protocol.event import ClassReport
 from protocol.lease import OnPartition, Priority, Sha256, WorkloadSpec
+from protocol.order import LIMIT_MW_MAX, OrderId
 from protocol.units import Ident, SiteName
 
 Amount = Annotated[str, Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9})?$")]
@@ -164,6 +165,61 @@ class WorkloadPage(Struct, frozen=True, kw_only=True):
 
     items: tuple[WorkloadView, ...]
     next: str | None
+
+
+class OrderRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A grid order: the site's load at or under ``limit_mw`` from ``due_at`` to ``until_at``.
+
+    Args:
+        limit_mw: at the site's meter. order_id: the grid's own id of it; none: the hub makes one.
+        reason: kept with the order.
+    """
+
+    limit_mw: Annotated[float, Meta(ge=0, lt=LIMIT_MW_MAX)]
+    due_at: AwareTime
+    until_at: AwareTime
+    order_id: OrderId | None = None
+    reason: Annotated[str, Meta(max_length=120)] = ""
+
+
+class OrderView(Struct, frozen=True, kw_only=True):
+    """A grid order and what became of it; null is unknown or not yet.
+
+    Args:
+        status: ``sent`` until the site has spoken, then ``refused`` (see ``why``), ``waiting``,
+            ``shedding``, ``holding``, ``met``, ``missed`` or ``cancelled``; ``forgotten`` when the
+            site never spoke of it.
+        given_here: the hub gave it; false: the site has it from somebody else.
+        promised_mw: what can be reached by the deadline with 99 %, as known when it came.
+        load_mw: newest confirmed load while it bound. worst_mw: most above the limit between
+            deadline and end. over_s: time above it, then.
+    """
+
+    order_id: str
+    site_id: str
+    given_here: bool
+    given_by: str
+    given_at: datetime
+    cancelled_at: datetime | None
+    limit_mw: float | None
+    due_at: datetime | None
+    until_at: datetime | None
+    status: str
+    reported_at: datetime | None
+    promised_mw: float | None
+    load_mw: float | None
+    worst_mw: float | None
+    over_s: float | None
+    reached_at: datetime | None
+    missed_at: datetime | None
+    ended_at: datetime | None
+    why: str
+
+
+class OrdersAnswer(Struct, frozen=True, kw_only=True):
+    """Orders of a site, the newest first."""
+
+    orders: tuple[OrderView, ...]
 
 
 class RouteRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

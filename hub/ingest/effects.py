@@ -32,6 +32,7 @@ class Effects:
         self.schemas: list[tuple[bytes, SchemaItem]] = []
         self.counts: Counter[str] = Counter()
         self.wake = False
+        self.orders = False
 
     def transition(self, step: Transition, endpoint_url: str | None = None) -> None:
         """Tell the live channel of a workload's step, and placement when it may matter there.
@@ -89,6 +90,7 @@ class Effects:
         self.schemas += other.schemas
         self.counts.update(other.counts)
         self.wake = self.wake or other.wake
+        self.orders = self.orders or other.orders
 
     def counted(self) -> Iterator[tuple[str, int]]:
         """Give the counts by name."""

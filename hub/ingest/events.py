@@ -11,7 +11,7 @@ from hub.core.sync import release_ready_at
 from hub.core.workload_states import WorkloadState
 from hub.errors import NotFoundError
 from hub.ingest.effects import Effects, LiveMessage
-from hub.store import leases, sites, sync_tables, workloads
+from hub.store import leases, orders, sites, sync_tables, workloads
 from hub.store.sync_tables import AlarmRow, GapRow, StoreRow
 from protocol.codec import EVENT_ITEM
 from protocol.event import (
@@ -30,6 +30,7 @@ from protocol.event import (
     SwitchReport,
 )
 from protocol.lease import EndReason, Lease, LeaseState, WorkloadSpec
+from protocol.order import OrderReport
 from protocol.sync import Stream
 from protocol.units import to_ms
 
@@ -82,6 +83,9 @@ def apply_event(
         effects.counts["event_of_reader"] += 1
     elif isinstance(event, SiteReport):
         _apply_report(connection, event, context, effects)
+    elif isinstance(event, OrderReport):
+        changed = orders.set_report(connection, context.site_id, event, context.now)
+        effects.orders = effects.orders or changed
     elif isinstance(event, NeedLeases):
         effects.lease_ids.extend(event.lease_ids)
     else:

@@ -106,6 +106,12 @@ class Placement:
         effects.lease_ids.extend(lease_ids)
         self._carry_out(effects)
 
+    def publish_orders(self) -> None:
+        """Have changed grid orders sent to their sites at once."""
+        effects = Effects()
+        effects.orders = True
+        self._carry_out(effects)
+
     async def run(self) -> None:
         """Make passes until cancelled."""
         loop = asyncio.get_running_loop()

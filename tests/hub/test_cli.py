@@ -2,7 +2,7 @@
 
 import io
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -135,6 +135,30 @@ def test_sites_are_listed(config: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert told[0]["power_w"] is None
     assert told[1]["classes"] == [{"device_class": "H100", "total": 8, "free": 3}]
     assert told[1]["agent_version"] == "9.9"
+
+
+def test_orders_are_given_listed_and_taken_back(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _run(config, "migrate")
+    _run(config, "site", "add", "--site", "lubbock")
+    start = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
+    times = ("--by", start.isoformat(), "--until", (start + timedelta(hours=1)).isoformat())
+    add = ("order", "add", "lubbock", "--mw", "2.5", *times)
+    capsys.readouterr()
+    assert _run(config, "order", "add", "nowhere", "--mw", "2.5", *times) == 1
+    assert capsys.readouterr().err == "hcp-hub: there is no site nowhere\n"
+    assert _run(config, *add, "--id", "ercot-7", "--reason", "EEA 2") == 0
+    assert _run(config, *add, "--id", "ercot-7") == 0  # the same one
+    capsys.readouterr()
+    assert _run(config, "order", "list", "lubbock", "--json") == 0
+    (order,) = json.loads(capsys.readouterr().out)["orders"]
+    assert (order["order_id"], order["status"], order["limit_mw"]) == ("ercot-7", "sent", 2.5)
+    assert _run(config, "order", "cancel", "lubbock", "ercot-8") == 1
+    assert _run(config, "order", "cancel", "lubbock", "ercot-7") == 0
+    back = ("--by", times[3], "--until", times[1])
+    assert _run(config, "order", "add", "lubbock", "--mw", "2.5", *back) == 1
+    assert "until_at: must be after the deadline" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

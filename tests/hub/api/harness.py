@@ -45,6 +45,10 @@ class CountingDispatcher:
     def __init__(self) -> None:
         self.woken = 0
         self.published: list[str] = []
+        self.orders_published = 0
+
+    def publish_orders(self) -> None:
+        self.orders_published += 1
 
     def publish(self, lease_ids: Sequence[str]) -> None:
         self.published += lease_ids

@@ -25,6 +25,7 @@ from protocol.event import (
     SiteReport,
     SwitchReport,
 )
+from protocol.order import OrderReport
 from protocol.sync import NackCode, Rebase, Stream, Welcome, digest_of
 from protocol.usage import Through
 
@@ -329,6 +330,21 @@ def test_switches_gaps_and_needs_are_stored_or_passed_on(site: Hub) -> None:
     assert [message.topic for message in taken.effects.live] == ["switch"]
     assert [(row.seq_first, row.seq_last) for row in taken.effects.gaps] == [(4, 6)]
     assert taken.effects.lease_ids == ["w-1.1"]
+
+
+def test_a_word_on_an_order_is_kept_of_the_owner_alone(site: Hub) -> None:
+    def report(status: str, **more: object) -> bytes:
+        return encode(OrderReport(order_id="own", at=site.now, status=status, **more))  # type: ignore[arg-type] # fields by name
+
+    site.send(Stream.EVENT, 1, report("waiting"), report("holding", load_mw=1.5))
+    assert site.rows("SELECT order_id, state, over FROM orders") == [("own", None, 0)]
+    taken = site.send(Stream.EVENT, 3, report("met", ended_at=site.now))
+    assert site.rows("SELECT over FROM orders") == [(1,)]
+    assert not taken.effects.orders  # nothing goes out: it was the site's own
+    site.birth("s2", 1)  # a second store does not own the site
+    site.send(Stream.EVENT, 1, report("missed"), store_id="s2")
+    ((body,),) = site.rows("SELECT report FROM orders")
+    assert msgspec.msgpack.decode(body)["status"] == "met"
 
 
 def test_manifest_names_what_is_not_released(site: Hub) -> None:
