@@ -5,7 +5,15 @@ from enum import StrEnum
 from msgspec import Struct
 
 from protocol.order import OrderReport
-from protocol.units import Count, Ident, Positive, Text, UtcDatetime, check_base_url
+from protocol.units import (
+    URL_CHARS_MAX,
+    Count,
+    Ident,
+    Positive,
+    Text,
+    UtcDatetime,
+    check_base_url,
+)
 
 
 class ReleaseOutcome(StrEnum):
@@ -64,7 +72,7 @@ class LeaseRunning(Struct, frozen=True, kw_only=True, tag="lease_running"):
     def __post_init__(self) -> None:
         """Check the address."""
         if self.endpoint_url is not None:
-            check_base_url("endpoint_url", self.endpoint_url)
+            check_base_url("endpoint_url", self.endpoint_url, URL_CHARS_MAX)
 
 
 class LeaseInterrupted(Struct, frozen=True, kw_only=True, tag="lease_interrupted"):
@@ -137,7 +145,7 @@ class HeldLease(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Check the address."""
         if self.endpoint_url is not None:
-            check_base_url("endpoint_url", self.endpoint_url)
+            check_base_url("endpoint_url", self.endpoint_url, URL_CHARS_MAX)
 
 
 class SiteReport(Struct, frozen=True, kw_only=True, tag="site_report"):

@@ -22,6 +22,8 @@ Digest = Annotated[bytes, Meta(min_length=16, max_length=16)]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 URL_CHARS_MAX = 500
+# Leaves room for what is added to a base.
+BASE_URL_CHARS_MAX = 300
 CENT = Decimal("0.01")
 # Nine places and fifteen digits before them hold any amount of a site; more is an attack or a bug.
 _USD_EXPONENT_MIN = -9
@@ -54,8 +56,11 @@ def check_usd(field: str, value: Decimal) -> None:
         raise ValueError(msg)
 
 
-def check_base_url(field: str, value: str) -> None:
+def check_base_url(field: str, value: str, chars_max: int = BASE_URL_CHARS_MAX) -> None:
     """Refuse what is no address to which a path can be added.
+
+    Args:
+        chars_max: longest one.
 
     Raises:
         ValueError: naming the field.
@@ -68,7 +73,7 @@ def check_base_url(field: str, value: str) -> None:
         raise ValueError(msg) from exc
     plain = value.isascii() and value.isprintable() and not any(mark in value for mark in ' "<>?#@')
     whole = parts.scheme in {"http", "https"} and bool(parts.hostname) and port != 0
-    if not (plain and whole) or value.endswith("/") or len(value) > URL_CHARS_MAX:
+    if not (plain and whole) or value.endswith("/") or len(value) > chars_max:
         raise ValueError(msg)
 
 
