@@ -32,12 +32,18 @@ class KeyDesk:
         self._wanted = table
         return True
 
+    @property
+    def due(self) -> bool:
+        """Tell whether the host is there, does not know, and is not being told."""
+        return self._untold() is not None and not self._one.locked()
+
     async def tell(self) -> None:
         """Tell the host unless it knows; one that cannot be told now is told within a second."""
         async with self._one:
-            info, wanted = self._driver.info(), self._wanted
-            if info is None or wanted is None or self._given == (info.process_id, wanted):
+            untold = self._untold()
+            if untold is None:
                 return
+            process_id, wanted = untold
             try:
                 await self._driver.keys(wanted)
             except (DriverRefusedError, DriverUnavailableError) as exc:
@@ -45,4 +51,10 @@ class KeyDesk:
                     logger.warning("the workload host did not take the keys: %s", exc)
                 self._failed = True
                 return
-            self._given, self._failed = (info.process_id, wanted), False
+            self._given, self._failed = (process_id, wanted), False
+
+    def _untold(self) -> tuple[str, tuple[LeaseKeys, ...]] | None:
+        info, wanted = self._driver.info(), self._wanted
+        if info is None or wanted is None or self._given == (info.process_id, wanted):
+            return None
+        return info.process_id, wanted

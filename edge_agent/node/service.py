@@ -224,7 +224,8 @@ class NodeService:
             self._book.take_samples(samples, now_ns)
             self._driver_heard()
             self._begin(self._guard.duties_of_samples(asked_ns))
-            await self._keys.tell()  # the host may be another one
+            if self._keys.due:  # the host may be another one
+                self._spawn(self._keys.tell(), "node-keys")
         self._tell_facts()
 
     async def _look_at_meters(self) -> None:
