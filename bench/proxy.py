@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 
@@ -38,6 +39,8 @@ from edge_agent.workloads.engine import (
 )
 from edge_agent.workloads.host_driver import HostDriver
 from edge_agent.workloads.ports import InstanceSpec
+from protocol.lease import AccessKey
+from protocol.node import LeaseKeys
 
 ADDED_P50_MS = 1.0
 ADDED_P99_MS = 5.0
@@ -47,6 +50,7 @@ EVENTS = 200
 CLIENTS = 16
 PER_CLIENT = 400
 ROOT = Path(__file__).resolve().parents[1]
+KEY = "hcp_bench"
 PATH = "/v1/chat/completions"
 QUESTION = b'{"model":"m","messages":[{"role":"user","content":"hello"}]}'
 ANSWER = (
@@ -158,7 +162,13 @@ class _Client:
         return time.perf_counter() - began_s
 
     def _post(self, path: str, body: bytes) -> None:
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        lines = (
+            f"POST {path} HTTP/1.1",
+            "Host: x",
+            f"Authorization: Bearer {KEY}",
+            f"Content-Length: {len(body)}",
+        )
+        head = "\r\n".join((*lines, "", ""))
         self._writer.write(head.encode() + body)
 
 
@@ -169,6 +179,9 @@ async def _open_gate(folder: Path) -> None:
         while driver.info() is None:  # noqa: ASYNC110 - a driver has no event to wait for
             await asyncio.sleep(0.05)
         spec = InstanceSpec(instance_id="i1", lease_id="w1.1", attempt=1)
+        digest = sha256(KEY.encode()).hexdigest()
+        table = LeaseKeys(lease_id="w1.1", keys=(AccessKey(sha256=digest),))
+        await driver.keys((table,))
         await driver.prepare("gpu0", spec)
         await driver.activate("gpu0", "i1")
         await driver.gate("gpu0", "i1", is_open=True)

@@ -48,6 +48,7 @@ from hub.transport.mqtt import AiomqttConnector as HubConnector
 from hub.transport.mqtt import BrokerAddress
 from protocol.ids import IdSource
 from protocol.lease import Command, Lease, SitePolicy
+from protocol.order import SiteOrders
 from protocol.sync import LeaseHead
 from protocol.telemetry import Floats, Metric
 from protocol.units import to_ms
@@ -175,6 +176,7 @@ class _NoBrain:
     async def on_lease(self, lease: Lease) -> None: ...
     async def on_lease_cleared(self, lease_id: str) -> None: ...
     async def on_policy(self, policy: SitePolicy) -> None: ...
+    async def on_orders(self, orders: SiteOrders) -> None: ...
     async def on_command(self, command: Command) -> None: ...
     async def on_hub_heard(self, hub_time: object) -> None: ...
     async def on_owner(self, owner: bool) -> None: ...  # noqa: FBT001 - the port's one fact
@@ -184,7 +186,9 @@ class _NoBrain:
 class _NoLive:
     """A live channel that nobody watches."""
 
-    def publish(self, topic: str, customer_id: str | None, body: bytes) -> None:
+    def publish(
+        self, topic: str, customer_id: str | None, body: bytes, owner_body: bytes | None = None
+    ) -> None:
         """Drop it."""
 
 

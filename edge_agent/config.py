@@ -14,14 +14,16 @@ import msgspec
 from msgspec import Meta, Struct, structs
 
 from edge_agent.addresses import check_address, is_local
+from edge_agent.config_ranges import check_limits, check_table
 from edge_agent.core.curve import ModePoint, hull
+from edge_agent.core.errors import SiteError
 from edge_agent.core.site import Device, DeviceClass, Limits, Site
 from edge_agent.inventory import InventoryError, Label, MinerLine, read_inventory
 from firmware_bridges.families import FAMILY_OF
 from firmware_bridges.targets import TargetError, addresses_of
 from protocol.market import GpuRate
 from protocol.resource import MODELS, DeviceKind
-from protocol.settings import Problem, SettingsError, parse_settings
+from protocol.settings import Problem, SettingsError, located, parse_settings
 from protocol.units import Ident, SiteName
 
 CONFIG_BYTES_MAX = 4 << 20
@@ -30,6 +32,10 @@ DEFAULT_KIND = "antminer-stock"
 _Port = Annotated[int, Meta(ge=1, le=65_535)]
 _Watts = Annotated[float, Meta(gt=0, le=1e10)]
 _Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+_AnySeconds = Annotated[float, Meta(ge=0, le=31_622_400)]
+_Pue = Annotated[float, Meta(ge=1, le=3)]
+_Share = Annotated[float, Meta(ge=0, le=1)]
+_Usd = Annotated[float, Meta(ge=0, le=1e6)]
 
 
 class Mqtt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,7 +45,7 @@ class Mqtt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         tls_ca, tls_cert, tls_key: names of credentials; all three or none.
     """
 
-    host: str
+    host: Annotated[str, Meta(min_length=1, max_length=255)]
     port: _Port = 8883
     tls_ca: str = ""
     tls_cert: str = ""
@@ -87,21 +93,21 @@ class ClassRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     model: str
     name: str = ""
-    pue: float | None = None
-    adder_usd_per_mwh: float | None = None
-    pool_fee: float | None = None
-    wear_usd: float | None = None
-    warmup_s: float | None = None
-    serve_start_s: float | None = None
-    mine_start_s: float | None = None
-    dwell_s: float | None = None
-    interval_s: float | None = None
-    ski_rental: float | None = None
+    pue: _Pue | None = None
+    adder_usd_per_mwh: Annotated[float, Meta(ge=-1e4, le=1e4)] | None = None
+    pool_fee: _Share | None = None
+    wear_usd: _Usd | None = None
+    warmup_s: _AnySeconds | None = None
+    serve_start_s: _AnySeconds | None = None
+    mine_start_s: _AnySeconds | None = None
+    dwell_s: _AnySeconds | None = None
+    interval_s: _Seconds | None = None
+    ski_rental: Annotated[float, Meta(ge=0, le=1e6)] | None = None
     pue_by_ambient_c: tuple[tuple[float, float], ...] | None = None
-    min_up_s: float | None = None
-    min_down_s: float | None = None
-    warm_reserve: int | None = None
-    sla_usd: float | None = None
+    min_up_s: _AnySeconds | None = None
+    min_down_s: _AnySeconds | None = None
+    warm_reserve: Annotated[int, Meta(ge=0, le=65_536)] | None = None
+    sla_usd: _Usd | None = None
     modes: Annotated[tuple[ModePoint, ...], Meta(max_length=64)] | None = None
     mode_change_s: Annotated[float, Meta(ge=0, le=86_400)] | None = None
 
@@ -252,8 +258,12 @@ def read_config(path: Path) -> AgentConfig:
     if size > CONFIG_BYTES_MAX:
         problem = Problem(path="file", detail=f"larger than {CONFIG_BYTES_MAX} bytes")
         raise SettingsError(str(path), (problem,))
-    config = with_inventories(parse_settings(text, AgentConfig, str(path)), path)
-    problems = tuple(_check(config))
+    config = parse_settings(text, AgentConfig, str(path))
+    try:
+        config = with_inventories(config, path)
+    except SettingsError as exc:
+        raise SettingsError(str(path), located(text, exc.problems)) from exc
+    problems = located(text, _check(config))
     if problems:
         raise SettingsError(str(path), problems)
     return config
@@ -301,7 +311,11 @@ def with_inventories(config: AgentConfig, path: Path) -> AgentConfig:
 
 
 def build_site(config: AgentConfig) -> Site:
-    """Build the static site: GPUs of the nodes first, then the miners, in the order of the file."""
+    """Build the static site: GPUs of the nodes first, then the miners, in the order of the file.
+
+    Raises:
+        SettingsError: the configuration was not read from a file, and is no site.
+    """
     gpus = [
         Device(device_id=device_id, device_class=node.device_class, node_id=node.node_id)
         for node in config.nodes
@@ -317,7 +331,11 @@ def build_site(config: AgentConfig) -> Site:
         for asic in asic_addresses(config)
     ]
     classes = tuple(_device_class(row) for row in config.classes)
-    return Site(config.site_id, classes, (*gpus, *miners), config.limits)
+    try:
+        return Site(config.site_id, classes, (*gpus, *miners), config.limits)
+    except SiteError as exc:
+        problem = Problem(path=exc.detail.split(" ", maxsplit=1)[0], detail=exc.detail)
+        raise SettingsError(config.site_id, (problem,)) from exc
 
 
 def asic_addresses(config: AgentConfig) -> tuple[AsicAddress, ...]:
@@ -361,21 +379,11 @@ def _device_class(row: ClassRow) -> DeviceClass:
 
 
 def _check(config: AgentConfig) -> Iterator[Problem]:
-    names = set()
-    for place, row in enumerate(config.classes):
-        if row.model not in MODELS:
-            known = ", ".join(sorted(MODELS))
-            yield Problem(
-                path=f"classes[{place}].model", detail=f"unknown model {row.model}; known: {known}"
-            )
-        yield from _check_modes(f"classes[{place}].modes", row)
-        names.add(row.name or row.model)
-    wanted = [(f"nodes[{place}]", row.device_class) for place, row in enumerate(config.nodes)]
-    wanted += [(f"asics[{place}]", row.device_class) for place, row in enumerate(config.asics)]
-    for path, name in wanted:
-        if name not in names:
-            yield Problem(path=f"{path}.device_class", detail=f"no class {name} in [[classes]]")
-    yield from _check_addresses(config)
+    yield from check_limits(config.limits)
+    yield from _check_classes(config)
+    yield from _check_class_names(config)
+    yield from _check_nodes(config)
+    yield from _check_asics(config)
     yield from _check_market("market", config.market)
     names = {config.market.name or config.market.kind}
     for place, feed in enumerate(config.feeds):
@@ -391,6 +399,35 @@ def _check(config: AgentConfig) -> Iterator[Problem]:
         ]
         if any(given) and not all(given):
             yield Problem(path="mqtt", detail="tls_ca, tls_cert and tls_key: all three or none")
+
+
+def _check_classes(config: AgentConfig) -> Iterator[Problem]:
+    names: set[str] = set()
+    for place, row in enumerate(config.classes):
+        path = f"classes[{place}]"
+        if row.model not in MODELS:
+            known = ", ".join(sorted(MODELS))
+            yield Problem(path=f"{path}.model", detail=f"unknown model {row.model}; known: {known}")
+        name = row.name or row.model
+        if name in names:
+            yield Problem(path=f"{path}.name", detail=f"the class {name} is there twice")
+        names.add(name)
+        yield from _check_modes(f"{path}.modes", row)
+        yield from check_table(f"{path}.pue_by_ambient_c", row.pue_by_ambient_c)
+
+
+def _check_class_names(config: AgentConfig) -> Iterator[Problem]:
+    """Give what is wrong with the classes that nodes (no miners) and miners (nothing else) name."""
+    models = {row.name or row.model: MODELS.get(row.model) for row in config.classes}
+    wanted = [(f"nodes[{at}]", row.device_class, False) for at, row in enumerate(config.nodes)]
+    wanted += [(f"asics[{at}]", row.device_class, True) for at, row in enumerate(config.asics)]
+    for path, name, mines_only in wanted:
+        model = models.get(name)
+        if name not in models:
+            yield Problem(path=f"{path}.device_class", detail=f"no class {name} in [[classes]]")
+        elif model is not None and (model.kind is DeviceKind.ASIC) is not mines_only:
+            what = "is no class of miners" if mines_only else "is a class of miners"
+            yield Problem(path=f"{path}.device_class", detail=f"{name} {what}")
 
 
 def _check_modes(path: str, row: ClassRow) -> Iterator[Problem]:
@@ -418,18 +455,28 @@ def _check_duties(duties: Duties | None) -> Iterator[Problem]:
             yield Problem(path=f"backtest.duties.{low}", detail=f"is above {high}")
 
 
-def _check_addresses(config: AgentConfig) -> Iterator[Problem]:
+def _check_nodes(config: AgentConfig) -> Iterator[Problem]:
+    ids: set[str] = set()
+    devices: set[str] = set()
     for place, node in enumerate(config.nodes):
-        path = f"nodes[{place}].address"
+        path = f"nodes[{place}]"
         try:
             check_address(node.address)
         except ValueError as exc:
-            yield Problem(path=path, detail=str(exc))
-    yield from _check_asics(config)
+            yield Problem(path=f"{path}.address", detail=str(exc))
+        if node.node_id in ids:
+            yield Problem(path=f"{path}.node_id", detail=f"{node.node_id} is there twice")
+        if not node.devices:
+            yield Problem(path=f"{path}.devices", detail="a node has at least one device")
+        for device_id in node.devices:
+            if device_id in devices:
+                yield Problem(path=f"{path}.devices", detail=f"{device_id} is there twice")
+            devices.add(device_id)
+        ids.add(node.node_id)
 
 
 def _check_asics(config: AgentConfig) -> Iterator[Problem]:
-    ids: set[str] = set()
+    ids = {device_id for node in config.nodes for device_id in node.devices}
     hosts: set[str] = set()
     for place, row in enumerate(config.asics):
         path = f"asics[{place}]"

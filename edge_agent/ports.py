@@ -17,6 +17,7 @@ from protocol.event import EventItem
 from protocol.lease import Lease, SitePolicy
 from protocol.node import (
     Inventory,
+    LeaseKeys,
     MeterReading,
     NodeEvent,
     NodeFacts,
@@ -240,6 +241,10 @@ class NodeSink(Protocol):
 
     def reading_mark(self, node_id: str) -> int:
         """Give the last reading of the node whose usage is durable; 0 is none."""
+        ...
+
+    def lease_keys(self, node_id: str) -> tuple[LeaseKeys, ...]:
+        """Give the leases held on the node's devices, and who may use what they serve."""
         ...
 
     async def on_inventory(self, inventory: Inventory) -> None:

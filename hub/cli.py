@@ -9,14 +9,19 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import sqlite3
 
     from hub.config import HubConfig
+    from hub.ports import SupportsRead
+    from hub.store.sites import SiteRow
+
+T = TypeVar("T")
 
 PASSWORD_MIN = 8
 DEFAULT_CONFIG = "/etc/hcp-hub/hub.toml"
@@ -39,9 +44,12 @@ def build_parser() -> argparse.ArgumentParser:
     add = _add(site, "add", _site_add, "let a site connect")
     add.add_argument("--site", required=True, help="site id: lower case, digits, hyphens")
     add.add_argument("--name", help="for people; default: the site id")
+    listed = _add(site, "list", _site_list, "list the sites")
+    listed.add_argument("--all", action="store_true", help="with those that are retired")
     gone = _add(site, "retire", _site_retire, "give up a site that is gone for good")
     gone.add_argument("site", metavar="SITE", help="site id")
     gone.add_argument("--force", action="store_true", help="give up its open leases with it")
+    _add_orders(_group(commands, "order", "grid orders: curtail a site to a load by a time"))
     card = _group(commands, "rate-card", "prices")
     add = _add(card, "add", _card_add, "add a version of the prices")
     add.add_argument("--from", dest="start", required=True, type=_time, help="whole UTC hour")
@@ -57,6 +65,21 @@ def build_parser() -> argparse.ArgumentParser:
     version.add_argument("--json", action="store_true")
     version.set_defaults(run=_version)
     return parser
+
+
+def _add_orders(order: Any) -> None:  # noqa: ANN401 - argparse's type is private
+    new = _add(order, "add", _order_add, "give a site an order")
+    new.add_argument("site", metavar="SITE", help="site id")
+    new.add_argument("--mw", type=float, required=True, help="load at the site's meter")
+    new.add_argument("--by", dest="due", type=_time, required=True, help="UTC time")
+    new.add_argument("--until", type=_time, required=True, help="UTC time")
+    new.add_argument("--id", dest="order_id", help="the grid's own id of it")
+    new.add_argument("--reason", default="", help="kept with the order")
+    listed = _add(order, "list", _order_list, "show the orders of a site")
+    listed.add_argument("site", metavar="SITE", help="site id")
+    back = _add(order, "cancel", _order_cancel, "take an order back")
+    back.add_argument("site", metavar="SITE", help="site id")
+    back.add_argument("order_id", metavar="ID")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -156,6 +179,60 @@ def _site_add(args: argparse.Namespace) -> int:
     return _say(args, {"site_id": args.site}, f"added site {args.site}")
 
 
+def _site_list(args: argparse.Namespace) -> int:
+    from hub.store import leases, sites
+
+    def look(store: "SupportsRead") -> "tuple[tuple[sites.SiteRow, ...], dict[str, int]]":
+        return sites.list_sites(store, with_retired=args.all), leases.open_by_site(store)
+
+    rows, held = _read(args, look)
+    body = [_site_body(row, held.get(row.site_id, 0)) for row in rows]
+    return _say(args, {"sites": body}, _site_table(body))
+
+
+def _site_body(row: "SiteRow", open_leases: int) -> dict[str, Any]:
+    def time(at: datetime | None) -> str | None:
+        return None if at is None else at.isoformat()
+
+    return {
+        "site_id": row.site_id,
+        "name": row.name,
+        "online": row.online,
+        "last_seen": time(row.last_seen),
+        "reported_at": time(row.reported_at),
+        "retired_at": time(row.retired_at),
+        "agent_version": row.agent_version or None,
+        "power_w": row.power_w,
+        "power_cap_w": row.cap_w,
+        "open_leases": open_leases,
+        "classes": [
+            {"device_class": one.device_class, "total": one.total, "free": one.free}
+            for one in row.classes
+        ],
+    }
+
+
+def _site_table(sites: list[dict[str, Any]]) -> str:
+    if not sites:
+        return "no sites; add one with hcp-hub site add"
+
+    def mw(power_w: float | None) -> str:
+        return "?" if power_w is None else f"{power_w / 1e6:.3f}"
+
+    rows = [("site", "state", "last seen", "MW", "of MW", "leases", "free")]
+    for one in sites:
+        state = "retired" if one["retired_at"] else "online" if one["online"] else "offline"
+        free = " ".join(f"{row['device_class']}:{row['free']}" for row in one["classes"])
+        seen = "never" if one["last_seen"] is None else one["last_seen"][:19] + "Z"
+        power, cap = mw(one["power_w"]), mw(one["power_cap_w"])
+        rows.append((one["site_id"], state, seen, power, cap, str(one["open_leases"]), free or "?"))
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
 def _site_retire(args: argparse.Namespace) -> int:
     from hub.services.retire import retire
 
@@ -163,6 +240,80 @@ def _site_retire(args: argparse.Namespace) -> int:
     said = f"; gave up {', '.join(done.ended)}" if done.ended else ""
     text = f"retired site {done.site_id}{said}"
     return _say(args, {"site_id": done.site_id, "ended": list(done.ended)}, text)
+
+
+def _order_add(args: argparse.Namespace) -> int:
+    import os
+
+    from hub.core.orders import order_fault
+    from hub.errors import HubError
+    from hub.store import orders
+    from protocol.ids import IdSource
+    from protocol.order import GridOrder, OrderState
+
+    now = _now()
+    fault = order_fault(args.mw, args.due, args.until, now)
+    if fault is not None:
+        raise HubError("bad_order", f"{fault.field}: {fault.detail}")
+    order = GridOrder(
+        order_id=args.order_id or IdSource(os.urandom).new("o", now),
+        state=OrderState.STAND,
+        limit_mw=args.mw,
+        due_at=args.due,
+        until_at=args.until,
+        by=f"command line: {args.reason}".rstrip(": ")[:200],
+    )
+
+    def job(connection: "sqlite3.Connection") -> None:
+        _check_site(connection, args.site)
+        orders.give(connection, args.site, order, now)
+
+    _write(args, job)
+    text = f"order {order.order_id}: {args.site} to {args.mw:g} MW by {args.due.isoformat()}"
+    return _say(args, {"order_id": order.order_id}, text)
+
+
+def _order_list(args: argparse.Namespace) -> int:
+    from hub.store import orders
+
+    rows = _read(args, lambda store: orders.of_site(store, args.site))
+    body: list[dict[str, Any]] = [
+        {
+            "order_id": row.order_id,
+            "given_here": row.state is not None,
+            "limit_mw": row.limit_mw,
+            "due_at": None if row.due_at is None else row.due_at.isoformat(),
+            "until_at": None if row.until_at is None else row.until_at.isoformat(),
+            "status": row.status,
+            "why": "" if row.report is None else row.report.why,
+        }
+        for row in rows
+    ]
+    lines = [
+        f"{one['order_id']}  {one['status']:<9}  {one['limit_mw']} MW"
+        f"  {one['due_at']} to {one['until_at']}  {one['why']}".rstrip()
+        for one in body
+    ]
+    return _say(args, {"orders": body}, "\n".join(lines) or f"no orders of {args.site}")
+
+
+def _order_cancel(args: argparse.Namespace) -> int:
+    from hub.errors import HubError
+    from hub.store import orders
+
+    row = _write(args, lambda conn: orders.cancel(conn, args.site, args.order_id, _now()))
+    if row is None:
+        raise HubError("no_order", f"the hub gave {args.site} no order {args.order_id}")
+    return _say(args, {"order_id": row.order_id}, f"order {row.order_id} taken back")
+
+
+def _check_site(connection: "sqlite3.Connection", site_id: str) -> None:
+    from hub.errors import HubError
+    from hub.store import sites
+
+    row = sites.get(connection, site_id)
+    if row is None or row.retired_at is not None:
+        raise HubError("no_site", f"there is no site {site_id}")
 
 
 def _card_add(args: argparse.Namespace) -> int:
@@ -210,24 +361,42 @@ def _config(args: argparse.Namespace) -> "HubConfig":
     return read_config(args.config)
 
 
-def _write(args: argparse.Namespace, job: "Callable[[sqlite3.Connection], Any]") -> Any:  # noqa: ANN401 - what the job gives
+def _write(args: argparse.Namespace, job: "Callable[[sqlite3.Connection], T]") -> "T":
     """Run one transaction in the store, beside a running hub or without one."""
-    from hub.errors import HubError
     from hub.store.database import connect
-    from hub.store.migrations import pending
-    from hub.store.schema import MIGRATIONS
     from hub.store.writer import run_in_transaction
+
+    with closing(connect(_store_path(args))) as connection:
+        _check_schema(connection)
+        return run_in_transaction(connection, job)
+
+
+def _read(args: argparse.Namespace, look: "Callable[[SupportsRead], T]") -> "T":
+    """Look at one snapshot of the store, beside a running hub or without one."""
+    from hub.store.database import QueryOnly, connect_query_only
+
+    with closing(connect_query_only(_store_path(args))) as connection:
+        _check_schema(connection)
+        connection.execute("BEGIN")
+        return look(QueryOnly(connection))
+
+
+def _store_path(args: argparse.Namespace) -> Path:
+    from hub.errors import HubError
 
     path = _config(args).store_path
     if not path.is_file():
         raise HubError("no_store", f"{path} is not there; run hcp-hub migrate")
-    connection = connect(path)
-    try:
-        if pending(connection, MIGRATIONS):
-            raise HubError("schema_older", f"{path} is older; run hcp-hub migrate")
-        return run_in_transaction(connection, job)
-    finally:
-        connection.close()
+    return path
+
+
+def _check_schema(connection: "sqlite3.Connection") -> None:
+    from hub.errors import HubError
+    from hub.store.migrations import pending
+    from hub.store.schema import MIGRATIONS
+
+    if pending(connection, MIGRATIONS):
+        raise HubError("schema_older", "the store is older than this program; run hcp-hub migrate")
 
 
 def _now() -> datetime:

@@ -36,7 +36,7 @@ class LiveClient:
     ) -> None:
         self._send = send
         self._customer_id = customer_id
-        self._staff = staff
+        self.staff = staff
         self.topics = topics
         self.dropped = 0
         self.gone = False
@@ -51,7 +51,7 @@ class LiveClient:
         """Tell whether a message of this owner is for this client (None: staff only)."""
         if self.gone or topic not in self.topics:
             return False
-        return self._staff or (customer_id is not None and customer_id == self._customer_id)
+        return self.staff or (customer_id is not None and customer_id == self._customer_id)
 
     def offer(self, text: str) -> None:
         """Send now if that needs no waiting, else queue; never blocks and never raises."""
@@ -152,14 +152,17 @@ class LiveChannel:
         if client is not None:
             client.close()
 
-    def publish(self, topic: str, customer_id: str | None, body: bytes) -> None:
+    def publish(
+        self, topic: str, customer_id: str | None, body: bytes, owner_body: bytes | None = None
+    ) -> None:
         """Send an encoded JSON object to the clients that may and want to see it."""
         assert topic in TOPICS, topic
         self.published += 1
-        text = f'{{"topic":"{topic}"' + ("," if body != b"{}" else "") + body[1:].decode()
+        text = _with_topic(topic, body)
+        owner_text = text if owner_body is None else _with_topic(topic, owner_body)
         for client in tuple(self._clients.values()):
             if client.may_see(topic, customer_id):
-                client.offer(text)
+                client.offer(text if client.staff else owner_text)
 
 
 class NullLive:
@@ -168,9 +171,15 @@ class NullLive:
     def __init__(self) -> None:
         self.sent: list[tuple[str, str | None, bytes]] = []
 
-    def publish(self, topic: str, customer_id: str | None, body: bytes) -> None:
-        """Keep the message."""
-        self.sent.append((topic, customer_id, body))
+    def publish(
+        self, topic: str, customer_id: str | None, body: bytes, owner_body: bytes | None = None
+    ) -> None:
+        """Keep the message as its owner is sent it."""
+        self.sent.append((topic, customer_id, body if owner_body is None else owner_body))
+
+
+def _with_topic(topic: str, body: bytes) -> str:
+    return f'{{"topic":"{topic}"' + ("," if body != b"{}" else "") + body[1:].decode()
 
 
 def _as_coroutine(awaitable: Awaitable[None]) -> Coroutine[Any, Any, None]:

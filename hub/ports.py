@@ -134,19 +134,30 @@ class Store(Protocol):
 class Live(Protocol):
     """Fan-out to the live channel; never blocks, never fails the caller."""
 
-    def publish(self, topic: str, customer_id: str | None, body: bytes) -> None:
+    def publish(
+        self, topic: str, customer_id: str | None, body: bytes, owner_body: bytes | None = None
+    ) -> None:
         """Send an encoded JSON object to the subscribers of ``topic``.
 
         Args:
             topic: ``workload``, ``site``, ``switch``, ``invoice``.
             customer_id: owner whose customer connections may see it; None: staff only.
+            owner_body: what those are sent instead of ``body``; None: the same.
         """
         ...
 
 
 class Dispatcher(Protocol):
-    """Wakes the placement service after a commit that it should see."""
+    """Sees to what a commit of the API leaves to be done."""
 
     def wake(self) -> None:
         """Ask for a placement pass soon; calls are coalesced."""
+        ...
+
+    def publish(self, lease_ids: Sequence[str]) -> None:
+        """Have newer generations of these leases sent to their sites at once."""
+        ...
+
+    def publish_orders(self) -> None:
+        """Have changed grid orders sent to their sites at once."""
         ...

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from protocol import event, lease, market, node, sync, usage
+from protocol import event, lease, market, node, order, sync, usage
 from protocol.errors import DecodeError, EncodeError
 
 T = TypeVar("T")
@@ -75,6 +75,7 @@ EVENT_ITEM: Message[event.EventItem] = Message(event.EventItem)
 DOWN_ACK: Message[sync.DownAck] = Message(sync.DownAck)
 LEASE: Message[lease.Lease] = Message(lease.Lease)
 POLICY: Message[lease.SitePolicy] = Message(lease.SitePolicy)
+ORDERS: Message[order.SiteOrders] = Message(order.SiteOrders)
 COMMAND: Message[lease.Command] = Message(lease.Command)
 SITE_STATE: Message[sync.Birth | sync.Death] = Message(sync.Birth | sync.Death)
 HUB_STATE: Message[sync.HubState] = Message(sync.HubState)

@@ -4,7 +4,16 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from protocol.units import Count, Ident, Positive, Text, UtcDatetime
+from protocol.order import OrderReport
+from protocol.units import (
+    URL_CHARS_MAX,
+    Count,
+    Ident,
+    Positive,
+    Text,
+    UtcDatetime,
+    check_base_url,
+)
 
 
 class ReleaseOutcome(StrEnum):
@@ -47,13 +56,23 @@ class LeaseRefused(Struct, frozen=True, kw_only=True, tag="lease_refused"):
 
 
 class LeaseRunning(Struct, frozen=True, kw_only=True, tag="lease_running"):
-    """All gates of the attempt are open (canaries passed); ``at`` is when the last one opened."""
+    """All gates of the attempt are open (canaries passed); ``at`` is when the last one opened.
+
+    Args:
+        endpoint_url: where requests to the served model go, ``.../v1`` at its end; None: unknown.
+    """
 
     lease_id: Ident
     attempt: Positive
     at: UtcDatetime
     instances: tuple[tuple[str, str], ...]
     switch_ms: float | None = None
+    endpoint_url: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the address."""
+        if self.endpoint_url is not None:
+            check_base_url("endpoint_url", self.endpoint_url, URL_CHARS_MAX)
 
 
 class LeaseInterrupted(Struct, frozen=True, kw_only=True, tag="lease_interrupted"):
@@ -114,13 +133,19 @@ class ClassReport(Struct, frozen=True, kw_only=True):
 
 
 class HeldLease(Struct, frozen=True, kw_only=True):
-    """A lease that the edge really holds."""
+    """A lease that the edge really holds; ``endpoint_url`` as of ``LeaseRunning``."""
 
     lease_id: Ident
     attempt: Positive
     generation: Positive
     state: Ident
     devices: tuple[str, ...]
+    endpoint_url: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the address."""
+        if self.endpoint_url is not None:
+            check_base_url("endpoint_url", self.endpoint_url, URL_CHARS_MAX)
 
 
 class SiteReport(Struct, frozen=True, kw_only=True, tag="site_report"):
@@ -187,6 +212,7 @@ EventItem = (
     | GapRecord
     | NeedLeases
     | CommandResult
+    | OrderReport
 )
 
 

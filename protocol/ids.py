@@ -46,6 +46,14 @@ class IdSource:
         """
         return f"{prefix}-{_base32(to_ms(now), 10)}{self.token()}"
 
+    def secret(self, size: int) -> bytes:
+        """Give random bytes for a secret.
+
+        Args:
+            size: how many, 16 or more.
+        """
+        return self._random_bytes(size)
+
     def token(self) -> str:
         """Make eight random characters (40 bits)."""
         return _base32(int.from_bytes(self._random_bytes(5), "big"), 8)

@@ -13,6 +13,9 @@ from msgspec import Meta, Struct
 from protocol.units import Count, Ident, Positive, SiteName, Text, UtcDatetime, check_usd, check_utc
 
 Priority = Annotated[int, Meta(ge=1, le=10)]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+# The present key, and the one before while its grace lasts.
+KEYS_MAX = 2
 
 
 class LeaseState(StrEnum):
@@ -53,8 +56,32 @@ class WorkloadSpec(Struct, frozen=True, kw_only=True):
     run_s: Positive | None = None
 
 
+class AccessKey(Struct, frozen=True, kw_only=True):
+    """A key to a served model, of which the edge knows the hash alone.
+
+    Args:
+        sha256: lower-case hex digest of the key's bytes. until: from then on it opens nothing;
+            None: valid until another replaces it.
+    """
+
+    sha256: Sha256
+    until: UtcDatetime | None = None
+
+    def __post_init__(self) -> None:
+        """Check the time."""
+        if self.until is not None:
+            check_utc("until", self.until)
+
+
+AccessKeys = Annotated[tuple[AccessKey, ...], Meta(max_length=KEYS_MAX)]
+
+
 class Lease(Struct, frozen=True, kw_only=True, tag="lease"):
-    """Attempt ``attempt`` of a workload on one site; retained at ``down/lease/{lease_id}``."""
+    """Attempt ``attempt`` of a workload on one site; retained at ``down/lease/{lease_id}``.
+
+    Args:
+        keys: who may use what it serves, the newest first; none: nobody.
+    """
 
     hub_epoch: Count
     generation: Positive
@@ -72,6 +99,7 @@ class Lease(Struct, frozen=True, kw_only=True, tag="lease"):
     lapse_after_s: Positive = 300
     price_usd_per_h: Decimal = Decimal(0)
     end_reason: EndReason | None = None
+    keys: AccessKeys = ()
 
     def __post_init__(self) -> None:
         """Check time and money."""

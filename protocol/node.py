@@ -10,9 +10,18 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from protocol.lease import OnPartition, WorkloadSpec
+from protocol.lease import AccessKeys, OnPartition, WorkloadSpec
 from protocol.resource import Activity, DeviceKind
-from protocol.units import Count, Ident, Positive, SiteName, Text, UtcDatetime, check_utc
+from protocol.units import (
+    Count,
+    Ident,
+    Positive,
+    SiteName,
+    Text,
+    UtcDatetime,
+    check_base_url,
+    check_utc,
+)
 
 
 class Phase(StrEnum):
@@ -102,11 +111,25 @@ class ReadingsAck(Struct, frozen=True, kw_only=True, tag="readings_ack"):
     seq: Count
 
 
+class LeaseKeys(Struct, frozen=True, kw_only=True):
+    """Who may use what a lease serves."""
+
+    lease_id: Ident
+    keys: AccessKeys = ()
+
+
 class AgentBeat(Struct, frozen=True, kw_only=True, tag="agent_beat"):
-    """Every 2 s; ``hub_heard_age_ms`` since the last hub message (None: never in this boot)."""
+    """Every 2 s, and before a switch begins and before it opens gates.
+
+    Args:
+        hub_heard_age_ms: since the last hub message; None: never in this boot.
+        lease_keys: of every lease that the site holds on the node's devices; one that is missing is
+            over. None: not told.
+    """
 
     agent_epoch: Count
     hub_heard_age_ms: Count | None = None
+    lease_keys: tuple[LeaseKeys, ...] | None = None
 
 
 # node -> agent
@@ -163,7 +186,12 @@ class MeterReading(Struct, frozen=True, kw_only=True):
 
 
 class Inventory(Struct, frozen=True, kw_only=True, tag="inventory"):
-    """What the node holds, sent once after ``Hello``: devices, and the last reading seq given."""
+    """What the node holds, sent once after ``Hello``: devices, and the last reading seq given.
+
+    Args:
+        proxy_url: base of the addresses under which customers reach its workload host's proxy;
+            None: unknown.
+    """
 
     node_id: Ident
     boot_id: Ident
@@ -171,6 +199,12 @@ class Inventory(Struct, frozen=True, kw_only=True, tag="inventory"):
     devices: tuple[NodeDevice, ...]
     last_seq: Count
     through: UtcDatetime | None = None
+    proxy_url: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the address."""
+        if self.proxy_url is not None:
+            check_base_url("proxy_url", self.proxy_url)
 
 
 class PhaseDone(Struct, frozen=True, kw_only=True, tag="phase_done"):
@@ -201,11 +235,17 @@ class GpuSample(Struct, frozen=True, kw_only=True):
 
 
 class NodeFacts(Struct, frozen=True, kw_only=True, tag="node_facts"):
-    """Once a second: samples of all devices, and the devices' present activity."""
+    """Once a second: samples of all devices, their present activity, and the proxy's address."""
 
     at: UtcDatetime
     samples: tuple[GpuSample, ...]
     devices: tuple[NodeDevice, ...]
+    proxy_url: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the address."""
+        if self.proxy_url is not None:
+            check_base_url("proxy_url", self.proxy_url)
 
 
 class NodeEventKind(StrEnum):

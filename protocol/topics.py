@@ -6,6 +6,7 @@ topic                                     QoS  retained
 hcp/v1/{site}/up/{lane}                   1    no (``live``: QoS 0)
 hcp/v1/{site}/down/ack                    1    no
 hcp/v1/{site}/down/policy                 1    yes
+hcp/v1/{site}/down/orders                 1    yes
 hcp/v1/{site}/down/cmd                    1    no
 hcp/v1/{site}/down/lease/{lease_id}       1    yes
 hcp/v1/{site}/state                       1    yes
@@ -47,6 +48,11 @@ def down_ack(site_id: str) -> str:
 def down_policy(site_id: str) -> str:
     """Build the topic of the site's policy."""
     return f"{ROOT}/{site_id}/down/policy"
+
+
+def down_orders(site_id: str) -> str:
+    """Build the topic of the site's grid orders."""
+    return f"{ROOT}/{site_id}/down/orders"
 
 
 def down_cmd(site_id: str) -> str:

@@ -8,6 +8,7 @@ import math
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from msgspec import Meta
 
@@ -20,6 +21,9 @@ Text = Annotated[str, Meta(max_length=2_000)]
 Digest = Annotated[bytes, Meta(min_length=16, max_length=16)]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+URL_CHARS_MAX = 500
+# Leaves room for what is added to a base.
+BASE_URL_CHARS_MAX = 300
 CENT = Decimal("0.01")
 # Nine places and fifteen digits before them hold any amount of a site; more is an attack or a bug.
 _USD_EXPONENT_MIN = -9
@@ -49,6 +53,27 @@ def check_usd(field: str, value: Decimal) -> None:
     exponent = value.as_tuple().exponent
     if not isinstance(exponent, int) or exponent < _USD_EXPONENT_MIN or abs(value) >= _USD_LIMIT:
         msg = f"{field} must have at most 9 places and be below 10^15"
+        raise ValueError(msg)
+
+
+def check_base_url(field: str, value: str, chars_max: int = BASE_URL_CHARS_MAX) -> None:
+    """Refuse what is no address to which a path can be added.
+
+    Args:
+        chars_max: longest one.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    msg = f"{field} must be http(s)://HOST[:PORT][/PATH], without a slash at its end"
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError as exc:
+        raise ValueError(msg) from exc
+    plain = value.isascii() and value.isprintable() and not any(mark in value for mark in ' "<>?#@')
+    whole = parts.scheme in {"http", "https"} and bool(parts.hostname) and port != 0
+    if not (plain and whole) or value.endswith("/") or len(value) > chars_max:
         raise ValueError(msg)
 
 

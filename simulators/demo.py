@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import secrets
 import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,10 @@ from simulators.market_replay import dearest_hour
 from simulators.stack import CUSTOMER_ID, PRICES_USD_PER_H, Stack, parse_json
 from simulators.stack_config import (
     DESIGN_SITES,
-    GpuGroup,
     MarketSpec,
     SeededMarket,
     SiteSpec,
     Tuning,
-    gpu_device_ids,
     scaled,
 )
 from simulators.stack_real import complete, shares_of
@@ -160,25 +160,21 @@ async def _play_real(stack: Stack, report: Report, live: LiveClient) -> None:
         for group in site.gpus:
             if not group.real:
                 continue
-            ports = stack.real[group.node_id]
             for number in (1, 2):
-                wish = {"device_class": group.model, "count": group.count}
+                key = secrets.token_urlsafe()
+                wish = {
+                    "device_class": group.model,
+                    "count": group.count,
+                    "key_sha256": sha256(key.encode()).hexdigest(),
+                }
                 workload_id = await _submit(stack, report, live, f"real-{number}", wish, None)
-                lease_id = await _lease_on(stack, site, group)
+                served = await stack.customer.get(f"/api/v1/workloads/{workload_id}")
                 for _ in range(3):
-                    report.real.answers.append(await complete(ports, lease_id))
+                    report.real.answers.append(await complete(served["endpoint_url"], key))
                 await stack.customer.delete(f"/api/v1/workloads/{workload_id}")
                 ended = await stack.wait_state(workload_id, {"cancelled"})
                 report.workloads[workload_id] = ended["state"]
             say(f"real      {len(report.real.answers)} completions of a real model")
-
-
-async def _lease_on(stack: Stack, site: SiteSpec, group: GpuGroup) -> str:
-    """Give the lease that the first GPU of a group serves."""
-    name = gpu_device_ids(group)[0]
-    items = parse_json(await stack.agent_command(site, "devices", name, "--json"))["items"]
-    lease_id: str = items[0]["device"]["lease_id"]
-    return lease_id
 
 
 async def _submit(

@@ -148,6 +148,8 @@ class GpuServer:
                     "wall_anchor_ns": host.anchor_ns,
                     "meters": views,
                 }
+            case "keys":
+                return {}  # nobody is served here
             case "fault":
                 self._set_fault(request)
                 return {}

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -56,6 +57,7 @@ def host_toml(group: GpuGroup, ports: RealPorts, *, home: Path) -> str:
         f'data_dir = "{host_data(home, group)}"',
         f'[proxy]\nlisten = "tcp:{_LOOPBACK}:{ports.proxy}"',
         f'admin = "tcp:{_LOOPBACK}:{ports.admin}"',
+        f'public_url = "http://{_LOOPBACK}:{ports.proxy}"',
     ]
     for number, (miner, server) in enumerate(zip(ports.miners, ports.servers, strict=True)):
         parts += [
@@ -73,16 +75,20 @@ def host_data(home: Path, group: GpuGroup) -> Path:
     return node_home(home, group) / "host"
 
 
-async def complete(ports: RealPorts, lease_id: str) -> Answered:
-    """Ask the served model of a lease, through the proxy, as its customer does.
+async def complete(endpoint_url: str, key: str) -> Answered:
+    """Ask a served model where the hub says that it listens, as its customer does.
+
+    Args:
+        key: of the workload.
 
     Raises:
         WebError: with the proxy's answer. OSError, TimeoutError: it is away.
     """
-    client = WebClient(_LOOPBACK, ports.proxy)
+    parts = urlsplit(endpoint_url)
+    client = WebClient(parts.hostname or "", parts.port or 80, token=key)
     try:
         body = {"prompt": PROMPT, "max_tokens": _TOKENS, "temperature": 0}
-        answer = await client.post(f"/l/{lease_id}/v1/completions", body)
+        answer = await client.post(f"{parts.path}/completions", body)
     finally:
         await client.close()
     return Answered(text=answer["choices"][0]["text"], tokens=answer["usage"]["completion_tokens"])

@@ -55,6 +55,7 @@ class Status(Struct, frozen=True, kw_only=True):
     process_id: str
     waiting: int
     turned_away: int
+    unauthorised: int
     gpus: tuple[GpuStatus, ...]
 
 
@@ -96,6 +97,7 @@ def status_of(service: HostService) -> Status:
         process_id=service.ledger.process_id,
         waiting=service.doors.waiting,
         turned_away=service.doors.turned_away,
+        unauthorised=service.access.refused.total(),
         gpus=tuple(_gpu_status(slot) for slot in service.slots.values()),
     )
 
@@ -150,6 +152,12 @@ def _proxy_metrics(service: HostService) -> Iterator[str]:
         "counter",
         "requests told to come again",
         [(none, service.doors.turned_away)],
+    )
+    yield from family(
+        "hcp_host_requests_unauthorised_total",
+        "counter",
+        "requests without a key of their lease, by reason",
+        [({"reason": name}, count) for name, count in sorted(service.access.refused.items())],
     )
     rows = list(service.ledger.all())[-INSTANCES_MAX:]
     for name, text, field in (

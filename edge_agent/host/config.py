@@ -11,8 +11,8 @@ from edge_agent.host.door import DoorLimits
 from edge_agent.host.http_server import HttpLimits
 from edge_agent.host.proxy import ProxyLimits
 from edge_agent.workloads.engine import EngineSpec, Strategy
-from protocol.settings import Problem, SettingsError, parse_settings
-from protocol.units import Count, Ident, Positive
+from protocol.settings import Problem, SettingsError, located, parse_settings
+from protocol.units import Count, Ident, Positive, check_base_url
 
 Seconds = Annotated[float, Meta(gt=0, le=3_600)]
 Digest = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$")]
@@ -76,12 +76,17 @@ class ProxyConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     Args:
         listen: ``tcp:host:port`` of the customers. admin: the same, of /metrics and /status.
+        public_url: under which customers reach ``listen``, such as ``https://gpu1.example.net``;
+            the hub shows it to the owners of what is served here. Empty: not told.
+        require_key: whether a request must bring a key of its lease's workload.
         outlive: what becomes of requests that outlive their gate: ended with an error, or kept
             until a gate of the same lease opens on the same GPU.
     """
 
     listen: str = "tcp:127.0.0.1:8400"
     admin: str = "tcp:127.0.0.1:9400"
+    public_url: str = ""
+    require_key: bool = True
     outlive: Literal["end", "keep"] = "end"
     http: HttpLimits = HttpLimits()
     request: ProxyLimits = ProxyLimits()
@@ -132,7 +137,7 @@ def host_config_from_toml(text: str, source: str = "host.toml") -> HostConfig:
         SettingsError: with every problem found.
     """
     config = parse_settings(text, HostConfig, source)
-    problems = tuple(_check(config))
+    problems = located(text, _check(config))
     if problems:
         raise SettingsError(source, problems)
     return config
@@ -170,6 +175,11 @@ def _check(config: HostConfig) -> Iterator[Problem]:
             listen_address(getattr(config.proxy, field))
         except ValueError as exc:
             yield Problem(path=f"proxy.{field}", detail=str(exc))
+    if config.proxy.public_url:
+        try:
+            check_base_url("it", config.proxy.public_url)
+        except ValueError as exc:
+            yield Problem(path="proxy.public_url", detail=str(exc))
     if not config.socket.startswith("/"):
         yield Problem(path="socket", detail="want the absolute path of a Unix socket")
     if not config.gpus:

@@ -3,23 +3,26 @@
 Theory of operation.
 1. ``/i/{instance_id}/v1/...`` or ``/l/{lease_id}/v1/...``; only the paths listed here pass, so that
    no customer reaches an engine's switches (sleep, adapters, shutdown).
-2. The door decides (``door.py``). Then head and body go to the engine piece by piece and the answer
+2. A request brings a key of its lease (``access.py``), which goes no further than here.
+3. The door decides (``door.py``). Then head and body go to the engine piece by piece and the answer
    comes back piece by piece: a slow reader slows the engine's answer down, nothing piles up.
-3. What breaks is said. Before the answer's head went out: a JSON error. In a stream of events: an
+4. What breaks is said. Before the answer's head went out: a JSON error. In a stream of events: an
    ``error`` event. In anything else: the connection is cut, so that the client sees a broken answer
    and never a short one. A short answer with a length is held until it is whole, so the second case
    is rare.
-4. Each byte from the engine is evidence that it lives (``seen``), which the meter counts up to.
+5. Each byte from the engine is evidence that it lives (``seen``), which the meter counts up to.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
 from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
 
+from edge_agent.host.access import bearer_of
 from edge_agent.host.door import Door, Doors, Passage, TurnedAwayError
 from edge_agent.host.errors import UpstreamError
 from edge_agent.host.ledger import Tally
@@ -99,7 +102,11 @@ class Target(Struct, frozen=True):
 
 
 class Backends(Protocol):
-    """Finds doors and what is behind them."""
+    """Knows who may ask, finds doors and what is behind them."""
+
+    def authorise(self, kind: str, name: str, key: bytes | None) -> None:
+        """Let a request on, by what it asks for and its key; raises TurnedAwayError."""
+        ...
 
     def door(self, kind: str, name: str) -> Door:
         """Give the door of an instance (``i``) or a lease (``l``); raises TurnedAwayError."""
@@ -137,6 +144,7 @@ class Proxy:
         assert scope["type"] == "http"
         try:
             kind, name, path = _route(scope)
+            self._backends.authorise(kind, name, bearer_of(scope["headers"]))
             passage = await self._doors.enter(lambda: self._backends.door(kind, name))
         except TurnedAwayError as exc:
             await _answer_error(scope, send, exc.status, exc.reason, exc.detail, exc.retry_s)
@@ -384,20 +392,28 @@ def _public_code(exc: UpstreamError) -> str:
     return codes.get(exc.reason, "engine_died")
 
 
-def _error_body(code: str, detail: str) -> bytes:
-    error = {"message": detail, "type": "server_error", "param": None, "code": code}
-    return msgspec.json.encode({"error": error})
+def _error_body(code: str, detail: str, status: int | None = None) -> bytes:
+    """Write an error as OpenAI clients read it and, of a whole answer, as RFC 9457 has it too."""
+    kind = "invalid_request_error" if status in {401, 403} else "server_error"
+    error = {"message": detail, "type": kind, "param": None, "code": code}
+    problem: dict[str, object] = {"error": error}
+    if status is not None:
+        title = HTTPStatus(status).phrase
+        problem |= {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    return msgspec.json.encode(problem)
 
 
 async def _answer_error(
     scope: Scope, send: Send, status: int, code: str, detail: str, retry_s: int | None = None
 ) -> None:
     """Answer with an error in the shape that OpenAI clients read."""
-    body = _error_body(code, detail)
+    body = _error_body(code, detail, status)
     headers = [
-        (b"content-type", b"application/json"),
+        (b"content-type", b"application/problem+json"),
         (b"content-length", str(len(body)).encode()),
     ]
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers.append((b"www-authenticate", b"Bearer"))
     if retry_s is not None:
         headers.append((b"retry-after", str(retry_s).encode()))
     if not _bodyless(scope):

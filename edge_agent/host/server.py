@@ -18,6 +18,7 @@ from msgspec import Struct
 from edge_agent.host.errors import RefusedError, SilentEngineError
 from edge_agent.host.service import HostService
 from edge_agent.workloads.ports import GateState, HostInfo, HostSample, InstanceSpec, Meter
+from protocol.node import LeaseKeys
 from protocol.units import Count, Ident
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Request(Struct, frozen=True, kw_only=True):
     on: bool | None = None
     open: bool | None = None
     since_minute: int | None = None
+    leases: tuple[LeaseKeys, ...] | None = None
 
 
 class _Refusal(Struct, frozen=True):
@@ -60,6 +62,7 @@ class _Hello(Struct, frozen=True):
     process_id: str
     boot_id: str
     gpus: object
+    public_url: str | None
 
 
 class _Samples(Struct, frozen=True):
@@ -181,6 +184,9 @@ class HostServer:
             case "meters":
                 page = await service.meters(request.since_minute)
                 return _Page(request.id, page.now_ns, page.wall_anchor_ns, page.meters)
+            case "keys" if request.leases is not None:
+                service.access.replace(request.leases)
+                return _Done(request.id)
             case "mine" if request.on is not None:
                 return _Hashes(request.id, await service.mine(request.gpu, on=request.on))
             case _:
@@ -216,7 +222,8 @@ class HostServer:
 
 
 def _hello(number: int, info: HostInfo) -> Struct:
-    return _Hello(number, info.host_id, info.process_id, info.boot_id, info.gpus)
+    who = (info.host_id, info.process_id, info.boot_id)
+    return _Hello(number, *who, info.gpus, info.public_url)
 
 
 def _gate(number: int, state: GateState, anchor_ns: int) -> Struct:

@@ -9,8 +9,10 @@ taken off its GPU; meters begin anew, under a new ``process_id``.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import TypeVar
 
+from edge_agent.host.access import Access
 from edge_agent.host.config import HostConfig
 from edge_agent.host.door import Door, Doors, TurnedAwayError
 from edge_agent.host.errors import RefusedError, SilentEngineError
@@ -58,6 +60,7 @@ class HostService:
         self.ledger = ledger
         self._sensors = sensors
         self.doors = Doors(config.proxy.door)
+        self.access = Access(required=config.proxy.require_key)
         self.times = PhaseTimes()
         self._clock = clock
         house = House(
@@ -109,6 +112,7 @@ class HostService:
             gpus=tuple(
                 HostGpu(gpu=gpu.name, model=gpu.model, vram_mib=gpu.vram_mib) for gpu in gpus
             ),
+            public_url=self.config.proxy.public_url or None,
         )
 
     def sample(self) -> tuple[HostSample, ...]:
@@ -160,20 +164,31 @@ class HostService:
 
     # --- for the proxy -------------------------------------------------------------------------
 
+    def authorise(self, kind: str, name: str, key: bytes | None) -> None:
+        """Let a request on that brings a key of the lease it asks for.
+
+        Args:
+            key: as sent; None: nothing was.
+
+        Raises:
+            TurnedAwayError: it brings none, or a wrong one; or what it asks for is not here.
+        """
+        found = self._find(kind, name)
+        if self._is_shut(found) and self.access.is_over(found.spec.lease_id):
+            raise TurnedAwayError(410, "ended", f"{name} is no longer served")
+        now = datetime.fromtimestamp(self._clock.wall_ns() / 1e9, UTC)
+        self.access.check(found.spec.lease_id, key, now)
+
     def door(self, kind: str, name: str) -> Door:
         """Give the door of an instance or a lease.
 
         Raises:
             TurnedAwayError: it is not here, or no longer.
         """
-        found = self.ledger.find(name) if kind == "i" else self.ledger.of_lease(name)
-        if found is None:
-            raise TurnedAwayError(404, "unknown", f"{name} is not served here")
-        slot = self.slots[found.gpu]
-        door = slot.doors.get(found.instance_id)
-        if found.ended_ns is not None or door is None or found.meter.closed_ns is not None:
+        found = self._find(kind, name)
+        if self._is_shut(found):
             return self._over(found, kind)
-        return door
+        return self.slots[found.gpu].doors[found.instance_id]
 
     def target(self, door: Door) -> Target:
         """Give what is behind an open door."""
@@ -188,6 +203,17 @@ class HostService:
             instance.tally,
             lambda: slot.seen(instance),
         )
+
+    def _find(self, kind: str, name: str) -> Instance:
+        found = self.ledger.find(name) if kind == "i" else self.ledger.of_lease(name)
+        if found is None:
+            raise TurnedAwayError(404, "unknown", f"{name} is not served here")
+        return found
+
+    def _is_shut(self, found: Instance) -> bool:
+        """Tell whether an instance's gate has shut for good."""
+        has_door = found.instance_id in self.slots[found.gpu].doors
+        return found.ended_ns is not None or not has_door or found.meter.closed_ns is not None
 
     def _over(self, found: Instance, kind: str) -> Door:
         if kind == "l" and not found.meter.completed:

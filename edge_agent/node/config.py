@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from edge_agent.addresses import check_address, is_local
-from protocol.settings import Problem, SettingsError, parse_settings
+from protocol.settings import Problem, SettingsError, located, parse_settings
 from protocol.units import Ident, Positive, SiteName
 
 Seconds = Annotated[float, Meta(gt=0, le=3_600)]
@@ -87,7 +87,7 @@ def node_config_from_toml(text: str, source: str = "node.toml") -> NodeConfig:
         SettingsError: with every problem found.
     """
     config = parse_settings(text, NodeConfig, source)
-    problems = tuple(_check(config))
+    problems = located(text, _check(config))
     if problems:
         raise SettingsError(source, problems)
     return config

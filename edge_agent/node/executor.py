@@ -5,6 +5,7 @@ from hashlib import sha256
 
 from edge_agent.node import phases
 from edge_agent.node.errors import EvidenceError
+from edge_agent.node.keys import KeyDesk
 from edge_agent.workloads.errors import DriverRefusedError
 from edge_agent.workloads.ports import InstanceSpec, WorkloadDriver
 
@@ -17,11 +18,12 @@ class ActExecutor:
     """Turns acts into driver calls; every wait is bounded by the driver and the phase's deadline.
 
     Args:
-        driver: of the node's workload host.
+        driver: of the node's workload host. keys: told to the host before a gate opens.
     """
 
-    def __init__(self, driver: WorkloadDriver) -> None:
+    def __init__(self, driver: WorkloadDriver, keys: KeyDesk) -> None:
         self._driver = driver
+        self._keys = keys
         self._hashes: dict[str, int] = {}
 
     def host_up(self) -> bool:
@@ -65,6 +67,7 @@ class ActExecutor:
             case phases.CheckHashing():
                 await self._check_hashing(gpu)
             case phases.OpenGate(instance_id):
+                await self._keys.tell()
                 state = await self._driver.gate(gpu, instance_id, is_open=True)
                 if not state.open and state.served_ns == 0:
                     raise EvidenceError("gate_shut", f"the gate of {instance_id} did not open")

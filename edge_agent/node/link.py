@@ -46,7 +46,8 @@ BACKOFF_S_MIN = 0.1
 BACKOFF_S_MAX = 5.0
 SINK_QUEUE_MAX = 256
 IN_FLIGHT_MAX = 256
-# Before these the node must know when the hub was last heard: it refuses work that has lapsed.
+# Before these the node must know when the hub was last heard (it refuses work that has lapsed), and
+# who may use what it is about to serve.
 _PHASES_AFTER_BEAT = frozenset({Phase.VALIDATE, Phase.COMMIT})
 
 
@@ -296,7 +297,11 @@ class _Link:
             await asyncio.sleep(BEAT_PERIOD_S)
 
     def _beat(self) -> AgentBeat:
-        return AgentBeat(agent_epoch=self._epoch.value, hub_heard_age_ms=self._hub_heard_age_ms())
+        return AgentBeat(
+            agent_epoch=self._epoch.value,
+            hub_heard_age_ms=self._hub_heard_age_ms(),
+            lease_keys=self._sink.lease_keys(self._node.node_id),
+        )
 
     def _lose(self) -> None:
         self._channel, self.up = None, False

@@ -19,6 +19,7 @@ from edge_agent.node.devices import NS_PER_S, DeviceBook
 from edge_agent.node.errors import EvidenceError
 from edge_agent.node.executor import ActExecutor
 from edge_agent.node.guard import Duty, Guard
+from edge_agent.node.keys import KeyDesk
 from edge_agent.node.lapse import heard
 from edge_agent.node.memory import NodeMemory
 from edge_agent.node.runner import PhaseRunner
@@ -80,7 +81,8 @@ class NodeService:
         self._driver = driver
         self._clock = clock
         self._book = DeviceBook(config.devices, self.memory)
-        self._executor = ActExecutor(driver)
+        self._keys = KeyDesk(driver)
+        self._executor = ActExecutor(driver, self._keys)
         limits = config.limits
         self._desk = MeterDesk(self.memory, driver, clock, readings_max=limits.readings_max)
         self._runner = PhaseRunner(
@@ -107,6 +109,7 @@ class NodeService:
         self._phases_in_flight = 0
         self._driver_seen_ns = 0
         self._driver_lost = False
+        self._told_url: str | None = None
         self._storing = True
         self.store_failures = 0
         self.strays_stopped = 0
@@ -138,6 +141,7 @@ class NodeService:
             devices=self._book.reports(),
             last_seq=self.memory.metering.last_seq,
             through=self.memory.metering.through,
+            proxy_url=self._proxy_url(),
         )
 
     def standing_events(self) -> tuple[NodeEvent, ...]:
@@ -166,7 +170,7 @@ class NodeService:
             self._session = None
 
     def beat(self, beat: AgentBeat) -> None:
-        """Take the agent's word on when the hub was last heard."""
+        """Take the agent's word on when the hub was last heard, and on who may use what."""
         if beat.agent_epoch < self.memory.epoch:
             return
         self._desk.heard = heard(
@@ -175,6 +179,8 @@ class NodeService:
             boot_id=self._clock.boot_id(),
             now_ns=self._clock.boottime_ns(),
         )
+        if self._keys.take(beat.lease_keys) and self._group is not None:
+            self._spawn(self._keys.tell(), "node-keys")
 
     def ack(self, seq: int) -> None:
         """Forget readings up to ``seq``; an ack beyond what was given is not obeyed."""
@@ -218,6 +224,8 @@ class NodeService:
             self._book.take_samples(samples, now_ns)
             self._driver_heard()
             self._begin(self._guard.duties_of_samples(asked_ns))
+            if self._keys.due:  # the host may be another one
+                self._spawn(self._keys.tell(), "node-keys")
         self._tell_facts()
 
     async def _look_at_meters(self) -> None:
@@ -292,8 +300,20 @@ class NodeService:
         if self._session is None:
             return
         samples = self._book.samples(self._clock.boottime_ns())
-        facts = NodeFacts(at=self._clock.wall(), samples=samples, devices=self._book.reports())
+        facts = NodeFacts(
+            at=self._clock.wall(),
+            samples=samples,
+            devices=self._book.reports(),
+            proxy_url=self._proxy_url(),
+        )
         self._session.facts(facts)
+
+    def _proxy_url(self) -> str | None:
+        """Give the address of the host's proxy, as last told: it outlives a host that restarts."""
+        info = self._driver.info()
+        if info is not None:
+            self._told_url = info.public_url
+        return self._told_url
 
     def _emit(self, event: NodeEvent) -> None:
         logger.info("event=%s device=%s %s", event.kind.value, event.device_id, event.detail)

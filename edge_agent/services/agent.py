@@ -28,13 +28,14 @@ from edge_agent.services.control_loop import ControlLoop
 from edge_agent.services.grid_desk import GridDesk
 from edge_agent.services.journal import Journal
 from edge_agent.services.metering import MeteringService
+from edge_agent.services.order_reports import OrderReports
 from edge_agent.services.readings_buffer import ReadingsBuffer
 from edge_agent.services.recovery import restore
 from edge_agent.services.switch_executor import SwitchExecutor
 from protocol.event import Alarm, SiteLive, SwitchReport
 from protocol.lease import Lease, SitePolicy
 from protocol.market import MarketTick
-from protocol.node import Inventory, NodeDevice, NodeEvent, NodeFacts, Readings
+from protocol.node import Inventory, LeaseKeys, NodeDevice, NodeEvent, NodeFacts, Readings
 from protocol.resource import ACTIVITY_CODES
 from protocol.sync import LeaseHead
 from protocol.units import minute_floor
@@ -109,6 +110,7 @@ class Agent:
             self._journal, ports.store, clock, self._metering, self._buffer, ports.new_id, tick_s
         )
         self.grid = GridDesk(self._journal, clock.wall, self._loop.offer_durably, ports.new_id)
+        self._order_reports = OrderReports(self._journal, clock.wall)
         self._executor = SwitchExecutor(
             self._journal,
             ports.links,
@@ -141,6 +143,7 @@ class Agent:
             group.create_task(self._executor.run(), name="switch executor")
             group.create_task(self._loop.run(), name="control loop")
             group.create_task(self._report(), name="state report")
+            group.create_task(self._order_reports.run(), name="order reports")
 
     # --- what the world offers ------------------------------------------------------------
 
@@ -191,6 +194,10 @@ class Agent:
             return None
         return max(self._ports.clock.boottime_ns() - heard_ns, 0) // 1_000_000
 
+    def lease_keys(self, node_id: str) -> tuple[LeaseKeys, ...]:
+        """Give the leases held on a node's devices, and who may use what they serve."""
+        return self._journal.endpoints.keys_at(self.state, node_id)
+
     # --- NodeSink -------------------------------------------------------------------------
 
     def reading_mark(self, node_id: str) -> int:
@@ -199,6 +206,7 @@ class Agent:
 
     async def on_inventory(self, inventory: Inventory) -> None:
         """Adopt what the node holds."""
+        self._take_url(inventory.node_id, inventory.proxy_url)
         alarm = self._metering.inventory(inventory)
         alarms = () if alarm is None else (self._alarm(*alarm),)
         foreign = self._foreign(inventory.devices)
@@ -214,6 +222,7 @@ class Agent:
 
     async def on_facts(self, node_id: str, facts: NodeFacts) -> None:
         """Take samples; adopt activities that differ from the belief twice in a row."""
+        self._take_url(node_id, facts.proxy_url)
         self._buffer.take_gpus(facts.samples, self._ports.clock.boottime_ns())
         state = self.state
         believed = (state.activity, state.switch_no, state.lease_no, state.leases)
@@ -269,7 +278,7 @@ class Agent:
             earning_usd_per_h=report.earning_usd_per_h(site, state),
             hashrate_ths=report.hashrate_ths(site, state),
             classes=report.class_reports(site, state),
-            leases=report.held_leases(state),
+            leases=report.held_leases(state, self._journal.endpoints.url_of),
             switches=report.switch_stats(tuple(self._loop.recent), len(self._executor.open)),
             passes=self._loop.counters.passes,
             pass_us=self._loop.counters.took_us,
@@ -416,8 +425,13 @@ class Agent:
             return True
         return (slot.instance_id, slot.serving) != (device.work.instance_id, device.gate_open)
 
+    def _take_url(self, node_id: str, proxy_url: str | None) -> None:
+        if self._journal.endpoints.take(node_id, proxy_url):
+            self._report_due.set()
+
     def _after_pass(self, made: Plan) -> None:
         state = self.state
+        self._order_reports.look()
         if self._told is None or self._capacity_changed() or self._minute_passed():
             self._report_due.set()
         due = self._last_live_ns is None or state.now_ns - self._last_live_ns >= int(
@@ -464,7 +478,8 @@ class Agent:
             self._report_due.clear()
             at = self._ports.clock.wall()
             self._told = (self.state.instant.wall, self._capacity())
-            event = report.site_report(self.site, self.state, at)
+            url_of = self._journal.endpoints.url_of
+            event = report.site_report(self.site, self.state, at, url_of)
             await self._journal.commit(CommitBatch(events=(event,)))
             await self._metering.pass_minutes()
             # Capacity moves with every switch; a report a second is enough for placement.

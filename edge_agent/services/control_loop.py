@@ -283,7 +283,7 @@ class ControlLoop:
         )
         acts = (*told.facts, *(row.fact for row in opened))
         events = (
-            *lease_events(before, state, wall),
+            *lease_events(before, state, wall, self._journal.endpoints.url_of),
             *told_again(before, facts, wall),
             *told.events,
             *self._alarms(made, wall),

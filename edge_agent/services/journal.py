@@ -11,6 +11,7 @@ from edge_agent.core.site import NS_PER_S, Site
 from edge_agent.core.site_file import encode_site
 from edge_agent.core.site_state import SiteState, new_state
 from edge_agent.ports import Clock, CommitBatch, Committed, CoreStore
+from edge_agent.services.endpoints import Endpoints
 from edge_agent.services.lease_events import Running, lease_events
 from edge_agent.version import VERSION
 
@@ -29,6 +30,7 @@ class Journal:
     def __init__(self, site: Site, store: CoreStore, clock: Clock, state: SiteState) -> None:
         self.site = site
         self.state = state
+        self.endpoints = Endpoints(site)
         self.hub_heard_ns = _hub_heard_ns(state.instant, clock)
         self._store = store
         self._clock = clock
@@ -57,7 +59,7 @@ class Journal:
         instant = self.instant()
         before = self._before(instant)
         self.state = enter(self.site, before, instant, facts)
-        events = lease_events(before, self.state, instant.wall, running)
+        events = lease_events(before, self.state, instant.wall, self.endpoints.url_of, running)
         row = TickRow(ROW_VERSION, instant, planned=False, facts=facts)
         return await self._store.commit(
             replace(batch, facts=encode_row(row), events=batch.events + events)

@@ -1,5 +1,6 @@
 """Lease acts and lease changes as journal facts and as events for the hub; pure."""
 
+from collections.abc import Callable
 from datetime import datetime
 
 from msgspec import Struct
@@ -22,6 +23,9 @@ _DOWN = (LeaseStatus.STARTING, LeaseStatus.ACCEPTED)
 _NOT_RUNNING = (*_DOWN, LeaseStatus.FOREIGN)
 
 
+UrlOf = Callable[[LeaseEntry], str | None]
+
+
 class Told(Struct, frozen=True):
     """What lease acts come to: facts for the row, events for the hub."""
 
@@ -37,9 +41,18 @@ class Running(Struct, frozen=True):
 
 
 def lease_events(
-    before: SiteState, after: SiteState, wall: datetime, running: Running | None = None
+    before: SiteState,
+    after: SiteState,
+    wall: datetime,
+    url_of: UrlOf,
+    running: Running | None = None,
 ) -> tuple[EventItem, ...]:
-    """Give the events of leases that came to run, or ceased to, between two states."""
+    """Give the events of leases that came to run, or ceased to, between two states.
+
+    Args:
+        url_of: gives where requests to a lease's work come in; None: unknown.
+        running: when and how fast the switch made the lease run, where one did.
+    """
     if before.leases is after.leases:
         return ()
     was = {entry.no: entry for entry in before.leases}
@@ -49,7 +62,7 @@ def lease_events(
         if old is None or old is entry:
             continue
         if entry.status is LeaseStatus.RUNNING and old.status in _NOT_RUNNING:
-            events.append(_running(entry, wall, running))
+            events.append(_running(entry, wall, url_of(entry), running))
         if old.status is LeaseStatus.RUNNING and entry.status in _DOWN:
             lost = [slot.device_id for slot in entry.slots if not slot.serving]
             reason = f"instance lost on {', '.join(lost[:8])}"
@@ -145,7 +158,9 @@ def _refused(entry: LeaseEntry, reason: str, wall: datetime) -> LeaseRefused:
     )
 
 
-def _running(entry: LeaseEntry, wall: datetime, running: Running | None) -> LeaseRunning:
+def _running(
+    entry: LeaseEntry, wall: datetime, endpoint_url: str | None, running: Running | None
+) -> LeaseRunning:
     at = None if running is None else running.at
     return LeaseRunning(
         lease_id=entry.lease_id,
@@ -153,6 +168,7 @@ def _running(entry: LeaseEntry, wall: datetime, running: Running | None) -> Leas
         at=wall if at is None else at,
         instances=tuple((slot.device_id, slot.instance_id) for slot in entry.slots),
         switch_ms=None if running is None else running.switch_ms,
+        endpoint_url=endpoint_url,
     )
 
 

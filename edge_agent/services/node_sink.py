@@ -1,7 +1,7 @@
 """A sink whose target is named later: links and brain need each other to be built."""
 
 from edge_agent.services.agent import Agent
-from protocol.node import Inventory, NodeEvent, NodeFacts, Readings
+from protocol.node import Inventory, LeaseKeys, NodeEvent, NodeFacts, Readings
 
 
 class LateSink:
@@ -12,6 +12,10 @@ class LateSink:
     def hub_heard_age_ms(self) -> int | None:
         """Ask the target how long ago the hub was heard."""
         return self.target.hub_heard_age_ms()
+
+    def lease_keys(self, node_id: str) -> tuple[LeaseKeys, ...]:
+        """Ask the target who may use what the node serves."""
+        return self.target.lease_keys(node_id)
 
     def reading_mark(self, node_id: str) -> int:
         """Ask the target."""

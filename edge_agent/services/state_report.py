@@ -26,6 +26,7 @@ from edge_agent.core.plan import (
 from edge_agent.core.profit import block_usd_per_h
 from edge_agent.core.site import ACTIVITIES, FAULT, MINE, NS_PER_S, SERVE, Site
 from edge_agent.core.site_state import HOLD_CODES, LeaseStatus, SiteState
+from edge_agent.services.lease_events import UrlOf
 from protocol.event import ClassReport, HeldLease, SiteLive, SiteReport, SwitchReport
 from protocol.resource import ACTIVITY_CODES
 
@@ -180,8 +181,12 @@ def class_reports(site: Site, state: SiteState) -> tuple[ClassReport, ...]:
     )
 
 
-def held_leases(state: SiteState) -> tuple[HeldLease, ...]:
-    """Give the leases that the site really holds."""
+def held_leases(state: SiteState, url_of: UrlOf) -> tuple[HeldLease, ...]:
+    """Give the leases that the site really holds.
+
+    Args:
+        url_of: gives where requests to a lease's work come in.
+    """
     return tuple(
         HeldLease(
             lease_id=entry.lease_id,
@@ -189,13 +194,14 @@ def held_leases(state: SiteState) -> tuple[HeldLease, ...]:
             generation=1 if entry.lease is None else entry.lease.generation,
             state=entry.status.value,
             devices=tuple(slot.device_id for slot in entry.slots),
+            endpoint_url=url_of(entry),
         )
         for entry in state.leases
         if entry.status not in (LeaseStatus.CLOSED, LeaseStatus.RECEIVED)
     )
 
 
-def site_report(site: Site, state: SiteState, at: datetime) -> SiteReport:
+def site_report(site: Site, state: SiteState, at: datetime, url_of: UrlOf) -> SiteReport:
     """Give what the site has and really runs."""
     can_go = curtailable(site, state)
     return SiteReport(
@@ -203,7 +209,7 @@ def site_report(site: Site, state: SiteState, at: datetime) -> SiteReport:
         power_w=pw.measured_w(site, state),
         power_cap_w=pw.cap_w(site, state),
         classes=class_reports(site, state),
-        leases=held_leases(state),
+        leases=held_leases(state, url_of),
         curtailable_mw_5s=sum((row.curtailable_mw_5s for row in can_go), 0.0),
         curtailable_mw_10min=sum((row.curtailable_mw_10min for row in can_go), 0.0),
     )

@@ -10,7 +10,6 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
-from typing import Protocol
 
 from msgspec import Struct
 
@@ -30,6 +29,7 @@ from edge_agent.core.sync_types import (
     Want,
 )
 from edge_agent.ports import Clock, CommitBatch, Inbound, MqttConnection, MqttConnector, Will
+from edge_agent.services.brain import Brain
 from edge_agent.services.waiting import set_or_until
 from edge_agent.storage.core_store import SqliteCoreStore, StreamBacklog
 from edge_agent.storage.segments import SegmentStore
@@ -37,7 +37,6 @@ from edge_agent.tasks import obey_cancel
 from protocol import codec, topics
 from protocol.errors import DecodeError, EncodeError
 from protocol.event import Alarm, NeedLeases, SiteLive
-from protocol.lease import Command, Lease, SitePolicy
 from protocol.sync import (
     Ack,
     Birth,
@@ -82,38 +81,6 @@ class UplinkLimits(Struct, frozen=True, kw_only=True):
     manifest_again_s: float = 30.0
     timer_s: float = 30.0
     goodbye_s: float = 2.0
-
-
-class Brain(Protocol):
-    """What the hub's words are handed to; a call that waits holds the inbound window."""
-
-    async def on_lease(self, lease: Lease) -> None:
-        """A lease in a version not seen before."""
-        ...
-
-    async def on_lease_cleared(self, lease_id: str) -> None:
-        """The hub cleared the retained lease; absence alone still means nothing."""
-        ...
-
-    async def on_policy(self, policy: SitePolicy) -> None:
-        """The site's policy; it comes again on every connection."""
-        ...
-
-    async def on_command(self, command: Command) -> None:
-        """A one-off act, at most once per command_id and process."""
-        ...
-
-    async def on_hub_heard(self, hub_time: datetime) -> None:
-        """The hub was alive at this time of its clock."""
-        ...
-
-    async def on_owner(self, owner: bool) -> None:  # noqa: FBT001 - the port's one fact
-        """Whether this store may write to devices."""
-        ...
-
-    async def on_manifest(self, leases: tuple[LeaseHead, ...]) -> None:
-        """All leases that the hub wants this site to know."""
-        ...
 
 
 class UplinkStatus(Struct, frozen=True, kw_only=True):
@@ -436,6 +403,8 @@ class Uplink:
             self._kick()
         elif topic == topics.down_policy(self._site_id):
             await self._on_policy(message.payload)
+        elif topic == topics.down_orders(self._site_id):
+            await self._on_orders(message.payload)
         elif topic == topics.down_cmd(self._site_id):
             await self._on_command(message.payload)
         elif (lease_id := topics.parse_down_lease(topic)) is not None:
@@ -471,6 +440,14 @@ class Uplink:
         if policy.site_id != self._site_id:
             raise DecodeError("malformed", "names another site", "site_id")
         await self._brain.on_policy(policy)
+
+    async def _on_orders(self, payload: bytes) -> None:
+        if not payload:
+            return  # cleared: only what is taken back ends
+        orders = codec.ORDERS.decode(payload)
+        if orders.site_id != self._site_id:
+            raise DecodeError("malformed", "names another site", "site_id")
+        await self._brain.on_orders(orders)
 
     async def _on_command(self, payload: bytes) -> None:
         command = codec.COMMAND.decode(payload)

@@ -23,6 +23,7 @@ from edge_agent.workloads.ports import (
     Meter,
     MeterPage,
 )
+from protocol.node import LeaseKeys
 
 T = TypeVar("T")
 
@@ -114,6 +115,7 @@ class FakeDriver:
         self._latency_s = latency_s
         self._timeout_s = timeout_s
         self.calls: list[tuple[str, str]] = []
+        self.tables: list[tuple[LeaseKeys, ...]] = []
         self.fail_at: int | None = None
         self.lose_answer_at: int | None = None
         self.hanging: set[str] = set()
@@ -190,6 +192,12 @@ class FakeDriver:
             energy_mj=view.energy_mj,
             open=view.open,
         )
+
+    async def keys(self, table: tuple[LeaseKeys, ...]) -> None:
+        """Keep the table; a host model knows no customers."""
+        self._up()
+        if len(self.tables) < CALLS_MAX:
+            self.tables.append(table)
 
     async def meters(self, since_minute: int | None) -> MeterPage:
         """Read all meters."""

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -22,6 +22,8 @@ from edge_agent.workloads.ports import (
     Meter,
     MeterPage,
 )
+from protocol.node import LeaseKeys
+from protocol.units import check_base_url
 
 T = TypeVar("T")
 
@@ -47,6 +49,7 @@ class _Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
     on: bool | None = None
     open: bool | None = None
     since_minute: int | None = None
+    leases: tuple[LeaseKeys, ...] | None = None
 
 
 class _Head(Struct, frozen=True):
@@ -60,6 +63,11 @@ class _Hello(Struct, frozen=True):
     process_id: str
     boot_id: str
     gpus: tuple[HostGpu, ...]
+    public_url: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.public_url is not None:
+            check_base_url("public_url", self.public_url)
 
 
 class _Samples(Struct, frozen=True):
@@ -167,6 +175,10 @@ class HostDriver:
         """Open or shut the gate."""
         return await self._ask(_gate, op="gate", gpu=gpu, instance_id=instance_id, open=is_open)
 
+    async def keys(self, table: tuple[LeaseKeys, ...]) -> None:
+        """Say who may use what is served."""
+        await self._ask(_nothing, op="keys", leases=msgspec.to_builtins(table))
+
     async def meters(self, since_minute: int | None) -> MeterPage:
         """Read all meters."""
         info = self._info
@@ -208,6 +220,7 @@ class HostDriver:
             process_id=hello.process_id,
             boot_id=hello.boot_id,
             gpus=hello.gpus,
+            public_url=hello.public_url,
         )
         self._failures = 0
         logger.info("workload host connected: process_id=%s", hello.process_id)
@@ -254,7 +267,7 @@ class HostDriver:
         op: str,
         gpu: str | None = None,
         instance_id: str | None = None,
-        **fields: str | int | None,
+        **fields: str | int | list[Any] | None,
     ) -> T:
         writer = self._writer
         if writer is None:

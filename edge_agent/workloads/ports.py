@@ -12,6 +12,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from protocol.node import LeaseKeys
+
 
 class HostGpu(Struct, frozen=True, kw_only=True):
     """One GPU as the workload host names it."""
@@ -22,12 +24,17 @@ class HostGpu(Struct, frozen=True, kw_only=True):
 
 
 class HostInfo(Struct, frozen=True, kw_only=True):
-    """Identity of the workload host; ``process_id`` is new at each of its starts."""
+    """Identity of the workload host; ``process_id`` is new at each of its starts.
+
+    Args:
+        public_url: base of the addresses under which customers reach its proxy; None: unknown.
+    """
 
     host_id: str
     process_id: str
     boot_id: str
     gpus: tuple[HostGpu, ...]
+    public_url: str | None = None
 
 
 class HostSample(Struct, frozen=True, kw_only=True):
@@ -158,6 +165,14 @@ class WorkloadDriver(Protocol):
 
     async def gate(self, gpu: str, instance_id: str, *, is_open: bool) -> GateState:
         """Open or shut the gate; the first act counts."""
+        ...
+
+    async def keys(self, table: tuple[LeaseKeys, ...]) -> None:
+        """Say who may use what is served: every lease held here, in place of what was said before.
+
+        Args:
+            table: a lease that is missing in it is over.
+        """
         ...
 
     async def meters(self, since_minute: int | None) -> MeterPage:

@@ -7,7 +7,7 @@ from litestar import Litestar, Router
 from litestar.di import Provide
 from litestar.types import ControllerRouterHandler
 
-from hub.api import auth, live, openapi, problems, reports, workloads
+from hub.api import auth, keys, live, openapi, orders, problems, reports, workloads
 from hub.api.deps import Deps
 from hub.api.front import Front
 from hub.api.guard import guard
@@ -25,6 +25,10 @@ def _documented() -> list[ControllerRouterHandler]:
             workloads.list_workloads,
             workloads.read_workload,
             workloads.cancel,
+            keys.make_key,
+            orders.give_order,
+            orders.list_orders,
+            orders.cancel_order,
             reports.quote,
             reports.list_resources,
             reports.list_switches,

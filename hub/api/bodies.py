@@ -13,12 +13,14 @@ from litestar import Request
 from msgspec import Struct
 
 from hub.api.problems import ApiProblem, field_error, make_problem_of
-from hub.api.schemas import LoginRequest, RouteRequest, WorkloadRequest
+from hub.api.schemas import KeyRequest, LoginRequest, OrderRequest, RouteRequest, WorkloadRequest
 
 T = TypeVar("T", bound=Struct)
 
 LOGIN = msgspec.json.Decoder(LoginRequest)
 WORKLOAD = msgspec.json.Decoder(WorkloadRequest)
+KEY = msgspec.json.Decoder(KeyRequest)
+ORDER = msgspec.json.Decoder(OrderRequest)
 ROUTE = msgspec.json.Decoder(RouteRequest)
 
 # For the OpenAPI document.
@@ -26,6 +28,8 @@ BODIES: Mapping[tuple[str, str], type[Struct]] = MappingProxyType(
     {
         ("POST", "/api/v1/auth/login"): LoginRequest,
         ("POST", "/api/v1/workloads"): WorkloadRequest,
+        ("POST", "/api/v1/workloads/{workload_id}/key"): KeyRequest,
+        ("POST", "/api/v1/sites/{site_id}/orders"): OrderRequest,
         ("POST", "/api/v1/route"): RouteRequest,
     }
 )

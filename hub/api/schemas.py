@@ -9,7 +9,8 @@ from hub.core.rating import LineKind
 from hub.core.workload_states import WorkloadState
 from hub.store.workloads import Transition, WorkloadRow
 from protocol.event import ClassReport
-from protocol.lease import OnPartition, Priority, WorkloadSpec
+from protocol.lease import OnPartition, Priority, Sha256, WorkloadSpec
+from protocol.order import LIMIT_MW_MAX, OrderId
 from protocol.units import Ident, SiteName
 
 Amount = Annotated[str, Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9})?$")]
@@ -18,6 +19,7 @@ Arg = Annotated[str, Meta(max_length=2_000)]
 AwareTime = Annotated[datetime, Meta(tz=True)]
 Devices = Annotated[int, Meta(ge=1, le=4_096)]
 LapseAfter = Annotated[int, Meta(ge=30, le=86_400)]
+Grace = Annotated[int, Meta(ge=0, le=86_400)]
 RunSeconds = Annotated[int, Meta(ge=1, le=31_536_000)]
 EmailText = Annotated[str, Meta(min_length=3, max_length=254, pattern=r"^[^@\s]+@[^@\s]+$")]
 Password = Annotated[str, Meta(min_length=1, max_length=1_024)]
@@ -68,6 +70,8 @@ class WorkloadRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         priority: 1 (first) to 10. site_id: the only site wished for, or none.
         max_price_usd_per_h: highest price per device-hour, as a decimal string.
         expires_at: given up when it does not run by then.
+        key_sha256: hex digest of the key that its model is to ask for; none: made later, by
+            ``POST /workloads/{id}/key``.
         customer_id: for administrators only: on whose behalf.
     """
 
@@ -82,6 +86,33 @@ class WorkloadRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_price_usd_per_h: Amount | None = None
     expires_at: AwareTime | None = None
     customer_id: Ident | None = None
+    key_sha256: Sha256 | None = None
+
+
+class KeyRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Another key for a workload's model.
+
+    Args:
+        grace_s: for how long the key before still opens; 0: it is revoked at once.
+        key_sha256: hex digest of a key that the caller made; none: the hub makes one.
+    """
+
+    grace_s: Grace = 0
+    key_sha256: Sha256 | None = None
+
+
+class KeyAnswer(Struct, frozen=True, kw_only=True):
+    """A new key.
+
+    Args:
+        api_key: shown here and never again; null where the caller made it.
+        previous_until: until when the key before opens; null: it does not.
+    """
+
+    workload_id: str
+    api_key: str | None
+    key_sha256: str
+    previous_until: datetime | None
 
 
 class TransitionView(Struct, frozen=True, kw_only=True):
@@ -96,7 +127,13 @@ class TransitionView(Struct, frozen=True, kw_only=True):
 
 
 class WorkloadView(Struct, frozen=True, kw_only=True):
-    """A workload as its owner sees it; ``placed_site_id`` is where its newest attempt went."""
+    """A workload as its owner sees it.
+
+    Args:
+        placed_site_id: where its newest attempt went.
+        endpoint_url: base of its model's OpenAI-compatible API (``.../v1``), told to its owner
+            alone while it serves or a switch is under way; null: it has none, or none is known.
+    """
 
     workload_id: str
     customer_id: str
@@ -119,6 +156,7 @@ class WorkloadView(Struct, frozen=True, kw_only=True):
     running_at: datetime | None
     cancel_accepted_at: datetime | None
     ended_at: datetime | None
+    endpoint_url: str | None = None
     history: tuple[TransitionView, ...] = ()
 
 
@@ -127,6 +165,61 @@ class WorkloadPage(Struct, frozen=True, kw_only=True):
 
     items: tuple[WorkloadView, ...]
     next: str | None
+
+
+class OrderRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A grid order: the site's load at or under ``limit_mw`` from ``due_at`` to ``until_at``.
+
+    Args:
+        limit_mw: at the site's meter. order_id: the grid's own id of it; none: the hub makes one.
+        reason: kept with the order.
+    """
+
+    limit_mw: Annotated[float, Meta(ge=0, lt=LIMIT_MW_MAX)]
+    due_at: AwareTime
+    until_at: AwareTime
+    order_id: OrderId | None = None
+    reason: Annotated[str, Meta(max_length=120)] = ""
+
+
+class OrderView(Struct, frozen=True, kw_only=True):
+    """A grid order and what became of it; null is unknown or not yet.
+
+    Args:
+        status: ``sent`` until the site has spoken, then ``refused`` (see ``why``), ``waiting``,
+            ``shedding``, ``holding``, ``met``, ``missed`` or ``cancelled``; ``forgotten`` when the
+            site never spoke of it.
+        given_here: the hub gave it; false: the site has it from somebody else.
+        promised_mw: what can be reached by the deadline with 99 %, as known when it came.
+        load_mw: newest confirmed load while it bound. worst_mw: most above the limit between
+            deadline and end. over_s: time above it, then.
+    """
+
+    order_id: str
+    site_id: str
+    given_here: bool
+    given_by: str
+    given_at: datetime
+    cancelled_at: datetime | None
+    limit_mw: float | None
+    due_at: datetime | None
+    until_at: datetime | None
+    status: str
+    reported_at: datetime | None
+    promised_mw: float | None
+    load_mw: float | None
+    worst_mw: float | None
+    over_s: float | None
+    reached_at: datetime | None
+    missed_at: datetime | None
+    ended_at: datetime | None
+    why: str
+
+
+class OrdersAnswer(Struct, frozen=True, kw_only=True):
+    """Orders of a site, the newest first."""
+
+    orders: tuple[OrderView, ...]
 
 
 class RouteRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -319,8 +412,10 @@ class HealthAnswer(Struct, frozen=True, kw_only=True):
     version: str
 
 
-def workload_view(row: WorkloadRow, history: tuple[Transition, ...] = ()) -> WorkloadView:
-    """Show a stored workload."""
+def workload_view(
+    row: WorkloadRow, history: tuple[Transition, ...] = (), *, endpoint_url: str | None = None
+) -> WorkloadView:
+    """Show a stored workload; ``endpoint_url`` is for its owner alone."""
     price = row.max_price_usd_per_h
     return WorkloadView(
         workload_id=row.workload_id,
@@ -344,6 +439,7 @@ def workload_view(row: WorkloadRow, history: tuple[Transition, ...] = ()) -> Wor
         running_at=row.running_at,
         cancel_accepted_at=row.cancel_accepted_at,
         ended_at=row.ended_at,
+        endpoint_url=endpoint_url,
         history=tuple(
             TransitionView(
                 seq=step.seq,

@@ -2,7 +2,7 @@
 
 import sqlite3
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from hashlib import blake2b
 from typing import Annotated, Any
@@ -22,10 +22,12 @@ from hub.api.problems import ApiProblem, bad_field
 from hub.api.schemas import WorkloadPage, WorkloadRequest, WorkloadView, workload_view
 from hub.core import live
 from hub.core.authz import Role, may_see
-from hub.core.workload_states import CANCELLABLE, WorkloadState
-from hub.store import rate_cards, users, workloads
+from hub.core.workload_states import CANCELLABLE, SERVING, WorkloadState
+from hub.store import leases, rate_cards, users, workloads
 from hub.store.users import StoredAnswer
 from hub.store.workloads import Transition, WorkloadRow
+from protocol.ids import LeaseId, WorkloadId, lease_id_of
+from protocol.lease import AccessKey
 from protocol.units import from_ms, parse_usd, to_ms
 
 IDEMPOTENCY_KEY_MAX = 255
@@ -45,7 +47,7 @@ async def submit(
     data = await read_body(request, WORKLOAD)
     _check_key(idempotency_key)
     assert idempotency_key is not None
-    now = _now(deps)
+    now = now_of(deps)
     row = _new_row(deps, caller, data, now)
     digest = blake2b(msgspec.json.encode(data), digest_size=16).digest()
     answer = StoredAnswer(
@@ -89,7 +91,11 @@ async def list_workloads(
         live_only=live_only,
     )
     following = make_cursor(rows[limit - 1].workload_id) if len(rows) > limit else None
-    return WorkloadPage(items=tuple(workload_view(row) for row in rows[:limit]), next=following)
+    urls = _endpoints(deps, caller, rows[:limit])
+    items = tuple(
+        workload_view(row, endpoint_url=urls.get(row.workload_id)) for row in rows[:limit]
+    )
+    return WorkloadPage(items=items, next=following)
 
 
 @get("/workloads/{workload_id:str}")
@@ -97,8 +103,11 @@ async def read_workload(
     request: Request[Any, Any, Any], deps: HubDeps, workload_id: FromPath[str]
 ) -> WorkloadView:
     """Read one workload with its history."""
-    row = _visible(deps, caller_of(request.scope), workload_id)
-    return workload_view(row, workloads.transitions_of(deps.store, workload_id))
+    caller = caller_of(request.scope)
+    row = visible(deps, caller, workload_id)
+    history = workloads.transitions_of(deps.store, workload_id)
+    urls = _endpoints(deps, caller, (row,))
+    return workload_view(row, history, endpoint_url=urls.get(workload_id))
 
 
 @delete("/workloads/{workload_id:str}", status_code=202)
@@ -107,8 +116,8 @@ async def cancel(
 ) -> WorkloadView:
     """Cancel a workload: from now on it costs nothing more than the minute it is in."""
     caller = caller_of(request.scope)
-    _visible(deps, caller, workload_id)
-    now = _now(deps)
+    visible(deps, caller, workload_id)
+    now = now_of(deps)
 
     def job(connection: sqlite3.Connection) -> tuple[WorkloadRow, Transition | None]:
         row = workloads.get(connection, workload_id)
@@ -211,6 +220,7 @@ def _new_row(deps: Deps, caller: Caller, data: WorkloadRequest, now: datetime) -
         lapse_after_s=data.lapse_after_s,
         max_price_usd_per_h=None if price is None else parse_usd("max_price_usd_per_h", price),
         expires_at=data.expires_at,
+        keys=() if data.key_sha256 is None else (AccessKey(sha256=data.key_sha256),),
     )
 
 
@@ -225,13 +235,32 @@ def _customer_of(caller: Caller, wanted: str | None) -> str:
     return wanted
 
 
-def _visible(deps: Deps, caller: Caller, workload_id: str) -> WorkloadRow:
+def visible(deps: Deps, caller: Caller, workload_id: str) -> WorkloadRow:
+    """Read a workload that the caller may see.
+
+    Raises:
+        ApiProblem: 404, also for one that belongs to somebody else.
+    """
     row = workloads.find(deps.store, workload_id)
     if row is None or not may_see(caller.role, caller.customer_id, row.customer_id):
         raise ApiProblem(404, "no_workload", "there is no such workload")
     return row
 
 
-def _now(deps: Deps) -> datetime:
+def _endpoints(deps: Deps, caller: Caller, rows: Sequence[WorkloadRow]) -> dict[str, str]:
+    """Give by workload where its model listens, for the owner of those that serve."""
+    if caller.role is not Role.CUSTOMER:
+        return {}
+    serving = {
+        lease_id_of(WorkloadId(row.workload_id), row.attempt): row.workload_id
+        for row in rows
+        if row.state in SERVING
+    }
+    found = leases.endpoints_of(deps.store, tuple(serving)) if serving else {}
+    return {serving[LeaseId(lease_id)]: url for lease_id, url in found.items()}
+
+
+def now_of(deps: Deps) -> datetime:
+    """Give the present time."""
     # Whole milliseconds, as stored: what is answered now is what is read later.
     return from_ms(to_ms(deps.clock.wall()))

@@ -54,8 +54,13 @@ _TABLE: dict[tuple[str, str], tuple[Access, Access, Access, Access]] = {
     ("GET", "/api/v1/workloads"): _SIGNED_IN,
     ("GET", "/api/v1/workloads/{workload_id}"): _SIGNED_IN,
     ("DELETE", "/api/v1/workloads/{workload_id}"): _SIGNED_IN,
+    # A key opens a customer's model: nobody else makes one, staff neither.
+    ("POST", "/api/v1/workloads/{workload_id}/key"): (_NO, _NO, _OWN, _NO),
     ("POST", "/api/v1/route"): _SIGNED_IN,
     ("GET", "/api/v1/resources"): _STAFF,
+    ("POST", "/api/v1/sites/{site_id}/orders"): _STAFF,
+    ("GET", "/api/v1/sites/{site_id}/orders"): _STAFF,
+    ("DELETE", "/api/v1/sites/{site_id}/orders/{order_id}"): _STAFF,
     ("GET", "/api/v1/switches"): _STAFF,
     ("GET", "/api/v1/revenue"): _STAFF,
     ("GET", "/api/v1/metrics/summary"): _STAFF,

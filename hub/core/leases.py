@@ -2,11 +2,11 @@
 
 from datetime import datetime, timedelta
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from hub.core.workload_states import WorkloadState
 from protocol.event import ReleaseOutcome
-from protocol.lease import EndReason, Lease, LeaseState, OnPartition
+from protocol.lease import AccessKey, AccessKeys, EndReason, Lease, LeaseState, OnPartition
 from protocol.units import minute_floor
 from protocol.usage import UsageRecord
 
@@ -36,24 +36,31 @@ class Fault(Struct, frozen=True):
 
 def end_of(lease: Lease, *, hub_epoch: int, reason: EndReason) -> Lease:
     """Give the next generation of a lease, which asks the edge to end it."""
-    return Lease(
+    return structs.replace(
+        lease,
         hub_epoch=hub_epoch,
         generation=lease.generation + 1,
-        lease_id=lease.lease_id,
-        workload_id=lease.workload_id,
-        attempt=lease.attempt,
-        site_id=lease.site_id,
         state=LeaseState.END,
-        device_class=lease.device_class,
-        count=lease.count,
-        priority=lease.priority,
-        spec=lease.spec,
-        issued_at=lease.issued_at,
-        on_partition=lease.on_partition,
-        lapse_after_s=lease.lapse_after_s,
-        price_usd_per_h=lease.price_usd_per_h,
         end_reason=reason,
     )
+
+
+def with_keys(lease: Lease, *, hub_epoch: int, keys: AccessKeys) -> Lease:
+    """Give the next generation of a lease, which says anew who may use what it serves."""
+    return structs.replace(lease, hub_epoch=hub_epoch, generation=lease.generation + 1, keys=keys)
+
+
+def rotated(keys: AccessKeys, sha256: str, now: datetime, grace_s: int) -> AccessKeys:
+    """Give the keys of a workload after another one was made.
+
+    Args:
+        keys: before, the newest first. sha256: of the new one.
+        grace_s: seconds for which the one before still opens; 0: it is revoked at once.
+    """
+    new = AccessKey(sha256=sha256)
+    if not keys or grace_s <= 0 or keys[0].sha256 == sha256:
+        return (new,)
+    return (new, AccessKey(sha256=keys[0].sha256, until=now + timedelta(seconds=grace_s)))
 
 
 def is_lapsed(lease: Lease, silent_s: float) -> bool:

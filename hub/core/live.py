@@ -17,7 +17,7 @@ TOPICS: Final = (WORKLOAD, SITE, SWITCH, INVOICE)
 
 
 class LiveWorkload(Struct, frozen=True, kw_only=True):
-    """A workload changed state."""
+    """A workload changed state; ``endpoint_url`` stands in what its owner is sent alone."""
 
     workload_id: str
     customer_id: str
@@ -28,6 +28,7 @@ class LiveWorkload(Struct, frozen=True, kw_only=True):
     attempt: int
     site_id: str | None = None
     seq: int = 0
+    endpoint_url: str | None = None
 
 
 class LiveSite(Struct, frozen=True, kw_only=True):

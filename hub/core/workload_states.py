@@ -57,6 +57,8 @@ FINAL: frozenset[WorkloadState] = frozenset(
     state for state, following in TRANSITIONS.items() if not following
 )
 LIVE: tuple[WorkloadState, ...] = tuple(state for state in WorkloadState if state not in FINAL)
+# A model may be asked: it serves, or a switch is under way that a request waits for.
+SERVING: frozenset[WorkloadState] = frozenset({_S.STARTING, _S.RUNNING})
 CANCELLABLE: frozenset[WorkloadState] = frozenset(
     state for state, following in TRANSITIONS.items() if _S.CANCELLING in following
 )

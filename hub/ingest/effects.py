@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from hub.core import live
 from hub.store.sync_tables import AlarmRow, GapRow
@@ -13,11 +13,12 @@ from protocol.telemetry import SchemaItem
 
 
 class LiveMessage(Struct, frozen=True):
-    """One message for the live channel."""
+    """One message for the live channel; ``owner_body`` is what its owner is sent, if another."""
 
     topic: str
     customer_id: str | None
     body: bytes
+    owner_body: bytes | None = None
 
 
 class Effects:
@@ -31,9 +32,14 @@ class Effects:
         self.schemas: list[tuple[bytes, SchemaItem]] = []
         self.counts: Counter[str] = Counter()
         self.wake = False
+        self.orders = False
 
-    def transition(self, step: Transition) -> None:
-        """Tell the live channel of a workload's step, and placement when it may matter there."""
+    def transition(self, step: Transition, endpoint_url: str | None = None) -> None:
+        """Tell the live channel of a workload's step, and placement when it may matter there.
+
+        Args:
+            endpoint_url: where its work listens, for its owner alone.
+        """
         body = live.LiveWorkload(
             workload_id=step.workload_id,
             customer_id=step.customer_id,
@@ -45,7 +51,11 @@ class Effects:
             site_id=step.site_id,
             seq=step.seq,
         )
-        self.live.append(LiveMessage(live.WORKLOAD, step.customer_id, live.encode(body)))
+        owner_body = None
+        if endpoint_url is not None:
+            owner_body = live.encode(structs.replace(body, endpoint_url=endpoint_url))
+        encoded = live.encode(body)
+        self.live.append(LiveMessage(live.WORKLOAD, step.customer_id, encoded, owner_body))
         self.wake = True
 
     def switch(self, site_id: str, report: SwitchReport) -> None:
@@ -80,6 +90,7 @@ class Effects:
         self.schemas += other.schemas
         self.counts.update(other.counts)
         self.wake = self.wake or other.wake
+        self.orders = self.orders or other.orders
 
     def counted(self) -> Iterator[tuple[str, int]]:
         """Give the counts by name."""

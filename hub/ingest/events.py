@@ -11,7 +11,7 @@ from hub.core.sync import release_ready_at
 from hub.core.workload_states import WorkloadState
 from hub.errors import NotFoundError
 from hub.ingest.effects import Effects, LiveMessage
-from hub.store import leases, sites, sync_tables, workloads
+from hub.store import leases, orders, sites, sync_tables, workloads
 from hub.store.sync_tables import AlarmRow, GapRow, StoreRow
 from protocol.codec import EVENT_ITEM
 from protocol.event import (
@@ -30,6 +30,7 @@ from protocol.event import (
     SwitchReport,
 )
 from protocol.lease import EndReason, Lease, LeaseState, WorkloadSpec
+from protocol.order import OrderReport
 from protocol.sync import Stream
 from protocol.units import to_ms
 
@@ -82,6 +83,9 @@ def apply_event(
         effects.counts["event_of_reader"] += 1
     elif isinstance(event, SiteReport):
         _apply_report(connection, event, context, effects)
+    elif isinstance(event, OrderReport):
+        changed = orders.set_report(connection, context.site_id, event, context.now)
+        effects.orders = effects.orders or changed
     elif isinstance(event, NeedLeases):
         effects.lease_ids.extend(event.lease_ids)
     else:
@@ -121,6 +125,7 @@ def _apply_report(
     sites.set_report(connection, context.site_id, report, epoch)
     for held in report.leases:
         _adopt(connection, held, context, effects)
+        leases.set_endpoint(connection, held.lease_id, context.site_id, held.endpoint_url)
     body = live.LiveSite(
         site_id=context.site_id,
         online=True,
@@ -172,6 +177,8 @@ def _apply_progress(
                   effects)  # fmt: skip
     elif isinstance(event, LeaseRunning):
         leases.set_running(connection, event.lease_id, event.at)
+        if event.endpoint_url is not None:
+            leases.set_endpoint(connection, event.lease_id, context.site_id, event.endpoint_url)
         if state in {WorkloadState.PLACING, WorkloadState.STARTING}:
             effects.transition(
                 workloads.transition(
@@ -183,11 +190,21 @@ def _apply_progress(
                     at=event.at,
                     detail=_running_detail(event),
                     running_at=event.at,
-                )
+                ),
+                event.endpoint_url or row.endpoint_url,
             )
     elif state is WorkloadState.RUNNING:
-        _step(connection, row, WorkloadState.STARTING, "interrupted", context.actor, event.at,
-              effects)  # fmt: skip
+        effects.transition(
+            workloads.transition(
+                connection,
+                row.lease.workload_id,
+                WorkloadState.STARTING,
+                reason="interrupted",
+                actor=context.actor,
+                at=event.at,
+            ),
+            row.endpoint_url,
+        )
 
 
 def _apply_refusal(
@@ -407,6 +424,7 @@ def rebuild_lease(
         issued_at=context.now,
         on_partition=workload.on_partition,
         lapse_after_s=workload.lapse_after_s,
+        keys=workload.keys,
     )
     leases.insert(connection, lease, workload.customer_id)
     if workload.state is WorkloadState.QUEUED and attempt > workload.attempt:

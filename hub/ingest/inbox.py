@@ -129,7 +129,7 @@ class Inbox:
     def carry_out(self, effects: Effects) -> None:
         """Do what a commit left: tell the live channel first, then the rest."""
         for message in effects.live:
-            self._live.publish(message.topic, message.customer_id, message.body)
+            self._live.publish(message.topic, message.customer_id, message.body, message.owner_body)
         for name, count in effects.counted():
             self._counters.add(name, count)
         for alarm in effects.alarms:

@@ -90,6 +90,8 @@ class HubBack:
     def _after(self, effects: Effects) -> None:
         if effects.lease_ids:
             self._desired.request(effects.lease_ids)
+        if effects.orders:
+            self._desired.request_orders()
         if effects.wake:
             self.placement.wake()
 

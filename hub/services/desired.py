@@ -1,4 +1,4 @@
-"""Keep the broker's retained desired state equal to the store's: leases and policies.
+"""Keep the broker's retained desired state equal to the store's: leases, policies and orders.
 
 A reconciler: what a commit names goes out at once; every few seconds whatever the broker has not
 got goes again, and so does a lease on which the edge has not acted. One publisher, so that
@@ -11,7 +11,7 @@ from functools import partial
 
 from hub.ingest.counters import Counters
 from hub.ports import Clock, MqttConnection, Store
-from hub.store import leases, sites
+from hub.store import leases, orders, sites
 from hub.store.leases import Desired
 from protocol import topics
 from protocol.units import to_ms
@@ -37,6 +37,7 @@ class DesiredState:
         self._clock = clock
         self._counters = counters
         self._requested: dict[str, None] = {}
+        self._orders_requested = False
         self._wake = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
 
@@ -48,11 +49,17 @@ class DesiredState:
                 self._requested[lease_id] = None
                 self._wake.set()
 
+    def request_orders(self) -> None:
+        """Publish changed grid orders as soon as possible."""
+        self._orders_requested = True
+        self._wake.set()
+
     async def publish_everything(self, link: MqttConnection) -> None:
         """Publish all desired state: the broker has lost what it retained."""
         async with self._one_at_a_time:
             await self._publish(link, leases.desired_all(self._store))
             await self._publish_policies(link, sites.policies(self._store, unpublished_only=False))
+            await self._publish_orders(link, unpublished_only=False)
 
     async def run(self, link: MqttConnection) -> None:
         """Publish until cancelled or the link dies."""
@@ -75,6 +82,9 @@ class DesiredState:
             requested, self._requested = tuple(self._requested), {}
             async with self._one_at_a_time:
                 await self._publish(link, leases.desired_of(self._store, requested))
+                if self._orders_requested:
+                    self._orders_requested = False
+                    await self._publish_orders(link, unpublished_only=True)
 
     async def _publish_missing(self, link: MqttConnection, *, with_unanswered: bool) -> None:
         async with self._one_at_a_time:
@@ -85,6 +95,7 @@ class DesiredState:
                 self._counters.add("lease_repeated", len(unanswered))
                 await self._publish(link, unanswered)
             await self._publish_policies(link, sites.policies(self._store, unpublished_only=True))
+            await self._publish_orders(link, unpublished_only=True)
 
     async def _publish(self, link: MqttConnection, rows: Sequence[Desired]) -> None:
         for group in _groups(rows):
@@ -111,6 +122,11 @@ class DesiredState:
                 await self._store.write(
                     partial(sites.set_policy_published, site_id=site_id, body=body)
                 )
+
+    async def _publish_orders(self, link: MqttConnection, *, unpublished_only: bool) -> None:
+        for site_id, body in orders.tables(self._store, unpublished_only=unpublished_only):
+            if await self._retain(link, topics.down_orders(site_id), body):
+                await self._store.write(partial(orders.set_published, site_id=site_id, body=body))
 
     async def _retain(self, link: MqttConnection, topic: str, payload: bytes) -> bool:
         try:

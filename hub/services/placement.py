@@ -100,6 +100,18 @@ class Placement:
         self._woken = True
         self._wake.set()
 
+    def publish(self, lease_ids: Sequence[str]) -> None:
+        """Have newer generations of these leases sent to their sites at once."""
+        effects = Effects()
+        effects.lease_ids.extend(lease_ids)
+        self._carry_out(effects)
+
+    def publish_orders(self) -> None:
+        """Have changed grid orders sent to their sites at once."""
+        effects = Effects()
+        effects.orders = True
+        self._carry_out(effects)
+
     async def run(self) -> None:
         """Make passes until cancelled."""
         loop = asyncio.get_running_loop()
@@ -316,6 +328,7 @@ def _issue(workload_id: str, site_id: str, price_usd_per_h: Decimal, now: dateti
             on_partition=row.on_partition,
             lapse_after_s=row.lapse_after_s,
             price_usd_per_h=price_usd_per_h,
+            keys=row.keys,
         )
         leases.insert(connection, lease, row.customer_id)
         effects.lease_ids.append(lease.lease_id)

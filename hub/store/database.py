@@ -47,6 +47,18 @@ class Database:
         self._reader.close()
 
 
+class QueryOnly:
+    """The ``SupportsRead`` port over one connection, for a program that only looks."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def read(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """Run one SELECT."""
+        rows: list[tuple[Any, ...]] = self._connection.execute(sql, tuple(params)).fetchall()
+        return rows
+
+
 def connect(path: Path, *, synchronous: str = "FULL") -> sqlite3.Connection:
     """Open a write connection with the journal mode and the sync that durability needs.
 

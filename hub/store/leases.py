@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from hub.ports import Store
+from hub.ports import Store, SupportsRead
 from hub.store.migrations import Migration
 from protocol.codec import LEASE, encode
 from protocol.event import LeaseReleased
@@ -56,6 +56,11 @@ MIGRATIONS = (
             """,
         ),
     ),
+    Migration(
+        module="leases",
+        number=2,
+        sql=("ALTER TABLE leases ADD COLUMN endpoint_url TEXT",),
+    ),
 )
 
 
@@ -65,6 +70,7 @@ class LeaseRow(Struct, frozen=True, kw_only=True):
     Args:
         lease: desired state as last decided. lapsed_at: when the hub gave a silent site up.
         released_at: when the release was applied; the attempt is over.
+        endpoint_url: where requests to its work come in, as the site last said; None: unknown.
     """
 
     lease: Lease
@@ -74,6 +80,7 @@ class LeaseRow(Struct, frozen=True, kw_only=True):
     lapsed_at: datetime | None = None
     released_at: datetime | None = None
     outcome: str | None = None
+    endpoint_url: str | None = None
 
 
 class HeldRelease(Struct, frozen=True):
@@ -103,7 +110,10 @@ class Desired(Struct, frozen=True):
     payload: bytes
 
 
-_COLUMNS = "body, customer_id, accepted_at_ms, running_at_ms, lapsed_at_ms, released_at_ms, outcome"
+_COLUMNS = (
+    "body, customer_id, accepted_at_ms, running_at_ms, lapsed_at_ms, released_at_ms, outcome,"
+    " endpoint_url"
+)
 _SELECT = f"SELECT {_COLUMNS} FROM leases"  # noqa: S608 - a constant
 _DESIRED = (
     "SELECT site_id, lease_id, hub_epoch, generation,"
@@ -168,6 +178,14 @@ def open_leases(store: Store) -> tuple[LeaseRow, ...]:
     return tuple(_row(values) for values in rows)
 
 
+def open_by_site(store: SupportsRead) -> dict[str, int]:
+    """Count the attempts that are not released, by site."""
+    rows = store.read(
+        "SELECT site_id, count(*) FROM leases WHERE released_at_ms IS NULL GROUP BY site_id"
+    )
+    return dict(rows)
+
+
 def heads_of_site(connection: sqlite3.Connection, site_id: str) -> tuple[LeaseHead, ...]:
     """Give the manifest of a site: every attempt not released."""
     rows = connection.execute(
@@ -222,6 +240,28 @@ def set_running(connection: sqlite3.Connection, lease_id: str, at: datetime) -> 
         "UPDATE leases SET running_at_ms = coalesce(running_at_ms, ?) WHERE lease_id = ?",
         (to_ms(at), lease_id),
     )
+
+
+def set_endpoint(
+    connection: sqlite3.Connection, lease_id: str, site_id: str, endpoint_url: str | None
+) -> None:
+    """Note where requests to the work of a site's attempt come in."""
+    connection.execute(
+        "UPDATE leases SET endpoint_url = ?1 WHERE lease_id = ?2 AND site_id = ?3"
+        " AND endpoint_url IS NOT ?1",
+        (endpoint_url, lease_id, site_id),
+    )
+
+
+def endpoints_of(store: SupportsRead, lease_ids: Sequence[str]) -> dict[str, str]:
+    """Give by lease where requests come in; those that are over or have none are left out."""
+    marks = ", ".join("?" * len(lease_ids))
+    rows = store.read(
+        "SELECT lease_id, endpoint_url FROM leases WHERE released_at_ms IS NULL"  # noqa: S608 - marks only
+        f" AND endpoint_url IS NOT NULL AND lease_id IN ({marks})",
+        lease_ids,
+    )
+    return dict(rows)
 
 
 def set_lapsed(connection: sqlite3.Connection, lease_id: str, at: datetime) -> None:
@@ -353,6 +393,7 @@ def _row(values: tuple[Any, ...]) -> LeaseRow:
         lapsed_at=_time(values[4]),
         released_at=_time(values[5]),
         outcome=values[6],
+        endpoint_url=values[7],
     )
 
 

@@ -1,6 +1,16 @@
 """Every migration of the hub, in the order in which they are applied."""
 
-from hub.store import invoices, leases, rate_cards, sites, sync_tables, usage, users, workloads
+from hub.store import (
+    invoices,
+    leases,
+    orders,
+    rate_cards,
+    sites,
+    sync_tables,
+    usage,
+    users,
+    workloads,
+)
 from hub.store.migrations import Migration
 
 MIGRATIONS: tuple[Migration, ...] = (
@@ -12,4 +22,5 @@ MIGRATIONS: tuple[Migration, ...] = (
     *users.MIGRATIONS,
     *rate_cards.MIGRATIONS,
     *invoices.MIGRATIONS,
+    *orders.MIGRATIONS,
 )

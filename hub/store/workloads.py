@@ -13,7 +13,7 @@ from hub.core.workload_states import FINAL, WorkloadState, is_allowed
 from hub.errors import IllegalTransitionError, NotFoundError
 from hub.ports import Store
 from hub.store.migrations import Migration
-from protocol.lease import OnPartition, WorkloadSpec
+from protocol.lease import AccessKeys, OnPartition, WorkloadSpec
 from protocol.units import from_ms, to_ms
 
 Read = Callable[[str, Sequence[object]], list[tuple[Any, ...]]]
@@ -69,6 +69,11 @@ MIGRATIONS = (
             "CREATE INDEX transitions_by_workload ON transitions (workload_id, seq)",
         ),
     ),
+    Migration(
+        module="workloads",
+        number=2,
+        sql=("ALTER TABLE workloads ADD COLUMN keys TEXT NOT NULL DEFAULT '[]'",),
+    ),
 )
 
 
@@ -80,6 +85,7 @@ class WorkloadRow(Struct, frozen=True, kw_only=True):
             attempt went. attempt: number of the newest attempt, 0 before the first.
         max_price_usd_per_h: highest price per device-hour the customer pays; None: any.
         reason: stable code of why it is in its state, ``""`` when that says nothing.
+        keys: who may use what it serves, by hash; the newest first.
         cancel_accepted_at: when the hub took the customer's cancel; minutes that start later are
             not charged.
     """
@@ -106,6 +112,7 @@ class WorkloadRow(Struct, frozen=True, kw_only=True):
     running_at: datetime | None = None
     cancel_accepted_at: datetime | None = None
     ended_at: datetime | None = None
+    keys: AccessKeys = ()
 
 
 class Transition(Struct, frozen=True, kw_only=True):
@@ -128,10 +135,10 @@ COLUMNS = (
     "workload_id, customer_id, name, device_class, count, priority, spec, state, created_at_ms,"
     " updated_at_ms, site_id, on_partition, lapse_after_s, max_price_usd_per_h, expires_at_ms,"
     " reason, attempt, placed_site_id, checkpoint_id, running_at_ms, cancel_accepted_at_ms,"
-    " ended_at_ms"
+    " ended_at_ms, keys"
 )
 _SELECT = f"SELECT {COLUMNS} FROM workloads"  # noqa: S608 - a constant
-_INSERT = f"INSERT INTO workloads ({COLUMNS}) VALUES ({', '.join('?' * 22)})"  # noqa: S608 - as above
+_INSERT = f"INSERT INTO workloads ({COLUMNS}) VALUES ({', '.join('?' * 23)})"  # noqa: S608 - as above
 _INSERT_TRANSITION = (
     "INSERT INTO transitions (workload_id, from_state, to_state, reason, actor, at_ms, detail)"
     " VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -144,6 +151,7 @@ _SETTABLE: dict[str, str] = {
     "running_at": "running_at_ms",
     "cancel_accepted_at": "cancel_accepted_at_ms",
 }
+_KEYS = msgspec.json.Decoder(AccessKeys)
 Settable = str | int | datetime | None
 
 
@@ -295,6 +303,14 @@ def transition(
     )
 
 
+def set_keys(connection: sqlite3.Connection, workload_id: str, keys: AccessKeys) -> None:
+    """Store who may use what a workload serves."""
+    connection.execute(
+        "UPDATE workloads SET keys = ? WHERE workload_id = ?",
+        (msgspec.json.encode(keys).decode(), workload_id),
+    )
+
+
 def transitions_of(store: Store, workload_id: str, limit: int = 200) -> tuple[Transition, ...]:
     """Read the history of one workload, oldest first."""
     rows = store.read(
@@ -372,7 +388,7 @@ def _values(row: WorkloadRow) -> tuple[object, ...]:
         to_ms(row.updated_at), row.site_id, row.on_partition, row.lapse_after_s,
         None if price is None else str(price), _ms(row.expires_at), row.reason, row.attempt,
         row.placed_site_id, row.checkpoint_id, _ms(row.running_at), _ms(row.cancel_accepted_at),
-        _ms(row.ended_at),
+        _ms(row.ended_at), msgspec.json.encode(row.keys).decode(),
     )  # fmt: skip
 
 
@@ -400,4 +416,5 @@ def _row(values: tuple[Any, ...]) -> WorkloadRow:
         running_at=_time(values[19]),
         cancel_accepted_at=_time(values[20]),
         ended_at=_time(values[21]),
+        keys=_KEYS.decode(values[22]),
     )

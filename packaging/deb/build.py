@@ -58,6 +58,7 @@ class Program:
         sources: our own top-level packages inside it.
         config: files below packaging/conf that become conffiles.
         left_out: locked distributions it does not use.
+        placed: further files of ours, each with the folder that it is installed into.
     """
 
     package: str
@@ -65,6 +66,7 @@ class Program:
     sources: tuple[str, ...]
     config: tuple[str, ...]
     left_out: frozenset[str] = frozenset()
+    placed: tuple[tuple[str, str], ...] = ()
 
 
 def programs() -> tuple[Program, ...]:
@@ -77,6 +79,11 @@ def programs() -> tuple[Program, ...]:
             sources=("edge_agent", "firmware_bridges", "protocol"),
             config=("agent.toml", "node.toml", "host.toml", "gpu-control.toml"),
             left_out=hub_only,
+            placed=(
+                ("packaging/polkit/60-hcp-engine.rules", "usr/share/polkit-1/rules.d"),
+                # a template is neither enabled nor started: no script of the package is about it
+                ("systemd/hcp-engine@.service", "usr/lib/systemd/system"),
+            ),
         ),
         Program(
             package="hcp-hub",
@@ -153,6 +160,14 @@ def lay_out(program: Program, work: Path) -> None:
     config.mkdir(parents=True)
     for name in program.config:
         shutil.copy(ROOT / "packaging" / "conf" / name, config / name)
+    place_files(program, stage)
+
+
+def place_files(program: Program, stage: Path) -> None:
+    """Put the further files of a package into its tree."""
+    for source, folder in program.placed:
+        (stage / folder).mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / source, stage / folder)
 
 
 def lay_out_debian(work: Path) -> None:

@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.cli.parser import build_parser
 from edge_agent.config import asic_addresses, build_site, check_links, read_config
+from edge_agent.programs import run_program
 from protocol.settings import SettingsError
 
 GOOD = """
@@ -72,7 +74,7 @@ def test_a_site_is_built_from_the_file(tmp_path: Path) -> None:
     [
         ("power_cap_w", "power_cap_kw", "limits.power_cap_kw: unknown key; did you mean"),
         ('model = "S21"', 'model = "S22"', "classes[0].model: unknown model S22"),
-        ("unix:/run", "file:/run", "nodes[0].address: 'file:/run': want unix:/path"),
+        ("unix:/run", "file:/run", "'file:/run/hcp-node/g1.sock': want unix:/path"),
         ("127.64.0.254", "127.64.0", "asics[0].first_address"),
         ("count = 3", "count = 0", "asics[0].count"),
         ('kind = "csv"', 'kind = "tsv"', "market.kind"),
@@ -141,6 +143,55 @@ def test_mistakes_of_modes_and_duties_are_named(
     tmp_path: Path, before: str, after: str, told: str
 ) -> None:
     assert told in read(tmp_path, GOOD.replace(before, after, 1))
+
+
+CAP = "power_cap_w = 60e6"
+DEVICES = 'devices = ["h100-1", "h100-2"]'
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (CAP, "power_cap_w = 0", "line 4: limits.power_cap_w: must be within 1.."),
+        (CAP, "power_cap_w = -1.0", "line 4: limits.power_cap_w"),
+        (CAP, "power_cap_w = nan", "line 4: limits.power_cap_w"),
+        (CAP, "power_cap_w = inf", "line 4: limits.power_cap_w"),
+        (CAP, "", "line 3: limits.power_cap_w: is missing"),
+        (CAP, f"{CAP}\nramp_w_per_min = 0", "line 5: limits.ramp_w_per_min"),
+        (CAP, f"{CAP}\npeak_interval_s = 0", "line 5: limits.peak_interval_s"),
+        (CAP, f"{CAP}\nquarantine_after = 0", "line 5: limits.quarantine_after"),
+        (
+            CAP,
+            f'{CAP}\nprice_market = "ercot"\nprice_floor_usd_per_mwh = 9000.0',
+            "line 6: limits.price_floor_usd_per_mwh: 9000 is not below the ceiling of 5500",
+        ),
+        ("pue = 1.25", "pue = 0", "line 10: classes[1].pue"),
+        ("pue = 1.25", "pue = nan", "line 10: classes[1].pue"),
+        ("pue = 1.25", "dwell_s = -1", "line 10: classes[1].dwell_s"),
+        ("pue = 1.25", "interval_s = 0", "line 10: classes[1].interval_s"),
+        ("pue = 1.25", "warm_reserve = -1", "line 10: classes[1].warm_reserve"),
+        ("pue = 1.25", "pue_by_ambient_c = [[30, 1.1], [10, 1.2]]", "line 10: classes[1].pue_by"),
+        ("pue = 1.25", "pue_by_ambient_c = [[30, 9.1]]", "line 10: classes[1].pue_by_ambient_c[0]"),
+        ('model = "H100"', 'model = "S21"', "line 8: classes[1].name: the class S21 is there"),
+        (DEVICES, 'devices = ["h100-1", "h100-1"]', "line 15: nodes[0].devices: h100-1 is there"),
+        (DEVICES, 'devices = ["s21-0002"]', "line 16: asics[0]: device_id s21-0002 is there"),
+        (DEVICES, "devices = []", "line 15: nodes[0].devices: a node has at least one device"),
+        ("unix:/run/hcp-node/g1.sock", "tcp:10.2.0.1", "line 13: nodes[0].address"),
+        ("unix:/run/hcp-node/g1.sock", "tcp:10.2.0.1:99999", "line 13: nodes[0].address"),
+        ('device_class = "S21"', 'device_class = "H100"', "line 18: asics[0].device_class: H100"),
+        ('device_class = "H100"', 'device_class = "S21"', "line 14: nodes[0].device_class: S21"),
+        ("serve_usd_per_h", "serve_usd", "line 27: market.gpu_rates[0].serve_usd: unknown key"),
+        ("[limits]", "[limits", "line 3: TOML"),
+    ],
+)
+def test_what_is_no_site_is_named_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], before: str, after: str, told: str
+) -> None:
+    assert before in GOOD
+    path = tmp_path / "agent.toml"
+    path.write_text(GOOD.replace(before, after, 1), encoding="utf-8")
+    assert run_program(build_parser().parse_args(["config", "check", str(path)])) == 1
+    assert f"{path}: {told}" in capsys.readouterr().out
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ import pytest
 from hub.cli import main
 from hub.config import HubConfig, credential_path, read_config
 from hub.errors import ConfigError
+from hub.store import sites
+from hub.store.database import connect
+from protocol.event import ClassReport, SiteReport
 from protocol.settings import SettingsError
 
 
@@ -93,6 +97,68 @@ def test_a_site_is_retired_and_taken_back(config: Path, capsys: pytest.CaptureFi
     assert _run(config, "site", "add", "--site", "lubbock") == 0
     assert _run(config, "site", "add", "--site", "lubbock") == 1
     assert "already" in capsys.readouterr().err
+
+
+def test_sites_are_listed(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(config, "site", "list") == 1
+    assert "run hcp-hub migrate" in capsys.readouterr().err
+    _run(config, "migrate")
+    capsys.readouterr()
+    assert _run(config, "site", "list") == 0
+    assert capsys.readouterr().out == "no sites; add one with hcp-hub site add\n"
+    for site in ("lubbock", "abilene"):
+        _run(config, "site", "add", "--site", site)
+    _run(config, "site", "retire", "abilene")
+    connection = connect(read_config(config).store_path)
+    report = SiteReport(
+        at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), power_w=4_250_000.0, power_cap_w=5e6,
+        classes=(ClassReport(device_class="H100", kind="gpu", total=8, free=3, by_activity={}),),
+        leases=(),
+    )  # fmt: skip
+    sites.set_report(connection, "lubbock", report, 1)
+    sites.set_online(connection, "lubbock", conn_no=1, boot_id="b", agent_version="9.9")
+    sites.heard(connection, "lubbock", 1_767_323_045_000)
+    connection.close()
+    capsys.readouterr()
+    assert _run(config, "site", "list") == 0
+    head, line = capsys.readouterr().out.splitlines()
+    assert head.split() == ["site", "state", "last", "seen", "MW", "of", "MW", "leases", "free"]
+    assert line.split() == [
+        "lubbock", "online", "2026-01-02T03:04:05Z", "4.250", "5.000", "0", "H100:3",
+    ]  # fmt: skip
+    assert _run(config, "site", "list", "--all", "--json") == 0
+    told = json.loads(capsys.readouterr().out)["sites"]
+    assert [(one["site_id"], one["online"], one["retired_at"] is None) for one in told] == [
+        ("abilene", False, False), ("lubbock", True, True),
+    ]  # fmt: skip
+    assert told[0]["last_seen"] is None
+    assert told[0]["power_w"] is None
+    assert told[1]["classes"] == [{"device_class": "H100", "total": 8, "free": 3}]
+    assert told[1]["agent_version"] == "9.9"
+
+
+def test_orders_are_given_listed_and_taken_back(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _run(config, "migrate")
+    _run(config, "site", "add", "--site", "lubbock")
+    start = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
+    times = ("--by", start.isoformat(), "--until", (start + timedelta(hours=1)).isoformat())
+    add = ("order", "add", "lubbock", "--mw", "2.5", *times)
+    capsys.readouterr()
+    assert _run(config, "order", "add", "nowhere", "--mw", "2.5", *times) == 1
+    assert capsys.readouterr().err == "hcp-hub: there is no site nowhere\n"
+    assert _run(config, *add, "--id", "ercot-7", "--reason", "EEA 2") == 0
+    assert _run(config, *add, "--id", "ercot-7") == 0  # the same one
+    capsys.readouterr()
+    assert _run(config, "order", "list", "lubbock", "--json") == 0
+    (order,) = json.loads(capsys.readouterr().out)["orders"]
+    assert (order["order_id"], order["status"], order["limit_mw"]) == ("ercot-7", "sent", 2.5)
+    assert _run(config, "order", "cancel", "lubbock", "ercot-8") == 1
+    assert _run(config, "order", "cancel", "lubbock", "ercot-7") == 0
+    back = ("--by", times[3], "--until", times[1])
+    assert _run(config, "order", "add", "lubbock", "--mw", "2.5", *back) == 1
+    assert "until_at: must be after the deadline" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,17 @@ async def test_customers_see_their_own_and_nothing_for_staff_alone() -> None:
     assert [json.loads(text)["n"] for text in staff.got] == [1, 2, 3]
 
 
+async def test_what_is_for_the_owner_alone_is_sent_to_no_one_else() -> None:
+    channel, own, other, staff = LiveChannel(), _Socket(), _Socket(), _Socket()
+    channel.join(_client(own, "c1"))
+    channel.join(_client(other, "c2"))
+    channel.join(_client(staff))
+    channel.publish("workload", "c1", b'{"url":null}', b'{"url":"http://x"}')
+    assert [json.loads(text)["url"] for text in own.got] == ["http://x"]
+    assert [json.loads(text)["url"] for text in staff.got] == [None]
+    assert other.got == []
+
+
 async def test_a_stalled_client_delays_nobody_and_gets_everything_in_order_later() -> None:
     channel, stalled, quick = LiveChannel(), _Socket(stalled=True), _Socket()
     slow = _client(stalled)

@@ -96,6 +96,18 @@ def test_agent_imports_nothing_its_package_leaves_out() -> None:
     assert wrong == []
 
 
+def test_the_agents_package_holds_what_its_host_asks_of_systemd(
+    build: ModuleType, tmp_path: Path
+) -> None:
+    for program in build.programs():
+        build.place_files(program, tmp_path / program.package)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.relative_to(tmp_path).as_posix() for path in files} == {
+        "hcp-agent/usr/share/polkit-1/rules.d/60-hcp-engine.rules",
+        "hcp-agent/usr/lib/systemd/system/hcp-engine@.service",
+    }
+
+
 def test_configuration_files_are_valid_toml(build: ModuleType) -> None:
     shipped = {name for program in build.programs() for name in program.config}
     files = sorted((ROOT / "packaging" / "conf").iterdir())
@@ -211,6 +223,12 @@ def test_package_holds_units_manual_user_and_no_leftovers(
     assert f"usr/lib/sysusers.d/{name}.conf" in files
     assert f"usr/share/man/man8/{name}.8.gz" in files
     assert any(re.fullmatch(rf"etc/{name}/\w+\.toml", file) for file in files)
+    # what the host may ask of systemd, and the template of which it may ask it
+    for file in (
+        "usr/share/polkit-1/rules.d/60-hcp-engine.rules",
+        "usr/lib/systemd/system/hcp-engine@.service",
+    ):
+        assert (file in files) == (name == "hcp-agent")
     library = f"usr/lib/{name}"
     absent = {f"{library}/{leftover}" for leftover in ("bin", "pip", "faker", "uv", "pytest")}
     assert files & absent == set()

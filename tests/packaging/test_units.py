@@ -19,7 +19,9 @@ COMMANDS = {
 HELPERS = {
     "hcp-gpu-control": ("/usr/bin/hcp-agent gpu-control --config /etc/hcp-agent/gpu-control.toml"),
 }
-EVERY = COMMANDS | HELPERS
+# Started by the host alone, with what it writes; programs of others, so the fences are wider.
+TEMPLATES = {"hcp-engine@": "/usr/bin/env -S ${HCP_ENGINE_COMMAND}"}
+EVERY = COMMANDS | HELPERS | TEMPLATES
 # Known to newer versions only; systemd 252 ignores each with nothing but a warning.
 NEWER_THAN_252 = (
     "notify-reload",
@@ -32,6 +34,8 @@ NEWER_THAN_252 = (
     "RestartSteps",
 )
 EXPOSURE_TENTHS_MAX = 15
+# Programs of others: they speak netlink, and go where their pools and models are.
+ENGINE_EXPOSURE_TENTHS_MAX = 16
 
 
 def settings(unit: str) -> dict[str, list[str]]:
@@ -73,7 +77,19 @@ def test_helper_starts_its_command_with_one_right_and_no_network(unit: str) -> N
     assert re.match(rf"u {group} - ", (SYSTEMD / f"{group}.sysusers").read_text())
 
 
-@pytest.mark.parametrize("unit", COMMANDS)
+@pytest.mark.parametrize("unit", TEMPLATES)
+def test_engine_runs_as_the_agents_user_and_is_nobodys_to_enable(unit: str) -> None:
+    found = settings(unit)
+    assert found["ExecStart"] == [TEMPLATES[unit]]
+    assert found["User"] == ["hcp-agent"]
+    assert found["NoNewPrivileges"] == ["yes"]
+    assert found["CapabilityBoundingSet"] == [""]
+    assert found["DevicePolicy"] == ["closed"]
+    assert "[Install]" not in (SYSTEMD / f"{unit}.service").read_text()
+    assert "WatchdogSec" not in found
+
+
+@pytest.mark.parametrize("unit", [*COMMANDS, *TEMPLATES])
 def test_user_of_the_unit_is_made_by_the_package(unit: str) -> None:
     (user,) = settings(unit)["User"]
     assert re.match(rf"u {user} - ", (SYSTEMD / f"{user}.sysusers").read_text())
@@ -94,7 +110,8 @@ def systemd_analyze() -> str:
 
 @pytest.mark.parametrize("unit", EVERY)
 def test_unit_is_hardly_exposed(unit: str) -> None:
-    limit = f"--threshold={EXPOSURE_TENTHS_MAX}"
+    tenths = ENGINE_EXPOSURE_TENTHS_MAX if unit in TEMPLATES else EXPOSURE_TENTHS_MAX
+    limit = f"--threshold={tenths}"
     path = SYSTEMD / f"{unit}.service"
     done = subprocess.run(
         [systemd_analyze(), "security", "--offline=true", "--no-pager", limit, path],

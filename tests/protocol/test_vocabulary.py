@@ -5,11 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import topics, units
+from protocol import codec, topics, units
+from protocol.event import LeaseRunning
 from protocol.ids import IdSource, lease_id_of, usage_id_of
 from protocol.lease import workload_class
 from protocol.resource import ACTIVITY_CODES, CATALOG, Activity
 from protocol.sync import Lane, LeaseHead, manifest_digest_of
+from protocol.units import BASE_URL_CHARS_MAX, check_base_url
 
 SITE = st.from_regex(r"[a-z0-9][a-z0-9-]{0,20}", fullmatch=True)
 
@@ -100,3 +102,16 @@ def test_nameplates_are_ordered_as_physics_wants() -> None:
         assert (
             model.curtailed_w <= model.idle_w <= model.mine_w <= max(model.inrush_w, model.mine_w)
         )
+
+
+def test_the_longest_address_of_a_proxy_still_carries_its_leases() -> None:
+    base = "https://h/" + "x" * (BASE_URL_CHARS_MAX - 10)
+    check_base_url("base", base)
+    with pytest.raises(ValueError, match="base must be http"):
+        check_base_url("base", base + "x")
+    lease_id = "w" * 127  # the longest identifier
+    running = LeaseRunning(
+        lease_id=lease_id, attempt=1, at=datetime(2026, 1, 1, tzinfo=UTC), instances=(),
+        endpoint_url=f"{base}/l/{lease_id}/v1",
+    )  # fmt: skip
+    assert codec.EVENT_ITEM.decode(codec.encode(running)) == running

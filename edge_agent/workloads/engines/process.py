@@ -25,7 +25,7 @@ from edge_agent.workloads.engines.group import GroupProgram
 from edge_agent.workloads.engines.output import Output
 from edge_agent.workloads.engines.program import WEIGHT_NORMAL, ForeignProgram, Program
 from edge_agent.workloads.engines.record import RecordFile
-from edge_agent.workloads.engines.unit import RUNNING_SYSTEMD, UnitLimits, UnitProgram
+from edge_agent.workloads.engines.unit import UnitLimits, UnitProgram, units_run_here
 from edge_agent.workloads.errors import DriverRefusedError, Refusal
 
 # A program that cannot work ends within this, as a rule: wrong option, no file, no GPU.
@@ -148,8 +148,8 @@ def program_for(
     if not spec.argv:
         return ForeignProgram()
     limits = limits or UnitLimits()
-    if RUNNING_SYSTEMD.is_dir():
-        return UnitProgram(spec, folder, mark=_mark(spec, folder), limits=limits)
+    if units_run_here():
+        return UnitProgram(spec, mark=_mark(spec, folder), limits=limits)
     return group_for(spec, folder=folder, boot_id=boot_id, weight=limits.weight)
 
 

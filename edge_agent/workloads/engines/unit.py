@@ -1,8 +1,13 @@
-"""A program as a transient systemd unit: the node may die, be upgraded or restarted beside it.
+"""A program as a systemd unit: node and host may die, be upgraded or restarted beside it.
 
-A unit is adopted by its name. It is made by systemd-run and never from a file, so that systemd need
-not reload: a reload takes their GPUs from containers (nvidia-container-toolkit #48, #251, #1227).
-Source: systemd-run(1), systemd.exec(5), systemd.kill(5), systemd.resource-control(5).
+The unit is an instance of the template ``hcp-engine@.service`` of the package, and is adopted by
+its name. The template says as whom and within which fences it runs; what differs (command,
+environment) stands in a file that systemd and the host alone read, and resources are set as
+properties of the instance. So the host needs the right to start and stop these units and no other;
+who may start *transient* units may run anything as root, and systemd 252 does not tell polkit their
+names (systemd #17224). Nothing is reloaded: a reload takes their GPUs from containers
+(nvidia-container-toolkit #48, #251, #1227).
+Source: systemctl(1), systemd.exec(5), systemd.kill(5), systemd.resource-control(5), env(1).
 """
 
 import asyncio
@@ -21,11 +26,15 @@ from edge_agent.workloads.engines.program import WEIGHT_NORMAL, Look, environmen
 from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError, Refusal
 
 RUNNING_SYSTEMD: Final = Path("/run/systemd/system")
+TEMPLATES: Final = tuple(
+    Path(root, "systemd/system/hcp-engine@.service") for root in ("/etc", "/lib", "/usr/lib")
+)
+# As the template names them.
+ENVIRONMENTS: Final = Path("/run/hcp-host/engines")
+COMMAND: Final = "HCP_ENGINE_COMMAND"
 COMMAND_S: Final = 5.0
 KILL_S: Final = 5.0
 LOOK_PERIOD_S: Final = 0.02
-# Longer than any grace of ours: it is systemd's own end of a stop whose asker has died.
-STOP_S: Final = 90
 _SAID_CHARS_MAX: Final = 300
 _SHOWN: Final = (
     "ActiveState",
@@ -53,42 +62,41 @@ class UnitLimits(Struct, frozen=True, kw_only=True):
 
     Args:
         weight: Share of the processors beside 100 of others.
-        devices: Device files of its GPU; empty = no device is fenced.
+        devices: Device files of its GPU, in place of those of the template; empty = those.
         cpus: Processors near its GPU, such as ``0-15``; empty = all.
         memory_max_mib: Host memory, mirror of the GPU's included; None = unbounded.
-        writable: Folders that it may write to.
     """
 
     weight: int = WEIGHT_NORMAL
     devices: tuple[str, ...] = ()
     cpus: str = ""
     memory_max_mib: int | None = None
-    writable: tuple[str, ...] = ()
 
 
 class UnitProgram:
     """One program as a unit.
 
     Args:
-        spec: What to start. folder: for its environment. mark: stands in that.
+        spec: What to start. mark: stands in its environment.
         limits: Of the machine. run: runs systemd's commands.
+        folder: Where the template looks for its environment.
     """
 
     def __init__(
         self,
         spec: EngineSpec,
-        folder: Path,
         *,
         mark: str,
         limits: UnitLimits,
         run: Run | None = None,
+        folder: Path = ENVIRONMENTS,
     ) -> None:
         self._spec = spec
         self._environment = folder / f"{spec.engine_id}.env"
         self._mark = mark
         self._limits = limits
         self._run = run or run_command
-        self.unit = f"hcp-engine-{spec.engine_id}.service"
+        self.unit = f"hcp-engine@{spec.engine_id}.service"
 
     @property
     def ours(self) -> bool:
@@ -116,13 +124,19 @@ class UnitProgram:
             return False
         await self._run(["systemctl", "reset-failed", self.unit], COMMAND_S)
         self._write_environment()
-        ran = await self._run(self._command(), deadline_s)
-        if ran.status == 0:
-            return True
-        if (await self.look()).alive:  # somebody was faster
-            return False
-        said = " ".join(ran.err.split())[:_SAID_CHARS_MAX]
-        raise DriverRefusedError(Refusal.START_FAILED, f"{self.unit}: {said}")
+        properties = _properties(self._limits)
+        for words, limit_s in (
+            (("set-property", "--runtime", self.unit, *properties), COMMAND_S),
+            (("start", self.unit), deadline_s),
+        ):
+            ran = await self._run(["systemctl", "--no-ask-password", *words], limit_s)
+            if ran.status == 0:
+                continue
+            if (await self.look()).alive:  # somebody was faster
+                return False
+            said = " ".join(ran.err.split())[:_SAID_CHARS_MAX]
+            raise DriverRefusedError(Refusal.START_FAILED, f"{self.unit}: {said}")
+        return True
 
     async def end(self, grace_s: float) -> None:
         """Stop the unit, and kill what is left after the grace."""
@@ -163,29 +177,29 @@ class UnitProgram:
         return {name: value for name, _, value in pairs}
 
     def _write_environment(self) -> None:
-        """Write the environment for systemd alone: a unit's properties are public on the bus."""
-        lines = environment_of(self._spec, self._mark).items()
-        text = "".join(f"{name}={_quoted(value)}\n" for name, value in lines)
+        """Write command and environment for systemd alone: properties are public on the bus."""
+        values = environment_of(self._spec, self._mark)
+        values[COMMAND] = env_words(self._spec.argv)
+        text = "".join(f"{name}={_quoted(value)}\n" for name, value in values.items())
         self._environment.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._environment.unlink(missing_ok=True)
         file = os.open(self._environment, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(file, "w", encoding="utf-8") as writer:
             writer.write(text)
 
-    def _command(self) -> list[str]:
-        slice_name = f"hcp-{re.sub('[^A-Za-z0-9_]', '_', self._spec.gpu)}.slice"
-        return [
-            "systemd-run",
-            "--quiet",
-            "--no-ask-password",
-            f"--unit={self.unit}",
-            f"--slice={slice_name}",
-            "--service-type=exec",
-            *(f"--property={line}" for line in _properties(self._limits)),
-            f"--property=EnvironmentFile={self._environment}",
-            "--",
-            *self._spec.argv,
-        ]
+
+def units_run_here() -> bool:
+    """Tell whether this process is a host that systemd and our package run."""
+    return (
+        RUNNING_SYSTEMD.is_dir()
+        and any(place.is_file() for place in TEMPLATES)
+        and os.access(ENVIRONMENTS.parent, os.W_OK)
+    )
+
+
+def env_words(argv: Sequence[str]) -> str:
+    """Write a command as ``env -S`` splits it: words in single quotes, where nothing expands."""
+    return " ".join("'" + word.replace("\\", "\\\\").replace("'", "\\'") + "'" for word in argv)
 
 
 def _quoted(value: str) -> str:
@@ -212,29 +226,14 @@ def _number(text: str) -> int | None:
 
 
 def _properties(limits: UnitLimits) -> list[str]:
-    lines = [
-        "KillMode=mixed",
-        f"TimeoutStopSec={STOP_S}",
-        "Restart=no",
-        f"CPUWeight={limits.weight}",
-        # the mirror of a GPU's memory is pinned
-        "LimitMEMLOCK=infinity",
-        "NoNewPrivileges=yes",
-        "ProtectSystem=strict",
-        "PrivateTmp=yes",
-        # rather a workload than agent or node
-        "OOMScoreAdjust=500",
-        "StandardInput=null",
-    ]
+    lines = [f"CPUWeight={limits.weight}"]
     if limits.devices:
         # CUDA_VISIBLE_DEVICES is a hint; this is the fence
-        lines.append("DevicePolicy=closed")
-        lines += [f"DeviceAllow={device} rw" for device in limits.devices]
+        lines += ["DeviceAllow=", *(f"DeviceAllow={device} rw" for device in limits.devices)]
     if limits.cpus:
         lines.append(f"AllowedCPUs={limits.cpus}")
     if limits.memory_max_mib is not None:
         lines.append(f"MemoryMax={limits.memory_max_mib}M")
-    lines += [f"ReadWritePaths={folder}" for folder in limits.writable]
     return lines
 
 

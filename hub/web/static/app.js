@@ -173,7 +173,9 @@ function drawWorkloads() {
     const badge = element("td");
     badge.append(stateBadge(row));
     const wish = row.device_class ? `${row.count} × ${row.device_class}` : "";
-    line.append(element("td", row.name ?? row.workload_id, { title: row.workload_id }), badge);
+    const name = element("td", row.name ?? row.workload_id, { title: row.workload_id });
+    if (row.endpoint_url) name.append(element("small", row.endpoint_url, { class: "endpoint" }));
+    line.append(name, badge);
     line.append(element("td", wish), element("td", row.placed_site_id ?? row.site_id ?? ""));
     line.append(element("td", clock(row.updated_at)));
     return line;
@@ -237,7 +239,7 @@ async function heardWorkload(message) {
   }
   const known = state.workloads.get(id) ?? (await call(`/api/v1/workloads/${id}`));
   if (ENDED.has(known.state)) return;
-  const news = { state: message.state, reason: message.reason, updated_at: message.at };
+  const news = { state: message.state, reason: message.reason, updated_at: message.at, endpoint_url: message.endpoint_url ?? null };
   if (message.site_id) news.placed_site_id = message.site_id;
   state.workloads.set(id, { ...known, ...news });
 }

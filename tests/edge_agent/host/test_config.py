@@ -41,6 +41,8 @@ def test_a_config_is_read_whole() -> None:
     assert spec.environment == (("A", "1"), ("B", "2"))
     assert listen_address(config.proxy.listen) == ("0.0.0.0", 8400)
     assert listen_address("tcp:[::1]:0") == ("::1", 0)
+    told = CONFIG.replace("[proxy]", '[proxy]\npublic_url = "https://g1.example.net:8443/hcp"')
+    assert host_config_from_toml(told).proxy.public_url == "https://g1.example.net:8443/hcp"
 
 
 @pytest.mark.parametrize(
@@ -60,6 +62,19 @@ def test_each_problem_is_named(old: str, new: str, path: str) -> None:
     with pytest.raises(SettingsError) as caught:
         host_config_from_toml(CONFIG.replace(old, new))
     assert any(path in one.path for one in caught.value.problems), caught.value.problems
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "g1.example.net", "https://", "ftp://g1", "https://g1/", "https://g1?a=b", "https://g1#a",
+        "https://me:secret@g1", "https://g1:port", "https://g1:99999", "https://g 1", "http://[::1",
+    ],
+)  # fmt: skip
+def test_a_public_address_can_be_given_to_customers(url: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        host_config_from_toml(CONFIG.replace("[proxy]", f'[proxy]\npublic_url = "{url}"'))
+    assert [(one.path, one.line) for one in caught.value.problems] == [("proxy.public_url", 6)]
 
 
 def test_gpus_have_names_of_their_own() -> None:

@@ -40,6 +40,7 @@ socket = "{folder}/gpu.sock"
 data_dir = "{folder}/data"
 [proxy]
 listen = "tcp:127.0.0.1:{port}"
+require_key = false
 admin = "tcp:127.0.0.1:{admin}"
 [limits]
 act_s = 2.0

@@ -63,6 +63,7 @@ class HostWorld:
         self.http = HttpLimits(head_s=0.3, head_bytes_max=8_192, connections_max=64)
         self.door = DoorLimits(hold_s=0.2, waiting_max=4, inside_max=8)
         self.outlive = "end"
+        self.require_key = False
         self.starts = 0
         for name, value in changes.items():
             setattr(self, name, value)
@@ -81,6 +82,7 @@ class HostWorld:
             http=self.http,
             request=self.request,
             door=self.door,
+            require_key=self.require_key,
             outlive="keep" if self.outlive == "keep" else "end",
         )
         return HostConfig(

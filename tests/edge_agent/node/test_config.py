@@ -48,7 +48,7 @@ def test_good_config_is_read(tmp_path: Path) -> None:
         ("tcp:127.0.0.1:7601", "7601", "listen", "want"),
         ("tcp:127.0.0.1:7601", "tcp:10.2.0.1:7601", "listen", "[tls]"),
         ("tcp:127.0.0.1:7601", "tcp:0.0.0.0:7601", "listen", "[tls]"),
-        ("[limits]", '[tls]\ntls_ca = "ca"\n[limits]', "tls", "tls_cert"),
+        ("[limits]", '[tls]\ntls_ca = "ca"\n[limits]', "tls.tls_cert", "missing"),
         ('socket = "/run/hcp/gpu.sock"', "", "driver.socket", "socket"),
         ("temp_c_max = 88.0", "temp_c_max = 70.0", "limits.temp_c_back", "below"),
         ("[driver]", '[driver]\nkind = "vllm"', "driver.kind", "no driver"),

@@ -9,6 +9,7 @@ import pytest
 from edge_agent.node import phases
 from edge_agent.node.errors import EvidenceError
 from edge_agent.node.executor import ActExecutor
+from edge_agent.node.keys import KeyDesk
 from edge_agent.workloads.fake import FakeDriver
 from edge_agent.workloads.ports import CanaryOutput, HostGpu, HostInfo
 
@@ -42,7 +43,8 @@ SIMULATED = sha256(b"canary:i1H100").hexdigest()
     ],
 )
 async def test_a_first_output_is_checked(said: CanaryOutput, right: bool) -> None:  # noqa: FBT001 - a case
-    executor = ActExecutor(_Driver(said))
+    driver = _Driver(said)
+    executor = ActExecutor(driver, KeyDesk(driver))
     if right:
         await executor.run("gpu0", phases.CheckCanary("i1"))
         return

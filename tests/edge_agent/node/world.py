@@ -22,6 +22,7 @@ from protocol.lease import OnPartition, WorkloadSpec
 from protocol.node import (
     DeviceStep,
     Inventory,
+    LeaseKeys,
     LeaseWork,
     MeterReading,
     NodeEvent,
@@ -79,6 +80,11 @@ class Sink:
         self.order: list[str] = []
         self.stall_s = 0.0
         self.mark: int | None = None
+        self.keys: tuple[LeaseKeys, ...] = ()
+
+    def lease_keys(self, node_id: str) -> tuple[LeaseKeys, ...]:
+        assert node_id
+        return self.keys
 
     def reading_mark(self, node_id: str) -> int:
         return self.mark if self.mark is not None else self._had()

@@ -159,6 +159,7 @@ class FakeNodes:
         self.up = set(site.nodes)
         self.sink: Agent | None = None
         self.seq = dict.fromkeys(site.nodes, 0)
+        self.proxy_url: str | None = None
         self.kept: dict[str, list[MeterReading]] = {node: [] for node in site.nodes}
         self.done: dict[tuple[str, Phase, str], DeviceOutcome] = {}
         self.fail: Callable[[PhaseDo, str], str | None] = lambda _request, _device: None
@@ -311,6 +312,7 @@ class FakeNodes:
                 at=self.clock.wall(),
                 devices=self.devices(node_id),
                 last_seq=self.seq[node_id],
+                proxy_url=self.proxy_url,
             )
         )
 
@@ -336,6 +338,7 @@ class FakeNodes:
                         for row in self.devices(node_id)
                     ),
                     devices=self.devices(node_id),
+                    proxy_url=self.proxy_url,
                 ),
             )
 

@@ -167,6 +167,33 @@ def test_work_that_completes_by_itself_frees_the_device() -> None:
     ]
 
 
+def test_the_hub_is_told_where_a_lease_listens_and_when_that_changes() -> None:
+    world = World()
+    world.nodes.proxy_url = "https://g1.test"
+
+    async def script(agent: Agent) -> None:
+        await asyncio.sleep(2.0)
+        await agent.offer_lease(lease())
+        await asyncio.sleep(5.0)
+        world.nodes.proxy_url = "https://g2.test"
+        await asyncio.sleep(5.0)
+        world.nodes.proxy_url = None
+        await asyncio.sleep(5.0)
+
+    play(world, script)
+    lease_id = lease().lease_id
+    (running,) = world.store.of(LeaseRunning)
+    assert running.endpoint_url == f"https://g1.test/l/{lease_id}/v1"  # type: ignore[union-attr]
+    told = [
+        held.endpoint_url
+        for report in world.store.of(SiteReport)
+        for held in report.leases  # type: ignore[union-attr] # of reports alone
+        if held.lease_id == lease_id
+    ]
+    urls = [f"https://{host}/l/{lease_id}/v1" for host in ("g1.test", "g2.test")]
+    assert list(dict.fromkeys(told)) == [*urls, None]
+
+
 def test_a_lost_instance_is_started_again_three_times_then_the_lease_fails() -> None:
     world = World()
 

@@ -12,6 +12,7 @@ from edge_agent.ports import CommitBatch
 from protocol import codec, topics
 from protocol.event import Alarm, NeedLeases, SiteLive
 from protocol.lease import Command, SitePolicy
+from protocol.order import SiteOrders
 from protocol.sync import (
     Ack,
     HubHeartbeat,
@@ -30,6 +31,10 @@ from tests.edge_agent.services.uplink_world import (
     settled,
     usage,
 )
+
+
+def orders_of(site_id: str) -> SiteOrders:
+    return SiteOrders(hub_epoch=1, generation=1, site_id=site_id, orders=())
 
 
 def test_all_streams_arrive_and_at_once(tmp_path: Path) -> None:
@@ -169,6 +174,7 @@ def test_bad_words_are_counted_and_change_nothing(tmp_path: Path) -> None:
             (f"hcp/v1/{SITE}/down/nobody", b"x"),
             (topics.down_lease(SITE, "w-2.1"), codec.encode(lease(1, "w-3.1"))),
             (topics.down_policy(SITE), b"\x00"),
+            (topics.down_orders(SITE), codec.encode(orders_of("elsewhere"))),
             (topics.HUB_HEARTBEAT, b"\x00"),
         ):
             await connection.publish(topic, payload)
@@ -184,7 +190,7 @@ def test_bad_words_are_counted_and_change_nothing(tmp_path: Path) -> None:
         await asyncio.sleep(5)
         await site.commit(2)
         await settled(hub, site, within_s=60)
-        assert site.uplink.status().malformed == 6
+        assert site.uplink.status().malformed == 7
         assert site.uplink.status().connects == 1
         codes = {event.code for event in site.store.recent_events(10) if isinstance(event, Alarm)}
         assert {"malformed_message", "ack_beyond_head"} <= codes
@@ -207,6 +213,7 @@ def test_desired_state_is_handed_over_once_per_version(tmp_path: Path) -> None:
             await retain(topic, codec.encode(lease(generation)))
         policy = SitePolicy(hub_epoch=1, generation=1, site_id=SITE, curtail=True)
         await retain(topics.down_policy(SITE), codec.encode(policy))
+        await retain(topics.down_orders(SITE), codec.encode(orders_of(SITE)))
         command = Command(
             hub_epoch=1, command_id="c-1", verb="locate", device_id="d", expires_at=from_ms(9)
         )
@@ -222,6 +229,7 @@ def test_desired_state_is_handed_over_once_per_version(tmp_path: Path) -> None:
         assert [one.generation for one in site.brain.leases] == [2, 3]
         assert site.brain.cleared == ["w-1.1"]
         assert site.brain.policies == [policy, policy]
+        assert site.brain.orders == [orders_of(SITE), orders_of(SITE)]
         assert site.brain.commands == [command]
         assert site.brain.manifests == 2
 

@@ -19,6 +19,7 @@ from protocol import codec, topics
 from protocol.event import Alarm
 from protocol.ids import IdSource
 from protocol.lease import Command, Lease, LeaseState, SitePolicy, WorkloadSpec
+from protocol.order import SiteOrders
 from protocol.sync import (
     Ack,
     Birth,
@@ -177,6 +178,7 @@ class Listener:
         self.leases: list[Lease] = []
         self.cleared: list[str] = []
         self.policies: list[SitePolicy] = []
+        self.orders: list[SiteOrders] = []
         self.commands: list[Command] = []
         self.heard = 0
         self.owner: bool | None = None
@@ -187,6 +189,9 @@ class Listener:
 
     async def on_lease_cleared(self, lease_id: str) -> None:
         self.cleared.append(lease_id)
+
+    async def on_orders(self, orders: SiteOrders) -> None:
+        self.orders.append(orders)
 
     async def on_policy(self, policy: SitePolicy) -> None:
         self.policies.append(policy)

@@ -1,6 +1,7 @@
 """A hub front on a real socket: uvicorn, the real store, a clock that stands still."""
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -43,6 +44,14 @@ USERS = (
 class CountingDispatcher:
     def __init__(self) -> None:
         self.woken = 0
+        self.published: list[str] = []
+        self.orders_published = 0
+
+    def publish_orders(self) -> None:
+        self.orders_published += 1
+
+    def publish(self, lease_ids: Sequence[str]) -> None:
+        self.published += lease_ids
 
     def wake(self) -> None:
         self.woken += 1

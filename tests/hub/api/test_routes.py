@@ -13,6 +13,12 @@ from tests.hub.api.harness import Hub
 
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/api/v1/workloads"): {"name": "n", "device_class": "H100"},
+    ("POST", "/api/v1/workloads/{workload_id}/key"): {},
+    ("POST", "/api/v1/sites/{site_id}/orders"): {
+        "limit_mw": 1,
+        "due_at": "2026-03-01T13:00:00Z",
+        "until_at": "2026-03-01T14:00:00Z",
+    },
     ("POST", "/api/v1/route"): {"device_class": "H100"},
     ("POST", "/api/v1/auth/login"): {"email": "no@x.test", "password": "wrong"},
 }
@@ -41,6 +47,7 @@ async def test_each_role_gets_what_its_row_says(hub: Hub, role: Role) -> None:
         if method == "WEBSOCKET":
             continue
         filled = path.replace("{workload_id}", "w-none").replace("{number}", "99999")
+        filled = filled.replace("{site_id}", "nowhere").replace("{order_id}", "o-none")
         answer = await hub.client.request(
             method, filled.replace("{name}", "app.js"), json=BODIES.get((method, path)),
             headers=hub.headers(name, Idempotency_Key="k"),
@@ -57,8 +64,8 @@ async def test_each_role_gets_what_its_row_says(hub: Hub, role: Role) -> None:
 
 
 def test_the_table_says_what_was_promised() -> None:
-    for path in ("/api/v1/resources", "/api/v1/revenue", "/api/v1/switches"):
-        assert access_of(Role.CUSTOMER, "GET", path) is Access.NO
+    for path in ("resources", "revenue", "switches", "sites/{site_id}/orders"):
+        assert access_of(Role.CUSTOMER, "GET", f"/api/v1/{path}") is Access.NO
     for path in ("workloads", "usage", "invoices"):
         assert access_of(Role.CUSTOMER, "GET", f"/api/v1/{path}") is Access.OWN
     anonymous = {route for route, row in ROUTES.items() if row[Role.ANONYMOUS] is not Access.NO}

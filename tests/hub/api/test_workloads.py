@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+import sqlite3
 from typing import Any
 
 import httpx
 import pytest
 
 from hub.core.workload_states import WorkloadState
-from hub.store import workloads
+from hub.store import leases, workloads
+from protocol.lease import Lease, LeaseState, WorkloadSpec
 from tests.hub.api.harness import Hub
 
 GOOD: dict[str, Any] = {"name": "train", "device_class": "H100", "count": 2}
@@ -120,6 +122,61 @@ async def test_foreign_workloads_are_not_there(hub: Hub) -> None:
     listed = (await hub.client.get("/api/v1/workloads", headers=hub.headers("c2"))).json()
     assert listed["items"] == []
     assert (await hub.client.get(location, headers=hub.headers("op"))).status_code == 200
+
+
+URL = "https://g1.test/l/LEASE/v1"
+
+
+async def serving(hub: Hub, key: str = "k1") -> str:
+    """Have a workload of c1 serve, as if a site had said so."""
+    workload_id = str((await _post(hub, GOOD, key)).json()["workload_id"])
+    now = hub.clock.wall()
+    lease = Lease(
+        hub_epoch=1, generation=1, lease_id=f"{workload_id}.1", workload_id=workload_id, attempt=1,
+        site_id="lubbock", state=LeaseState.RUN, device_class="H100", count=2, priority=5,
+        spec=WorkloadSpec(), issued_at=now,
+    )  # fmt: skip
+
+    def job(connection: sqlite3.Connection) -> None:
+        leases.insert(connection, lease, "c1")
+        leases.set_endpoint(connection, lease.lease_id, "lubbock", URL)
+        for to in (WorkloadState.PLACING, WorkloadState.RUNNING):
+            workloads.transition(
+                connection, workload_id, to, reason="", actor="hub", at=now, attempt=1
+            )
+
+    await hub.deps.store.write(job)
+    return workload_id
+
+
+async def move(hub: Hub, workload_id: str, *states: WorkloadState) -> None:
+    def job(connection: sqlite3.Connection) -> None:
+        for to in states:
+            workloads.transition(
+                connection, workload_id, to, reason="", actor="hub", at=hub.clock.wall()
+            )
+
+    await hub.deps.store.write(job)
+
+
+async def test_the_owner_alone_is_told_where_its_model_listens_while_it_serves(hub: Hub) -> None:
+    workload_id = await serving(hub)
+    path = f"/api/v1/workloads/{workload_id}"
+
+    async def shown(role: str) -> list[object]:
+        one = (await hub.client.get(path, headers=hub.headers(role))).json()
+        page = (await hub.client.get("/api/v1/workloads", headers=hub.headers(role))).json()
+        return [one["endpoint_url"], *(row["endpoint_url"] for row in page["items"])]
+
+    assert await shown("c1") == [URL, URL]
+    for role in ("admin", "op"):
+        assert await shown(role) == [None, None]
+    for role, status in (("c2", 404), ("anonymous", 401)):
+        assert (await hub.client.get(path, headers=hub.headers(role))).status_code == status
+    await move(hub, workload_id, WorkloadState.STARTING)
+    assert await shown("c1") == [URL, URL]
+    await move(hub, workload_id, WorkloadState.PREEMPTED, WorkloadState.QUEUED)
+    assert await shown("c1") == [None, None]
 
 
 async def test_pages_hold_every_workload_once(hub: Hub) -> None:

@@ -8,10 +8,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from hub.core.leases import after_release, end_of, is_lapsed, usage_doubt, usage_fault
+from hub.core.leases import (
+    after_release,
+    end_of,
+    is_lapsed,
+    rotated,
+    usage_doubt,
+    usage_fault,
+    with_keys,
+)
 from hub.core.workload_states import FINAL, WorkloadState, is_allowed
 from protocol.event import ReleaseOutcome
-from protocol.lease import EndReason, Lease, LeaseState, OnPartition, WorkloadSpec
+from protocol.lease import (
+    KEYS_MAX,
+    AccessKey,
+    EndReason,
+    Lease,
+    LeaseState,
+    OnPartition,
+    WorkloadSpec,
+)
 from protocol.usage import UsageRecord
 
 NOW = datetime(2026, 3, 1, 12, 0, 30, tzinfo=UTC)
@@ -136,3 +152,27 @@ def test_usage_of_an_unknown_lease_is_a_fault() -> None:
     )
     assert fault is not None
     assert fault.code == "unknown_lease"
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(-1, 86_400)), max_size=6))
+def test_of_any_keys_the_newest_stands_and_at_most_the_one_before_has_a_grace(
+    made: list[tuple[str, int]],
+) -> None:
+    keys: tuple[AccessKey, ...] = ()
+    for name, grace_s in made:
+        before, keys = keys, rotated(keys, name * 64, NOW, grace_s)
+        assert keys[0] == AccessKey(sha256=name * 64)
+        assert len(keys) <= KEYS_MAX
+        if before and grace_s > 0 and before[0].sha256 != name * 64:
+            until = NOW + timedelta(seconds=grace_s)
+            assert keys[1:] == (AccessKey(sha256=before[0].sha256, until=until),)
+        else:
+            assert keys[1:] == ()
+
+
+def test_new_keys_are_the_next_generation_and_an_end_keeps_them() -> None:
+    keys = (AccessKey(sha256="a" * 64),)
+    renewed = with_keys(LEASE, hub_epoch=2, keys=keys)
+    assert renewed == replace(LEASE, hub_epoch=2, generation=2, keys=keys)
+    ended = end_of(renewed, hub_epoch=2, reason=EndReason.CANCELLED)
+    assert (ended.state, ended.generation, ended.keys) == (LeaseState.END, 3, keys)

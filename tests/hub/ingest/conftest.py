@@ -108,13 +108,14 @@ class HubUnderTest:
         first: int,
         *bodies: bytes,
         store_id: str = "s1",
+        site_id: str = "lubbock",
         spoil: Callable[[], None] | None = None,
     ) -> Taken:
         """Send bodies as one batch; ``spoil`` may raise before the commit, as a crash does."""
         records = tuple(
             Record(first + number, digest_of(body), body) for number, body in enumerate(bodies)
         )
-        batch = UpBatch(1, "lubbock", store_id, stream, records)
+        batch = UpBatch(1, site_id, store_id, stream, records)
 
         def job(connection: sqlite3.Connection) -> Taken:
             taken = take_batch(connection, batch, now=self.now, credit=1)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from hub.core.sync import SeqSet
@@ -24,6 +25,7 @@ from protocol.event import (
     SiteReport,
     SwitchReport,
 )
+from protocol.order import OrderReport
 from protocol.sync import NackCode, Rebase, Stream, Welcome, digest_of
 from protocol.usage import Through
 
@@ -100,6 +102,37 @@ def test_life_of_a_workload_follows_the_events_and_waits_for_its_usage(
     assert site.state() == "completed"
     assert taken.effects.lease_ids == ["w-1.1"]
     assert site.rows("SELECT count(*) FROM usage") == [(2,)]
+
+
+URL = "https://g1.test/l/w-1.1/v1"
+
+
+def test_where_the_work_listens_is_kept_and_told_to_its_owner_alone(site: Hub) -> None:
+    first = LeaseRunning(lease_id="w-1.1", attempt=1, at=site.now, instances=(), endpoint_url=URL)
+    taken = site.send(Stream.EVENT, 1, accepted(site), encode(first))
+    (message,) = [row for row in taken.effects.live if b"gates_open" in row.body]
+    assert b"g1.test" not in message.body
+    assert msgspec.json.decode(message.owner_body)["endpoint_url"] == URL
+    assert site.rows("SELECT endpoint_url FROM leases") == [(URL,)]
+    interrupted = LeaseInterrupted(lease_id="w-1.1", attempt=1, at=site.now, reason="lost")
+    taken = site.send(Stream.EVENT, 3, encode(interrupted))
+    (message,) = taken.effects.live
+    assert msgspec.json.decode(message.owner_body)["endpoint_url"] == URL
+    held = HeldLease(
+        lease_id="w-1.1", attempt=1, generation=1, state="running", devices=(),
+        endpoint_url="https://g2.test/l/w-1.1/v1",
+    )  # fmt: skip
+    site.send(Stream.EVENT, 4, report(site, held))
+    assert site.rows("SELECT endpoint_url FROM leases") == [("https://g2.test/l/w-1.1/v1",)]
+
+
+def test_a_site_speaks_of_its_own_leases_only(site: Hub) -> None:
+    site.birth("s2", 1, site_id="houston")
+    held = HeldLease(
+        lease_id="w-1.1", attempt=1, generation=1, state="running", devices=(), endpoint_url=URL
+    )
+    site.send(Stream.EVENT, 1, report(site, held), store_id="s2", site_id="houston")
+    assert site.rows("SELECT endpoint_url FROM leases") == [(None,)]
 
 
 def test_records_are_taken_in_order_and_doubles_are_acked_again(
@@ -297,6 +330,21 @@ def test_switches_gaps_and_needs_are_stored_or_passed_on(site: Hub) -> None:
     assert [message.topic for message in taken.effects.live] == ["switch"]
     assert [(row.seq_first, row.seq_last) for row in taken.effects.gaps] == [(4, 6)]
     assert taken.effects.lease_ids == ["w-1.1"]
+
+
+def test_a_word_on_an_order_is_kept_of_the_owner_alone(site: Hub) -> None:
+    def report(status: str, **more: object) -> bytes:
+        return encode(OrderReport(order_id="own", at=site.now, status=status, **more))  # type: ignore[arg-type] # fields by name
+
+    site.send(Stream.EVENT, 1, report("waiting"), report("holding", load_mw=1.5))
+    assert site.rows("SELECT order_id, state, over FROM orders") == [("own", None, 0)]
+    taken = site.send(Stream.EVENT, 3, report("met", ended_at=site.now))
+    assert site.rows("SELECT over FROM orders") == [(1,)]
+    assert not taken.effects.orders  # nothing goes out: it was the site's own
+    site.birth("s2", 1)  # a second store does not own the site
+    site.send(Stream.EVENT, 1, report("missed"), store_id="s2")
+    ((body,),) = site.rows("SELECT report FROM orders")
+    assert msgspec.msgpack.decode(body)["status"] == "met"
 
 
 def test_manifest_names_what_is_not_released(site: Hub) -> None:

@@ -10,13 +10,14 @@ from msgspec import json
 
 from hub.core.rating import ClassPrice
 from hub.core.workload_states import WorkloadState
-from hub.store import leases, rate_cards, sites, sync_tables
+from hub.store import leases, orders, rate_cards, sites, sync_tables
 from protocol import topics
-from protocol.codec import encode
+from protocol.codec import ORDERS, encode
 from protocol.event import (
     ReleaseOutcome,
 )
 from protocol.lease import OnPartition
+from protocol.order import GridOrder, OrderState
 from protocol.sync import (
     Lane,
     Record,
@@ -63,6 +64,28 @@ def test_queued_workload_is_cancelled_at_once_and_a_full_site_makes_it_wait(
         assert world.back.placement.waiting == {"w-1": "no_such_class"}
         await world.cancel()
         await world.until_state(WorkloadState.CANCELLED, 0.1)
+
+    play(tmp_path, scene)
+
+
+def test_orders_go_out_at_once_and_again_when_the_broker_has_lost_them(tmp_path: Path) -> None:
+    async def scene(world: World) -> None:
+        await world.until_reported()
+        due_at = world.clock.wall() + timedelta(hours=1)
+        order = GridOrder(
+            order_id="o-1", state=OrderState.STAND, limit_mw=1.0, due_at=due_at,
+            until_at=due_at + timedelta(hours=1),
+        )  # fmt: skip
+        topic, broker = topics.down_orders("lubbock"), world.link.broker
+        await world.store.write(
+            lambda connection: orders.give(connection, "lubbock", order, world.clock.wall())
+        )
+        world.back.dispatcher.publish_orders()
+        await world.until(lambda: topic in broker.retained, 0.1)
+        assert ORDERS.decode(broker.retained[topic].payload).orders == (order,)
+        await world.until(lambda: topics.HUB_CANARY in broker.retained)
+        broker.retained.clear()
+        await world.until(lambda: topic in broker.retained, 90.0)
 
     play(tmp_path, scene)
 

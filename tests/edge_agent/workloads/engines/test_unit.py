@@ -5,31 +5,38 @@ Answers are as `systemctl show` of systemd 252 prints them (systemctl(1), org.fr
 
 from __future__ import annotations
 
-import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edge_agent.clock import SystemClock
 from edge_agent.workloads.engine import EngineState
 from edge_agent.workloads.engines.base import EnginePorts
 from edge_agent.workloads.engines.process import ProcessEngine, program_for
 from edge_agent.workloads.engines.unit import (
-    RUNNING_SYSTEMD,
+    COMMAND,
+    ENVIRONMENTS,
     Ran,
     UnitLimits,
     UnitProgram,
+    env_words,
     run_command,
+    units_run_here,
 )
 from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError, Refusal
 from tests.edge_agent.workloads.engines.rigs import spec_of
 
 Make = Callable[..., UnitProgram]
 
+ROOT = Path(__file__).resolve().parents[4]
 LONG_S = 5.0
-UNIT = "hcp-engine-thing.service"
+UNIT = "hcp-engine@thing.service"
 
 
 class Systemd:
@@ -57,10 +64,15 @@ class Systemd:
                 self.state, self.result = "failed", "signal"
             case "systemctl", "reset-failed":
                 self.state = "inactive" if self.state == "failed" else self.state
-            case "systemd-run", _:
-                if self.fails:
-                    return Ran(1, "", self.fails)
-                self.state = "active"
+            case "systemctl", "--no-ask-password":
+                return self._changed(argv[2])
+        return Ran(0, "", "")
+
+    def _changed(self, verb: str) -> Ran:
+        if self.fails.startswith(verb):
+            return Ran(1, "", self.fails.removeprefix(verb + ": "))
+        if verb == "start":
+            self.state = "active"
         return Ran(0, "", "")
 
     def _shown(self) -> str:
@@ -71,7 +83,7 @@ class Systemd:
         )
 
     def asked(self, word: str) -> bool:
-        return any(word in call[:2] for call in self.calls)
+        return any(word in call[:3] for call in self.calls)
 
 
 @pytest.fixture
@@ -84,61 +96,64 @@ def make(tmp_path: Path) -> Make:
             gpu="gpu 0/x",
             gpu_uuid="GPU-1",
         )
-        return UnitProgram(spec, tmp_path, mark="m", limits=limits or UnitLimits(), run=systemd.run)
+        return UnitProgram(
+            spec, mark="m", limits=limits or UnitLimits(), run=systemd.run, folder=tmp_path
+        )
 
     return program
 
 
-async def test_the_unit_has_its_name_its_slice_and_its_fences(make: Make, tmp_path: Path) -> None:
+async def test_the_unit_has_its_name_its_fences_and_its_file(make: Make, tmp_path: Path) -> None:
     systemd = Systemd()
     limits = UnitLimits(
-        weight=10,
-        devices=("/dev/nvidia0", "/dev/nvidiactl"),
-        cpus="0-15",
-        memory_max_mib=20_000,
-        writable=("/var/lib/models",),
+        weight=10, devices=("/dev/nvidia0", "/dev/nvidiactl"), cpus="0-15", memory_max_mib=20_000
     )
     assert await make(systemd, limits).start(LONG_S)
-    command = systemd.calls[-1]
-    assert command[0] == "systemd-run"
-    assert f"--unit={UNIT}" in command
-    # a dash in a slice's name makes a tree: hcp.slice holds them all
-    assert "--slice=hcp-gpu_0_x.slice" in command
-    assert "--service-type=exec" in command
-    properties = {word.removeprefix("--property=") for word in command if "--property" in word}
-    assert {
-        "KillMode=mixed",
+    fence, start = systemd.calls[-2:]
+    assert fence[1:5] == ["--no-ask-password", "set-property", "--runtime", UNIT]
+    assert fence[5:] == [
         "CPUWeight=10",
-        "LimitMEMLOCK=infinity",
-        "NoNewPrivileges=yes",
-        "ProtectSystem=strict",
-        "DevicePolicy=closed",
+        "DeviceAllow=",  # in place of the template's
         "DeviceAllow=/dev/nvidia0 rw",
         "DeviceAllow=/dev/nvidiactl rw",
         "AllowedCPUs=0-15",
         "MemoryMax=20000M",
-        "ReadWritePaths=/var/lib/models",
-    } <= properties
+    ]
+    assert start[1:] == ["--no-ask-password", "start", UNIT]
     # a unit's properties are public on the bus: what is secret is in a file
-    assert not any("ecret" in word for word in command)
+    assert not any("ecret" in word for call in systemd.calls for word in call)
     file = tmp_path / "thing.env"
-    assert f"EnvironmentFile={file}" in properties
     assert file.stat().st_mode & 0o077 == 0
     lines = file.read_text().splitlines()
     assert 'CUDA_VISIBLE_DEVICES="GPU-1"' in lines
     assert 'CUDA_DEVICE_ORDER="PCI_BUS_ID"' in lines
     # systemd.exec(5): inside double quotes a backslash goes before each of these
     assert 'VLLM_API_KEY="a \\"\\$ecret\\`\\\\"' in lines
-    assert command[command.index("--") + 1 :] == ["vllm", "serve", "a model"]
+    assert "HCP_ENGINE_COMMAND=\"'vllm' 'serve' 'a model'\"" in lines
     # a reload takes their GPUs from containers: never asked for
     assert not any("daemon-reload" in call for call in systemd.calls)
+
+
+@given(st.lists(st.text(st.characters(min_codepoint=32, max_codepoint=126)), max_size=4))
+@settings(max_examples=30, deadline=None)
+def test_env_splits_a_command_into_its_words(words: list[str]) -> None:
+    program = "import sys; sys.stdout.buffer.write('\\0'.join(sys.argv[1:]).encode())"
+    line = env_words([sys.executable, "-c", program, *words])
+    done = subprocess.run(["/usr/bin/env", "-S", line], capture_output=True, check=True)
+    assert done.stdout.decode() == "\0".join(words)
+
+
+def test_the_template_reads_what_is_written_for_it() -> None:
+    text = (ROOT / "systemd" / "hcp-engine@.service").read_text()
+    assert f"\nEnvironmentFile={ENVIRONMENTS}/%i.env\n" in text
+    assert f"\nExecStart=/usr/bin/env -S ${{{COMMAND}}}\n" in text
 
 
 async def test_a_unit_of_its_name_is_adopted(make: Make) -> None:
     systemd = Systemd()
     assert await make(systemd).start(LONG_S)
     assert not await make(systemd).start(LONG_S)
-    assert sum(call[0] == "systemd-run" for call in systemd.calls) == 1
+    assert sum("start" in call for call in systemd.calls) == 1
     look = await make(systemd).look()
     assert look.alive
     assert "process 77" in look.detail
@@ -147,10 +162,11 @@ async def test_a_unit_of_its_name_is_adopted(make: Make) -> None:
     assert await make(systemd).cpu_ns() == 123_456_789
 
 
-async def test_a_unit_that_does_not_start_says_why(make: Make) -> None:
+@pytest.mark.parametrize("verb", ["set-property", "start"])
+async def test_a_unit_that_does_not_start_says_why(make: Make, verb: str) -> None:
     systemd = Systemd()
-    systemd.fails = "Failed to find executable vllm: No such file or directory"
-    with pytest.raises(DriverRefusedError, match="No such file") as refused:
+    systemd.fails = f"{verb}: Interactive authentication required."
+    with pytest.raises(DriverRefusedError, match="authentication required") as refused:
         await make(systemd).start(LONG_S)
     assert refused.value.answer_code == Refusal.START_FAILED
 
@@ -205,9 +221,7 @@ async def test_commands_are_bounded_and_named() -> None:
 
 
 @pytest.mark.root
-@pytest.mark.skipif(
-    not RUNNING_SYSTEMD.is_dir() or os.geteuid() != 0, reason="needs a running systemd and root"
-)
+@pytest.mark.skipif(not units_run_here(), reason="needs a running systemd and the package")
 async def test_a_real_unit_starts_is_adopted_and_ends(tmp_path: Path) -> None:
     spec = spec_of("hcp-test-unit", argv=("sleep", "60"))
     first = program_for(spec, folder=tmp_path, boot_id="any")
