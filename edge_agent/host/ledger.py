@@ -46,7 +46,12 @@ class HostClock(Struct, frozen=True):
 
 
 class Instance:
-    """One instance of served work on a GPU."""
+    """One instance of served work on a GPU.
+
+    Attributes:
+        engine_ns: last sign of life of its engine. seen_ns: last evidence that it could serve:
+            its engine lived, and its card was well.
+    """
 
     def __init__(self, gpu: str, model: str, spec: InstanceSpec) -> None:
         self.gpu = gpu
@@ -56,6 +61,7 @@ class Instance:
         self.tally = Tally()
         self.active = False
         self.ended_ns: int | None = None
+        self.engine_ns = 0
         self.seen_ns = 0
         self.reading: EnergyReading | None = None
 

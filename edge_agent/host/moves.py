@@ -22,7 +22,7 @@ from edge_agent.workloads.engine import (
     Strategy,
     TokenSample,
 )
-from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError
+from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError, Refusal
 from edge_agent.workloads.ports import CanaryOutput
 
 T = TypeVar("T")
@@ -61,6 +61,7 @@ class Mover:
         self._warming = asyncio.Lock()
         self._canary_sha256 = engine.spec.canary_sha256
         self._bug = ""
+        self._suspect = False
 
     @property
     def engine_id(self) -> str:
@@ -100,13 +101,34 @@ class Mover:
             raise SilentEngineError(f"{self.engine_id} is still starting") from exc
 
     async def to_work(self) -> None:
-        """Bring it to work.
+        """Bring it to work; one that does not come is ended when it is next taken off.
 
         Raises:
             RefusedError: it does not come. SilentEngineError: unknown.
         """
+        suspect, self._suspect = self._suspect, True
+        await self._to_work()
+        self._suspect = suspect
+
+    async def adopt(self, limit_s: float) -> None:
+        """Bring to warm what may be at work for nobody, and learn what it has to answer.
+
+        Raises:
+            RefusedError: it failed. SilentEngineError: it is still starting, or does not answer.
+        """
+        if (await self.look()).state is EngineState.ACTIVE:
+            await self._prepare(limit_s)
+
+    async def _to_work(self) -> None:
         await self.warm()
-        await self._act("resume", self.engine.resume(self._act_s))
+        try:
+            await self._act("resume", self.engine.resume(self._act_s))
+        except RefusedError as exc:
+            if exc.answer_code != Refusal.UNPREPARED:
+                raise
+            # It was found running: nobody has learnt yet what it has to answer.
+            await self._prepare(self._act_s)
+            await self._act("resume", self.engine.resume(self._act_s))
 
     async def off(self, mode: PauseMode) -> None:
         """Take it off its GPU, as far as its strategy says; ended where it does not obey.
@@ -117,11 +139,23 @@ class Mover:
         probe = await self.look()
         if probe.state is EngineState.ABSENT:
             return
+        if self._suspect and await self._ended():
+            return
         try:
             await self._leave(mode, probe)
         except (RefusedError, SilentEngineError) as exc:
             logger.warning("engine=%s does not leave its GPU, ended: %s", self.engine_id, exc)
             await self.end()
+
+    async def _ended(self) -> bool:
+        """End what did not work when it should; False: it is somebody else's to end."""
+        logger.warning("engine=%s did not come to work, ended", self.engine_id)
+        try:
+            await self.end()
+        except (RefusedError, SilentEngineError) as exc:
+            logger.warning("engine=%s cannot be ended: %s", self.engine_id, exc)
+            return False
+        return True
 
     async def end(self) -> None:
         """End its process.
@@ -135,8 +169,9 @@ class Mover:
             logger.warning("engine=%s did not stop, killed: %s", self.engine_id, exc)
             await self._act("kill", self.engine.kill())
         probe = await self.look()
-        if probe.live and probe.state not in _NOT_AT_WORK:
+        if probe.state not in _NOT_AT_WORK:
             raise RefusedError("not_ended", f"{self.engine_id} is {probe.state.value} still")
+        self._suspect = False
 
     async def canary(self) -> CanaryOutput:
         """Have it answer its fixed question, and compare.
@@ -149,8 +184,15 @@ class Mover:
         digest = sha256(output.encode()).hexdigest()
         if not output:
             raise RefusedError("canary_mismatch", f"{self.engine_id} gave an empty first output")
-        self._canary_sha256 = self._canary_sha256 or digest
+        if not self._canary_sha256:
+            # Only its driver knows the right answer, and has tried it for this look.
+            probe = await self.look()
+            if not probe.ready:
+                self._suspect = True
+                raise RefusedError("canary_mismatch", f"{self.engine_id}: {probe.detail}")
+            self._canary_sha256 = digest
         if digest != self._canary_sha256:
+            self._suspect = True
             raise RefusedError("canary_mismatch", f"{self.engine_id} gave a wrong first output")
         return CanaryOutput(output=output, expected_sha256=self._canary_sha256)
 

@@ -90,6 +90,7 @@ class Slot:
         self._read_cards = house.read_cards
         self._keep = keep
         self._hashes = 0
+        self._card_ns = 0
         # Not at work for sure; a host that starts knows nothing of the engines that it finds.
         self._server_is_off = server is None
 
@@ -120,9 +121,21 @@ class Slot:
         await self._take_server_off(PauseMode.ABORT)
         if self.mining is not True:
             self.mining = None
-            await miner.to_work()
+            await self._bring_back(miner)
             self.mining = True
         return await self._count(miner)
+
+    async def _bring_back(self, miner: Mover) -> None:
+        """Bring the miner to work; one that does not obey is ended and started anew, once."""
+        try:
+            await miner.to_work()
+        except (RefusedError, SilentEngineError) as exc:
+            logger.warning("gpu=%s its miner does not come to work: %s", self.name, exc)
+            try:
+                await miner.end()
+            except RefusedError:
+                raise exc from None  # somebody else's: the first reason is the better one
+            await miner.to_work()
 
     async def _mine_off(self) -> int:
         if self.miner is None:
@@ -275,7 +288,10 @@ class Slot:
         async with self.lock:
             if self.instance is None and self.server is not None:
                 self._server_is_off = False
-                await self._take_server_off(PauseMode.ABORT)
+                try:
+                    await self.server.adopt(self._limits.act_s)
+                finally:
+                    await self._take_server_off(PauseMode.ABORT)
 
     async def host_ends(self) -> None:
         """Shut an open gate without a drain: this process ends now."""
@@ -320,6 +336,7 @@ class Slot:
             if not instance.active or instance is not self.instance:
                 raise RefusedError("no_instance", f"{instance.instance_id} is not active")
             await self._read_cards()
+            self._check_health()
             instance.reading = None if self.facts is None else self.facts.energy
             self._ledger.open_gate(instance)
             door = self.doors[instance.instance_id]
@@ -365,8 +382,25 @@ class Slot:
         found = self._ledger.find(instance_id)
         return found is None or found.ended_ns is not None
 
+    def take_facts(self, facts: GpuFacts | None, asked_ns: int) -> None:
+        """Take what the card's sensors say, asked at an instant; None: nothing."""
+        self.facts = facts
+        if facts is None or facts.healthy:
+            self._card_ns = asked_ns
+        if self.instance is not None:
+            self._saw(self.instance, 0)
+
     def _saw(self, instance: Instance, at_ns: int) -> None:
-        instance.seen_ns = max(instance.seen_ns, at_ns)
+        """Take a sign of life of an engine; it counts once the card was well at that time too.
+
+        An engine may go on answering for a while on a card that is lost. Of a card that nobody
+        reads, the engine's right answers are all the evidence there is.
+        """
+        instance.engine_ns = max(instance.engine_ns, at_ns)
+        seen_ns = instance.engine_ns
+        if self.facts is not None:
+            seen_ns = min(seen_ns, self._card_ns)
+        instance.seen_ns = max(instance.seen_ns, seen_ns)
 
     def _present(self, instance_id: str) -> Instance:
         instance = self.instance

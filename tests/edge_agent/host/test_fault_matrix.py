@@ -1,0 +1,239 @@
+"""Every phase of a switch, both ways, struck by every fault: a clear end, and no bill for nothing.
+
+The fault stays until something of the product cures it. What is asked of each cell is derived from
+the fault and the direction alone, never from what the product once answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from msgspec import Struct
+
+from edge_agent.core.switching import DEADLINE_S, FINAL, PATHS, Status, Switch
+from edge_agent.workloads.engine import Strategy
+from edge_agent.workloads.engines.catalogue import EngineKind
+from protocol.node import Phase
+from protocol.resource import Activity, DeviceKind
+from simulators.engine_lies import EVERY_PATH, Lie
+from simulators.virtual_loop import run
+from tests.edge_agent.host.fault_world import DEVICE, FaultWorld, Pair, until
+from tests.edge_agent.node.world import lease_work
+
+MINE, SERVE, IDLE, FAULT = Activity.MINE, Activity.SERVE, Activity.IDLE, Activity.FAULT
+PHASES = (*PATHS[DeviceKind.GPU], Phase.ROLLBACK)
+EARNED_S = 1.3
+# A switch that an agent begins after the one that failed, in order: the former work, else mining.
+AGAIN_S = 2 * (DEADLINE_S[Phase.ACTIVATE] + DEADLINE_S[Phase.ROLLBACK])
+
+RESIDENT = Pair(EngineKind.REFERENCE_MINER, EngineKind.REFERENCE_SERVER)
+SWAPPED = Pair(EngineKind.XMRIG, EngineKind.VLLM, (None, Strategy.EXTERNAL_API))
+RESTARTED = Pair(
+    EngineKind.REFERENCE_MINER, EngineKind.REFERENCE_SERVER, (Strategy.RESTART, Strategy.RESTART)
+)
+FOREIGN = Pair(EngineKind.XMRIG, EngineKind.VLLM, (None, Strategy.EXTERNAL_API), ours=False)
+
+Strike = Callable[[FaultWorld], Awaitable[None]]
+
+
+class Fault(Struct, frozen=True, kw_only=True):
+    """What goes wrong.
+
+    Args:
+        incurable: the device may end out of use, for the product can cure it by nothing.
+        spares: what must go on earning whatever the fault: the engines that it does not touch.
+    """
+
+    name: str
+    strike: Strike
+    pairs: tuple[Pair, ...] = (RESIDENT,)
+    incurable: bool = False
+    spares: tuple[Activity, ...] = ()
+
+
+def lying(role: str, lie: Lie, *paths: str) -> Strike:
+    async def strike(world: FaultWorld) -> None:
+        standin = world.bodies[role].standin
+        if standin is not None:
+            for path in paths or (EVERY_PATH,):
+                standin.lies.tell(path, lie)
+
+    return strike
+
+
+def killed(role: str, *, starts: bool = True) -> Strike:
+    async def strike(world: FaultWorld) -> None:
+        world.bodies[role].starts = starts
+        world.bodies[role].die()
+
+    return strike
+
+
+async def rubbish(world: FaultWorld) -> None:
+    if world.bodies["server"].standin is not None:
+        world.bodies["server"].standin.rubbish = True  # type: ignore[attr-defined] # of servers
+
+
+async def over_claim(world: FaultWorld) -> None:
+    world.card.extra_mib = 70_000
+
+
+async def lost(world: FaultWorld) -> None:
+    world.card.healthy = False
+
+
+async def unheard(world: FaultWorld) -> None:
+    world.card.told = False
+
+
+async def hot(world: FaultWorld) -> None:
+    world.card.temp_c = 95.0
+
+
+async def host_restarts(world: FaultWorld) -> None:
+    await world.kill_host()
+    await asyncio.sleep(0.3)
+    await world.start_host()
+
+
+async def node_restarts(world: FaultWorld) -> None:
+    await world.kill_node()
+    await asyncio.sleep(0.3)
+    await world.start_node()
+
+
+ACTS = ("/pause", "/resume", "/offload", "/sleep", "/wake_up", "/json_rpc")
+FAULTS = (
+    Fault(name="server-hangs", strike=lying("server", Lie.HANG), pairs=(RESIDENT, SWAPPED)),
+    Fault(name="miner-hangs", strike=lying("miner", Lie.HANG), pairs=(RESIDENT, SWAPPED)),
+    Fault(name="server-killed", strike=killed("server"), pairs=(RESIDENT, SWAPPED, RESTARTED)),
+    Fault(name="miner-killed", strike=killed("miner"), pairs=(RESIDENT, SWAPPED, RESTARTED)),
+    Fault(name="server-html", strike=lying("server", Lie.HTML), pairs=(RESIDENT, SWAPPED)),
+    Fault(name="miner-html", strike=lying("miner", Lie.HTML), pairs=(SWAPPED,)),
+    Fault(name="server-fake-200", strike=lying("server", Lie.FALSE, *ACTS), pairs=(RESIDENT, SWAPPED)),
+    Fault(name="miner-fake-200", strike=lying("miner", Lie.FALSE, *ACTS), pairs=(RESIDENT, SWAPPED)),
+    Fault(name="server-early", strike=lying("server", Lie.EARLY, *ACTS), pairs=(SWAPPED,)),
+    Fault(name="miner-works-on", strike=lying("miner", Lie.WORKS_ON, *ACTS), pairs=(RESIDENT, SWAPPED)),
+    Fault(name="server-oom", strike=lying("server", Lie.OUT_OF_MEMORY, "/wake_up", "/resume"), pairs=(RESIDENT, SWAPPED)),
+    Fault(name="server-rubbish", strike=rubbish, pairs=(RESIDENT, SWAPPED)),
+    Fault(name="over-claim", strike=over_claim),
+    Fault(name="model-does-not-start", strike=killed("server", starts=False), pairs=(RESIDENT, RESTARTED)),
+    Fault(name="miner-does-not-start", strike=killed("miner", starts=False), incurable=True, pairs=(RESIDENT, RESTARTED)),
+    Fault(name="card-lost", strike=lost, incurable=True, pairs=(RESIDENT, SWAPPED)),
+    Fault(name="card-unheard", strike=unheard),
+    Fault(name="card-hot", strike=hot, incurable=True),
+    Fault(name="host-restarts", strike=host_restarts, pairs=(RESIDENT, SWAPPED)),
+    Fault(name="node-restarts", strike=node_restarts),
+    Fault(name="foreign-server-hangs", strike=lying("server", Lie.HANG), incurable=True, pairs=(FOREIGN,)),
+    Fault(name="foreign-miner-hangs", strike=lying("miner", Lie.HANG), incurable=True, pairs=(FOREIGN,)),
+    Fault(name="foreign-miner-works-on", strike=lying("miner", Lie.WORKS_ON, *ACTS), incurable=True, pairs=(FOREIGN,)),
+)  # fmt: skip
+PAIR_NAMES = {id(RESIDENT): "resident", id(SWAPPED): "swapped", id(RESTARTED): "restarted", id(FOREIGN): "foreign"}
+CELLS = [
+    pytest.param(fault, pair, target, phase, id=f"{fault.name}-{PAIR_NAMES[id(pair)]}-to-{target}-{phase}")
+    for fault in FAULTS
+    for pair in fault.pairs
+    for target, phase in itertools.product((SERVE, MINE), PHASES)
+]
+
+
+@pytest.mark.parametrize(("fault", "pair", "target", "phase"), CELLS)
+def test_a_fault_at_a_phase(
+    fault: Fault, pair: Pair, target: Activity, phase: Phase, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        world = FaultWorld(tmp_path, pair)
+        async with world.running():
+            await Cell(world, fault, target, phase).play()
+
+    run(main())
+
+
+class Cell:
+    """One switch with a fault at one phase, and what the agent does afterwards."""
+
+    def __init__(self, world: FaultWorld, fault: Fault, target: Activity, phase: Phase) -> None:
+        self.world = world
+        self.fault = fault
+        self.target = target
+        self.phase = phase
+        self.struck_s = 0.0
+
+    async def play(self) -> None:
+        world = self.world
+        source = MINE if self.target is SERVE else SERVE
+        if source is SERVE:
+            first = await world.switch(MINE, SERVE, lease_work("i1"))
+            assert first.devices[0].status is Status.COMMITTED, first.devices[0].code
+        await asyncio.sleep(EARNED_S)
+        work = lease_work("i2", "w2.1") if self.target is SERVE else None
+        switch = await world.switch(source, self.target, work, before=self._before)
+        (device,) = switch.devices
+        assert device.status in FINAL
+        assert device.status is Status.COMMITTED or device.code, "an end without a reason"
+        assert device.status is not Status.QUARANTINED or self.fault.incurable, device.code
+        await self._earn_again(switch)
+        await asyncio.sleep(EARNED_S)
+        self._check_end()
+        await self._check_bill()
+        assert not world.both_at_work
+        assert not world.unverified
+
+    async def _before(self, phase: Phase) -> bool:
+        if self.phase is Phase.ROLLBACK and phase is Phase.VERIFY:
+            return False  # its answer is lost: a switch that must go back
+        if phase is self.phase and not self.struck_s:
+            self.struck_s = asyncio.get_running_loop().time()
+            await self.fault.strike(self.world)
+            self.world.note()
+        return True
+
+    async def _earn_again(self, switch: Switch) -> None:
+        """Do what an agent does: start lost work anew, and where that fails, mine."""
+        world = self.world
+        began_s = asyncio.get_running_loop().time()
+        # what ended by itself is noticed first
+        await until(lambda: world.node is not None and world.host is not None)
+        await asyncio.sleep(4.0)
+        tries = [(SERVE, lease_work("i3", "w3.1")), (MINE, None)]
+        for target, work in tries:
+            held = world.held
+            if held.activity is FAULT or self._earns():
+                break
+            source = IDLE if held.activity is SERVE else held.activity
+            switch = await world.switch(source, target, work)
+            assert switch.devices[0].status is Status.COMMITTED or switch.devices[0].code
+        took_s = asyncio.get_running_loop().time() - began_s
+        assert took_s <= AGAIN_S
+
+    def _earns(self) -> bool:
+        world, held = self.world, self.world.held
+        if held.activity is MINE:
+            return world.mines()
+        return held.activity is SERVE and held.ended is None and world.serving() and world.able()
+
+    def _check_end(self) -> None:
+        held = self.world.held
+        if held.activity is FAULT:
+            assert self.fault.incurable
+            assert held.ended_detail
+        else:
+            assert self._earns() or self.fault.incurable, held
+
+    async def _check_bill(self) -> None:
+        world = self.world
+        assert world.node is not None
+        world.note()
+        told: dict[str, int] = {}
+        for one in world.node.memory._store.readings_after(0, 10_000):
+            told[one.instance_id] = max(told.get(one.instance_id, 0), one.served_ns)
+        over = {
+            name: (ns, world.truth_ns.get(name, 0))
+            for name, ns in told.items()
+            if ns > world.truth_ns.get(name, 0)
+        }
+        assert not over
