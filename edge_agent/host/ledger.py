@@ -51,6 +51,7 @@ class Instance:
     Attributes:
         engine_ns: last sign of life of its engine. seen_ns: last evidence that it could serve:
             its engine lived, and its card was well.
+        reason: why its gate shut with nobody asking; empty: it did not.
     """
 
     def __init__(self, gpu: str, model: str, spec: InstanceSpec) -> None:
@@ -64,6 +65,7 @@ class Instance:
         self.engine_ns = 0
         self.seen_ns = 0
         self.reading: EnergyReading | None = None
+        self.reason = ""
 
     @property
     def instance_id(self) -> str:
@@ -255,4 +257,5 @@ def _row(one: Instance, after_minute: int) -> Meter:
         served_ns=meter.served_ns,
         energy_mj=meter.energy_mj,
         marks=tuple(mark for mark in meter.marks if mark.epoch_minute > after_minute),
+        reason=one.reason,
     )

@@ -188,7 +188,7 @@ class Mover:
             # Only its driver knows the right answer, and has tried it for this look.
             probe = await self.look()
             if not probe.ready:
-                self._suspect = True
+                self._suspect = probe.state is EngineState.FAILED
                 raise RefusedError("canary_mismatch", f"{self.engine_id}: {probe.detail}")
             self._canary_sha256 = digest
         if digest != self._canary_sha256:

@@ -256,4 +256,5 @@ def _sample(slot: Slot) -> HostSample:
         hashrate_mhs=None if rate is None else rate / _HS_PER_MHS,
         mining=slot.mining,
         healthy=facts is None or facts.healthy,
+        reason="" if facts is None else facts.reason,
     )

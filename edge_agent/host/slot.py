@@ -270,12 +270,13 @@ class Slot:
         """Note that the asked served time is over: nobody enters, who is inside is sent out."""
         self.doors[instance.instance_id].end("completed")
 
-    async def engine_died(self, instance: Instance) -> None:
-        """Shut the gate of an engine that gives no sign of life, at its last one."""
+    async def cut_off(self, instance: Instance, reason: str) -> None:
+        """Shut the gate of what can be served no longer, at its last evidence."""
         async with self.lock:
             if instance.meter.open:
-                logger.error("instance=%s gpu=%s: its engine died", instance.instance_id, self.name)
-                self.doors[instance.instance_id].end("its engine died")
+                logger.error("instance=%s gpu=%s: %s", instance.instance_id, self.name, reason)
+                instance.reason = reason
+                self.doors[instance.instance_id].end(reason)
                 self._ledger.shut_gate(instance)
                 instance.active = False
 
@@ -381,6 +382,14 @@ class Slot:
     def _ledger_ended(self, instance_id: str) -> bool:
         found = self._ledger.find(instance_id)
         return found is None or found.ended_ns is not None
+
+    def silence(self) -> str:
+        """Say why there is no evidence that work is served."""
+        if self.facts is not None and not self.facts.healthy:
+            return f"its card is not well: {self.facts.reason or 'no reason given'}"
+        if self.server_state is EngineState.ABSENT:
+            return "its engine ended"
+        return "its engine gave no right answer"
 
     def take_facts(self, facts: GpuFacts | None, asked_ns: int) -> None:
         """Take what the card's sensors say, asked at an instant; None: nothing."""

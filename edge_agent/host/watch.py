@@ -184,7 +184,7 @@ class Watch:
             await slot.completed(instance)
         silent_ns = self._clock.boottime_ns() - instance.seen_ns
         if instance.meter.open and silent_ns > self._limits.lost_s * _NS_PER_S:
-            await slot.engine_died(instance)
+            await slot.cut_off(instance, slot.silence())
 
 
 def _mining(state: EngineState, *, still: bool) -> bool | None:

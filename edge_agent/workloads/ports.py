@@ -31,7 +31,7 @@ class HostInfo(Struct, frozen=True, kw_only=True):
 
 
 class HostSample(Struct, frozen=True, kw_only=True):
-    """Facts of one GPU; None is unknown."""
+    """Facts of one GPU; None is unknown. ``reason``: why it is not healthy, in words."""
 
     gpu: str
     power_w: float | None = None
@@ -41,6 +41,7 @@ class HostSample(Struct, frozen=True, kw_only=True):
     hashrate_mhs: float | None = None
     mining: bool | None = None
     healthy: bool = True
+    reason: str = ""
 
 
 class InstanceSpec(Struct, frozen=True, kw_only=True):
@@ -62,7 +63,10 @@ class MeterMark(Struct, frozen=True, array_like=True):
 
 
 class Meter(Struct, frozen=True, kw_only=True):
-    """Counters of one instance at the page's ``now_ns``; instants are CLOCK_BOOTTIME."""
+    """Counters of one instance at the page's ``now_ns``; instants are CLOCK_BOOTTIME.
+
+    ``reason``: why its gate shut with nobody asking, in words; empty: it did not.
+    """
 
     gpu: str
     instance_id: str
@@ -75,6 +79,7 @@ class Meter(Struct, frozen=True, kw_only=True):
     served_ns: int
     energy_mj: int
     marks: tuple[MeterMark, ...] = ()
+    reason: str = ""
 
 
 class MeterPage(Struct, frozen=True, kw_only=True):

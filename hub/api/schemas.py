@@ -85,7 +85,7 @@ class WorkloadRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class TransitionView(Struct, frozen=True, kw_only=True):
-    """One step of a workload."""
+    """One step of a workload; ``why`` is for a person, empty where the reason says it all."""
 
     seq: int
     from_state: WorkloadState | None
@@ -93,6 +93,7 @@ class TransitionView(Struct, frozen=True, kw_only=True):
     reason: str
     actor: str
     at: datetime
+    why: str = ""
 
 
 class WorkloadView(Struct, frozen=True, kw_only=True):
@@ -352,6 +353,7 @@ def workload_view(row: WorkloadRow, history: tuple[Transition, ...] = ()) -> Wor
                 reason=step.reason,
                 actor=step.actor,
                 at=step.at,
+                why=step.detail.get("why", ""),
             )
             for step in history
         ),

@@ -186,8 +186,17 @@ def _apply_progress(
                 )
             )
     elif state is WorkloadState.RUNNING:
-        _step(connection, row, WorkloadState.STARTING, "interrupted", context.actor, event.at,
-              effects)  # fmt: skip
+        effects.transition(
+            workloads.transition(
+                connection,
+                row.lease.workload_id,
+                WorkloadState.STARTING,
+                reason="interrupted",
+                actor=context.actor,
+                at=event.at,
+                detail={"why": event.reason},
+            )
+        )
 
 
 def _apply_refusal(

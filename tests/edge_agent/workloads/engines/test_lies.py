@@ -301,7 +301,7 @@ async def test_without_a_known_answer_nothing_is_ready(tmp_path: Path) -> None:
         assert (probe.state, probe.ready) == (EngineState.ACTIVE, False)
         with pytest.raises(DriverRefusedError) as refused:
             await engine.resume(LONG_S)
-        assert refused.value.answer_code == Refusal.WRONG_OUTPUT
+        assert refused.value.answer_code == Refusal.UNPREPARED
 
 
 async def test_what_is_learnt_outlives_the_driver(tmp_path: Path) -> None:
