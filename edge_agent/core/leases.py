@@ -351,7 +351,8 @@ def _replace(
     free = usable(state) & (state.lease_no < 0) & (state.switch_no < 0)
     candidates = np.flatnonzero(free & (site.class_of == site.class_index(lease.device_class)))
     if serving or not len(candidates):
-        return p.EndLease(entry.lease_id, ReleaseOutcome.PREEMPTED, _why(f"{device_id} is gone", entry))
+        why = _why(f"{device_id} is gone", entry)
+        return p.EndLease(entry.lease_id, ReleaseOutcome.PREEMPTED, why)
     new = site.devices[int(candidates[0])].device_id
     return p.ReplaceDevice(entry.lease_id, device_id, new)
 

@@ -17,6 +17,7 @@ from edge_agent.host.errors import RefusedError, SilentEngineError
 from edge_agent.host.ledger import HostClock, Instance, Ledger
 from edge_agent.host.metrics import PhaseTimes
 from edge_agent.host.moves import Mover
+from edge_agent.host.planner import MemoryBook, Planner
 from edge_agent.host.proxy import Target
 from edge_agent.host.sensors import Sensors
 from edge_agent.host.slot import House, Slot
@@ -44,6 +45,7 @@ class HostService:
 
     Args:
         config: checked. movers: of (gpu name, ``miner`` or ``server``). sensors: of the cards.
+        planner: of the ways in which engines leave their GPUs; None: one that keeps nothing.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class HostService:
         sensors: Sensors,
         ledger: Ledger,
         clock: HostClock,
+        planner: Planner | None = None,
     ) -> None:
         self.config = config
         self.ledger = ledger
@@ -65,6 +68,7 @@ class HostService:
             self.doors,
             clock.boottime_ns,
             lambda: self.watch.refresh_cards(),  # noqa: PLW0108 - the watch is made of the slots
+            planner or Planner(MemoryBook(), lambda: None),
         )
         self.slots = {
             gpu.name: Slot(

@@ -17,11 +17,13 @@ from collections.abc import Awaitable, Callable
 
 from msgspec import Struct
 
-from edge_agent.host.config import GpuConfig, HostLimits
+from edge_agent.host.config import EngineConfig, GpuConfig, HostLimits
 from edge_agent.host.door import Door, Doors
 from edge_agent.host.errors import RefusedError, SilentEngineError
+from edge_agent.host.layout import Layout
 from edge_agent.host.ledger import Instance, Ledger
 from edge_agent.host.moves import STILL_S, Mover
+from edge_agent.host.planner import Pair, Planner
 from edge_agent.host.sensors import GpuFacts
 from edge_agent.host.upstream import Upstream
 from edge_agent.workloads.engine import EngineState, HashSample, PauseMode, Strategy
@@ -38,12 +40,14 @@ class House(Struct, frozen=True):
 
     Args:
         now_ns: CLOCK_BOOTTIME. read_cards: reads every card anew, in a short time or not at all.
+        planner: says how engines leave their GPUs, and learns from it.
     """
 
     ledger: Ledger
     doors: Doors
     now_ns: Callable[[], int]
     read_cards: Callable[[], Awaitable[None]]
+    planner: Planner
 
 
 class Slot:
@@ -88,9 +92,12 @@ class Slot:
         self._limits = limits
         self._now_ns = house.now_ns
         self._read_cards = house.read_cards
+        self._planner = house.planner
+        self.layout = self._plan()
         self._keep = keep
         self._hashes = 0
         self._card_ns = 0
+        self.over_looks = 0
         # Not at work for sure; a host that starts knows nothing of the engines that it finds.
         self._server_is_off = server is None
 
@@ -122,6 +129,7 @@ class Slot:
         if self.mining is not True:
             self.mining = None
             await self._bring_back(miner)
+            self._learn(self.config.miner, miner)
             self.mining = True
         return await self._count(miner)
 
@@ -144,6 +152,7 @@ class Slot:
         if self.mining is False and await self._count(self.miner) == stood:
             return stood
         self.mining = None
+        self.layout = self._plan()
         await self.miner.off(PauseMode.KEEP)
         try:
             stood = await self._standstill(self.miner, self._limits.act_s / 4)
@@ -202,6 +211,9 @@ class Slot:
             if self.instance is not None:
                 raise RefusedError("busy", f"{self.name} holds {self.instance.instance_id}")
             server = self._server()
+            self.layout = self._plan()
+            if self.layout.no_fit:
+                raise RefusedError("no_vram", f"{self.name}: {self.layout.no_fit}")
             if server.strategy is Strategy.RESTART and self.mining is not False:
                 raise RefusedError("busy", f"{self.name} is mining, or may be")
             await server.warm()
@@ -222,7 +234,14 @@ class Slot:
                 raise RefusedError("busy", f"{self.name} is mining, or may be")
             if not instance.active:
                 self._server_is_off = False  # whatever comes of it
-                await self._server().to_work()
+                server = self._server()
+                server.moved_mib = 0
+                try:
+                    await server.to_work()
+                finally:
+                    self._learn(self.config.server, server)
+                await self._read_cards()
+                self._check_claim(server)
                 instance.active = True
 
     async def canary(self, instance_id: str) -> CanaryOutput:
@@ -364,8 +383,36 @@ class Slot:
             door.end(reason)
         return state
 
+    def _plan(self) -> Layout:
+        """Have it planned how the engines leave this GPU, by what is known now."""
+        found = self._planner.layout(Pair(self.config, self.miner, self.server))
+        if self.miner is not None and found.miner is not None:
+            self.miner.strategy = found.miner
+        if self.server is not None and found.server is not None:
+            self.server.strategy = found.server
+        return found
+
+    def _learn(self, config: EngineConfig | None, mover: Mover) -> None:
+        trip = mover.take_trip()
+        if trip is not None:
+            self._planner.took(config, mover, self.config.model, trip)
+
+    def over_claim(self) -> str:
+        """Say by how much the card is fuller than its engines' claims; empty: it is not."""
+        used_mib = None if self.facts is None else self.facts.memory_used_mib
+        allowed_mib = self.layout.allowed_mib
+        if used_mib is None or allowed_mib is None or used_mib <= allowed_mib:
+            return ""
+        return f"{used_mib:.0f} MiB of its card are in use, {allowed_mib} MiB are claimed"
+
+    def _check_claim(self, server: Mover) -> None:
+        if excess := self.over_claim():
+            server.distrust()  # paused, it would keep what it took
+            raise RefusedError("over_claim", f"{self.name}: {excess}")
+
     async def _take_server_off(self, mode: PauseMode) -> None:
         if not self._server_is_off:
+            self.layout = self._plan()
             await self._server().off(mode)
             self._server_is_off = True
 
@@ -382,6 +429,11 @@ class Slot:
     def _ledger_ended(self, instance_id: str) -> bool:
         found = self._ledger.find(instance_id)
         return found is None or found.ended_ns is not None
+
+    async def turn_out(self, instance: Instance) -> None:
+        """Shut the gate of an engine that takes more memory than it claims."""
+        self._server().distrust()
+        await self.cut_off(instance, f"it takes more memory than it claims: {self.over_claim()}")
 
     def silence(self) -> str:
         """Say why there is no evidence that work is served."""

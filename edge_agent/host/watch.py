@@ -24,6 +24,8 @@ REFRESH_S = 0.1
 REVIVE_S_MIN = 5.0
 REVIVE_S_MAX = 300.0
 _SENSORS_PERIOD_S = 1.0
+# One odd reading of a card's memory is noise; so many looks are more than one reading.
+OVER_LOOKS_MIN = 6
 
 
 class EnergyEstimate:
@@ -182,6 +184,9 @@ class Watch:
             self._ledger.settle()
         if instance.meter.completed:
             await slot.completed(instance)
+        slot.over_looks = slot.over_looks + 1 if instance.meter.open and slot.over_claim() else 0
+        if slot.over_looks >= OVER_LOOKS_MIN:
+            await slot.turn_out(instance)
         silent_ns = self._clock.boottime_ns() - instance.seen_ns
         if instance.meter.open and silent_ns > self._limits.lost_s * _NS_PER_S:
             await slot.cut_off(instance, slot.silence())

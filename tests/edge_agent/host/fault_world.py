@@ -29,6 +29,7 @@ from edge_agent.host.errors import RefusedError, SilentEngineError
 from edge_agent.host.gate_log import GateLine
 from edge_agent.host.ledger import HostClock, Ledger
 from edge_agent.host.moves import Mover
+from edge_agent.host.planner import MemoryBook, Planner
 from edge_agent.host.sensors import GpuFacts
 from edge_agent.host.service import HostService
 from edge_agent.node.config import NodeConfig, NodeDeviceConfig, NodeDriverConfig
@@ -56,7 +57,16 @@ from firmware_bridges.errors import (
     BridgeUnreachableError,
 )
 from firmware_bridges.transport import Deadlines, IsComplete
-from protocol.node import DeviceOutcome, DeviceStep, LeaseWork, Phase, PhaseDo, PhaseDone
+from protocol.node import (
+    DeviceOutcome,
+    DeviceStep,
+    LeaseWork,
+    NodeEvent,
+    NodeFacts,
+    Phase,
+    PhaseDo,
+    PhaseDone,
+)
 from protocol.resource import Activity, DeviceKind
 from simulators.engine_lies import EVERY_PATH, Lie
 from simulators.engine_server import EngineDiedError, Reply, StandIn, _encoded, _instead
@@ -141,7 +151,6 @@ class Card:
         self.healthy = True
         self.told = True
         self.temp_c = 60.0
-        self.extra_mib = 0
 
     async def run(self) -> None:
         await asyncio.Event().wait()
@@ -149,8 +158,12 @@ class Card:
     async def read(self) -> Mapping[str, GpuFacts]:
         if not self.told:
             return {}
-        used_mib = float(self._used_mib() + self.extra_mib)
-        facts = GpuFacts(temp_c=self.temp_c, memory_used_mib=used_mib, healthy=self.healthy)
+        facts = GpuFacts(
+            temp_c=self.temp_c,
+            memory_used_mib=float(self._used_mib()),
+            healthy=self.healthy,
+            reason="" if self.healthy else "it fell off the bus",
+        )
         return {UUID: facts}
 
 
@@ -189,12 +202,15 @@ class FaultWorld:
         self.records = {role: MemoryRecords() for role in self.bodies}
         self.card = Card(self.used_mib)
         self.log: list[GateLine] = []
+        self.book = MemoryBook()
+        self.events: list[NodeEvent] = []
         self.host: HostService | None = None
         self.node: NodeService | None = None
         self.host_died = asyncio.Event()
         self.node_died = asyncio.Event()
         self.processes = 0
         self.switches = 0
+        self.greed_mib: dict[int, int] = {}
         self.both_at_work: list[str] = []
         self.unverified: list[str] = []
         self.truth_ns: dict[str, int] = {}
@@ -208,6 +224,7 @@ class FaultWorld:
     def used_mib(self) -> int:
         server = self.bodies["server"].standin
         used = server.used_mib() if isinstance(server, VllmStandIn | ServerStandIn) else 0
+        used += self.greed_mib.get(id(server), 0)
         return used + (MINER_MIB if self.bodies["miner"].alive else 0)
 
     def mines(self) -> bool:
@@ -334,17 +351,18 @@ class FaultWorld:
         return Mover(engine, strategy, act_s=LIMITS.act_s, grace_s=LIMITS.grace_s)
 
     def _config(self) -> HostConfig:
-        url = "http://127.0.0.1:1"
-        engine = EngineConfig(kind="x", url=url)
-        gpu = GpuConfig(
-            name=GPU,
-            model="H100",
-            uuid=UUID,
-            vram_mib=VRAM_MIB,
-            miner=EngineConfig(kind="x", url=url, vram_mib=MINER_MIB),
-            server=EngineConfig(kind="x", url=url, vram_mib=SERVER_MIB),
+        miner, server = (
+            EngineConfig(
+                kind=self.pair.kinds[role].value,
+                url=f"http://127.0.0.1:{port}",
+                vram_mib=MINER_MIB if role == "miner" else SERVER_MIB,
+                strategy=self.pair.strategies[role],
+            )
+            for role, port in PORTS.items()
         )
-        del engine
+        gpu = GpuConfig(
+            name=GPU, model="H100", uuid=UUID, vram_mib=VRAM_MIB, miner=miner, server=server
+        )
         return HostConfig(
             host_id="host", socket="/none", data_dir=str(self.folder), gpus=(gpu,), limits=LIMITS
         )
@@ -357,7 +375,8 @@ class FaultWorld:
         )
         ledger = Ledger(f"process-{self.processes}", clock, self.write)
         movers = {(GPU, role): self._mover(role) for role in self.bodies}
-        service = HostService(self._config(), movers, self.card, ledger, clock)
+        planner = Planner(self.book, lambda: 100_000)
+        service = HostService(self._config(), movers, self.card, ledger, clock, planner)
         self.host_died = asyncio.Event()
         await self._lives["host"].enter_async_context(_running(service.run()))
         self.host = service
@@ -384,6 +403,7 @@ class FaultWorld:
         self.node_died = asyncio.Event()
         self._lives["node"].push_async_callback(writer.close)
         await self._lives["node"].enter_async_context(_running(service.run()))
+        await service.attach(_Listener(self.events), epoch=1)
         self.node = service
 
     async def kill_node(self) -> None:
@@ -522,6 +542,25 @@ def _switch(
         phase=Phase.VALIDATE,
         phase_ns=now_ns,
     )
+
+
+class _Listener:
+    """The agent's session, which keeps what the node tells by itself."""
+
+    def __init__(self, events: list[NodeEvent]) -> None:
+        self._events = events
+
+    def wake(self) -> None:
+        pass
+
+    def facts(self, facts: NodeFacts) -> None:
+        pass
+
+    def event(self, event: NodeEvent) -> None:
+        self._events.append(event)
+
+    def replaced(self) -> None:
+        pass
 
 
 class LocalDriver:

@@ -17,7 +17,7 @@ from msgspec import Struct
 from edge_agent.core.switching import DEADLINE_S, FINAL, PATHS, Status, Switch
 from edge_agent.workloads.engine import Strategy
 from edge_agent.workloads.engines.catalogue import EngineKind
-from protocol.node import Phase
+from protocol.node import NodeEventKind, Phase
 from protocol.resource import Activity, DeviceKind
 from simulators.engine_lies import EVERY_PATH, Lie
 from simulators.virtual_loop import run
@@ -27,6 +27,8 @@ from tests.edge_agent.node.world import lease_work
 MINE, SERVE, IDLE, FAULT = Activity.MINE, Activity.SERVE, Activity.IDLE, Activity.FAULT
 PHASES = (*PATHS[DeviceKind.GPU], Phase.ROLLBACK)
 EARNED_S = 1.3
+# A reading is a second old at the most, and a host that is killed loses one.
+SHORT_NS_MAX = 1_500_000_000
 # A switch that an agent begins after the one that failed, in order: the former work, else mining.
 AGAIN_S = 2 * (DEADLINE_S[Phase.ACTIVATE] + DEADLINE_S[Phase.ROLLBACK])
 
@@ -45,14 +47,23 @@ class Fault(Struct, frozen=True, kw_only=True):
 
     Args:
         incurable: the device may end out of use, for the product can cure it by nothing.
-        spares: what must go on earning whatever the fault: the engines that it does not touch.
+        fails: codes with which a switch to serve fails that is struck before it activates; none:
+            it may well succeed.
     """
 
     name: str
     strike: Strike
     pairs: tuple[Pair, ...] = (RESIDENT,)
     incurable: bool = False
-    spares: tuple[Activity, ...] = ()
+    fails: frozenset[str] = frozenset()
+
+    @property
+    def spares_miner(self) -> bool:
+        return not self.incurable and "miner" not in self.name
+
+    @property
+    def spares_server(self) -> bool:
+        return not self.incurable and self.name.startswith(("miner", "node"))
 
 
 def lying(role: str, lie: Lie, *paths: str) -> Strike:
@@ -79,7 +90,7 @@ async def rubbish(world: FaultWorld) -> None:
 
 
 async def over_claim(world: FaultWorld) -> None:
-    world.card.extra_mib = 70_000
+    world.greed_mib[id(world.bodies["server"].standin)] = 20_000
 
 
 async def lost(world: FaultWorld) -> None:
@@ -120,8 +131,8 @@ FAULTS = (
     Fault(name="miner-works-on", strike=lying("miner", Lie.WORKS_ON, *ACTS), pairs=(RESIDENT, SWAPPED)),
     Fault(name="server-oom", strike=lying("server", Lie.OUT_OF_MEMORY, "/wake_up", "/resume"), pairs=(RESIDENT, SWAPPED)),
     Fault(name="server-rubbish", strike=rubbish, pairs=(RESIDENT, SWAPPED)),
-    Fault(name="over-claim", strike=over_claim),
-    Fault(name="model-does-not-start", strike=killed("server", starts=False), pairs=(RESIDENT, RESTARTED)),
+    Fault(name="over-claim", strike=over_claim, fails=frozenset({"over_claim"})),
+    Fault(name="model-does-not-start", strike=killed("server", starts=False), fails=frozenset({"start_failed"}), pairs=(RESIDENT, RESTARTED)),
     Fault(name="miner-does-not-start", strike=killed("miner", starts=False), incurable=True, pairs=(RESIDENT, RESTARTED)),
     Fault(name="card-lost", strike=lost, incurable=True, pairs=(RESIDENT, SWAPPED)),
     Fault(name="card-unheard", strike=unheard),
@@ -176,12 +187,30 @@ class Cell:
         assert device.status in FINAL
         assert device.status is Status.COMMITTED or device.code, "an end without a reason"
         assert device.status is not Status.QUARANTINED or self.fault.incurable, device.code
+        self._check_now(switch)
         await self._earn_again(switch)
         await asyncio.sleep(EARNED_S)
         self._check_end()
         await self._check_bill()
         assert not world.both_at_work
         assert not world.unverified
+
+    def _check_now(self, switch: Switch) -> None:
+        """Hold the outcome against the truth at the instant when it is told."""
+        world, (device,) = self.world, switch.devices
+        early = self.phase not in (Phase.VERIFY, Phase.COMMIT, Phase.ROLLBACK)
+        if device.status is Status.COMMITTED:
+            if self.phase is not Phase.COMMIT:  # what dies as it commits is noticed afterwards
+                assert world.mines() == (self.target is MINE)
+            assert early is False or self.target is MINE or world.able()
+            assert not (early and self.target is SERVE and self.fault.fails), "it must not commit"
+        if device.status is Status.ROLLED_BACK:
+            took = [span.took_us for span in switch.spans if span.phase is Phase.ROLLBACK]
+            assert all(us <= DEADLINE_S[Phase.ROLLBACK] * 1e6 for us in took)
+            if self.target is SERVE and self.fault.spares_miner and world.held.activity is MINE:
+                assert world.mines(), "the former earning workload is not back"
+            if early and self.target is SERVE and self.fault.fails:
+                assert device.code in self.fault.fails
 
     async def _before(self, phase: Phase) -> bool:
         if self.phase is Phase.ROLLBACK and phase is Phase.VERIFY:
@@ -206,7 +235,10 @@ class Cell:
                 break
             source = IDLE if held.activity is SERVE else held.activity
             switch = await world.switch(source, target, work)
-            assert switch.devices[0].status is Status.COMMITTED or switch.devices[0].code
+            status = switch.devices[0].status
+            assert status is Status.COMMITTED or switch.devices[0].code
+            if self.fault.spares_server:
+                assert status is Status.COMMITTED, "work that is fine does not start anew"
         took_s = asyncio.get_running_loop().time() - began_s
         assert took_s <= AGAIN_S
 
@@ -228,12 +260,20 @@ class Cell:
         world = self.world
         assert world.node is not None
         world.note()
+        lost = (NodeEventKind.INSTANCE_LOST, NodeEventKind.DEVICE_LOST)
+        assert all(one.detail for one in world.events if one.kind in lost), "no reason is told"
         told: dict[str, int] = {}
         for one in world.node.memory._store.readings_after(0, 10_000):
             told[one.instance_id] = max(told.get(one.instance_id, 0), one.served_ns)
+        for name, state in world.node.memory.meters.items():
+            latest = 0 if state.latest is None else state.latest.served_ns
+            told[name] = max(told.get(name, 0), latest)
         over = {
             name: (ns, world.truth_ns.get(name, 0))
             for name, ns in told.items()
             if ns > world.truth_ns.get(name, 0)
         }
         assert not over
+        if self.fault.spares_server:
+            short = {name: world.truth_ns.get(name, 0) - ns for name, ns in told.items()}
+            assert max(short.values(), default=0) <= SHORT_NS_MAX, "served, and not billed"
