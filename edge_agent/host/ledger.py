@@ -14,7 +14,7 @@ from edge_agent.host.errors import RefusedError
 from edge_agent.host.gate_log import GateLine
 from edge_agent.host.meter import MINUTE_NS, GateMeter
 from edge_agent.host.sensors import EnergyReading
-from edge_agent.workloads.ports import GateState, InstanceSpec, Meter, MeterPage
+from edge_agent.workloads.ports import GateState, InstanceSpec, Meter, MeterPage, Moved
 
 # How many ended instances stay readable; each is well under a kilobyte with few marks.
 ENDED_MAX = 4_096
@@ -51,6 +51,7 @@ class Instance:
     Attributes:
         engine_ns: last sign of life of its engine. seen_ns: last evidence that it could serve:
             its engine lived, and its card was well.
+        moved: how its engine last came onto the GPU, or left it.
         reason: why its gate shut with nobody asking; empty: it did not.
     """
 
@@ -66,6 +67,7 @@ class Instance:
         self.seen_ns = 0
         self.reading: EnergyReading | None = None
         self.reason = ""
+        self.moved = Moved()
 
     @property
     def instance_id(self) -> str:

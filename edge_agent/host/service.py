@@ -31,6 +31,7 @@ from edge_agent.workloads.ports import (
     HostSample,
     InstanceSpec,
     MeterPage,
+    Moved,
 )
 
 T = TypeVar("T")
@@ -161,6 +162,14 @@ class HostService:
         """Remove an instance."""
         slot = self._slot(gpu)
         return await self._act("stop", gpu, lambda: slot.stop(instance_id))
+
+    def moved(self, gpu: str, instance_id: str) -> Moved:
+        """Give how an instance's engine last came onto its GPU, or left it.
+
+        Raises:
+            RefusedError: ``no_instance``.
+        """
+        return self.ledger.on_gpu(gpu, instance_id).moved
 
     # --- for the proxy -------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from edge_agent.host.planner import Pair, Planner
 from edge_agent.host.sensors import GpuFacts
 from edge_agent.host.upstream import Upstream
 from edge_agent.workloads.engine import EngineState, HashSample, PauseMode, Strategy
-from edge_agent.workloads.ports import CanaryOutput, GateState, InstanceSpec
+from edge_agent.workloads.ports import CanaryOutput, GateState, InstanceSpec, Moved
 
 # For the last words to requests that are cut.
 FAREWELL_S = 0.5
@@ -243,6 +243,7 @@ class Slot:
                 await self._read_cards()
                 self._check_claim(server)
                 instance.active = True
+                instance.moved = _moved(server)
 
     async def canary(self, instance_id: str) -> CanaryOutput:
         """Have the instance's engine answer its fixed question.
@@ -281,6 +282,7 @@ class Slot:
                 mode = PauseMode.KEEP if self._keep else PauseMode.ABORT
                 self._server_is_off = False
                 await self._take_server_off(mode)
+                instance.moved = _moved(self._server())
                 self._end(instance)
                 return state
             return self._ledger.state(instance)
@@ -482,6 +484,10 @@ class Slot:
         if self.server is None:
             raise RefusedError("no_engine", f"{self.name} serves no work")
         return self.server
+
+
+def _moved(mover: Mover) -> Moved:
+    return Moved(strategy=mover.strategy.value, moved_mib=mover.moved_mib)
 
 
 def _hashes(sample: object) -> int | None:

@@ -112,6 +112,17 @@ class CanaryOutput(Struct, frozen=True, kw_only=True):
     expected_sha256: str | None = None
 
 
+class Moved(Struct, frozen=True, kw_only=True):
+    """How an act brought an engine onto a GPU or off it; empty and 0: not told, or nothing moved.
+
+    Args:
+        strategy: such as ``resident-gate``. moved_mib: copied between GPU and host memory.
+    """
+
+    strategy: str = ""
+    moved_mib: int = 0
+
+
 class Capabilities(Struct, frozen=True, kw_only=True):
     """What a driver can do.
 
@@ -153,7 +164,7 @@ class WorkloadDriver(Protocol):
         """Make the instance exist, with its gate shut."""
         ...
 
-    async def activate(self, gpu: str, instance_id: str) -> None:
+    async def activate(self, gpu: str, instance_id: str) -> Moved:
         """Make the instance resident and ready."""
         ...
 
@@ -169,6 +180,6 @@ class WorkloadDriver(Protocol):
         """Read all meters with their marks after ``since_minute`` (epoch minute; None: all)."""
         ...
 
-    async def stop(self, gpu: str, instance_id: str) -> None:
+    async def stop(self, gpu: str, instance_id: str) -> Moved:
         """Shut the gate and remove the instance; its last meter stays readable for 24 h."""
         ...

@@ -8,10 +8,10 @@ at which the truth is looked at: who works, and for how long a customer could ha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from edge_agent.core.switching import (
     Answered,
@@ -19,7 +19,6 @@ from edge_agent.core.switching import (
     Begun,
     Expired,
     Stage,
-    Status,
     Switch,
     SwitchDevice,
     step,
@@ -30,18 +29,16 @@ from edge_agent.host.gate_log import GateLine
 from edge_agent.host.ledger import HostClock, Ledger
 from edge_agent.host.moves import Mover
 from edge_agent.host.planner import MemoryBook, Planner
-from edge_agent.host.sensors import GpuFacts
 from edge_agent.host.service import HostService
 from edge_agent.node.config import NodeConfig, NodeDeviceConfig, NodeDriverConfig
 from edge_agent.node.service import NodeService
 from edge_agent.node.store import MIGRATIONS, NodeStore
 from edge_agent.storage.writer import InlineWriter
-from edge_agent.workloads.engine import EngineSpec, Strategy
+from edge_agent.workloads.engine import EngineSpec
 from edge_agent.workloads.engines.base import EnginePorts
 from edge_agent.workloads.engines.catalogue import EngineKind, engine_of
-from edge_agent.workloads.engines.program import Look
 from edge_agent.workloads.engines.record import MemoryRecords
-from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError, Refusal
+from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError
 from edge_agent.workloads.ports import (
     CanaryOutput,
     Capabilities,
@@ -50,6 +47,7 @@ from edge_agent.workloads.ports import (
     HostSample,
     InstanceSpec,
     MeterPage,
+    Moved,
 )
 from firmware_bridges.errors import (
     BridgeRefusedError,
@@ -69,118 +67,27 @@ from protocol.node import (
 )
 from protocol.resource import Activity, DeviceKind
 from simulators.engine_lies import EVERY_PATH, Lie
-from simulators.engine_server import EngineDiedError, Reply, StandIn, _encoded, _instead
+from simulators.engine_server import EngineDiedError, StandIn, _encoded, _instead
 from simulators.engine_vllm import VllmStandIn
 from simulators.engine_xmrig import XmrigStandIn
 from simulators.http_wire import HttpRequest, take_request
 from simulators.virtual_loop import SimClock
-from tests.edge_agent.node.world import START, lease_work
+from tests.edge_agent.host.fault_bodies import LATENCY_S, UUID, Body, Card, Pair
+from tests.edge_agent.node.world import START
 from tests.edge_agent.node.world import HostClock as SimHostClock
 from tests.edge_agent.workloads.engines.reference_standin import MinerStandIn, ServerStandIn
 from tests.edge_agent.workloads.engines.rigs import TrueMemory, TrueWork
 
 T = TypeVar("T")
 
-GPU, UUID, DEVICE, TOKEN = "gpu0", "GPU-1", "d0", "secret"
+GPU, DEVICE, TOKEN = "gpu0", "d0", "secret"
 VRAM_MIB, MINER_MIB, SERVER_MIB = 81_920, 2_000, 14_000
 PORTS = {"miner": 7_001, "server": 7_002}
-LATENCY_S = 0.0002
 LIMITS = HostLimits(act_s=1.0, drain_s=0.2, grace_s=0.2, lost_s=2.0, look_s=0.5)
 DRIVER_S = 5.0
 BAD_LIES = frozenset({Lie.HANG, Lie.HTML})
 IN_PLACE = frozenset({Lie.HTML, Lie.GATEWAY, Lie.GARBAGE, Lie.SHAPE, Lie.FLOOD, Lie.ERROR})
 CANARIES = ("/canary", "/v1/completions", "/resume")
-
-
-class Body:
-    """The process behind an engine's address; it is the driver's ``Program`` too.
-
-    Attributes:
-        standin: what answers; None: no such process. starts: whether it can be started.
-    """
-
-    def __init__(self, make: Callable[[], StandIn], *, ours: bool) -> None:
-        self._make = make
-        self._ours = ours
-        self.starts = True
-        self.standin: StandIn | None = make()
-
-    @property
-    def ours(self) -> bool:
-        return self._ours
-
-    @property
-    def alive(self) -> bool:
-        return self.standin is not None
-
-    def die(self) -> None:
-        if self.standin is not None:
-            self.standin.die()
-        self.standin = None
-
-    async def look(self) -> Look:
-        return Look(self.alive if self._ours else None, "alive" if self.alive else "killed by 9")
-
-    async def start(self, deadline_s: float) -> bool:
-        if self.alive or not self._ours:
-            return False
-        await asyncio.sleep(LATENCY_S)
-        if not self.starts:
-            raise DriverRefusedError(Refusal.START_FAILED, "the model's file is not there")
-        self.standin = self._make()
-        return True
-
-    async def end(self, grace_s: float) -> None:
-        await self.kill()
-
-    async def kill(self) -> None:
-        if not self._ours:
-            raise DriverRefusedError(Refusal.NOT_OURS, "somebody else runs it")
-        await asyncio.sleep(LATENCY_S)
-        self.die()
-
-    async def cpu_ns(self) -> int | None:
-        return None
-
-
-class Card:
-    """The card, as its own sensors tell of it."""
-
-    def __init__(self, used_mib: Callable[[], int]) -> None:
-        self._used_mib = used_mib
-        self.healthy = True
-        self.told = True
-        self.temp_c = 60.0
-
-    async def run(self) -> None:
-        await asyncio.Event().wait()
-
-    async def read(self) -> Mapping[str, GpuFacts]:
-        if not self.told:
-            return {}
-        facts = GpuFacts(
-            temp_c=self.temp_c,
-            memory_used_mib=float(self._used_mib()),
-            healthy=self.healthy,
-            reason="" if self.healthy else "it fell off the bus",
-        )
-        return {UUID: facts}
-
-
-class Pair:
-    """Which engines a world has, and how they are switched."""
-
-    def __init__(
-        self,
-        miner: EngineKind,
-        server: EngineKind,
-        strategies: tuple[Strategy | None, Strategy | None] = (None, None),
-        *,
-        ours: bool = True,
-    ) -> None:
-        self.kinds = {"miner": miner, "server": server}
-        self.strategies = {"miner": strategies[0], "server": strategies[1]}
-        self.ours = ours
 
 
 class FaultWorld:
@@ -302,18 +209,16 @@ class FaultWorld:
             raise BridgeTimeoutError(address, "no whole answer", sent=True) from None
         except EngineDiedError:
             body.die()
-        if lie is Lie.DIES:
-            body.die()
+            self.note()
+            raise BridgeUnreachableError(address, "closed without an answer", sent=True) from None
         self.note()
+        right = reply.status == 200 and self.able()
         await asyncio.sleep(LATENCY_S)
         if body.standin is not standin or lie is Lie.LOST:
             raise BridgeUnreachableError(address, "closed without an answer", sent=True)
-        self._mark_verified(role, asked, reply)
-        return _encoded(reply, keep_alive=False)
-
-    def _mark_verified(self, role: str, asked: HttpRequest, reply: Reply) -> None:
         if role == "server" and asked.path in CANARIES:
-            self.verified = reply.status == 200 and self.able()
+            self.verified = right
+        return _encoded(reply, keep_alive=False)
 
     # --- host and node --------------------------------------------------------------------------
 
@@ -343,7 +248,7 @@ class FaultWorld:
                 clock=self.clock,
                 program=body,
                 records=self.records[role],
-                work=TrueWork(lambda: getattr(body.standin, "done", int)()),
+                work=TrueWork(body.done),
                 exchange=self.carry,
             )
         engine = engine_of(self.pair.kinds[role], self.spec(role), ports)
@@ -515,8 +420,9 @@ def _answering(answer: asyncio.Future[PhaseDone]) -> Callable[[PhaseDone], None]
 async def _unless(died: asyncio.Event, wanted: asyncio.Future[T]) -> T | None:
     """Give a result, or None when what would give it died."""
     death = asyncio.ensure_future(died.wait())
+    waits: list[asyncio.Future[Any]] = [death, wanted]
     try:
-        await asyncio.wait({death, wanted}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     finally:
         death.cancel()
     return None if not wanted.done() or wanted.cancelled() else wanted.result()
@@ -607,8 +513,10 @@ class LocalDriver:
     async def prepare(self, gpu: str, spec: InstanceSpec) -> None:
         await self._ask(lambda host: host.prepare(gpu, spec))
 
-    async def activate(self, gpu: str, instance_id: str) -> None:
+    async def activate(self, gpu: str, instance_id: str) -> Moved:
         await self._ask(lambda host: host.activate(gpu, instance_id))
+        assert self._world.host is not None
+        return self._world.host.moved(gpu, instance_id)
 
     async def canary(self, gpu: str, instance_id: str, prompt: str) -> CanaryOutput:
         return await self._ask(lambda host: host.canary(gpu, instance_id))
@@ -619,8 +527,10 @@ class LocalDriver:
     async def meters(self, since_minute: int | None) -> MeterPage:
         return await self._ask(lambda host: host.meters(since_minute))
 
-    async def stop(self, gpu: str, instance_id: str) -> None:
+    async def stop(self, gpu: str, instance_id: str) -> Moved:
         await self._ask(lambda host: host.stop(gpu, instance_id))
+        assert self._world.host is not None
+        return self._world.host.moved(gpu, instance_id)
 
 
 async def _said(asked: Awaitable[T]) -> T:
@@ -649,6 +559,3 @@ async def until(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
     async with asyncio.timeout(limit_s):
         while not condition():  # noqa: ASYNC110 - the world gives no event for it
             await asyncio.sleep(0.05)
-
-
-__all__ = ["DEVICE", "FaultWorld", "Pair", "Status", "lease_work", "until"]

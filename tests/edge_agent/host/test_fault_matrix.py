@@ -21,28 +21,35 @@ from protocol.node import NodeEventKind, Phase
 from protocol.resource import Activity, DeviceKind
 from simulators.engine_lies import EVERY_PATH, Lie
 from simulators.virtual_loop import run
-from tests.edge_agent.host.fault_world import DEVICE, FaultWorld, Pair, until
+from tests.edge_agent.host.fault_bodies import Pair
+from tests.edge_agent.host.fault_world import FaultWorld, until
 from tests.edge_agent.node.world import lease_work
 
 MINE, SERVE, IDLE, FAULT = Activity.MINE, Activity.SERVE, Activity.IDLE, Activity.FAULT
 PHASES = (*PATHS[DeviceKind.GPU], Phase.ROLLBACK)
 EARNED_S = 1.3
+AMIDST_S = 0.0013
 # A reading is a second old at the most, and a host that is killed loses one.
 SHORT_NS_MAX = 1_500_000_000
 # A switch that an agent begins after the one that failed, in order: the former work, else mining.
 AGAIN_S = 2 * (DEADLINE_S[Phase.ACTIVATE] + DEADLINE_S[Phase.ROLLBACK])
 
-RESIDENT = Pair(EngineKind.REFERENCE_MINER, EngineKind.REFERENCE_SERVER)
-SWAPPED = Pair(EngineKind.XMRIG, EngineKind.VLLM, (None, Strategy.EXTERNAL_API))
+RESIDENT = Pair("resident", EngineKind.REFERENCE_MINER, EngineKind.REFERENCE_SERVER)
+SWAPPED = Pair("swapped", EngineKind.XMRIG, EngineKind.VLLM, (None, Strategy.EXTERNAL_API))
 RESTARTED = Pair(
-    EngineKind.REFERENCE_MINER, EngineKind.REFERENCE_SERVER, (Strategy.RESTART, Strategy.RESTART)
+    "restarted",
+    EngineKind.REFERENCE_MINER,
+    EngineKind.REFERENCE_SERVER,
+    (Strategy.RESTART, Strategy.RESTART),
 )
-FOREIGN = Pair(EngineKind.XMRIG, EngineKind.VLLM, (None, Strategy.EXTERNAL_API), ours=False)
+FOREIGN = Pair(
+    "foreign", EngineKind.XMRIG, EngineKind.VLLM, (None, Strategy.EXTERNAL_API), ours=False
+)
 
 Strike = Callable[[FaultWorld], Awaitable[None]]
 
 
-class Fault(Struct, frozen=True, kw_only=True):
+class Fault(Struct, frozen=True):
     """What goes wrong.
 
     Args:
@@ -118,42 +125,56 @@ async def node_restarts(world: FaultWorld) -> None:
 
 
 ACTS = ("/pause", "/resume", "/offload", "/sleep", "/wake_up", "/json_rpc")
+BOTH = (RESIDENT, SWAPPED)
+ENDED = (RESIDENT, RESTARTED)
+_NO_MODEL = killed("server", starts=False)
+_NO_MINER = killed("miner", starts=False)
+_SERVER_OOM = lying("server", Lie.OUT_OF_MEMORY, "/wake_up", "/resume")
+_WORKS_ON = lying("miner", Lie.WORKS_ON, *ACTS)
 FAULTS = (
-    Fault(name="server-hangs", strike=lying("server", Lie.HANG), pairs=(RESIDENT, SWAPPED)),
-    Fault(name="miner-hangs", strike=lying("miner", Lie.HANG), pairs=(RESIDENT, SWAPPED)),
-    Fault(name="server-killed", strike=killed("server"), pairs=(RESIDENT, SWAPPED, RESTARTED)),
-    Fault(name="miner-killed", strike=killed("miner"), pairs=(RESIDENT, SWAPPED, RESTARTED)),
-    Fault(name="server-html", strike=lying("server", Lie.HTML), pairs=(RESIDENT, SWAPPED)),
-    Fault(name="miner-html", strike=lying("miner", Lie.HTML), pairs=(SWAPPED,)),
-    Fault(name="server-fake-200", strike=lying("server", Lie.FALSE, *ACTS), pairs=(RESIDENT, SWAPPED)),
-    Fault(name="miner-fake-200", strike=lying("miner", Lie.FALSE, *ACTS), pairs=(RESIDENT, SWAPPED)),
-    Fault(name="server-early", strike=lying("server", Lie.EARLY, *ACTS), pairs=(SWAPPED,)),
-    Fault(name="miner-works-on", strike=lying("miner", Lie.WORKS_ON, *ACTS), pairs=(RESIDENT, SWAPPED)),
-    Fault(name="server-oom", strike=lying("server", Lie.OUT_OF_MEMORY, "/wake_up", "/resume"), pairs=(RESIDENT, SWAPPED)),
-    Fault(name="server-rubbish", strike=rubbish, pairs=(RESIDENT, SWAPPED)),
-    Fault(name="over-claim", strike=over_claim, fails=frozenset({"over_claim"})),
-    Fault(name="model-does-not-start", strike=killed("server", starts=False), fails=frozenset({"start_failed"}), pairs=(RESIDENT, RESTARTED)),
-    Fault(name="miner-does-not-start", strike=killed("miner", starts=False), incurable=True, pairs=(RESIDENT, RESTARTED)),
-    Fault(name="card-lost", strike=lost, incurable=True, pairs=(RESIDENT, SWAPPED)),
-    Fault(name="card-unheard", strike=unheard),
-    Fault(name="card-hot", strike=hot, incurable=True),
-    Fault(name="host-restarts", strike=host_restarts, pairs=(RESIDENT, SWAPPED)),
-    Fault(name="node-restarts", strike=node_restarts),
-    Fault(name="foreign-server-hangs", strike=lying("server", Lie.HANG), incurable=True, pairs=(FOREIGN,)),
-    Fault(name="foreign-miner-hangs", strike=lying("miner", Lie.HANG), incurable=True, pairs=(FOREIGN,)),
-    Fault(name="foreign-miner-works-on", strike=lying("miner", Lie.WORKS_ON, *ACTS), incurable=True, pairs=(FOREIGN,)),
-)  # fmt: skip
-PAIR_NAMES = {id(RESIDENT): "resident", id(SWAPPED): "swapped", id(RESTARTED): "restarted", id(FOREIGN): "foreign"}
-CELLS = [
-    pytest.param(fault, pair, target, phase, id=f"{fault.name}-{PAIR_NAMES[id(pair)]}-to-{target}-{phase}")
+    Fault("server-hangs", lying("server", Lie.HANG), BOTH),
+    Fault("miner-hangs", lying("miner", Lie.HANG), BOTH),
+    Fault("server-killed", killed("server"), (*BOTH, RESTARTED)),
+    Fault("miner-killed", killed("miner"), (*BOTH, RESTARTED)),
+    Fault("server-html", lying("server", Lie.HTML), BOTH),
+    Fault("miner-html", lying("miner", Lie.HTML), (SWAPPED,)),
+    Fault("server-fake-200", lying("server", Lie.FALSE, *ACTS), BOTH),
+    Fault("miner-fake-200", lying("miner", Lie.FALSE, *ACTS), BOTH),
+    Fault("server-early", lying("server", Lie.EARLY, *ACTS), (SWAPPED,)),
+    Fault("miner-works-on", _WORKS_ON, BOTH),
+    Fault("server-oom", _SERVER_OOM, BOTH),
+    Fault("server-rubbish", rubbish, BOTH),
+    Fault("over-claim", over_claim, fails=frozenset({"over_claim"})),
+    Fault("model-does-not-start", _NO_MODEL, ENDED, fails=frozenset({"start_failed"})),
+    Fault("miner-does-not-start", _NO_MINER, ENDED, incurable=True),
+    Fault("card-lost", lost, BOTH, incurable=True),
+    Fault("card-unheard", unheard),
+    Fault("card-hot", hot, incurable=True),
+    Fault("host-restarts", host_restarts, BOTH),
+    Fault("node-restarts", node_restarts),
+    Fault("foreign-server-hangs", lying("server", Lie.HANG), (FOREIGN,), incurable=True),
+    Fault("foreign-miner-hangs", lying("miner", Lie.HANG), (FOREIGN,), incurable=True),
+    Fault("foreign-miner-works-on", _WORKS_ON, (FOREIGN,), incurable=True),
+)
+WAYS = tuple(itertools.product((SERVE, MINE), PHASES))
+BEFORE = [
+    pytest.param(fault, pair, target, phase, id=f"{fault.name}-{pair.name}-to-{target}-{phase}")
     for fault in FAULTS
     for pair in fault.pairs
-    for target, phase in itertools.product((SERVE, MINE), PHASES)
+    for target, phase in WAYS
+]
+# What comes in the midst of an act: some requests after the phase began.
+SUDDEN = ("hangs", "killed", "restarts", "lost")
+AMIDST = [
+    pytest.param(fault, target, phase, id=f"{fault.name}-to-{target}-{phase}")
+    for fault in FAULTS
+    if fault.pairs[0] is RESIDENT and fault.name.endswith(SUDDEN)
+    for target, phase in WAYS
 ]
 
 
-@pytest.mark.parametrize(("fault", "pair", "target", "phase"), CELLS)
-def test_a_fault_at_a_phase(
+@pytest.mark.parametrize(("fault", "pair", "target", "phase"), BEFORE)
+def test_a_fault_before_a_phase(
     fault: Fault, pair: Pair, target: Activity, phase: Phase, tmp_path: Path
 ) -> None:
     async def main() -> None:
@@ -164,15 +185,40 @@ def test_a_fault_at_a_phase(
     run(main())
 
 
+@pytest.mark.parametrize(("fault", "target", "phase"), AMIDST)
+def test_a_fault_amidst_a_phase(
+    fault: Fault, target: Activity, phase: Phase, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        world = FaultWorld(tmp_path, RESIDENT)
+        async with world.running():
+            await Cell(world, fault, target, phase, delay_s=AMIDST_S).play()
+
+    run(main())
+
+
 class Cell:
     """One switch with a fault at one phase, and what the agent does afterwards."""
 
-    def __init__(self, world: FaultWorld, fault: Fault, target: Activity, phase: Phase) -> None:
+    def __init__(
+        self,
+        world: FaultWorld,
+        fault: Fault,
+        target: Activity,
+        phase: Phase,
+        *,
+        delay_s: float = 0.0,
+    ) -> None:
         self.world = world
         self.fault = fault
         self.target = target
         self.phase = phase
-        self.struck_s = 0.0
+        self.delay_s = delay_s
+        self.struck = False
+        self.striking: asyncio.Task[None] | None = None
+        # What strikes late in a switch may be noticed only when that is over.
+        late = PHASES[PHASES.index(Phase.ACTIVATE if delay_s else Phase.VERIFY) :]
+        self.early = phase not in late
 
     async def play(self) -> None:
         world = self.world
@@ -187,6 +233,8 @@ class Cell:
         assert device.status in FINAL
         assert device.status is Status.COMMITTED or device.code, "an end without a reason"
         assert device.status is not Status.QUARANTINED or self.fault.incurable, device.code
+        assert self.striking is not None, "the switch never came to the phase"
+        await self.striking
         self._check_now(switch)
         await self._earn_again(switch)
         await asyncio.sleep(EARNED_S)
@@ -198,9 +246,9 @@ class Cell:
     def _check_now(self, switch: Switch) -> None:
         """Hold the outcome against the truth at the instant when it is told."""
         world, (device,) = self.world, switch.devices
-        early = self.phase not in (Phase.VERIFY, Phase.COMMIT, Phase.ROLLBACK)
+        early = self.early
         if device.status is Status.COMMITTED:
-            if self.phase is not Phase.COMMIT:  # what dies as it commits is noticed afterwards
+            if early:
                 assert world.mines() == (self.target is MINE)
             assert early is False or self.target is MINE or world.able()
             assert not (early and self.target is SERVE and self.fault.fails), "it must not commit"
@@ -215,11 +263,18 @@ class Cell:
     async def _before(self, phase: Phase) -> bool:
         if self.phase is Phase.ROLLBACK and phase is Phase.VERIFY:
             return False  # its answer is lost: a switch that must go back
-        if phase is self.phase and not self.struck_s:
-            self.struck_s = asyncio.get_running_loop().time()
-            await self.fault.strike(self.world)
-            self.world.note()
+        if phase is self.phase and not self.struck:
+            self.struck = True
+            self.striking = asyncio.ensure_future(self._strike())
+            if not self.delay_s:
+                await self.striking
         return True
+
+    async def _strike(self) -> None:
+        await asyncio.sleep(self.delay_s)
+        self.world.note()
+        await self.fault.strike(self.world)
+        self.world.note()
 
     async def _earn_again(self, switch: Switch) -> None:
         """Do what an agent does: start lost work anew, and where that fails, mine."""
