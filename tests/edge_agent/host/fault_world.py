@@ -117,6 +117,7 @@ class FaultWorld:
         self.node_died = asyncio.Event()
         self.processes = 0
         self.switches = 0
+        self.server_claim_mib = SERVER_MIB
         self.greed_mib: dict[int, int] = {}
         self.both_at_work: list[str] = []
         self.unverified: list[str] = []
@@ -229,7 +230,7 @@ class FaultWorld:
             url=f"http://127.0.0.1:{PORTS[role]}",
             token=TOKEN,
             model="tiny" if self.pair.kinds[role] is EngineKind.VLLM else "",
-            vram_mib=MINER_MIB if role == "miner" else SERVER_MIB,
+            vram_mib=MINER_MIB if role == "miner" else self.server_claim_mib,
             start_s=10.0,
         )
 

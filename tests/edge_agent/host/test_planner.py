@@ -14,10 +14,11 @@ from edge_agent.workloads.engine import Strategy
 from edge_agent.workloads.engines.base import CONTEXT_MIB
 from edge_agent.workloads.engines.catalogue import EngineKind
 from edge_agent.workloads.switching.latency import Book, Key, observe
+from protocol.node import NodeEventKind
 from protocol.resource import Activity
 from simulators.virtual_loop import run
 from tests.edge_agent.host.fault_bodies import Pair
-from tests.edge_agent.host.fault_world import SERVER_MIB, FaultWorld
+from tests.edge_agent.host.fault_world import SERVER_MIB, FaultWorld, until
 from tests.edge_agent.node.world import lease_work
 
 MINE, SERVE = Activity.MINE, Activity.SERVE
@@ -65,6 +66,38 @@ def test_engines_that_fit_together_stay_and_their_times_are_kept(tmp_path: Path)
             await world.kill_host()
             await world.start_host()
             assert dict(world.slot._planner.book.cells)[server].done == kept[server]
+
+    run(main())
+
+
+def test_an_engine_that_outgrows_its_claim_is_turned_out_and_started_anew(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = FaultWorld(tmp_path, CHOSEN)
+        async with world.running():
+            await world.switch(MINE, SERVE, lease_work("i1"))
+            await asyncio.sleep(1.0)
+            grown = world.bodies["server"].standin
+            world.greed_mib[id(grown)] = 20_000
+            await until(lambda: bool(world.events))
+            (event,) = world.events
+            assert event.kind is NodeEventKind.INSTANCE_LOST
+            assert event.detail.startswith("it takes more memory than it claims")
+            again = await world.switch(Activity.IDLE, SERVE, lease_work("i2", "w2.1"))
+            assert again.devices[0].status is Status.COMMITTED
+            assert world.bodies["server"].standin is not grown
+
+    run(main())
+
+
+def test_a_server_that_cannot_fit_is_refused_before_anything_is_tried(tmp_path: Path) -> None:
+    async def main() -> None:
+        world = FaultWorld(tmp_path, CHOSEN)
+        world.server_claim_mib = 90_000
+        async with world.running():
+            refused = await world.switch(MINE, SERVE, lease_work("i1"))
+            (device,) = refused.devices
+            assert (device.status, device.code) == (Status.ROLLED_BACK, "no_vram")
+            assert world.mines()
 
     run(main())
 
