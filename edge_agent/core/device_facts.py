@@ -295,7 +295,9 @@ def node_said(site: Site, state: SiteState, fact: f.NodeSaid) -> SiteState:
     ):
         return state
     completed = kind is NodeEventKind.COMPLETED
-    state = slot_changed(state, lease, event.device_id, serving=False, completed=completed)
+    state = slot_changed(
+        state, lease, event.device_id, serving=False, completed=completed, why=event.detail
+    )
     lease = lease_by_id(state, lease.lease_id)
     if lease is not None and all(row.completed for row in lease.slots):
         return lease_ending(state, lease.lease_id, ReleaseOutcome.COMPLETED, "")

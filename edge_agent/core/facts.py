@@ -151,7 +151,8 @@ class SwitchClosed(Struct, frozen=True, array_like=True, tag="switch_closed"):
     """A switch ended.
 
     ``outcomes`` per device: ``committed``, ``rolled_back`` or ``quarantined``. ``opened``:
-    instances whose gate may have opened, so that their meters must be closed.
+    instances whose gate may have opened, so that their meters must be closed. ``codes``: per device
+    why it did not commit; empty: it did, or none was told.
     """
 
     switch_id: str
@@ -159,6 +160,7 @@ class SwitchClosed(Struct, frozen=True, array_like=True, tag="switch_closed"):
     outcomes: tuple[str, ...]
     took_us: int
     opened: tuple[str, ...] = ()
+    codes: tuple[str, ...] = ()
 
 
 class LeaseTaken(Struct, frozen=True, array_like=True, tag="lease_taken"):

@@ -28,6 +28,7 @@ from edge_agent.core.site_state import (
 from protocol.event import ReleaseOutcome
 from protocol.lease import EndReason, Lease, LeaseState
 
+DETAIL_CHARS_MAX = 200
 # Statuses of leases that are yet to start or may be started again.
 UNSURE = (
     LeaseStatus.RECEIVED,
@@ -82,6 +83,7 @@ def lease_after_switch(
     if lease is None:
         return state
     outcome_of = dict(zip(fact.device_ids, fact.outcomes, strict=True))
+    why = next((code for code in fact.codes if code), "")
     slots = []
     for slot in lease.slots:
         at = site.index_of(slot.device_id)
@@ -103,14 +105,21 @@ def lease_after_switch(
         slots=tuple(slots),
         status=LeaseStatus.ENDING if ending else status,
         to_close=to_close,
+        detail=lease.detail if ending else "" if running else why,
     )
     return replace(state, leases=put_lease(state, lease))
 
 
 def slot_changed(
-    state: SiteState, lease: LeaseEntry, device_id: str, *, serving: bool, completed: bool = False
+    state: SiteState,
+    lease: LeaseEntry,
+    device_id: str,
+    *,
+    serving: bool,
+    completed: bool = False,
+    why: str = "",
 ) -> SiteState:
-    """Give the state after one slot of a lease began or ceased to serve."""
+    """Give the state after one slot of a lease began or ceased to serve, and why it ceased."""
     slots = tuple(
         replace(slot, serving=serving, completed=slot.completed or completed)
         if slot.device_id == device_id
@@ -120,7 +129,9 @@ def slot_changed(
     status = lease.status
     if status is LeaseStatus.RUNNING and not serving:
         status = LeaseStatus.STARTING
-    return replace(state, leases=put_lease(state, replace(lease, slots=slots, status=status)))
+    detail = why[:DETAIL_CHARS_MAX] if why and status is not LeaseStatus.ENDING else lease.detail
+    lease = replace(lease, slots=slots, status=status, detail=detail)
+    return replace(state, leases=put_lease(state, lease))
 
 
 def _lease_seen(state: SiteState, lease: Lease) -> SiteState:

@@ -323,7 +323,7 @@ def _care(site: Site, state: SiteState, entry: LeaseEntry) -> list[p.LeaseAct]:
         for slot in entry.slots
     )
     if recent >= site.limits.lease_restarts and down and idle:
-        return [p.EndLease(entry.lease_id, ReleaseOutcome.FAILED, "lost too often")]
+        return [p.EndLease(entry.lease_id, ReleaseOutcome.FAILED, _why("lost too often", entry))]
     for slot in entry.slots:
         at = site.index_of(slot.device_id)
         if at is None or _broken(state, at) or state.lease_no[at] != entry.no:
@@ -355,9 +355,14 @@ def _replace(
     free = usable(state) & (state.lease_no < 0) & (state.switch_no < 0)
     candidates = np.flatnonzero(free & (site.class_of == site.class_index(lease.device_class)))
     if serving or not len(candidates):
-        return p.EndLease(entry.lease_id, ReleaseOutcome.PREEMPTED, f"{device_id} is gone")
+        why = _why(f"{device_id} is gone", entry)
+        return p.EndLease(entry.lease_id, ReleaseOutcome.PREEMPTED, why)
     new = site.devices[int(candidates[0])].device_id
     return p.ReplaceDevice(entry.lease_id, device_id, new)
+
+
+def _why(what: str, entry: LeaseEntry) -> str:
+    return f"{what}: {entry.detail}" if entry.detail else what
 
 
 def _spare_w(site: Site, state: SiteState, power: p.PowerView) -> float:

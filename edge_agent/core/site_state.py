@@ -65,6 +65,7 @@ class LeaseEntry(Struct, frozen=True, array_like=True):
     ``no`` is the row number that the device column carries. ``to_close``: instances whose meter
     must be closed before the release. ``restarts_ns``: when instances were started again.
     ``unsure``: known from the store alone since the agent's last start; see ``lease_facts``.
+    ``detail``: why it ends; before that, why an instance was last lost or did not start.
     """
 
     no: int

@@ -232,6 +232,14 @@ def outcomes_of(switch: Switch) -> tuple[str, ...]:
     return tuple(device.status.value for device in switch.devices)
 
 
+def codes_of(switch: Switch) -> tuple[str, ...]:
+    """Give why devices did not commit; nothing where all did."""
+    codes = tuple(
+        "" if device.status is Status.COMMITTED else device.code for device in switch.devices
+    )
+    return codes if any(codes) else ()
+
+
 def encode_switch(switch: Switch) -> bytes:
     """Encode for the store."""
     return _ENCODER.encode(switch)

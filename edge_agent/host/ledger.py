@@ -14,7 +14,7 @@ from edge_agent.host.errors import RefusedError
 from edge_agent.host.gate_log import GateLine
 from edge_agent.host.meter import MINUTE_NS, GateMeter
 from edge_agent.host.sensors import EnergyReading
-from edge_agent.workloads.ports import GateState, InstanceSpec, Meter, MeterPage
+from edge_agent.workloads.ports import GateState, InstanceSpec, Meter, MeterPage, Moved
 
 # How many ended instances stay readable; each is well under a kilobyte with few marks.
 ENDED_MAX = 4_096
@@ -46,7 +46,14 @@ class HostClock(Struct, frozen=True):
 
 
 class Instance:
-    """One instance of served work on a GPU."""
+    """One instance of served work on a GPU.
+
+    Attributes:
+        engine_ns: last sign of life of its engine. seen_ns: last evidence that it could serve:
+            its engine lived, and its card was well.
+        moved: how its engine last came onto the GPU, or left it.
+        reason: why its gate shut with nobody asking; empty: it did not.
+    """
 
     def __init__(self, gpu: str, model: str, spec: InstanceSpec) -> None:
         self.gpu = gpu
@@ -56,8 +63,11 @@ class Instance:
         self.tally = Tally()
         self.active = False
         self.ended_ns: int | None = None
+        self.engine_ns = 0
         self.seen_ns = 0
         self.reading: EnergyReading | None = None
+        self.reason = ""
+        self.moved = Moved()
 
     @property
     def instance_id(self) -> str:
@@ -249,4 +259,5 @@ def _row(one: Instance, after_minute: int) -> Meter:
         served_ns=meter.served_ns,
         energy_mj=meter.energy_mj,
         marks=tuple(mark for mark in meter.marks if mark.epoch_minute > after_minute),
+        reason=one.reason,
     )

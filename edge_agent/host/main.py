@@ -18,6 +18,7 @@ from edge_agent.host.gate_log import GateLine, GateLog
 from edge_agent.host.http_server import HttpLimits, bind, serving
 from edge_agent.host.ledger import HostClock, Ledger
 from edge_agent.host.moves import Mover
+from edge_agent.host.planner import BookFile, Planner, free_to_pin_mib
 from edge_agent.host.proxy import Proxy
 from edge_agent.host.sensors import Sensors
 from edge_agent.host.server import HostServer
@@ -73,7 +74,9 @@ async def _run(
         log.write(*lines)
 
     ledger = Ledger(uuid.uuid4().hex, clock, write)
-    service = HostService(config, _movers(config, make_engine), sensors, ledger, clock)
+    planner = Planner(BookFile(Path(config.data_dir) / "switch-times"), free_to_pin_mib)
+    movers = _movers(config, make_engine)
+    service = HostService(config, movers, sensors, ledger, clock, planner)
     async with _listening(config, service):
         await _serve(service, HostServer(service, Path(config.socket)), stop)
     for slot in service.slots.values():

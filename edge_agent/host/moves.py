@@ -12,6 +12,8 @@ from collections.abc import Awaitable
 from hashlib import sha256
 from typing import TypeVar
 
+from msgspec import Struct
+
 from edge_agent.host.errors import RefusedError, SilentEngineError
 from edge_agent.workloads.engine import (
     Engine,
@@ -22,7 +24,7 @@ from edge_agent.workloads.engine import (
     Strategy,
     TokenSample,
 )
-from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError
+from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError, Refusal
 from edge_agent.workloads.ports import CanaryOutput
 
 T = TypeVar("T")
@@ -34,7 +36,6 @@ logger = logging.getLogger(__name__)
 STILL_S = 0.05
 LOOK_S = 0.4
 _MARGIN_S = 0.25
-_RESIDENT = frozenset({Strategy.RESIDENT_GATE, Strategy.EXTERNAL_API})
 _NOT_AT_WORK = frozenset(
     {EngineState.ABSENT, EngineState.WARM, EngineState.OFFLOADED, EngineState.CHECKPOINTED}
 )
@@ -43,8 +44,28 @@ _OFF_MEMORY = frozenset({EngineState.OFFLOADED, EngineState.CHECKPOINTED})
 _SILENT = Probe(state=EngineState.FAILED, started=False, live=False, ready=False, detail="silent")
 
 
+class Trip(Struct, frozen=True):
+    """What one engine's way off its GPU and back to work took; ``done``: it came back."""
+
+    strategy: Strategy
+    seconds: float
+    done: bool
+
+
+class _Away(Struct, frozen=True):
+    """An engine that has left its GPU: how, how long that took, and what came free."""
+
+    strategy: Strategy
+    took_s: float
+    freed_mib: int
+
+
 class Mover:
-    """One engine with its strategy.
+    """One engine with its strategy, which may be changed while nothing is under way.
+
+    Attributes:
+        away_mib: what it freed when it last left its GPU; None: not known.
+        moved_mib: copied between GPU and host memory by the last ``off`` or ``to_work``.
 
     Args:
         act_s: longest time for one act. grace_s: between asking its process to end and killing it.
@@ -54,6 +75,8 @@ class Mover:
         self, engine: Engine, strategy: Strategy | None, *, act_s: float, grace_s: float
     ) -> None:
         self.engine = engine
+        self.away_mib: int | None = None
+        self.moved_mib = 0
         able = engine.capabilities().strategies
         self.strategy = strategy or (able[0] if able else Strategy.RESTART)
         self._act_s = act_s
@@ -61,11 +84,27 @@ class Mover:
         self._warming = asyncio.Lock()
         self._canary_sha256 = engine.spec.canary_sha256
         self._bug = ""
+        self._suspect = False
+        self._away: _Away | None = None
+        self._trip: Trip | None = None
 
     @property
     def engine_id(self) -> str:
         """Give its name."""
         return self.engine.spec.engine_id
+
+    def distrust(self) -> None:
+        """Have it ended when it next leaves its GPU: what it does is not what it claims."""
+        self._suspect = True
+
+    @property
+    def _stays(self) -> bool:
+        """Tell whether it keeps its memory while it is off: an API may pause only, or free it."""
+        if self.strategy is not Strategy.EXTERNAL_API:
+            return self.strategy is Strategy.RESIDENT_GATE
+        able, claim_mib = self.engine.capabilities(), self.engine.spec.vram_mib
+        kept_mib = able.resident_mib if able.releases_memory else None
+        return kept_mib is None or (claim_mib > 0 and kept_mib >= claim_mib)
 
     async def look(self) -> Probe:
         """Ask where it stands, within a short time; silence is an answer too."""
@@ -100,13 +139,50 @@ class Mover:
             raise SilentEngineError(f"{self.engine_id} is still starting") from exc
 
     async def to_work(self) -> None:
-        """Bring it to work.
+        """Bring it to work; one that does not come is ended when it is next taken off.
 
         Raises:
             RefusedError: it does not come. SilentEngineError: unknown.
         """
+        began_s = asyncio.get_running_loop().time()
+        away, self._away = self._away, None
+        self._suspect = True
+        self.moved_mib = 0
+        try:
+            await self._to_work()
+        except (RefusedError, SilentEngineError):
+            self._trip = _trip(away, asyncio.get_running_loop().time() - began_s, done=False)
+            raise
+        self._trip = _trip(away, asyncio.get_running_loop().time() - began_s, done=True)
+        self._suspect = False
+        # What went to host memory comes back from there; what was ended is read from elsewhere.
+        if away is not None and away.strategy is not Strategy.RESTART:
+            self.moved_mib = away.freed_mib
+
+    def take_trip(self) -> "Trip | None":
+        """Give what its last way off its GPU and back took, once."""
+        trip, self._trip = self._trip, None
+        return trip
+
+    async def adopt(self, limit_s: float) -> None:
+        """Bring to warm what may be at work for nobody, and learn what it has to answer.
+
+        Raises:
+            RefusedError: it failed. SilentEngineError: it is still starting, or does not answer.
+        """
+        if (await self.look()).state is EngineState.ACTIVE:
+            await self._prepare(limit_s)
+
+    async def _to_work(self) -> None:
         await self.warm()
-        await self._act("resume", self.engine.resume(self._act_s))
+        try:
+            await self._act("resume", self.engine.resume(self._act_s))
+        except RefusedError as exc:
+            if exc.answer_code != Refusal.UNPREPARED:
+                raise
+            # It was found running: nobody has learnt yet what it has to answer.
+            await self._prepare(self._act_s)
+            await self._act("resume", self.engine.resume(self._act_s))
 
     async def off(self, mode: PauseMode) -> None:
         """Take it off its GPU, as far as its strategy says; ended where it does not obey.
@@ -114,14 +190,32 @@ class Mover:
         Raises:
             RefusedError, SilentEngineError: it could not even be ended.
         """
+        began_s = asyncio.get_running_loop().time()
+        self.moved_mib = 0
         probe = await self.look()
         if probe.state is EngineState.ABSENT:
             return
+        if self._suspect and await self._ended():
+            return
         try:
-            await self._leave(mode, probe)
+            freed_mib = await self._leave(mode, probe)
         except (RefusedError, SilentEngineError) as exc:
             logger.warning("engine=%s does not leave its GPU, ended: %s", self.engine_id, exc)
             await self.end()
+            return
+        took_s = asyncio.get_running_loop().time() - began_s
+        self.away_mib = freed_mib
+        self._away = _Away(self.strategy, took_s, freed_mib)
+
+    async def _ended(self) -> bool:
+        """End what did not work when it should; False: it is somebody else's to end."""
+        logger.warning("engine=%s did not come to work, ended", self.engine_id)
+        try:
+            await self.end()
+        except (RefusedError, SilentEngineError) as exc:
+            logger.warning("engine=%s cannot be ended: %s", self.engine_id, exc)
+            return False
+        return True
 
     async def end(self) -> None:
         """End its process.
@@ -135,8 +229,9 @@ class Mover:
             logger.warning("engine=%s did not stop, killed: %s", self.engine_id, exc)
             await self._act("kill", self.engine.kill())
         probe = await self.look()
-        if probe.live and probe.state not in _NOT_AT_WORK:
+        if probe.state not in _NOT_AT_WORK:
             raise RefusedError("not_ended", f"{self.engine_id} is {probe.state.value} still")
+        self._suspect = False
 
     async def canary(self) -> CanaryOutput:
         """Have it answer its fixed question, and compare.
@@ -149,8 +244,15 @@ class Mover:
         digest = sha256(output.encode()).hexdigest()
         if not output:
             raise RefusedError("canary_mismatch", f"{self.engine_id} gave an empty first output")
-        self._canary_sha256 = self._canary_sha256 or digest
+        if not self._canary_sha256:
+            # Only its driver knows the right answer, and has tried it for this look.
+            probe = await self.look()
+            if not probe.ready:
+                self._suspect = probe.state is EngineState.FAILED
+                raise RefusedError("canary_mismatch", f"{self.engine_id}: {probe.detail}")
+            self._canary_sha256 = digest
         if digest != self._canary_sha256:
+            self._suspect = True
             raise RefusedError("canary_mismatch", f"{self.engine_id} gave a wrong first output")
         return CanaryOutput(output=output, expected_sha256=self._canary_sha256)
 
@@ -159,16 +261,20 @@ class Mover:
         if not probe.live or probe.state is EngineState.FAILED:
             raise RefusedError("not_ready", f"{self.engine_id}: {probe.state.value} {probe.detail}")
 
-    async def _leave(self, mode: PauseMode, probe: Probe) -> None:
+    async def _leave(self, mode: PauseMode, probe: Probe) -> int:
+        """Leave by the strategy; give the MiB that came free and will have to come back."""
         if self.strategy is Strategy.RESTART:
             await self.end()
-            return
+            return 0
         if probe.state not in _NOT_AT_WORK:
             receipt = await self._act("pause", self.engine.pause(mode, self._act_s))
             if receipt.idle_ns is None and (await self.look()).state not in _NOT_AT_WORK:
                 raise RefusedError("still_busy", f"{self.engine_id} was paused, and is not idle")
-        if self.strategy not in _RESIDENT and probe.state not in _OFF_MEMORY:
-            await self._act("offload", self.engine.offload(self._act_s))
+        if self._stays or probe.state in _OFF_MEMORY:
+            return self.away_mib or 0
+        receipt = await self._act("offload", self.engine.offload(self._act_s))
+        self.moved_mib = receipt.moved_mib
+        return receipt.freed_mib or 0
 
     def _tell_bug(self, name: str, exc: Exception) -> None:
         text = f"{name}: {exc!r}"
@@ -190,6 +296,10 @@ class Mover:
             if not isinstance(exc, DriverUnavailableError | TimeoutError | OSError):
                 self._tell_bug(name, exc)
             raise SilentEngineError(f"{self.engine_id} {name}: {str(exc) or 'no answer'}") from exc
+
+
+def _trip(away: _Away | None, back_s: float, *, done: bool) -> Trip | None:
+    return None if away is None else Trip(away.strategy, away.took_s + back_s, done)
 
 
 def _is_warm(probe: Probe) -> bool:

@@ -20,13 +20,14 @@ class EnergyReading(Struct, frozen=True):
 
 
 class GpuFacts(Struct, frozen=True, kw_only=True):
-    """What a card says of itself; None is unknown."""
+    """What a card says of itself; None is unknown. ``reason``: why it is not healthy, in words."""
 
     power_w: float | None = None
     temp_c: float | None = None
     utilisation: float | None = None
     memory_used_mib: float | None = None
     healthy: bool = True
+    reason: str = ""
     energy: EnergyReading | None = None
 
 

@@ -17,7 +17,14 @@ from msgspec import Struct
 
 from edge_agent.host.errors import RefusedError, SilentEngineError
 from edge_agent.host.service import HostService
-from edge_agent.workloads.ports import GateState, HostInfo, HostSample, InstanceSpec, Meter
+from edge_agent.workloads.ports import (
+    GateState,
+    HostInfo,
+    HostSample,
+    InstanceSpec,
+    Meter,
+    Moved,
+)
 from protocol.node import LeaseKeys
 from protocol.units import Count, Ident
 
@@ -56,6 +63,12 @@ class _Done(Struct, frozen=True):
     id: int
 
 
+class _Moved(Struct, frozen=True):
+    id: int
+    strategy: str
+    moved_mib: int
+
+
 class _Hello(Struct, frozen=True):
     id: int
     host_id: str
@@ -88,6 +101,8 @@ class _Gate(Struct, frozen=True):
     energy_mj: int
     open: bool
     wall_anchor_ns: int
+    strategy: str = ""
+    moved_mib: int = 0
 
 
 class _Page(Struct, frozen=True):
@@ -208,17 +223,20 @@ class HostServer:
                 return _Done(request.id)
             case "activate":
                 await service.activate(gpu, instance_id)
-                return _Done(request.id)
+                moved = service.moved(gpu, instance_id)
+                return _Moved(request.id, moved.strategy, moved.moved_mib)
             case "canary":
                 said = await service.canary(gpu, instance_id)
                 return _Output(request.id, said.output, said.expected_sha256)
             case "gate" if request.open is not None:
                 state = await service.gate(gpu, instance_id, is_open=request.open)
+                return _gate(request.id, state, service.ledger.anchor_ns, Moved())
             case "stop":
                 state = await service.stop(gpu, instance_id)
+                moved = service.moved(gpu, instance_id)
+                return _gate(request.id, state, service.ledger.anchor_ns, moved)
             case _:
                 raise RefusedError("bad_request", f"op {request.op!r} or a field of it")
-        return _gate(request.id, state, service.ledger.anchor_ns)
 
 
 def _hello(number: int, info: HostInfo) -> Struct:
@@ -226,8 +244,17 @@ def _hello(number: int, info: HostInfo) -> Struct:
     return _Hello(number, *who, info.gpus, info.public_url)
 
 
-def _gate(number: int, state: GateState, anchor_ns: int) -> Struct:
-    return _Gate(number, state.at_ns, state.served_ns, state.energy_mj, state.open, anchor_ns)
+def _gate(number: int, state: GateState, anchor_ns: int, moved: Moved) -> Struct:
+    return _Gate(
+        number,
+        state.at_ns,
+        state.served_ns,
+        state.energy_mj,
+        state.open,
+        anchor_ns,
+        moved.strategy,
+        moved.moved_mib,
+    )
 
 
 def _listen(path: Path) -> socket.socket:

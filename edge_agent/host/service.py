@@ -19,6 +19,7 @@ from edge_agent.host.errors import RefusedError, SilentEngineError
 from edge_agent.host.ledger import HostClock, Instance, Ledger
 from edge_agent.host.metrics import PhaseTimes
 from edge_agent.host.moves import Mover
+from edge_agent.host.planner import MemoryBook, Planner
 from edge_agent.host.proxy import Target
 from edge_agent.host.sensors import Sensors
 from edge_agent.host.slot import House, Slot
@@ -32,6 +33,7 @@ from edge_agent.workloads.ports import (
     HostSample,
     InstanceSpec,
     MeterPage,
+    Moved,
 )
 
 T = TypeVar("T")
@@ -46,6 +48,7 @@ class HostService:
 
     Args:
         config: checked. movers: of (gpu name, ``miner`` or ``server``). sensors: of the cards.
+        planner: of the ways in which engines leave their GPUs; None: one that keeps nothing.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class HostService:
         sensors: Sensors,
         ledger: Ledger,
         clock: HostClock,
+        planner: Planner | None = None,
     ) -> None:
         self.config = config
         self.ledger = ledger
@@ -68,6 +72,7 @@ class HostService:
             self.doors,
             clock.boottime_ns,
             lambda: self.watch.refresh_cards(),  # noqa: PLW0108 - the watch is made of the slots
+            planner or Planner(MemoryBook(), lambda: None),
         )
         self.slots = {
             gpu.name: Slot(
@@ -161,6 +166,14 @@ class HostService:
         """Remove an instance."""
         slot = self._slot(gpu)
         return await self._act("stop", gpu, lambda: slot.stop(instance_id))
+
+    def moved(self, gpu: str, instance_id: str) -> Moved:
+        """Give how an instance's engine last came onto its GPU, or left it.
+
+        Raises:
+            RefusedError: ``no_instance``.
+        """
+        return self.ledger.on_gpu(gpu, instance_id).moved
 
     # --- for the proxy -------------------------------------------------------------------------
 
@@ -282,4 +295,5 @@ def _sample(slot: Slot) -> HostSample:
         hashrate_mhs=None if rate is None else rate / _HS_PER_MHS,
         mining=slot.mining,
         healthy=facts is None or facts.healthy,
+        reason="" if facts is None else facts.reason,
     )

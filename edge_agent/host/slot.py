@@ -17,15 +17,17 @@ from collections.abc import Awaitable, Callable
 
 from msgspec import Struct
 
-from edge_agent.host.config import GpuConfig, HostLimits
+from edge_agent.host.config import EngineConfig, GpuConfig, HostLimits
 from edge_agent.host.door import Door, Doors
 from edge_agent.host.errors import RefusedError, SilentEngineError
+from edge_agent.host.layout import Layout
 from edge_agent.host.ledger import Instance, Ledger
 from edge_agent.host.moves import STILL_S, Mover
+from edge_agent.host.planner import Pair, Planner
 from edge_agent.host.sensors import GpuFacts
 from edge_agent.host.upstream import Upstream
 from edge_agent.workloads.engine import EngineState, HashSample, PauseMode, Strategy
-from edge_agent.workloads.ports import CanaryOutput, GateState, InstanceSpec
+from edge_agent.workloads.ports import CanaryOutput, GateState, InstanceSpec, Moved
 
 # For the last words to requests that are cut.
 FAREWELL_S = 0.5
@@ -38,12 +40,14 @@ class House(Struct, frozen=True):
 
     Args:
         now_ns: CLOCK_BOOTTIME. read_cards: reads every card anew, in a short time or not at all.
+        planner: says how engines leave their GPUs, and learns from it.
     """
 
     ledger: Ledger
     doors: Doors
     now_ns: Callable[[], int]
     read_cards: Callable[[], Awaitable[None]]
+    planner: Planner
 
 
 class Slot:
@@ -88,8 +92,12 @@ class Slot:
         self._limits = limits
         self._now_ns = house.now_ns
         self._read_cards = house.read_cards
+        self._planner = house.planner
+        self.layout = self._plan()
         self._keep = keep
         self._hashes = 0
+        self._card_ns = 0
+        self.over_looks = 0
         # Not at work for sure; a host that starts knows nothing of the engines that it finds.
         self._server_is_off = server is None
 
@@ -120,9 +128,22 @@ class Slot:
         await self._take_server_off(PauseMode.ABORT)
         if self.mining is not True:
             self.mining = None
-            await miner.to_work()
+            await self._bring_back(miner)
+            self._learn(self.config.miner, miner)
             self.mining = True
         return await self._count(miner)
+
+    async def _bring_back(self, miner: Mover) -> None:
+        """Bring the miner to work; one that does not obey is ended and started anew, once."""
+        try:
+            await miner.to_work()
+        except (RefusedError, SilentEngineError) as exc:
+            logger.warning("gpu=%s its miner does not come to work: %s", self.name, exc)
+            try:
+                await miner.end()
+            except RefusedError:
+                raise exc from None  # somebody else's: the first reason is the better one
+            await miner.to_work()
 
     async def _mine_off(self) -> int:
         if self.miner is None:
@@ -131,6 +152,7 @@ class Slot:
         if self.mining is False and await self._count(self.miner) == stood:
             return stood
         self.mining = None
+        self.layout = self._plan()
         await self.miner.off(PauseMode.KEEP)
         try:
             stood = await self._standstill(self.miner, self._limits.act_s / 4)
@@ -189,6 +211,9 @@ class Slot:
             if self.instance is not None:
                 raise RefusedError("busy", f"{self.name} holds {self.instance.instance_id}")
             server = self._server()
+            self.layout = self._plan()
+            if self.layout.no_fit:
+                raise RefusedError("no_vram", f"{self.name}: {self.layout.no_fit}")
             if server.strategy is Strategy.RESTART and self.mining is not False:
                 raise RefusedError("busy", f"{self.name} is mining, or may be")
             await server.warm()
@@ -209,8 +234,16 @@ class Slot:
                 raise RefusedError("busy", f"{self.name} is mining, or may be")
             if not instance.active:
                 self._server_is_off = False  # whatever comes of it
-                await self._server().to_work()
+                server = self._server()
+                server.moved_mib = 0
+                try:
+                    await server.to_work()
+                finally:
+                    self._learn(self.config.server, server)
+                await self._read_cards()
+                self._check_claim(server)
                 instance.active = True
+                instance.moved = _moved(server)
 
     async def canary(self, instance_id: str) -> CanaryOutput:
         """Have the instance's engine answer its fixed question.
@@ -249,6 +282,7 @@ class Slot:
                 mode = PauseMode.KEEP if self._keep else PauseMode.ABORT
                 self._server_is_off = False
                 await self._take_server_off(mode)
+                instance.moved = _moved(self._server())
                 self._end(instance)
                 return state
             return self._ledger.state(instance)
@@ -257,12 +291,13 @@ class Slot:
         """Note that the asked served time is over: nobody enters, who is inside is sent out."""
         self.doors[instance.instance_id].end("completed")
 
-    async def engine_died(self, instance: Instance) -> None:
-        """Shut the gate of an engine that gives no sign of life, at its last one."""
+    async def cut_off(self, instance: Instance, reason: str) -> None:
+        """Shut the gate of what can be served no longer, at its last evidence."""
         async with self.lock:
             if instance.meter.open:
-                logger.error("instance=%s gpu=%s: its engine died", instance.instance_id, self.name)
-                self.doors[instance.instance_id].end("its engine died")
+                logger.error("instance=%s gpu=%s: %s", instance.instance_id, self.name, reason)
+                instance.reason = reason
+                self.doors[instance.instance_id].end(reason)
                 self._ledger.shut_gate(instance)
                 instance.active = False
 
@@ -275,7 +310,10 @@ class Slot:
         async with self.lock:
             if self.instance is None and self.server is not None:
                 self._server_is_off = False
-                await self._take_server_off(PauseMode.ABORT)
+                try:
+                    await self.server.adopt(self._limits.act_s)
+                finally:
+                    await self._take_server_off(PauseMode.ABORT)
 
     async def host_ends(self) -> None:
         """Shut an open gate without a drain: this process ends now."""
@@ -320,6 +358,7 @@ class Slot:
             if not instance.active or instance is not self.instance:
                 raise RefusedError("no_instance", f"{instance.instance_id} is not active")
             await self._read_cards()
+            self._check_health()
             instance.reading = None if self.facts is None else self.facts.energy
             self._ledger.open_gate(instance)
             door = self.doors[instance.instance_id]
@@ -346,8 +385,36 @@ class Slot:
             door.end(reason)
         return state
 
+    def _plan(self) -> Layout:
+        """Have it planned how the engines leave this GPU, by what is known now."""
+        found = self._planner.layout(Pair(self.config, self.miner, self.server))
+        if self.miner is not None and found.miner is not None:
+            self.miner.strategy = found.miner
+        if self.server is not None and found.server is not None:
+            self.server.strategy = found.server
+        return found
+
+    def _learn(self, config: EngineConfig | None, mover: Mover) -> None:
+        trip = mover.take_trip()
+        if trip is not None:
+            self._planner.took(config, mover, self.config.model, trip)
+
+    def over_claim(self) -> str:
+        """Say by how much the card is fuller than its engines' claims; empty: it is not."""
+        used_mib = None if self.facts is None else self.facts.memory_used_mib
+        allowed_mib = self.layout.allowed_mib
+        if used_mib is None or allowed_mib is None or used_mib <= allowed_mib:
+            return ""
+        return f"{used_mib:.0f} MiB of its card are in use, {allowed_mib} MiB are claimed"
+
+    def _check_claim(self, server: Mover) -> None:
+        if excess := self.over_claim():
+            server.distrust()  # paused, it would keep what it took
+            raise RefusedError("over_claim", f"{self.name}: {excess}")
+
     async def _take_server_off(self, mode: PauseMode) -> None:
         if not self._server_is_off:
+            self.layout = self._plan()
             await self._server().off(mode)
             self._server_is_off = True
 
@@ -365,8 +432,38 @@ class Slot:
         found = self._ledger.find(instance_id)
         return found is None or found.ended_ns is not None
 
+    async def turn_out(self, instance: Instance) -> None:
+        """Shut the gate of an engine that takes more memory than it claims."""
+        self._server().distrust()
+        await self.cut_off(instance, f"it takes more memory than it claims: {self.over_claim()}")
+
+    def silence(self) -> str:
+        """Say why there is no evidence that work is served."""
+        if self.facts is not None and not self.facts.healthy:
+            return f"its card is not well: {self.facts.reason or 'no reason given'}"
+        if self.server_state is EngineState.ABSENT:
+            return "its engine ended"
+        return "its engine gave no right answer"
+
+    def take_facts(self, facts: GpuFacts | None, asked_ns: int) -> None:
+        """Take what the card's sensors say, asked at an instant; None: nothing."""
+        self.facts = facts
+        if facts is None or facts.healthy:
+            self._card_ns = asked_ns
+        if self.instance is not None:
+            self._saw(self.instance, 0)
+
     def _saw(self, instance: Instance, at_ns: int) -> None:
-        instance.seen_ns = max(instance.seen_ns, at_ns)
+        """Take a sign of life of an engine; it counts once the card was well at that time too.
+
+        An engine may go on answering for a while on a card that is lost. Of a card that nobody
+        reads, the engine's right answers are all the evidence there is.
+        """
+        instance.engine_ns = max(instance.engine_ns, at_ns)
+        seen_ns = instance.engine_ns
+        if self.facts is not None:
+            seen_ns = min(seen_ns, self._card_ns)
+        instance.seen_ns = max(instance.seen_ns, seen_ns)
 
     def _present(self, instance_id: str) -> Instance:
         instance = self.instance
@@ -387,6 +484,10 @@ class Slot:
         if self.server is None:
             raise RefusedError("no_engine", f"{self.name} serves no work")
         return self.server
+
+
+def _moved(mover: Mover) -> Moved:
+    return Moved(strategy=mover.strategy.value, moved_mib=mover.moved_mib)
 
 
 def _hashes(sample: object) -> int | None:

@@ -24,6 +24,8 @@ REFRESH_S = 0.1
 REVIVE_S_MIN = 5.0
 REVIVE_S_MAX = 300.0
 _SENSORS_PERIOD_S = 1.0
+# One odd reading of a card's memory is noise; so many looks are more than one reading.
+OVER_LOOKS_MIN = 6
 
 
 class EnergyEstimate:
@@ -69,36 +71,39 @@ class Watch:
                 group.create_task(self._watch_server(slot), name=f"watch-server-{slot.name}")
 
     async def look_at_open(self) -> None:
-        """Have every engine behind an open gate give a sign of life, within a short time."""
+        """Have every engine behind an open gate, and its card, give a sign of life, in short."""
         open_ones = [
             slot
             for slot in self._slots.values()
             if slot.instance is not None and slot.instance.serving
         ]
-        await asyncio.gather(*(slot.look() for slot in open_ones))
+        if open_ones:
+            await asyncio.gather(self.refresh_cards(), *(slot.look() for slot in open_ones))
 
     async def read_cards(self) -> None:
         """Read every card; one that does not answer is unknown."""
+        asked_ns = self._clock.boottime_ns()
         try:
             async with asyncio.timeout(SENSORS_S):
                 facts = await self._sensors.read()
         except (TimeoutError, OSError) as exc:
             logger.warning("cards not read: %s", exc)
             facts = {}
-        self._take(facts)
+        self._take(facts, asked_ns)
 
     async def refresh_cards(self) -> None:
         """Read every card for a meter that is about to be read, if that is quick."""
+        asked_ns = self._clock.boottime_ns()
         try:
             async with asyncio.timeout(REFRESH_S):
                 facts = await self._sensors.read()
         except (TimeoutError, OSError):
             return
-        self._take(facts)
+        self._take(facts, asked_ns)
 
-    def _take(self, facts: Mapping[str, GpuFacts]) -> None:
+    def _take(self, facts: Mapping[str, GpuFacts], asked_ns: int) -> None:
         for slot in self._slots.values():
-            slot.facts = facts.get(slot.config.uuid)
+            slot.take_facts(facts.get(slot.config.uuid), asked_ns)
             self._take_energy(slot, slot.facts)
 
     def _take_energy(self, slot: Slot, facts: GpuFacts | None) -> None:
@@ -179,9 +184,12 @@ class Watch:
             self._ledger.settle()
         if instance.meter.completed:
             await slot.completed(instance)
+        slot.over_looks = slot.over_looks + 1 if instance.meter.open and slot.over_claim() else 0
+        if slot.over_looks >= OVER_LOOKS_MIN:
+            await slot.turn_out(instance)
         silent_ns = self._clock.boottime_ns() - instance.seen_ns
         if instance.meter.open and silent_ns > self._limits.lost_s * _NS_PER_S:
-            await slot.engine_died(instance)
+            await slot.cut_off(instance, slot.silence())
 
 
 def _mining(state: EngineState, *, still: bool) -> bool | None:

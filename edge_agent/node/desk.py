@@ -5,7 +5,7 @@ on it. Whoever shuts or opens a gate calls ``harvest`` afterwards, and answers o
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
 from msgspec import Struct, structs
@@ -93,7 +93,8 @@ class MeterDesk:
                 thin_minutes=memory.unacked >= self._readings_max,
             )
             decision = decide(given)
-            ended, events = self._ended(given, decision.assignments)
+            reasons = {one.instance_id: one.reason for one in page.meters}
+            ended, events = self._ended(given, decision.assignments, reasons)
             decision = structs.replace(decision, assignments=ended)
             await memory.commit(self._change(given, decision, before))
             self.thinned += given.thinned
@@ -155,7 +156,7 @@ class MeterDesk:
         return structs.replace(change, acked_seq=acked, heard=heard)
 
     def _ended(
-        self, given: Harvest, decided: tuple[Assignment, ...]
+        self, given: Harvest, decided: tuple[Assignment, ...], reasons: Mapping[str, str]
     ) -> tuple[tuple[Assignment, ...], tuple[NodeEvent, ...]]:
         """Mark assignments whose work ended by itself, and name each once."""
         assignments = {one.device_id: one for one in decided}
@@ -170,7 +171,8 @@ class MeterDesk:
                 continue
             kind = NodeEventKind.COMPLETED if name in completed else NodeEventKind.INSTANCE_LOST
             at = state.last.at if state.last is not None else self._clock.wall()
-            marked = structs.replace(held, ended=kind, ended_at=at)
+            detail = "" if kind is NodeEventKind.COMPLETED else reasons.get(name, "its host ended")
+            marked = structs.replace(held, ended=kind, ended_at=at, ended_detail=detail)
             assignments[state.device_id] = marked
             events.append(event_of(marked, self._clock.wall()))
         return tuple(assignments.values()), tuple(events)

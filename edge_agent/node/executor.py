@@ -7,7 +7,7 @@ from edge_agent.node import phases
 from edge_agent.node.errors import EvidenceError
 from edge_agent.node.keys import KeyDesk
 from edge_agent.workloads.errors import DriverRefusedError
-from edge_agent.workloads.ports import InstanceSpec, WorkloadDriver
+from edge_agent.workloads.ports import InstanceSpec, Moved, WorkloadDriver
 
 HOST_LOOK_S = 0.1
 _HASH_LOOK_S_MIN = 0.002
@@ -25,13 +25,26 @@ class ActExecutor:
         self._driver = driver
         self._keys = keys
         self._hashes: dict[str, int] = {}
+        self._strategies: dict[str, str] = {}
+        self._moved_mib: dict[str, int] = {}
 
     def host_up(self) -> bool:
         """Tell whether the workload host is there to be asked."""
         return self._driver.info() is not None
 
-    def strategy(self) -> str:
-        """Give the way in which the host switches, where it has one only; empty otherwise."""
+    def begin(self, gpu: str) -> None:
+        """Forget how a GPU was switched before: another switch begins."""
+        self._strategies.pop(gpu, None)
+        self._moved_mib.pop(gpu, None)
+
+    def take_moved(self, gpu: str) -> int | None:
+        """Give the MiB that acts on a GPU moved since this was last asked; None: not told."""
+        return self._moved_mib.pop(gpu, None)
+
+    def strategy(self, gpu: str) -> str:
+        """Give the way in which the host switched a GPU, or would; empty: not told."""
+        if told := self._strategies.get(gpu):
+            return told
         offered = self._driver.capabilities().strategies
         return offered[0].replace("_", "-") if len(offered) == 1 else ""
 
@@ -61,7 +74,7 @@ class ActExecutor:
                 )
                 await self._driver.prepare(gpu, spec)
             case phases.Activate(instance_id):
-                await self._driver.activate(gpu, instance_id)
+                self._told(gpu, await self._driver.activate(gpu, instance_id))
             case phases.CheckCanary(instance_id):
                 await self._check_canary(gpu, instance_id)
             case phases.CheckHashing():
@@ -75,9 +88,14 @@ class ActExecutor:
                 await self._shut(gpu, instance_id)
             case phases.Stop(instance_id):
                 try:
-                    await self._driver.stop(gpu, instance_id)
+                    self._told(gpu, await self._driver.stop(gpu, instance_id))
                 except DriverRefusedError as exc:
                     _accept_absence(exc)
+
+    def _told(self, gpu: str, moved: Moved) -> None:
+        if moved.strategy:
+            self._strategies[gpu] = moved.strategy
+            self._moved_mib[gpu] = self._moved_mib.get(gpu, 0) + moved.moved_mib
 
     async def _mine_off(self, gpu: str) -> None:
         self._hashes.pop(gpu, None)

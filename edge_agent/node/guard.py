@@ -124,7 +124,7 @@ class Guard:
 
     def _bad(self, sample: HostSample) -> str:
         if not sample.healthy:
-            return "unhealthy"
+            return f"its card is not well: {sample.reason or 'no reason given'}"
         if sample.temp_c is not None and sample.temp_c >= self._limits.temp_c_max:
             return f"{sample.temp_c:.0f} C, at most {self._limits.temp_c_max:.0f} C"
         return ""

@@ -201,6 +201,8 @@ class PhaseRunner:
     ) -> DeviceOutcome:
         """Carry out the acts of one device; never raises what the world can cause."""
         now_ns = self._clock.boottime_ns()
+        if phase is Phase.VALIDATE:
+            self._executor.begin(job.slot.gpu)
         job.slot.held_until_ns = now_ns + self._switch_hold_ns if phase in _HOLDING_PHASES else 0
         outcome = _outcome(job.step, "done")
         try:
@@ -215,7 +217,12 @@ class PhaseRunner:
                             break
         except TimeoutError:
             outcome = _outcome(job.step, "unknown", "deadline", f"{phase.value} took too long")
-        return structs.replace(outcome, at=self._clock.wall(), strategy=self._executor.strategy())
+        return structs.replace(
+            outcome,
+            at=self._clock.wall(),
+            strategy=self._executor.strategy(job.slot.gpu),
+            moved_mib=self._executor.take_moved(job.slot.gpu),
+        )
 
     async def _one(self, slot: Slot, act: phases.Act, stopped: dict[str, None]) -> None:
         if isinstance(act, phases.ShutGate | phases.Stop):

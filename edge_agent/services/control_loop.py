@@ -24,7 +24,7 @@ from edge_agent.core.plan import Plan
 from edge_agent.core.site import NS_PER_S
 from edge_agent.core.site_state import SiteState
 from edge_agent.core.snapshot import encode_state
-from edge_agent.core.switching import Switch, encode_switch, outcomes_of
+from edge_agent.core.switching import Switch, codes_of, encode_switch, outcomes_of
 from edge_agent.ports import Clock, CommitBatch, CoreStore, SwitchRow
 from edge_agent.services.intents import (
     Opened,
@@ -225,6 +225,7 @@ class ControlLoop:
             outcomes_of(switch),
             told.took_us,
             opened,
+            codes_of(switch),
         )
         row = SwitchRow(switch_id=switch.switch_id, body=encode_switch(switch), closed=True)
         self._metering.expect(opened, instant.wall)

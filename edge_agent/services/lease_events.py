@@ -66,6 +66,7 @@ def lease_events(
         if old.status is LeaseStatus.RUNNING and entry.status in _DOWN:
             lost = [slot.device_id for slot in entry.slots if not slot.serving]
             reason = f"instance lost on {', '.join(lost[:8])}"
+            reason += f": {entry.detail}" if entry.detail else ""
             events.append(
                 LeaseInterrupted(
                     lease_id=entry.lease_id, attempt=entry.attempt, at=wall, reason=reason

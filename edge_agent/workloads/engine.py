@@ -114,6 +114,7 @@ class Receipt(Struct, frozen=True, kw_only=True):
         acked_ns: When it was answered. idle_ns: when evidence showed the effect; None = none seen.
         evidence: What showed it, such as ``hash counter stood still for 50 ms``.
         freed_mib: GPU memory that came free; None = not measured.
+        moved_mib: Copied between GPU and host memory by this act; 0 = dropped or left in place.
         inflight_left: Requests that were still under way; None = it does not tell.
     """
 
@@ -121,6 +122,7 @@ class Receipt(Struct, frozen=True, kw_only=True):
     idle_ns: int | None = None
     evidence: str = ""
     freed_mib: int | None = None
+    moved_mib: int = 0
     inflight_left: int | None = None
 
 

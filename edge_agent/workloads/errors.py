@@ -5,6 +5,7 @@ Tree::
     WorkloadError                 code
     ├── DriverRefusedError        the host answered with an error code; the act did not happen
     └── DriverUnavailableError    no answer: whether the act happened is unknown
+        └── NobodyListensError    the connection was refused: there is no such process, or not yet
 """
 
 from enum import StrEnum
@@ -37,6 +38,8 @@ class Refusal(StrEnum):
     """It said yes, and the evidence says no."""
     WRONG_OUTPUT = "wrong_output"
     """It answers the canary, and wrongly."""
+    UNPREPARED = "unprepared"
+    """What it has to answer to the canary is not known: it was never prepared."""
 
 
 class WorkloadError(Exception):
@@ -66,3 +69,12 @@ class DriverUnavailableError(WorkloadError, ConnectionError):
     """The workload host is not connected, or did not answer in time."""
 
     code = "driver_unavailable"
+
+
+class NobodyListensError(DriverUnavailableError):
+    """Nobody listens at an engine's address.
+
+    Told apart from silence: a process that hangs still holds its GPU, and may work on.
+    """
+
+    code = "nobody_listens"

@@ -22,6 +22,7 @@ from edge_agent.workloads.ports import (
     InstanceSpec,
     Meter,
     MeterPage,
+    Moved,
 )
 from protocol.node import LeaseKeys
 
@@ -169,9 +170,10 @@ class FakeDriver:
             ),
         )
 
-    async def activate(self, gpu: str, instance_id: str) -> None:
+    async def activate(self, gpu: str, instance_id: str) -> Moved:
         """Make it ready."""
         await self._act("activate", gpu, lambda host: host.activate(gpu, instance_id))
+        return Moved()
 
     async def canary(self, gpu: str, instance_id: str, prompt: str) -> CanaryOutput:
         """Answer a prompt."""
@@ -210,9 +212,10 @@ class FakeDriver:
             meters=tuple(_copy(view, Meter) for view in views),
         )
 
-    async def stop(self, gpu: str, instance_id: str) -> None:
+    async def stop(self, gpu: str, instance_id: str) -> Moved:
         """Remove the instance."""
         await self._act("stop", gpu, lambda host: host.stop(gpu, instance_id))
+        return Moved()
 
     def _up(self) -> GpuModel:
         if self._host is None:

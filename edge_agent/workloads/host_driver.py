@@ -21,6 +21,7 @@ from edge_agent.workloads.ports import (
     InstanceSpec,
     Meter,
     MeterPage,
+    Moved,
 )
 from protocol.node import LeaseKeys
 from protocol.units import check_base_url
@@ -96,6 +97,7 @@ _hashes = msgspec.json.Decoder(_Hashes)
 _output = msgspec.json.Decoder(CanaryOutput)
 _page = msgspec.json.Decoder(_Page)
 _gate = msgspec.json.Decoder(GateState)
+_moved = msgspec.json.Decoder(Moved)
 _nothing = msgspec.json.Decoder(_Nothing)
 
 
@@ -161,9 +163,9 @@ class HostDriver:
             run_s=spec.run_s,
         )
 
-    async def activate(self, gpu: str, instance_id: str) -> None:
+    async def activate(self, gpu: str, instance_id: str) -> Moved:
         """Make the instance ready."""
-        await self._ask(_nothing, op="activate", gpu=gpu, instance_id=instance_id)
+        return await self._ask(_moved, op="activate", gpu=gpu, instance_id=instance_id)
 
     async def canary(self, gpu: str, instance_id: str, prompt: str) -> CanaryOutput:
         """Give the instance's output."""
@@ -192,9 +194,9 @@ class HostDriver:
             meters=page.meters,
         )
 
-    async def stop(self, gpu: str, instance_id: str) -> None:
+    async def stop(self, gpu: str, instance_id: str) -> Moved:
         """Remove the instance."""
-        await self._ask(_nothing, op="stop", gpu=gpu, instance_id=instance_id)
+        return await self._ask(_moved, op="stop", gpu=gpu, instance_id=instance_id)
 
     async def _connection(self) -> None:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):

@@ -38,7 +38,7 @@ class HostInfo(Struct, frozen=True, kw_only=True):
 
 
 class HostSample(Struct, frozen=True, kw_only=True):
-    """Facts of one GPU; None is unknown."""
+    """Facts of one GPU; None is unknown. ``reason``: why it is not healthy, in words."""
 
     gpu: str
     power_w: float | None = None
@@ -48,6 +48,7 @@ class HostSample(Struct, frozen=True, kw_only=True):
     hashrate_mhs: float | None = None
     mining: bool | None = None
     healthy: bool = True
+    reason: str = ""
 
 
 class InstanceSpec(Struct, frozen=True, kw_only=True):
@@ -69,7 +70,10 @@ class MeterMark(Struct, frozen=True, array_like=True):
 
 
 class Meter(Struct, frozen=True, kw_only=True):
-    """Counters of one instance at the page's ``now_ns``; instants are CLOCK_BOOTTIME."""
+    """Counters of one instance at the page's ``now_ns``; instants are CLOCK_BOOTTIME.
+
+    ``reason``: why its gate shut with nobody asking, in words; empty: it did not.
+    """
 
     gpu: str
     instance_id: str
@@ -82,6 +86,7 @@ class Meter(Struct, frozen=True, kw_only=True):
     served_ns: int
     energy_mj: int
     marks: tuple[MeterMark, ...] = ()
+    reason: str = ""
 
 
 class MeterPage(Struct, frozen=True, kw_only=True):
@@ -112,6 +117,17 @@ class CanaryOutput(Struct, frozen=True, kw_only=True):
 
     output: str
     expected_sha256: str | None = None
+
+
+class Moved(Struct, frozen=True, kw_only=True):
+    """How an act brought an engine onto a GPU or off it; empty and 0: not told, or nothing moved.
+
+    Args:
+        strategy: such as ``resident-gate``. moved_mib: copied between GPU and host memory.
+    """
+
+    strategy: str = ""
+    moved_mib: int = 0
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):
@@ -155,7 +171,7 @@ class WorkloadDriver(Protocol):
         """Make the instance exist, with its gate shut."""
         ...
 
-    async def activate(self, gpu: str, instance_id: str) -> None:
+    async def activate(self, gpu: str, instance_id: str) -> Moved:
         """Make the instance resident and ready."""
         ...
 
@@ -179,6 +195,6 @@ class WorkloadDriver(Protocol):
         """Read all meters with their marks after ``since_minute`` (epoch minute; None: all)."""
         ...
 
-    async def stop(self, gpu: str, instance_id: str) -> None:
+    async def stop(self, gpu: str, instance_id: str) -> Moved:
         """Shut the gate and remove the instance; its last meter stays readable for 24 h."""
         ...

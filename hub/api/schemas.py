@@ -116,7 +116,7 @@ class KeyAnswer(Struct, frozen=True, kw_only=True):
 
 
 class TransitionView(Struct, frozen=True, kw_only=True):
-    """One step of a workload."""
+    """One step of a workload; ``why`` is for a person, empty where the reason says it all."""
 
     seq: int
     from_state: WorkloadState | None
@@ -124,6 +124,7 @@ class TransitionView(Struct, frozen=True, kw_only=True):
     reason: str
     actor: str
     at: datetime
+    why: str = ""
 
 
 class WorkloadView(Struct, frozen=True, kw_only=True):
@@ -448,6 +449,7 @@ def workload_view(
                 reason=step.reason,
                 actor=step.actor,
                 at=step.at,
+                why=step.detail.get("why", ""),
             )
             for step in history
         ),

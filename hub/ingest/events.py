@@ -202,6 +202,7 @@ def _apply_progress(
                 reason="interrupted",
                 actor=context.actor,
                 at=event.at,
+                detail={"why": event.reason},
             ),
             row.endpoint_url,
         )

@@ -27,7 +27,7 @@ class ApiEngine(EngineBase):
 
     def __init__(self, spec: EngineSpec, ports: EnginePorts) -> None:
         super().__init__(spec, ports)
-        self._api = EngineHttp(spec.url, spec.token)
+        self._api = EngineHttp(spec.url, spec.token, ports.exchange)
 
     async def _greet(self, deadline: Deadline) -> None:
         """Ask for the least that only a living engine answers.

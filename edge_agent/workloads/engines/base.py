@@ -16,9 +16,16 @@ from edge_agent.workloads.engines.evidence import (
     WorkCounter,
     until,
 )
+from edge_agent.workloads.engines.http import Exchange
 from edge_agent.workloads.engines.program import ForeignProgram, Program
 from edge_agent.workloads.engines.record import EngineRecord, MemoryRecords, Records
-from edge_agent.workloads.errors import DriverRefusedError, Refusal, WorkloadError
+from edge_agent.workloads.errors import (
+    DriverRefusedError,
+    NobodyListensError,
+    Refusal,
+    WorkloadError,
+)
+from firmware_bridges.transport import exchange
 
 # What stays on the GPU of a program whose memory was freed: its context (vllm#28714: 1.2 GiB).
 CONTEXT_MIB: Final = 1_229
@@ -35,7 +42,7 @@ class EnginePorts(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         clock: For receipts. program: behind the engine. records: of the engine.
-        memory: Of the GPU. work: grows while the engine works.
+        memory: Of the GPU. work: grows while the engine works. exchange: reaches its API.
     """
 
     clock: BootClock
@@ -43,6 +50,7 @@ class EnginePorts(msgspec.Struct, frozen=True, kw_only=True):
     records: Records = msgspec.field(default_factory=MemoryRecords)
     memory: GpuMemory = msgspec.field(default_factory=UnknownMemory)
     work: WorkCounter = msgspec.field(default_factory=UnknownWork)
+    exchange: Exchange = exchange
 
 
 class EngineBase:
@@ -151,7 +159,7 @@ class EngineBase:
         if not expected and learn:
             self._note(canary_sha256=digest)
         elif not expected:
-            raise DriverRefusedError(Refusal.WRONG_OUTPUT, CANARY_UNKNOWN)
+            raise DriverRefusedError(Refusal.UNPREPARED, CANARY_UNKNOWN)
         elif digest != expected:
             detail = f"canary: digest {digest[:12]}, not {expected[:12]}"
             raise DriverRefusedError(Refusal.WRONG_OUTPUT, detail)
@@ -176,8 +184,11 @@ class EngineBase:
             return _not_ready(EngineState.ABSENT, detail=look.detail)
         if isinstance(error, DriverRefusedError) and error.answer_code != Refusal.BUSY:
             return _not_ready(EngineState.FAILED, started=True, live=True, detail=detail)
-        if look.alive is None and not isinstance(error, DriverRefusedError):
+        if look.alive is None and isinstance(error, NobodyListensError):
             return _not_ready(EngineState.ABSENT, detail=detail)
+        if look.alive is None and not isinstance(error, DriverRefusedError):
+            # a foreign engine that hangs may be at work: it is not off its GPU
+            return _not_ready(EngineState.FAILED, started=True, detail=detail)
         if look.age_s is not None and look.age_s > self._spec.start_s:
             return _not_ready(EngineState.FAILED, started=True, detail=detail)
         return _not_ready(EngineState.STARTING, started=True, detail=detail)

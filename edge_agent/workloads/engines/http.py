@@ -6,14 +6,19 @@ the error page of a gateway in between leave it unknown.
 
 import ipaddress
 import re
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
 from edge_agent.workloads.engines.evidence import Deadline
-from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError, Refusal
-from firmware_bridges.errors import BridgeError
+from edge_agent.workloads.errors import (
+    DriverRefusedError,
+    DriverUnavailableError,
+    NobodyListensError,
+    Refusal,
+)
+from firmware_bridges.errors import BridgeError, BridgeRefusedError
 from firmware_bridges.http.wire import (
     HttpFormatError,
     HttpResponse,
@@ -21,7 +26,7 @@ from firmware_bridges.http.wire import (
     encode_request,
     is_complete,
 )
-from firmware_bridges.transport import Deadlines, exchange
+from firmware_bridges.transport import Deadlines, IsComplete, exchange
 
 T = TypeVar("T")
 
@@ -35,18 +40,28 @@ _MEMORY_SHORT: Final = re.compile(
 )
 
 
+class Exchange(Protocol):
+    """Carries one request to an address and gives its answer; raises ``BridgeError``."""
+
+    async def __call__(
+        self, host: str, port: int, request: bytes, *, is_complete: IsComplete, deadlines: Deadlines
+    ) -> bytes:
+        """Give what came until the answer was whole or the peer closed."""
+        ...
+
+
 class EngineHttp:
     """Client of one engine.
 
     Args:
         url: Base address, such as ``http://127.0.0.1:8000``; plain, as it stays on it.
-        token: Bearer token; empty = none.
+        token: Bearer token; empty = none. carry: over sockets, or what stands in for them.
 
     Raises:
         DriverRefusedError: The address is none, or of another machine.
     """
 
-    def __init__(self, url: str, token: str = "") -> None:
+    def __init__(self, url: str, token: str = "", carry: Exchange = exchange) -> None:
         parts = urlsplit(url)
         try:
             port = parts.port or 80
@@ -57,6 +72,7 @@ class EngineHttp:
         if parts.scheme != "http" or not port or not _is_loopback(host) or not _is_header(token):
             detail = f"no address of an API on this machine: {url!r}"
             raise DriverRefusedError(Refusal.BAD_REQUEST, detail)
+        self._carry = carry
         self._host = host
         self._port = port
         self._base = parts.path.rstrip("/")
@@ -97,6 +113,7 @@ class EngineHttp:
 
         Raises:
             DriverRefusedError: Another answer.
+            NobodyListensError: The connection was refused.
             DriverUnavailableError: None, or no whole one in time.
         """
         request = encode_request(
@@ -106,10 +123,12 @@ class EngineHttp:
         deadlines = Deadlines(connect_s=min(CONNECT_S, left_s), answer_s=left_s)
         where = f"{method} {path}"
         try:
-            data = await exchange(
+            data = await self._carry(
                 self._host, self._port, request, is_complete=is_complete, deadlines=deadlines
             )
             response = decode_response(data)
+        except BridgeRefusedError as exc:
+            raise NobodyListensError(f"{where}: {exc.detail}") from exc
         except BridgeError as exc:
             raise DriverUnavailableError(f"{where}: {exc.detail}") from exc
         except HttpFormatError as exc:

@@ -132,7 +132,7 @@ class VllmEngine(OpenAiEngine):
                 freed_mib = await self._freed_since(before_mib)
             else:
                 freed_mib = await self._freed(before_mib, deadline, resident_mib=CONTEXT_MIB)
-            return self._asleep(acked_ns, freed_mib)
+            return self._asleep(acked_ns, freed_mib, self._record().asleep_level)
 
     async def resume(self, deadline_s: float) -> Receipt:
         """Wake it and go on; the right answer to the canary is its first sign of work."""
@@ -242,14 +242,19 @@ class VllmEngine(OpenAiEngine):
         freed = before_mib - used
         return freed if freed >= max(1, self._spec.vram_mib - CONTEXT_MIB) else None
 
-    def _asleep(self, acked_ns: int, freed_mib: int | None) -> Receipt:
+    def _asleep(self, acked_ns: int, freed_mib: int | None, level: int) -> Receipt:
+        # Its weights go to host memory at level 1 and nowhere at level 2; its cache is dropped.
+        kept_mib = self._spec.mirror_mib or freed_mib or 0
+        moved_mib = 0 if level == DEEPEST else min(kept_mib, freed_mib or kept_mib)
         if freed_mib is None:
-            return Receipt(acked_ns=acked_ns, evidence="is_sleeping says so; memory not measured")
+            evidence = "is_sleeping says so; memory not measured"
+            return Receipt(acked_ns=acked_ns, evidence=evidence, moved_mib=moved_mib)
         return Receipt(
             acked_ns=acked_ns,
             idle_ns=self._now_ns(),
             evidence=f"is_sleeping says so, {freed_mib} MiB came free",
             freed_mib=freed_mib,
+            moved_mib=moved_mib,
         )
 
     async def _wake(self, deadline: Deadline) -> None:

@@ -9,8 +9,9 @@ from edge_agent.core import facts as f
 from edge_agent.core.plan import CloseLease, EndLease, RefuseLease, ReplaceDevice, TakeLease
 from edge_agent.core.power import counted_w
 from edge_agent.core.site import CODE_OF, FAULT
-from edge_agent.core.site_state import LeaseStatus, lease_by_id
-from protocol.event import ReleaseOutcome
+from edge_agent.core.site_state import LeaseEntry, LeaseStatus, lease_by_id
+from edge_agent.services.lease_events import lease_events
+from protocol.event import LeaseInterrupted, ReleaseOutcome
 from protocol.lease import EndReason, LeaseState, OnPartition, SitePolicy, workload_class
 from protocol.node import LeaseWork, NodeDevice, NodeEvent, NodeEventKind
 from protocol.resource import Activity, DeviceKind
@@ -129,6 +130,39 @@ def test_an_end_releases_once_the_devices_have_left_and_the_meters_are_closed() 
     assert entry is not None
     assert entry.status is LeaseStatus.CLOSED
     assert entry.outcome is ReleaseOutcome.COMPLETED
+
+
+def test_a_lease_says_why_its_work_was_lost_and_why_it_did_not_start_again() -> None:
+    plant = plant_with(1)
+    plant.settle(1.0, f.LeaseSeen(make_lease("w1.1")))
+    before = plant.state
+    (slot,) = _entry(plant).slots
+    lost = NodeEvent(
+        kind=NodeEventKind.INSTANCE_LOST,
+        device_id=slot.device_id,
+        at=START,
+        lease_id="w1.1",
+        instance_id=slot.instance_id,
+        detail="its engine ended",
+    )
+    plant.step(1.0, f.NodeSaid("n0", lost))
+    assert _entry(plant).detail == "its engine ended"
+    (told,) = lease_events(before, plant.state, START, lambda _: None)
+    assert isinstance(told, LeaseInterrupted)
+    assert told.reason == f"instance lost on {slot.device_id}: its engine ended"
+    plant.step(3.0, f.MetersPassed(closed=(slot.instance_id,)))
+    closed = plant.close(next(iter(plant.open)), "rolled_back")
+    failed = f.SwitchClosed(
+        closed.switch_id, closed.device_ids, closed.outcomes, 1, (), ("start_failed",)
+    )
+    plant.step(1.0, failed)
+    assert _entry(plant).detail == "start_failed"
+
+
+def _entry(plant: Plant) -> LeaseEntry:
+    entry = lease_by_id(plant.state, "w1.1")
+    assert entry is not None
+    return entry
 
 
 def test_an_older_generation_changes_nothing() -> None:

@@ -121,7 +121,8 @@ async def test_a_card_that_hangs_tells_nothing_but_that_it_is_not_well(fake: Fak
         await until(sensors, fake.uuid(0), lambda row: row.power_w is not None)
         fake.gpu(0).hang = 1
         facts = await until(sensors, fake.uuid(0), lambda row: not row.healthy)
-        assert facts == GpuFacts(healthy=False)
+        assert facts == GpuFacts(healthy=False, reason=facts.reason)
+        assert facts.reason
         assert await sensors.used_mib("gpu0") is None
         assert (await sensors.read())[fake.uuid(1)].power_w is not None
         fake.gpu(0).hang = 0

@@ -100,6 +100,8 @@ def test_life_of_a_workload_follows_the_events_and_waits_for_its_usage(
     assert site.state() == "running"
     taken = site.send(Stream.USAGE, 2, usage_body(2))
     assert site.state() == "completed"
+    told = site.rows("SELECT detail FROM transitions WHERE reason = 'interrupted'")
+    assert told == [('{"why":"lost"}',)]
     assert taken.effects.lease_ids == ["w-1.1"]
     assert site.rows("SELECT count(*) FROM usage") == [(2,)]
 

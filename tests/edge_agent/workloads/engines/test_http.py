@@ -10,7 +10,12 @@ import pytest
 
 from edge_agent.workloads.engines.evidence import Deadline, until, within
 from edge_agent.workloads.engines.http import EngineHttp
-from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError, Refusal
+from edge_agent.workloads.errors import (
+    DriverRefusedError,
+    DriverUnavailableError,
+    NobodyListensError,
+    Refusal,
+)
 
 LONG_S = 5.0
 
@@ -90,6 +95,13 @@ async def test_what_is_no_whole_answer_leaves_the_act_unknown(data: bytes) -> No
     async with _answering(data) as (api, _):
         with pytest.raises(DriverUnavailableError):
             await api.act("/x", Deadline("x", LONG_S))
+
+
+async def test_a_refused_connection_is_told_apart_from_silence() -> None:
+    async with _answering(b"") as (api, _):
+        pass  # nobody listens there any more
+    with pytest.raises(NobodyListensError):
+        await api.act("/x", Deadline("x", LONG_S))
 
 
 async def test_words_of_an_engine_are_bounded_and_printable() -> None:

@@ -138,10 +138,10 @@ async def test_an_engine_that_lies_on_the_wire_is_never_ready(
                 monkeypatch.setattr(f"{module}.PROBE_S", _limit_s(lie))
             rig.lie_always(lie)
             probe = await engine.probe()
-            refused = WIRE.get(lie, Refusal.NOT_API) != UNKNOWN
-            wanted = EngineState.FAILED if refused else EngineState.ABSENT
-            assert (lie, probe.state, probe.ready) == (lie, wanted, False)
+            # silence is no absence: what hangs may be at work
+            assert (lie, probe.state, probe.ready) == (lie, EngineState.FAILED, False)
             assert probe.detail
+        assert (await engine.probe()).state is EngineState.ABSENT  # the last lie was its death
 
 
 PAUSERS = [name for name in FOREIGN if name != "openai"]
@@ -301,7 +301,7 @@ async def test_without_a_known_answer_nothing_is_ready(tmp_path: Path) -> None:
         assert (probe.state, probe.ready) == (EngineState.ACTIVE, False)
         with pytest.raises(DriverRefusedError) as refused:
             await engine.resume(LONG_S)
-        assert refused.value.answer_code == Refusal.WRONG_OUTPUT
+        assert refused.value.answer_code == Refusal.UNPREPARED
 
 
 async def test_what_is_learnt_outlives_the_driver(tmp_path: Path) -> None:
