@@ -85,7 +85,7 @@ VRAM_MIB, MINER_MIB, SERVER_MIB = 81_920, 2_000, 14_000
 PORTS = {"miner": 7_001, "server": 7_002}
 LIMITS = HostLimits(act_s=1.0, drain_s=0.2, grace_s=0.2, lost_s=2.0, look_s=0.5)
 DRIVER_S = 5.0
-BAD_LIES = frozenset({Lie.HANG, Lie.HTML})
+BAD_LIES = frozenset({Lie.HANG, Lie.HTML, Lie.GATEWAY})
 IN_PLACE = frozenset({Lie.HTML, Lie.GATEWAY, Lie.GARBAGE, Lie.SHAPE, Lie.FLOOD, Lie.ERROR})
 CANARIES = ("/canary", "/v1/completions", "/resume")
 

@@ -154,6 +154,8 @@ FAULTS = (
     Fault("node-restarts", node_restarts),
     Fault("foreign-server-hangs", lying("server", Lie.HANG), (FOREIGN,), incurable=True),
     Fault("foreign-miner-hangs", lying("miner", Lie.HANG), (FOREIGN,), incurable=True),
+    Fault("foreign-server-502", lying("server", Lie.GATEWAY), (FOREIGN,), incurable=True),
+    Fault("foreign-miner-502", lying("miner", Lie.GATEWAY), (FOREIGN,), incurable=True),
     Fault("foreign-miner-works-on", _WORKS_ON, (FOREIGN,), incurable=True),
 )
 WAYS = tuple(itertools.product((SERVE, MINE), PHASES))
