@@ -58,6 +58,7 @@ from firmware_bridges.transport import Deadlines, IsComplete
 from protocol.node import (
     DeviceOutcome,
     DeviceStep,
+    LeaseKeys,
     LeaseWork,
     NodeEvent,
     NodeFacts,
@@ -507,6 +508,13 @@ class LocalDriver:
             return host.sample()
 
         return await self._ask(ask)
+
+    async def keys(self, table: tuple[LeaseKeys, ...]) -> None:
+        async def ask(host: HostService) -> None:
+            await asyncio.sleep(0)
+            host.access.replace(table)
+
+        await self._ask(ask)
 
     async def mine(self, gpu: str, *, on: bool) -> int:
         return await self._ask(lambda host: host.mine(gpu, on=on))
