@@ -15,6 +15,14 @@ from msgspec import Meta, Struct, structs
 
 from edge_agent.core.curve import ModePoint, hull
 from edge_agent.core.site import Device, DeviceClass, Limits, Site
+from edge_agent.feeder_settings import (
+    FEEDERS_MAX,
+    FeederRow,
+    Place,
+    check_feeders,
+    feeders_of,
+    names_of,
+)
 from edge_agent.inventory import InventoryError, Label, MinerLine, read_inventory
 from firmware_bridges.families import FAMILY_OF
 from firmware_bridges.targets import TargetError, addresses_of
@@ -187,6 +195,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         data_dir: durable data. run_dir: sockets and the last snapshot.
         view_socket, control_socket: names inside ``run_dir``.
         market: where prices come from. feeds: further sources that confirm or contradict it.
+        feeders: parts of the supply with caps of their own.
     """
 
     site_id: SiteName
@@ -203,6 +212,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     backtest: Backtest = Backtest()
     nodes: tuple[NodeRow, ...] = ()
     asics: tuple[AsicRow, ...] = ()
+    feeders: Annotated[tuple[FeederRow, ...], Meta(max_length=FEEDERS_MAX)] = ()
 
 
 class AsicAddress(Struct, frozen=True, kw_only=True):
@@ -268,22 +278,37 @@ def with_inventories(config: AgentConfig, path: Path) -> AgentConfig:
 
 def build_site(config: AgentConfig) -> Site:
     """Build the static site: GPUs of the nodes first, then the miners, in the order of the file."""
+    places = _places(config)
+    devices = tuple(place.device for place in places)
+    if config.feeders:
+        names = names_of(config.feeders, places)
+        devices = tuple(
+            structs.replace(device, feeder=name)
+            for device, name in zip(devices, names, strict=True)
+        )
+    classes = tuple(_device_class(row) for row in config.classes)
+    return Site(config.site_id, classes, devices, config.limits, feeders_of(config.feeders))
+
+
+def _places(config: AgentConfig) -> tuple[Place, ...]:
     gpus = [
-        Device(device_id=device_id, device_class=node.device_class, node_id=node.node_id)
+        Place(Device(device_id=device_id, device_class=node.device_class, node_id=node.node_id))
         for node in config.nodes
         for device_id in node.devices
     ]
     miners = [
-        Device(
-            device_id=asic.device_id,
-            device_class=asic.device_class,
-            address=asic.host,
-            firmware="" if asic.kind == AUTO_KIND else asic.kind,
+        Place(
+            Device(
+                device_id=asic.device_id,
+                device_class=asic.device_class,
+                address=asic.host,
+                firmware="" if asic.kind == AUTO_KIND else asic.kind,
+            ),
+            asic.rack,
         )
         for asic in asic_addresses(config)
     ]
-    classes = tuple(_device_class(row) for row in config.classes)
-    return Site(config.site_id, classes, (*gpus, *miners), config.limits)
+    return (*gpus, *miners)
 
 
 def asic_addresses(config: AgentConfig) -> tuple[AsicAddress, ...]:
@@ -341,7 +366,10 @@ def _check(config: AgentConfig) -> Iterator[Problem]:
     for path, name in wanted:
         if name not in names:
             yield Problem(path=f"{path}.device_class", detail=f"no class {name} in [[classes]]")
-    yield from _check_addresses(config)
+    wrong = tuple(_check_addresses(config))
+    yield from wrong
+    if config.feeders and not wrong:
+        yield from check_feeders(config.feeders, _places(config))
     yield from _check_market("market", config.market)
     names = {config.market.name or config.market.kind}
     for place, feed in enumerate(config.feeds):

@@ -13,11 +13,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from edge_agent.core import facts as f
+from edge_agent.core import feeders as fd
 from edge_agent.core import leases as ls
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
 from edge_agent.core.allocation import relaxed_usd
 from edge_agent.core.economics import FRESH, HOLD, SAFE, Values, outlook, value
+from edge_agent.core.lease_shedding import shed_leases
 from edge_agent.core.mode_advice import advise
 from edge_agent.core.order_facts import is_missed, limit_w, missed_text, off_by_order
 from edge_agent.core.orders import Need, need, shed
@@ -41,13 +43,10 @@ from edge_agent.core.site_state import (
     HOLD_DRAIN,
     HOLD_MINE,
     HOLD_SERVE,
-    LeaseEntry,
-    LeaseStatus,
     SiteState,
     lease_by_id,
 )
 from edge_agent.core.state_facts import apply
-from protocol.event import ReleaseOutcome
 from protocol.resource import ACTIVITY_CODES
 
 R = p.Reason
@@ -89,7 +88,8 @@ def plan(site: Site, state: SiteState) -> p.Plan:
     _recover(site, state, draft)
     starts = _admit_starts(site, state, power)
     wanted = draft.free & (draft.target == MINE)
-    lease_acts, lease_intents = _cap(site, state, values, power, counted, draft, starts)
+    bound = np.zeros(len(site), dtype=np.bool_) if site.feeders else None
+    lease_acts, lease_intents = _cap(site, state, values, power, counted, draft, starts, bound)
     intents = (
         lease_intents + _stop_intents(site, state, values, draft) + _groups(site, state, draft)
         if state.owner
@@ -104,6 +104,7 @@ def plan(site: Site, state: SiteState) -> p.Plan:
         ),
         power=power,
         alarms=_alarms(site, state, power),
+        feeder_bound=bound,
         allocation=_allocation(site, state, values, counted, draft, wanted),
     )  # fmt: skip
 
@@ -220,10 +221,13 @@ class _Starts(Struct, frozen=True, eq=False):
 
     Args:
         left_w: room under the cap behind them. missing_w: what the others lack under the cap.
+        rooms_w, lacking_w: the same by feeder.
     """
 
     fits: tuple[ls.Start, ...]
     left_w: float
+    rooms_w: FloatColumn
+    lacking_w: FloatColumn
     missing_w: float = 0.0
 
 
@@ -236,19 +240,27 @@ def _admit_starts(site: Site, state: SiteState, power: p.PowerView) -> _Starts:
     left, missing = power.headroom_w, 0.0
     fits: list[ls.Start] = []
     starts = ls.starts(site, state)
+    now = pw.counted_w(site, state)
+    rooms = fd.rooms_w(site, now) if site.feeders else fd.NONE
+    lacking = np.zeros(len(site.feeders))
     if not starts:
-        return _Starts((), left)
-    now, after = pw.counted_w(site, state), pw.counted_after_w(site, state, SERVE)
+        return _Starts((), left, rooms, lacking)
+    after = pw.counted_after_w(site, state, SERVE)
     for start in starts:
-        need = pw.total(after[start.indices] - now[start.indices])
+        rise = after[start.indices] - now[start.indices]
+        need, each = pw.total(rise), fd.need_w(site, start.indices, rise)
+        full = each > np.maximum(rooms, 0.0)
         # A start that raises nothing may go even with the load above the cap.
         if need > max(left, 0.0):
             missing += need
-        else:
+        elif not full.any():
             fits.append(start)
             left -= need
+            rooms = rooms - each
+        lacking += np.where(full, each, 0.0)
     missing = max(missing - max(left, 0.0), 0.0) if missing else 0.0
-    return _Starts(tuple(fits), left, missing)
+    lacking = np.where(lacking > 0.0, np.maximum(lacking - np.maximum(rooms, 0.0), 0.0), 0.0)
+    return _Starts(tuple(fits), left, rooms, lacking, missing)
 
 
 def _cap(
@@ -259,9 +271,14 @@ def _cap(
     counted: FloatColumn,
     draft: _Draft,
     starts: _Starts,
+    bound: FlagColumn | None,
 ) -> tuple[tuple[p.LeaseAct, ...], tuple[p.Intent, ...]]:
     missing = starts.missing_w
     merit = _merit(site, values)
+    ends: tuple[p.LeaseAct, ...] = ()
+    if bound is not None:
+        # What a feeder sheds the site need not shed again.
+        ends = _shed_feeders(site, state, counted, draft, merit, starts, bound)
     need_w = max(pw.to_shed_w(site, state, power), 0.0)
     if missing:
         need_w = max(need_w, missing - pw.going_down_w(site, state))
@@ -270,11 +287,10 @@ def _cap(
     ask = need(site, state)
     if ask is not None:
         excess = max(excess, _shed_for_order(site, state, draft, merit, ask))
-    ends: tuple[p.LeaseAct, ...] = ()
     if excess > 0.0:
-        ends = _shed_leases(site, state, counted, excess)
+        ends += shed_leases(site, state, counted, excess, ends)
     room = replace(starts, left_w=0.0) if missing else starts
-    _admit_wakes(site, state, counted, draft, merit, room)
+    _admit_wakes(site, state, counted, draft, merit, room, bound)
     return ends, tuple(_start_intent(site, state, start) for start in starts.fits)
 
 
@@ -306,15 +322,22 @@ def _shed(
     draft: _Draft,
     merit: FloatColumn,
     need_w: float,
+    within: FlagColumn | None = None,
 ) -> float:
-    """Turn off the worst mining until ``need_w`` is met; gives what is still missing."""
+    """Turn off the worst mining until ``need_w`` is met; gives what is still missing.
+
+    Args:
+        within: the devices of which; None: all.
+    """
     off_code, off_w = site.once(_off_codes), site.once(_off_site_w)
-    leaving = draft.free & (state.activity == MINE) & (draft.target != MINE)
+    on = draft.free & (state.activity == MINE)
+    on = on if within is None else on & within
+    leaving = on & (draft.target != MINE)
     freed = np.maximum(counted - off_w, 0.0)
     need_w -= pw.total(np.where(leaving, freed, 0.0))
     if need_w <= 0.0:
         return 0.0
-    mining = np.flatnonzero(draft.free & (state.activity == MINE) & (draft.target == MINE))
+    mining = np.flatnonzero(on & (draft.target == MINE))
     order = mining[np.argsort(merit[mining], kind="stable")]
     if not len(order):
         return need_w
@@ -347,46 +370,32 @@ def _shed_for_order(
     return missing_w
 
 
-def _shed_leases(
-    site: Site, state: SiteState, counted: FloatColumn, need_w: float
+def _shed_feeders(
+    site: Site,
+    state: SiteState,
+    counted: FloatColumn,
+    draft: _Draft,
+    merit: FloatColumn,
+    starts: _Starts,
+    bound: FlagColumn,
 ) -> tuple[p.LeaseAct, ...]:
-    """End leases, P4 first, then the cheapest to end and the youngest, until ``need_w`` is met."""
-    live = [row for row in state.leases if row.status in ls.LIVE and row.lease is not None]
-    sla_usd = site.column(_sla_usd)
-    live.sort(
-        key=lambda row: (row.rank, -_sla_usd_per_w(site, row, counted, sla_usd), row.no),
-        reverse=True,
-    )
-    need_w -= _ending_w(site, state, counted)
-    ends: list[p.LeaseAct] = []
-    for row in live:
-        if need_w <= 0.0:
-            break
-        need_w -= _lease_w(site, row, counted)
-        ends.append(p.EndLease(row.lease_id, ReleaseOutcome.PREEMPTED, "power cap"))
-    return tuple(ends)
-
-
-def _sla_usd(row: DeviceClass) -> float:
-    return row.sla_usd
-
-
-def _sla_usd_per_w(
-    site: Site, row: LeaseEntry, counted: FloatColumn, sla_usd: FloatColumn
-) -> float:
-    at = site.indices_of(tuple(slot.device_id for slot in row.slots))
-    return pw.total(sla_usd[at]) / max(_lease_w(site, row, counted), 1.0)
-
-
-def _ending_w(site: Site, state: SiteState, counted: FloatColumn) -> float:
-    rows = [row for row in state.leases if row.status is LeaseStatus.ENDING]
-    return sum((_lease_w(site, row, counted) for row in rows), 0.0)
-
-
-def _lease_w(site: Site, row: LeaseEntry, counted: FloatColumn) -> float:
-    at = site.indices_of(tuple(slot.device_id for slot in row.slots if slot.instance_id))
-    idle = site.nameplate_w[site.class_of[at], IDLE] * site.pue[at]
-    return pw.total(np.maximum(counted[at] - idle, 0.0))
+    """Shed on each feeder as on the site; what goes for it is marked in ``bound``."""
+    over = fd.to_shed_w(site, state, counted)
+    needs = over
+    if starts.lacking_w.any():
+        going = fd.going_down_w(site, state, counted)
+        needs = np.maximum(over, np.where(starts.lacking_w > 0.0, starts.lacking_w - going, 0.0))
+    ends: tuple[p.LeaseAct, ...] = ()
+    for at in np.flatnonzero(needs > 0.0):
+        own = site.feeder_of == at
+        shed_before = draft.reason == R.SHED
+        still = _shed(site, state, counted, draft, merit, float(needs[at]), own)
+        bound |= (draft.reason == R.SHED) & ~shed_before
+        excess = min(still, float(over[at]))
+        if excess > 0.0:
+            here = np.where(own, counted, 0.0)
+            ends += shed_leases(site, state, here, excess, ends, site.feeders[at].name)
+    return ends
 
 
 def _admit_wakes(
@@ -396,13 +405,20 @@ def _admit_wakes(
     draft: _Draft,
     merit: FloatColumn,
     room: _Starts,
+    bound: FlagColumn | None,
 ) -> None:
-    """Let wake-ups in by merit while they fit under the cap and the ramp; the others wait."""
+    """Let wake-ups in by merit while they fit under the caps and the ramp; the others wait."""
     ups = np.flatnonzero(draft.free & (draft.target == MINE) & (state.activity != MINE))
     if not len(ups):
         return
     order = ups[np.argsort(-merit[ups], kind="stable")]
     rise = (pw.counted_after_w(site, state, MINE) - counted)[order]
+    if bound is not None:
+        rooms = np.where(room.lacking_w > 0.0, 0.0, room.rooms_w)
+        fits = fd.fitting(site, order, rise, rooms)
+        bound[order[~fits]] = True
+        _wait(state, draft, order[~fits], G.CAP, R.CAP)
+        order, rise = order[fits], rise[fits]
     ramp = (
         (site.nameplate_w[site.class_of, MINE] - site.nameplate_w[site.class_of, state.activity])
         * site.pue
@@ -410,10 +426,13 @@ def _admit_wakes(
     fits = np.add.accumulate(np.maximum(rise, 0.0)) <= room.left_w
     ramps = np.add.accumulate(np.maximum(ramp, 0.0)) <= state.ramp_left_w
     for passed, gate, why in ((ramps, G.RAMP, R.RAMP), (fits, G.CAP, R.CAP)):
-        late = order[~passed]
-        draft.target[late] = state.activity[late]
-        draft.reason[late] = why
-        draft.gates[late] &= ~np.uint8(gate)
+        _wait(state, draft, order[~passed], gate, why)
+
+
+def _wait(state: SiteState, draft: _Draft, late: IntColumn, gate: p.Gates, why: p.Reason) -> None:
+    draft.target[late] = state.activity[late]
+    draft.reason[late] = why
+    draft.gates[late] &= ~np.uint8(gate)
 
 
 def _allocation(
@@ -483,7 +502,7 @@ def _stop_intents(
             # Devices promised to another lease go idle: mining would only be stopped again.
             and entry is not None
             and bool(np.all(state.lease_no[stop.indices] == entry.no))
-            and entry.detail != "power cap"
+            and not entry.detail.startswith(p.POWER_CAP)
         )
         to = MINE if mines else IDLE
         draft.target[stop.indices] = to
@@ -537,6 +556,8 @@ def _alarms(site: Site, state: SiteState, power: p.PowerView) -> tuple[tuple[str
     if state.over_cap_ns < 0 or waited_ns < late_ns:
         return out[:1]
     detail = f"counted {power.counted_w:.0f} W above the cap {power.cap_w:.0f} W"
+    if power.counted_w <= power.cap_w:
+        detail = fd.over_text(site, state) or detail
     return (("power_over_cap", detail), *out[:1])
 
 
