@@ -7,12 +7,20 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+from msgspec import structs
 
 from bench.figure import Figure, at_most, quantile
-from edge_agent.core.facts import Instant, MarketSeen, ReadingColumns, ReadingsSeen, pack_readings
+from edge_agent.core.facts import (
+    Fact,
+    Instant,
+    MarketSeen,
+    ReadingColumns,
+    ReadingsSeen,
+    pack_readings,
+)
 from edge_agent.core.optimizer import plan
 from edge_agent.core.passes import enter
-from edge_agent.core.site import MINE, Device, DeviceClass, Limits, Site
+from edge_agent.core.site import MINE, Device, DeviceClass, Feeder, Limits, Site
 from edge_agent.core.site_state import new_state
 from protocol.market import GpuRate, MarketTick
 from protocol.resource import MODELS
@@ -21,6 +29,7 @@ ASICS = 15_000
 GPUS = 896
 PASSES = 60
 TARGET_MS = 20.0
+FEEDERS, FEEDER_PASSES, FEEDERS_TARGET_MS = 12, 240, 0.3
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -61,31 +70,46 @@ def readings_at(site: Site, rng: np.random.Generator) -> ReadingsSeen:
     )
 
 
+def with_feeders(site: Site, count: int) -> Site:
+    """Give the site on so many feeders, by turns, with the site's cap in equal parts."""
+    each_w = site.limits.power_cap_w / count
+    feeders = tuple(Feeder(name=f"feeder-{at}", power_cap_w=each_w) for at in range(count))
+    devices = tuple(
+        structs.replace(device, feeder=feeders[at % count].name)
+        for at, device in enumerate(site.devices)
+    )
+    return Site(site.site_id, site.classes, devices, site.limits, feeders)
+
+
+def facts_at(site: Site, number: int, rng: np.random.Generator) -> tuple[Instant, tuple[Fact, ...]]:
+    """Draw one pass; prices cross the break-even, so that some change the fleet."""
+    at_s = 1_000 + 5 * number
+    instant = Instant("boot", at_s * 1_000_000_000, START + timedelta(seconds=at_s))
+    tick = MarketTick(
+        feed="bench",
+        measured_at=instant.wall,
+        source_at=instant.wall,
+        price_usd_per_mwh=float(rng.normal(60.0, 20.0)) if number % 7 else 900.0,
+        btc_price_usd=65_000.0 + float(rng.normal(0.0, 100.0)),
+        difficulty=83.1e12,
+        subsidy_btc=3.125,
+        fees_btc=0.1,
+        gpu_rates=(
+            GpuRate(device_class="H100", serve_usd_per_h=2.0, mine_usd_per_h=0.06),
+            GpuRate(device_class="A100", serve_usd_per_h=1.7, mine_usd_per_h=0.04),
+        ),
+    )
+    return instant, (MarketSeen(tick), readings_at(site, rng))
+
+
 def run() -> list[Figure]:
-    """Measure; prices cross the break-even, so that passes with a fleet's change are among them."""
+    """Measure by the clock, then by CPU time with and without feeders in turns."""
     site = build_site()
     rng = np.random.default_rng(1)
     state = new_state(site, Instant("boot", 0, START))
     took_ms: list[float] = []
     for number in range(PASSES):
-        at_s = 1_000 + 5 * number
-        instant = Instant("boot", at_s * 1_000_000_000, START + timedelta(seconds=at_s))
-        price = float(rng.normal(60.0, 20.0)) if number % 7 else 900.0
-        tick = MarketTick(
-            feed="bench",
-            measured_at=instant.wall,
-            source_at=instant.wall,
-            price_usd_per_mwh=price,
-            btc_price_usd=65_000.0 + float(rng.normal(0.0, 100.0)),
-            difficulty=83.1e12,
-            subsidy_btc=3.125,
-            fees_btc=0.1,
-            gpu_rates=(
-                GpuRate(device_class="H100", serve_usd_per_h=2.0, mine_usd_per_h=0.06),
-                GpuRate(device_class="A100", serve_usd_per_h=1.7, mine_usd_per_h=0.04),
-            ),
-        )
-        facts = (MarketSeen(tick), readings_at(site, rng))
+        instant, facts = facts_at(site, number, rng)
         began = time.perf_counter()
         state = enter(site, state, instant, facts)
         made = plan(site, state)
@@ -100,4 +124,23 @@ def run() -> list[Figure]:
         "p50_ms": round(quantile(took_ms, 0.5), 2),
         "max_ms": round(took_ms[-1], 2),
     }
-    return [at_most("decision p95", quantile(took_ms, 0.95), "ms", TARGET_MS, conditions)]
+    p95 = at_most("decision p95", quantile(took_ms, 0.95), "ms", TARGET_MS, conditions)
+    return [p95, _feeders(site)]
+
+
+def _feeders(plain: Site) -> Figure:
+    sites = (plain, with_feeders(plain, FEEDERS))
+    states = [new_state(site, Instant("boot", 0, START)) for site in sites]
+    cpu_ms: tuple[list[float], list[float]] = ([], [])
+    rng = np.random.default_rng(1)
+    for number in range(FEEDER_PASSES):
+        instant, facts = facts_at(plain, number, rng)
+        for at in (0, 1) if number % 2 else (1, 0):
+            began = time.process_time_ns()
+            states[at] = enter(sites[at], states[at], instant, facts)
+            plan(sites[at], states[at])
+            cpu_ms[at].append((time.process_time_ns() - began) / 1e6)
+    without, beside = (quantile(row, 0.5) for row in cpu_ms)
+    conditions = {"feeders": FEEDERS, "passes": FEEDER_PASSES, "p50_ms_without": round(without, 3)}
+    added = beside - without
+    return at_most("decision, what feeders add", added, "ms CPU", FEEDERS_TARGET_MS, conditions)

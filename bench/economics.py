@@ -186,12 +186,21 @@ def _allocation() -> Figure:
 
 
 def _year(config: AgentConfig, market: Path, label: str = "") -> Figure:
-    """Time one year of all policies, reading included, scaled from the span if it is shorter."""
-    began = time.perf_counter()
+    """Time one year of all policies, reading included, scaled from the span.
+
+    CPU time is judged: what else runs on the machine is no property of the program.
+    """
+    began, began_cpu = time.perf_counter(), time.process_time()
     frame = load_frame(market, Wish())
     site = build_site(config)
     rows = build_rows(site, frame, config.market.gpu_rates, Demand())
     backtest(site, rows, frame, NAMES, "nowcast", config.backtest.duties)
-    took_s = (time.perf_counter() - began) * YEAR_INTERVALS / len(frame)
-    conditions = {"devices": len(site), "policies": len(NAMES), "intervals": len(frame)}
-    return at_most(f"back-test of a year{label}", took_s, "s", YEAR_TARGET_S, conditions)
+    scale = YEAR_INTERVALS / len(frame)
+    cpu_s = (time.process_time() - began_cpu) * scale
+    conditions = {
+        "devices": len(site),
+        "policies": len(NAMES),
+        "intervals": len(frame),
+        "wall_s": round((time.perf_counter() - began) * scale, 2),
+    }
+    return at_most(f"back-test of a year{label}", cpu_s, "s of CPU", YEAR_TARGET_S, conditions)

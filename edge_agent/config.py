@@ -18,6 +18,14 @@ from edge_agent.config_ranges import check_limits, check_table
 from edge_agent.core.curve import ModePoint, hull
 from edge_agent.core.errors import SiteError
 from edge_agent.core.site import Device, DeviceClass, Limits, Site
+from edge_agent.feeder_settings import (
+    FEEDERS_MAX,
+    FeederRow,
+    Place,
+    check_feeders,
+    feeders_of,
+    names_of,
+)
 from edge_agent.inventory import InventoryError, Label, MinerLine, read_inventory
 from firmware_bridges.families import FAMILY_OF
 from firmware_bridges.targets import TargetError, addresses_of
@@ -208,6 +216,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         view_socket, control_socket: names inside ``run_dir``.
         node_link: needed where a node is on another machine.
         market: where prices come from. feeds: further sources that confirm or contradict it.
+        feeders: parts of the supply with caps of their own.
     """
 
     site_id: SiteName
@@ -225,6 +234,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     node_link: NodeLink | None = None
     nodes: tuple[NodeRow, ...] = ()
     asics: tuple[AsicRow, ...] = ()
+    feeders: Annotated[tuple[FeederRow, ...], Meta(max_length=FEEDERS_MAX)] = ()
 
 
 class AsicAddress(Struct, frozen=True, kw_only=True):
@@ -316,26 +326,41 @@ def build_site(config: AgentConfig) -> Site:
     Raises:
         SettingsError: the configuration was not read from a file, and is no site.
     """
+    places = _places(config)
+    devices = tuple(place.device for place in places)
+    if config.feeders:
+        names = names_of(config.feeders, places)
+        devices = tuple(
+            structs.replace(device, feeder=name)
+            for device, name in zip(devices, names, strict=True)
+        )
+    classes = tuple(_device_class(row) for row in config.classes)
+    try:
+        return Site(config.site_id, classes, devices, config.limits, feeders_of(config.feeders))
+    except SiteError as exc:
+        problem = Problem(path=exc.detail.split(" ", maxsplit=1)[0], detail=exc.detail)
+        raise SettingsError(config.site_id, (problem,)) from exc
+
+
+def _places(config: AgentConfig) -> tuple[Place, ...]:
     gpus = [
-        Device(device_id=device_id, device_class=node.device_class, node_id=node.node_id)
+        Place(Device(device_id=device_id, device_class=node.device_class, node_id=node.node_id))
         for node in config.nodes
         for device_id in node.devices
     ]
     miners = [
-        Device(
-            device_id=asic.device_id,
-            device_class=asic.device_class,
-            address=asic.host,
-            firmware="" if asic.kind == AUTO_KIND else asic.kind,
+        Place(
+            Device(
+                device_id=asic.device_id,
+                device_class=asic.device_class,
+                address=asic.host,
+                firmware="" if asic.kind == AUTO_KIND else asic.kind,
+            ),
+            asic.rack,
         )
         for asic in asic_addresses(config)
     ]
-    classes = tuple(_device_class(row) for row in config.classes)
-    try:
-        return Site(config.site_id, classes, (*gpus, *miners), config.limits)
-    except SiteError as exc:
-        problem = Problem(path=exc.detail.split(" ", maxsplit=1)[0], detail=exc.detail)
-        raise SettingsError(config.site_id, (problem,)) from exc
+    return (*gpus, *miners)
 
 
 def asic_addresses(config: AgentConfig) -> tuple[AsicAddress, ...]:
@@ -382,8 +407,10 @@ def _check(config: AgentConfig) -> Iterator[Problem]:
     yield from check_limits(config.limits)
     yield from _check_classes(config)
     yield from _check_class_names(config)
-    yield from _check_nodes(config)
-    yield from _check_asics(config)
+    wrong = (*_check_nodes(config), *_check_asics(config))
+    yield from wrong
+    if config.feeders and not wrong:
+        yield from check_feeders(config.feeders, _places(config))
     yield from _check_market("market", config.market)
     names = {config.market.name or config.market.kind}
     for place, feed in enumerate(config.feeds):

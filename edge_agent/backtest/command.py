@@ -75,7 +75,7 @@ def _report(args: argparse.Namespace) -> Report:
     if args.plot:
         # Ours where it was asked for, else the first that was.
         name = "hcp" if "hcp" in names else names[0]
-        draw(backtest_picture(site, rows, frame, name, knowledge), Path(args.plot))
+        draw(backtest_picture(site, rows, frame, name, knowledge, duties), Path(args.plot))
     return report
 
 

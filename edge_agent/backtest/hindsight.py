@@ -37,26 +37,40 @@ def three_states(series: ClassSeries, asked: FlagColumn, preempt_usd: float) -> 
         asked: (rows, T).
     """
     rows, steps = asked.shape
-    values = [np.nan_to_num(value) for value in series.values]
-    mine, serve = np.nan_to_num(series.start_mine), np.nan_to_num(series.start_serve)
-    came = np.zeros((steps, 3, rows), dtype=np.uint8)
+    by_time = np.ascontiguousarray(asked.T)
+    given_up = np.where(by_time, preempt_usd, 0.0)
+    change = _changes(series)
+    value = np.stack([np.nan_to_num(value) for value in series.values], axis=1)[:, :, None]
+    came = np.empty((steps, 3, rows), dtype=np.uint8)
     worth = np.full((3, rows), -1e18)
     worth[MINE] = 0.0
+    option = np.empty((3, 3, rows))  # to, from, row
     for at in range(steps):
-        left = worth[SERVE] - np.where(asked[:, at], preempt_usd, 0.0)
-        into_mine = np.stack((worth[OFF] - mine[at], worth[MINE], left - mine[at]))
-        into_serve = np.stack((worth[OFF] - serve[at], worth[MINE] - serve[at], worth[SERVE]))
-        options = (np.stack((worth[OFF], worth[MINE], left)), into_mine, into_serve)
-        best = [np.argmax(option, axis=0) for option in options]
-        came[at] = best
-        worth = np.stack([option.max(axis=0) + values[to][at] for to, option in enumerate(options)])
-        worth[SERVE] = np.where(asked[:, at], worth[SERVE], -1e18)
+        option[:] = worth
+        # Who leaves a service gives it up first, wherever it goes.
+        option[:SERVE, SERVE] -= given_up[at]
+        option -= change[at]
+        came[at] = option.argmax(axis=1)
+        worth = option.max(axis=1)
+        worth += value[at]
+        worth[SERVE, ~by_time[at]] = -1e18
     out = np.empty((rows, steps), dtype=np.uint8)
     state = np.argmax(worth, axis=0)
     every = np.arange(rows)
     for at in range(steps - 1, -1, -1):
         out[:, at] = state
         state = came[at, state, every]
+    return out
+
+
+def _changes(series: ClassSeries) -> FloatColumn:
+    """Give what each change of state costs: (T, to, from, 1)."""
+    out = np.zeros((len(series.start_mine), 3, 3, 1))
+    mine, serve = np.nan_to_num(series.start_mine), np.nan_to_num(series.start_serve)
+    for other in (OFF, SERVE):
+        out[:, MINE, other, 0] = mine
+    for other in (OFF, MINE):
+        out[:, SERVE, other, 0] = serve
     return out
 
 

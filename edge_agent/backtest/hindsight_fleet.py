@@ -46,25 +46,27 @@ def _best(
     sizes = np.diff(edges)
     came = np.zeros((steps, count), dtype=np.uint8)
     kept = np.empty((steps, count))
-    level, worth = np.zeros(count), np.zeros(count)
+    level, worth, last = np.zeros(count), np.zeros(count), np.zeros((count, len(sizes)))
+    value, moved, every = np.empty((count, count)), np.empty((count, count)), np.arange(count)
     for at in range(steps):
-        fresh = np.append(np.minimum(fixed, room[at]), room[at])
+        fresh = kept[at]
+        fresh[:-1], fresh[-1] = np.minimum(fixed, room[at]), room[at]
         part = np.minimum(np.maximum(fresh[:, None] - edges[None, :-1], 0.0), sizes[None, :])
         earned = part @ gain[:, at]
         if at:
-            spent = part @ cost[:, at]
-            old = np.minimum(np.maximum(level[:, None] - edges[None, :-1], 0.0), sizes[None, :])
-            before = old @ cost[:, at]
-            change = fresh[None, :] - level[:, None]
-            moved = change + (base_w[at] - base_w[at - 1])
-            value = worth[:, None] - np.maximum(spent[None, :] - before[:, None], 0.0)
-            value = np.where((moved > duty.rise_w) | (moved < -duty.fall_w), -np.inf, value)
-            pick = np.argmax(value, axis=0)
+            # (to, from), in place: these few thousand sums are most of the work of a span.
+            np.subtract((part @ cost[:, at])[:, None], (last @ cost[:, at])[None, :], out=value)
+            np.maximum(value, 0.0, out=value)
+            np.subtract(worth[None, :], value, out=value)
+            np.subtract(fresh[:, None], level[None, :], out=moved)
+            moved += base_w[at] - base_w[at - 1]
+            value[(moved > duty.rise_w) | (moved < -duty.fall_w)] = -np.inf
+            pick = value.argmax(axis=1)
             came[at] = pick
-            worth = value[pick, np.arange(count)] + earned
+            worth = value[every, pick] + earned
         else:
             worth = earned
-        kept[at] = level = fresh
+        level, last = fresh, part
     out = np.empty(steps)
     state = int(np.argmax(worth))
     for at in range(steps - 1, -1, -1):

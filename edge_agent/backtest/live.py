@@ -13,7 +13,7 @@ from edge_agent.backtest.rows import MINE, OFF, SERVE, STEP_H, ClassSeries, Rows
 from edge_agent.core.economics import W_PER_MW
 from edge_agent.core.outlook import AHEAD, Knowledge, Known, Outlook, forecast
 from edge_agent.core.restart import RestartBelief, believed_usd, learn, lost_s
-from edge_agent.core.rule import grow_regret, judge, pay_debt
+from edge_agent.core.rule import grow_regret, pay_debt, wants
 from edge_agent.core.site import CodeColumn, FlagColumn, FloatColumn, Limits
 
 
@@ -155,15 +155,19 @@ def _run(rows: Rows, sheets: Sheets, memory: Memory, limits: Limits, *, known: b
     stayed = np.full(count, np.inf)
     none = np.zeros(count, dtype=np.bool_)
     last_gain, last_cost = np.zeros(count), np.ones(count)
-    out = np.empty((count, steps), dtype=np.uint8)
+    out = np.empty((steps, count), dtype=np.uint8)
+    by_time: FlagColumn = np.ascontiguousarray(rows.asked.T)
+    any_asked: list[bool] = np.asarray(by_time.any(axis=1)).tolist()
+    fresh, safe = memory.fresh.tolist(), memory.safe.tolist()
     for at in range(steps):
         gain, expected, share, cost = sheets.by_time[at][:, of]
-        counts = (state != SERVE) & (memory.fresh[at - 1] if at else none)
-        on = state == MINE
-        regret = grow_regret(regret, on, last_gain, counts)
+        serves, on, asked = state == SERVE, state == MINE, by_time[at]
+        counts = none
+        if at and fresh[at - 1]:
+            counts = ~serves
+            regret = grow_regret(regret, on, last_gain, counts)
         debt = pay_debt(debt, state == OFF, last_gain, last_cost, counts, STEP_S)
-        asked = rows.asked[:, at]
-        done = (state == SERVE) & ~asked
+        done = serves & ~asked
         if done.any():
             state = np.where(done, np.where(gain > 0.0, MINE, OFF), state).astype(np.uint8)
             regret, stayed, on = (
@@ -172,15 +176,17 @@ def _run(rows: Rows, sheets: Sheets, memory: Memory, limits: Limits, *, known: b
                 state == MINE,
             )
         stayed = stayed + 1.0
-        free = ~asked & (state != SERVE) & ~done & (stayed >= dwell)
         change = none
-        if memory.fresh[at]:
-            outlook = Outlook(expected, share)
-            verdict = judge(on, outlook, cost, regret, debt, ski_rental, known=known)
-            change = verdict.change & free
-        elif memory.safe[at]:
-            change = free & (on != (limits.safe_policy == "mine"))
-        if change.any() or asked.any():
+        if fresh[at] or safe[at]:
+            # Who served until now has had its change, and who is asked will.
+            free = ~asked & ~serves & (stayed >= dwell)
+            if fresh[at]:
+                outlook = Outlook(expected, share)
+                found = wants(on, outlook, cost, regret, debt, ski_rental, known=known)
+                change = found.change & free
+            else:
+                change = free & (on != (limits.safe_policy == "mine"))
+        if any_asked[at] or change.any():
             wakes = change & ~on
             state = np.where(asked, SERVE, np.where(change, np.where(on, OFF, MINE), state))
             moved = change | asked
@@ -189,6 +195,6 @@ def _run(rows: Rows, sheets: Sheets, memory: Memory, limits: Limits, *, known: b
             for row in np.flatnonzero(wakes & asics):
                 sheets.restarted(int(of[row]), rows.weight[row], rows.true_restart)
             state = state.astype(np.uint8)
-        out[:, at] = state
+        out[at] = state
         last_gain, last_cost = gain, cost
-    return out
+    return np.ascontiguousarray(out.T)

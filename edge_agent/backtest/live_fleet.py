@@ -16,7 +16,10 @@ from edge_agent.core.allocation import Allocation, Group, allocate
 from edge_agent.core.outlook import Knowledge, Outlook
 from edge_agent.core.rule import grow_regret, pay_debt
 from edge_agent.core.site import FlagColumn, FloatColumn, Limits
-from edge_agent.core.worth import LEAST, Standing, Worths, weigh
+from edge_agent.core.worth import LEAST, RUNS_OR_NOT, Standing, Worths, weigh
+
+# First lot, devices and watts by option of a class.
+_Hand = tuple[int, float, tuple[float, ...]]
 
 
 class Course(Struct, frozen=True, eq=False, kw_only=True):
@@ -30,8 +33,7 @@ class _Fleeting(Struct, eq=False):
     """What the run remembers from one interval to the next; it lives inside ``hcp_fleet`` only."""
 
     held: FloatColumn
-    regret_on: FloatColumn
-    regret_off: FloatColumn
+    regret: FloatColumn  # (2, lots): of the part that runs, and of the part that does not
     debt: FloatColumn
     stayed: FloatColumn
     left: FlagColumn  # for money
@@ -77,47 +79,51 @@ def _run(
     zero, never = np.zeros(count), np.zeros(count, dtype=np.bool_)
     start = np.array(begin(fleet, float(duty.ceiling_w[0] - base_w[0])))
     now = _Fleeting(
-        start, zero, zero, zero, np.full(count, np.inf), never,
+        start, np.zeros((2, count)), zero, np.full(count, np.inf), never,
         float(base_w[0] + np.sum(start * watts)), never,
     )  # fmt: skip
-    out, gaps = np.empty((count, steps)), np.zeros(steps)
+    hands, out, gaps = _hands(fleet), np.empty((steps, count)), np.zeros(steps)
     last_gain, last_cost = zero, np.ones(count)
+    fresh, ceilings, bases = memory.fresh.tolist(), duty.ceiling_w.tolist(), base_w.tolist()
     for at in range(steps):
         gain, expected, share, cost = sheets.by_time[at]
-        if at and memory.fresh[at - 1]:
-            on, off = now.held > 0.0, (now.held < total) & (now.roomy | now.left)
-            now.regret_on = grow_regret(now.regret_on, ~never, last_gain, on)
-            now.regret_off = grow_regret(now.regret_off, never, last_gain, off)
+        if at and fresh[at - 1]:
+            both = np.array((now.held > 0.0, (now.held < total) & (now.roomy | now.left)))
+            now.regret = grow_regret(now.regret, RUNS_OR_NOT, last_gain, both)
             now.debt = pay_debt(now.debt, now.left, last_gain, last_cost, ~never, STEP_S)
         now.stayed = now.stayed + 1.0
-        if memory.fresh[at]:
-            standing = Standing(
-                regret_on_usd=now.regret_on,
-                regret_off_usd=now.regret_off,
-                debt=now.debt,
-                dwelt=now.stayed >= dwell,
-            )
+        if fresh[at]:
+            standing = Standing(regret_usd=now.regret, debt=now.debt, dwelt=now.stayed >= dwell)
             worths = weigh(Outlook(expected, share), cost, standing, ski_rental, known=known)
         else:
             safe = bool(memory.safe[at])
             worths = _held(count, mine=safe and limits.safe_policy == "mine", safe=safe)
-        base = float(base_w[at])
-        ceiling = (
-            min(float(duty.ceiling_w[at]), now.load_w + duty.rise_w)
-            if at
-            else float(duty.ceiling_w[at])
-        )
+        ceiling, base = ceilings[at], bases[at]
+        if at:
+            ceiling = min(ceiling, now.load_w + duty.rise_w)
         least = now.load_w - duty.fall_w - base if at else 0.0
-        groups, owners = _groups(fleet, now.held, worths)
+        groups, owners = _groups(hands, now.held, worths)
         made = allocate(groups, ceiling - base, least_w=max(least, 0.0))
         gaps[at] = made.gap
-        held = _counts(fleet, made, owners)
+        held = _counts(count, made, owners)
         _move(now, held, worths, fleet, sheets)
         now.load_w = base + float(np.sum(held * watts))
         now.roomy = ceiling - now.load_w > watts
-        out[:, at] = held
+        out[at] = held
         last_gain, last_cost = gain, cost
-    return Course(counts=out, gap_usd=gaps)
+    return Course(counts=np.ascontiguousarray(out.T), gap_usd=gaps)
+
+
+def _hands(fleet: Fleet) -> list[_Hand]:
+    """Give each class: its first lot, its devices, and the watts of its options."""
+    out: list[_Hand] = []
+    for place, lot in enumerate(fleet.lots):
+        if lot.step:
+            first, count, watts = out[-1]
+            out[-1] = (first, count, (*watts, watts[-1] + lot.rise_w))
+        else:
+            out.append((place, float(lot.count), (0.0, 0.0 + lot.rise_w)))
+    return out
 
 
 def _held(count: int, *, mine: bool, safe: bool) -> Worths:
@@ -129,40 +135,33 @@ def _held(count: int, *, mine: bool, safe: bool) -> Worths:
 
 
 def _groups(
-    fleet: Fleet, held: FloatColumn, worths: Worths
+    hands: list[_Hand], held: FloatColumn, worths: Worths
 ) -> tuple[tuple[Group, ...], tuple[tuple[int, int], ...]]:
     """Give the devices by class and mode as groups, with (first lot, steps) of each."""
     groups: list[Group] = []
     owners: list[tuple[int, int]] = []
     keep, start, counts = worths.keep_usd.tolist(), worths.start_usd.tolist(), held.tolist()
-    first = 0
-    while first < len(fleet):
-        size = 1
-        while first + size < len(fleet) and fleet.lots[first + size].step:
-            size += 1
-        lots = fleet.lots[first : first + size]
-        watts = [0.0]
-        for lot in lots:
-            watts.append(watts[-1] + lot.rise_w)
-        above = [float(lots[0].count), *counts[first : first + size], 0.0]
+    for first, count, watts in hands:
+        size = len(watts) - 1
+        above = [count, *counts[first : first + size], 0.0]
         for mode in range(size + 1):
             devices = round(above[mode] - above[mode + 1])
-            if devices:
-                worth, refused = [0.0], False
-                for step in range(size):
-                    own = keep[first + step] if step < mode else start[first + step]
-                    # No step is taken for the sake of those above it.
-                    own = min(own, -LEAST) if refused else own
-                    refused = own < 0.0
-                    worth.append(worth[-1] + own)
-                groups.append(Group(count=devices, watts=tuple(watts), worth=tuple(worth)))
-                owners.append((first, size))
-        first += size
+            if not devices:
+                continue
+            worth, refused = [0.0], False
+            for step in range(size):
+                own = keep[first + step] if step < mode else start[first + step]
+                # No step is taken for the sake of those above it.
+                own = min(own, -LEAST) if refused else own
+                refused = own < 0.0
+                worth.append(worth[-1] + own)
+            groups.append(Group(count=devices, watts=watts, worth=tuple(worth)))
+            owners.append((first, size))
     return tuple(groups), tuple(owners)
 
 
-def _counts(fleet: Fleet, made: Allocation, owners: tuple[tuple[int, int], ...]) -> FloatColumn:
-    held = [0.0] * len(fleet)
+def _counts(lots: int, made: Allocation, owners: tuple[tuple[int, int], ...]) -> FloatColumn:
+    held = [0.0] * lots
     for counts, (first, size) in zip(made.counts, owners, strict=True):
         for step in range(size):
             held[first + step] += sum(counts[step + 1 :])
@@ -176,8 +175,7 @@ def _move(now: _Fleeting, held: FloatColumn, worths: Worths, fleet: Fleet, sheet
         back = rises & now.left
         now.debt = np.where(back, now.debt + 1.0, now.debt)
         now.left = (now.left | ends) & ~rises
-        now.regret_on = np.where(begins | ends, 0.0, now.regret_on)
-        now.regret_off = np.where(rises | ends, 0.0, now.regret_off)
+        now.regret = np.where((begins | ends, rises | ends), 0.0, now.regret)
         now.stayed = np.where(ends | begins, 0.0, now.stayed)
         for place in np.flatnonzero(rises):
             lot = fleet.lots[place]

@@ -20,6 +20,7 @@ SUFFIXES = (".svg", ".png")
 POINTS_MAX = 4_000
 # Prices beyond this are drawn on a logarithmic scale above its half.
 SPIKE_USD_PER_MWH = 400.0
+_MODE_COLOURS = ("tab:cyan", "tab:olive", "tab:orange", "tab:pink")
 _INCHES = (11.0, 10.0)
 _DPI = 110
 
@@ -37,7 +38,9 @@ class Picture(Struct, frozen=True, eq=False, kw_only=True):
 
     Args:
         at_s: start of each interval, seconds since 1970. mining: share of the miners, 0..1.
-        load_mw, cap_mw: at the meter. above_s1_usd: profit above S1 in the interval, by name.
+        modes: share in each mode, the lowest first; empty: there is one only. load_mw: at the
+        meter; cap_mw: what binds it, orders included. above_s1_usd: profit above S1 in the
+        interval, by name.
     """
 
     title: str
@@ -48,6 +51,7 @@ class Picture(Struct, frozen=True, eq=False, kw_only=True):
     load_mw: FloatColumn
     cap_mw: FloatColumn
     above_s1_usd: dict[str, FloatColumn]
+    modes: dict[str, FloatColumn] = {}
 
 
 def check_plot(path: Path) -> None:
@@ -104,6 +108,14 @@ def _fill(axes: "list[Axes]", picture: Picture) -> None:
     line(0, picture.price, "price", "tab:blue")
     line(0, picture.break_even, "break-even", "tab:red", "--")
     line(1, picture.mining * 100.0, "miners on", "tab:green")
+    below = np.zeros(len(at))
+    for number, (mode, share) in enumerate(picture.modes.items()):
+        top = below + _means(share, run) * 100.0
+        axes[1].fill_between(
+            at, below, top, step="post", alpha=0.5, linewidth=0.0, label=f"mode {mode}",
+            color=_MODE_COLOURS[number % len(_MODE_COLOURS)], gid=f"mode-{mode}",
+        )  # fmt: skip
+        below = top
     line(2, picture.load_mw, "load", "tab:blue")
     line(2, picture.cap_mw, "cap", "tab:red", "--")
     colours = ("tab:green", "tab:blue", "tab:orange", "tab:purple")

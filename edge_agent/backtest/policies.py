@@ -136,21 +136,32 @@ def _gpu_greedy(view: View) -> CodeColumn:
 
 def _gpu_literal(view: View) -> CodeColumn:
     """Change to the best when its gain over the interval exceeds the cost of the change."""
-    values = np.stack(_known_values(view))
     rows, steps = view.asked.shape
-    state = np.full(rows, MINE)
-    out = np.empty((rows, steps), dtype=np.uint8)
+    # What follows upon each state, asked to serve or not, is the same for all rows.
+    after = np.stack([_literal_steps(view, asked=False), _literal_steps(view, asked=True)], axis=1)
+    by_time = np.ascontiguousarray(view.asked.T).view(np.uint8)
+    state = np.full(rows, MINE, dtype=np.uint8)
+    out = np.empty((steps, rows), dtype=np.uint8)
     for at in range(steps):
-        now = np.repeat(values[:, at][:, None], rows, axis=1)
-        now[SERVE] = np.where(view.asked[:, at], now[SERVE], -np.inf)
-        state = np.where((state == SERVE) & ~view.asked[:, at], OFF, state)
-        best = np.argmax(np.nan_to_num(now, nan=-np.inf), axis=0)
-        every = np.arange(rows)
-        cost = np.choose(best, (0.0, view.series.assumed_start[at], view.series.start_serve[at]))
-        cost = cost + np.where((state == SERVE) & (best != SERVE), view.preempt_usd, 0.0)
-        gain = now[best, every] - now[state, every]
-        state = np.where((best != state) & (gain > cost), best, state)
-        out[:, at] = state
+        out[at] = state = after[at, by_time[at], state]
+    return np.ascontiguousarray(out.T)
+
+
+def _literal_steps(view: View, *, asked: bool) -> CodeColumn:
+    """Give what the literal rule makes of each state: (T, state)."""
+    now = np.stack(_known_values(view))
+    if not asked:
+        now[SERVE] = -np.inf
+    every = np.arange(now.shape[1])
+    best = np.argmax(np.nan_to_num(now, nan=-np.inf), axis=0)
+    start = view.series.assumed_start
+    cost = np.choose(best, (np.zeros(len(start)), start, view.series.start_serve))
+    out = np.empty((len(every), 3), dtype=np.uint8)
+    for state in (OFF, MINE, SERVE):
+        left = OFF if state == SERVE and not asked else state
+        paid = cost + np.where((left == SERVE) & (best != SERVE), view.preempt_usd, 0.0)
+        gain = now[best, every] - now[left]
+        out[:, state] = np.where((best != left) & (gain > paid), best, left)
     return out
 
 

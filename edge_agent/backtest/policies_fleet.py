@@ -36,9 +36,15 @@ class Ground(Struct, frozen=True, eq=False, kw_only=True):
 
 
 class Settled(Struct, frozen=True, eq=False, kw_only=True):
-    """One policy's account, and the gaps of its allocations to their bounds (USD by interval)."""
+    """One policy's account and course.
+
+    Args:
+        counts: (lots, T), devices that hold each step. gap_usd: of its allocations to their bounds,
+            by interval.
+    """
 
     account: Account
+    counts: FloatColumn
     gap_usd: FloatColumn | None
 
 
@@ -80,7 +86,7 @@ def settle_policy(name: str, ground: Ground) -> Settled:
     elif name == "clairvoyant":
         counts = clairvoyant_fleet(ground.fleet, ground.duty, base_w)
     elif name == BASELINE:
-        return Settled(account=_best_fixed(ground, base_w, gpus), gap_usd=None)
+        counts = _best_fixed(ground, base_w, gpus)
     else:
         codes = [
             np.full(len(base_w), MINE)
@@ -89,7 +95,8 @@ def settle_policy(name: str, ground: Ground) -> Settled:
             for lot in ground.fleet.lots
         ]
         counts = govern(ground.fleet, ground.duty, base_w, np.stack(codes) == MINE)
-    return Settled(account=settle_fleet(ground.fleet, counts, gpus), gap_usd=gap)
+    account = settle_fleet(ground.fleet, counts, gpus)
+    return Settled(account=account, counts=counts, gap_usd=gap)
 
 
 def _gpus(name: str, ground: Ground) -> Account:
@@ -100,14 +107,15 @@ def _gpus(name: str, ground: Ground) -> Account:
     return with_gpus(ground.gpus, codes, ground.fleet, ground.duty)
 
 
-def _best_fixed(ground: Ground, base_w: FloatColumn, gpus: Account) -> Account:
+def _best_fixed(ground: Ground, base_w: FloatColumn, gpus: Account) -> FloatColumn:
     """Try each mode, the same rank in every class, and keep the best."""
     tops: dict[int, int] = {}
     for lot in ground.fleet.lots:
         tops[lot.of_class] = max(tops.get(lot.of_class, 0), lot.step)
-    tried = []
+    tried: list[tuple[float, FloatColumn]] = []
     for rank in range(max(tops.values(), default=0) + 1):
         modes = {of: min(rank, top) for of, top in tops.items()}
         counts = fixed(ground.fleet, ground.duty, base_w, modes)
-        tried.append(settle_fleet(ground.fleet, counts, gpus))
-    return max(tried, key=lambda row: float(row.profit_usd.sum()))
+        profit_usd = settle_fleet(ground.fleet, counts, gpus).profit_usd.sum()
+        tried.append((float(profit_usd), counts))
+    return max(tried, key=lambda row: row[0])[1]

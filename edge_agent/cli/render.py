@@ -35,6 +35,7 @@ def status(value: Row) -> str:
             f"power   {watts(site['power_w'])} measured, {watts(site['power_counted_w'])} counted "
             f"of {watts(site['power_cap_w'])}"
         ),
+        *(_feeder(row) for row in site.get("feeders", ())),
         f"earning {number(site['earning_usd_per_h'], '{:,.2f}')} USD/h",
         (
             f"switch  {switches['count']:,} done, {switches['open']:,} open, "
@@ -52,6 +53,13 @@ def status(value: Row) -> str:
         for problem in site["problems"]
     ]
     return "\n".join(lines)
+
+
+def _feeder(row: Row) -> str:
+    return (
+        f"feeder  {row['name']}: {watts(row['measured_w'])} measured, "
+        f"{watts(row['counted_w'])} counted of {watts(row['cap_w'])}"
+    )
 
 
 def _fleet(classes: list[Row]) -> list[str]:

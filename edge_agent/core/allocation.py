@@ -72,6 +72,10 @@ class _Fill(Struct):
     watts: float
     worth: float
 
+    def copy(self) -> "_Fill":
+        held = [list(row) for row in self.held]
+        return _Fill(self.room_w, list(self.feeders), held, self.watts, self.worth)
+
     def take(self, rise: _Rise, feeder: int, amount: float) -> None:
         held, used = self.held[rise.group], amount * rise.watts
         held[rise.low] -= amount
@@ -109,24 +113,15 @@ def allocate(
         for low, high in pairwise(points):
             rise_w, rise_usd = high[0] - low[0], high[1] - low[1]
             rises.append(_Rise(rise_usd / rise_w, place, low[2], high[2], rise_w, rise_usd))
-    rises.sort(key=lambda row: -row.density)
+    rises.sort(key=_cheapest_last)
     whole = _start(groups, least, room_w, feeders_w)
     fits = whole.room_w >= 0.0 and all(room >= 0.0 for room in whole.feeders)
-    parts = _start(groups, least, room_w, feeders_w)
-    for rise in rises:
-        feeder = groups[rise.group].feeder
-        if rise.density > 0.0:
-            whole.take(rise, feeder, float(int(whole.most(rise, feeder))))
-            parts.take(rise, feeder, parts.most(rise, feeder))
-            continue
-        # Only a load that may not fall so fast keeps what does not pay.
-        lacking = (least_w - whole.watts) / rise.watts
-        if lacking > 0.0:
-            amount = min(int(whole.most(rise, feeder)), int(-(-lacking // 1.0)))
-            whole.take(rise, feeder, float(amount))
-        lacking = (least_w - parts.watts) / rise.watts
-        if lacking > 0.0:
-            parts.take(rise, feeder, min(parts.most(rise, feeder), lacking))
+    done = _take_all(whole, rises, groups)
+    parts = whole
+    if done < len(rises):
+        parts = whole.copy()
+        _take_whole(whole, rises[done:], groups, least_w)
+        _take_parts(parts, rises[done:], groups, least_w)
     return Allocation(
         counts=tuple(tuple(int(count) for count in row) for row in whole.held),
         watts=whole.watts,
@@ -134,6 +129,57 @@ def allocate(
         bound=parts.worth,
         fits=fits,
     )
+
+
+def _cheapest_last(rise: _Rise) -> float:
+    return -rise.density
+
+
+def _take_all(fill: _Fill, rises: list[_Rise], groups: tuple[Group, ...]) -> int:
+    """Take the steps that pay and fit for all their devices; give the place of the first other."""
+    for place, rise in enumerate(rises):
+        if rise.density <= 0.0:
+            return place
+        feeder = groups[rise.group].feeder
+        there = fill.held[rise.group][rise.low]
+        room_w = fill.room_w if feeder < 0 else min(fill.room_w, fill.feeders[feeder])
+        if there * rise.watts > room_w:
+            return place
+        fill.take(rise, feeder, there)
+    return len(rises)
+
+
+def _take_whole(fill: _Fill, rises: list[_Rise], groups: tuple[Group, ...], least_w: float) -> None:
+    """Fill what room is left with whole devices."""
+    smallest_w = min(rise.watts for rise in rises)
+    for rise in rises:
+        if fill.room_w < smallest_w:
+            return  # no device's step fits any more
+        feeder = groups[rise.group].feeder
+        amount = int(fill.most(rise, feeder))
+        if rise.density <= 0.0:
+            # Only a load that may not fall so fast keeps what does not pay.
+            lacking = (least_w - fill.watts) / rise.watts
+            if lacking <= 0.0:
+                return
+            amount = min(amount, int(-(-lacking // 1.0)))
+        if amount:
+            fill.take(rise, feeder, float(amount))
+
+
+def _take_parts(fill: _Fill, rises: list[_Rise], groups: tuple[Group, ...], least_w: float) -> None:
+    """Fill what room is left with fractions of devices: the linear programme."""
+    for rise in rises:
+        if fill.room_w <= 0.0:
+            return
+        feeder = groups[rise.group].feeder
+        amount = fill.most(rise, feeder)
+        if rise.density <= 0.0:
+            lacking = (least_w - fill.watts) / rise.watts
+            if lacking <= 0.0:
+                return
+            amount = min(amount, lacking)
+        fill.take(rise, feeder, amount)
 
 
 def relaxed_usd(watts: FloatColumn, usd: FloatColumn, room_w: float) -> float:
@@ -155,10 +201,10 @@ def relaxed_usd(watts: FloatColumn, usd: FloatColumn, room_w: float) -> float:
 
 def upper_hull(watts: tuple[float, ...], worth: tuple[float, ...]) -> list[_Point]:
     """Give (watts, worth, option) on the upper concave hull, from the least power upwards."""
-    order = sorted(range(len(watts)), key=lambda at: (watts[at], -worth[at]))
     kept: list[_Point] = []
-    for at in order:
-        point = (watts[at], worth[at], at)
+    below = [-usd for usd in worth]
+    for each_w, usd, at in sorted(zip(watts, below, range(len(worth)), strict=True)):
+        point = (each_w, -usd, at)
         if kept and point[0] <= kept[-1][0]:
             continue  # of equal power the first one is worth the most
         while len(kept) > 1 and _below(kept[-2], kept[-1], point):

@@ -4,6 +4,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
+from edge_agent.core import feeders as fd
 from edge_agent.core import leases as ls
 from edge_agent.core import power as pw
 from edge_agent.core.economics import (
@@ -133,12 +134,28 @@ def why(site: Site, state: SiteState, plan: Plan, index: int) -> Explanation:
         cost_usd=_known(float(records.cost_usd[index])),
         gates=_gates(site, state, plan, records, index),
         reason=reason.name.lower(),
-        verdict=f"{verb}: {_SENTENCE[reason]}",
+        verdict=f"{verb}: {_SENTENCE[reason]}{_of_feeder(site, plan, index)}",
         would_change=_would_change(site, state, plan, reason, index),
         price_doubt=doubt(site.limits, market, state.now_ns),
         grid_order=_grid_order(site, state),
         peak=peak_text(site.limits, market.peak, state.instant.wall, state.now_ns),
     )
+
+
+def _of_feeder(site: Site, plan: Plan, index: int) -> str:
+    if plan.feeder_bound is None or not plan.feeder_bound[index]:
+        return ""
+    return f" of feeder {site.devices[index].feeder}"
+
+
+def _free_text(site: Site, state: SiteState, plan: Plan, index: int) -> str:
+    """Say what is free under the cap, and on the device's feeder where it has one."""
+    text = f"{plan.power.headroom_w / 1e3:.1f} kW free under the cap"
+    at = int(site.feeder_of[index])
+    if at < 0:
+        return text
+    free_w = float(fd.rooms_w(site, pw.counted_w(site, state))[at])
+    return f"{text}, {free_w / 1e3:.1f} kW on feeder {site.feeders[at].name}"
 
 
 def _grid_order(site: Site, state: SiteState) -> str | None:
@@ -214,7 +231,7 @@ def _gates(
             _latest(row, float(state.regret_usd[index]), cost),
         ),
         (Gates.DWELL, "dwell", f"stayed {stayed_s:.0f} s of {_least_s(state, row, index):.0f} s"),
-        (Gates.CAP, "cap", f"{plan.power.headroom_w / 1e3:.1f} kW free under the cap"),
+        (Gates.CAP, "cap", _free_text(site, state, plan, index)),
         (Gates.RAMP, "ramp", f"{plan.power.ramp_left_w / 1e3:.1f} kW of wake-up ramp left"),
     )
     return tuple(
@@ -256,8 +273,8 @@ def _would_change(
         out.append(f"{left_s:.0f} s more in this activity (least dwell)")
     if reason in (Reason.CAP, Reason.SHED):
         need_w = float(pw.counted_after_w(site, state, MINE)[index])
-        free_kw = plan.power.headroom_w / 1e3
-        out.append(f"{need_w / 1e3:.1f} kW for it under the cap; {free_kw:.1f} kW are free")
+        free = _free_text(site, state, plan, index)
+        out.append(f"{need_w / 1e3:.1f} kW for it under the cap; there are {free}")
     if reason is Reason.RAMP:
         out.append(f"the ramp of {site.limits.ramp_w_per_s * 60 / 1e3:.1f} kW per minute")
     if reason is Reason.QUARANTINED:

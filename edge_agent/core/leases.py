@@ -9,6 +9,7 @@ first.
 import numpy as np
 from msgspec import Struct
 
+from edge_agent.core import feeders as fd
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
 from edge_agent.core.economics import Values
@@ -65,6 +66,13 @@ class Stop(Struct, frozen=True, eq=False):
     indices: IntColumn
 
 
+class _Spare(Struct, frozen=True, eq=False):
+    """The watts that a new lease may have, on the site and on each feeder."""
+
+    site_w: float
+    feeders_w: FloatColumn
+
+
 def usable(state: SiteState) -> FlagColumn:
     """Tell which devices may be given new work: reachable, not faulty, quarantined or drained."""
     held = held_code(state)
@@ -116,9 +124,9 @@ def decide(
         entry.no for act in acts if isinstance(act, p.EndLease)
         for entry in state.leases if entry.lease_id == act.lease_id
     }  # fmt: skip
-    spare_w = _spare_w(site, state, power)
+    spare = _spare(site, state, power)
     for _, lease in waiting:
-        found, spare_w = _take(site, state, values, lease, taken, ended, spare_w)
+        found, spare = _take(site, state, values, lease, taken, ended, spare)
         acts.extend(found)
     return tuple(acts)
 
@@ -249,13 +257,13 @@ def _take(
     lease: Lease,
     taken: FlagColumn,
     ended: set[int],
-    spare_w: float,
-) -> tuple[list[p.LeaseAct], float]:
+    spare: _Spare,
+) -> tuple[list[p.LeaseAct], _Spare]:
     at = site.class_index(lease.device_class)
     if not state.owner:
-        return [p.RefuseLease(lease.lease_id, "not_owner")], spare_w
+        return [p.RefuseLease(lease.lease_id, "not_owner")], spare
     if at is None or site.classes[at].model.serve_w <= 0.0:
-        return [p.RefuseLease(lease.lease_id, "unknown_class")], spare_w
+        return [p.RefuseLease(lease.lease_id, "unknown_class")], spare
     fit = usable(state) & (site.class_of == at)
     candidates = np.flatnonzero(fit & ~taken)
     victims: list[LeaseEntry] = []
@@ -264,21 +272,35 @@ def _take(
         extra = [site.index_of(slot.device_id) for row in victims for slot in row.slots]
         more = np.array([k for k in extra if k is not None and fit[k]], dtype=np.int64)
         candidates = np.concatenate([candidates, more])
+    there = len(candidates)
+    if site.feeders:
+        candidates = _with_room(site, state, candidates, spare)
     scores = pick(site, state, values, candidates, lease.count)
     if not scores:
-        return [p.RefuseLease(lease.lease_id, "no_capacity")], spare_w
+        why = "power_cap" if there >= lease.count else "no_capacity"
+        return [p.RefuseLease(lease.lease_id, why)], spare
     chosen = site.indices_of(tuple(score.device_id for score in scores))
     rise = pw.counted_after_w(site, state, SERVE)[chosen] - pw.counted_w(site, state)[chosen]
     need_w = pw.total(rise)
-    if need_w > spare_w:
-        return [p.RefuseLease(lease.lease_id, "power_cap")], spare_w
+    if need_w > spare.site_w:
+        return [p.RefuseLease(lease.lease_id, "power_cap")], spare
     taken[chosen] = True
     ended.update(row.no for row in victims)
     acts: list[p.LeaseAct] = [
         p.EndLease(row.lease_id, ReleaseOutcome.PREEMPTED, f"by {lease.lease_id} of a higher class")
         for row in victims
     ]
-    return [*acts, p.TakeLease(lease.lease_id, scores)], spare_w - need_w
+    feeders_w = spare.feeders_w - fd.need_w(site, chosen, rise)
+    return [*acts, p.TakeLease(lease.lease_id, scores)], _Spare(spare.site_w - need_w, feeders_w)
+
+
+def _with_room(site: Site, state: SiteState, candidates: IntColumn, spare: _Spare) -> IntColumn:
+    """Give so many candidates of each feeder that any choice among them fits on it."""
+    rise = (pw.counted_after_w(site, state, SERVE) - pw.counted_w(site, state))[candidates]
+    order = np.argsort(rise, kind="stable")
+    kept = np.zeros(len(candidates), dtype=np.bool_)
+    kept[order] = fd.fitting(site, candidates[order], rise[order], spare.feeders_w)
+    return candidates[kept]
 
 
 def _victims(
@@ -365,17 +387,20 @@ def _why(what: str, entry: LeaseEntry) -> str:
     return f"{what}: {entry.detail}" if entry.detail else what
 
 
-def _spare_w(site: Site, state: SiteState, power: p.PowerView) -> float:
+def _spare(site: Site, state: SiteState, power: p.PowerView) -> _Spare:
     """Give the watts that a new lease may have: the headroom and what mining can give up."""
     off = site.nameplate_w[site.class_of, np.where(site.is_asic, CURTAILED, IDLE)] * site.pue
     counted = pw.counted_w(site, state)
-    gives = (state.activity == MINE) & state.reachable & (state.lease_no < 0)
-    freed = pw.total(np.where(gives, np.maximum(counted - off, 0.0), 0.0))
-    pending = 0.0
+    mining = (state.activity == MINE) & state.reachable & (state.lease_no < 0)
+    gives = np.where(mining, np.maximum(counted - off, 0.0), 0.0)
+    freed, pending = pw.total(gives), 0.0
+    feeders_w = fd.spare_w(site, state, counted, gives) if site.feeders else fd.NONE
     for start in starts(site, state):
         rise = pw.counted_after_w(site, state, SERVE)[start.indices] - counted[start.indices]
         pending += pw.total(rise)
-    return power.headroom_w + freed + pw.going_down_w(site, state) - pending
+        feeders_w = feeders_w - fd.need_w(site, start.indices, rise)
+    site_w = power.headroom_w + freed + pw.going_down_w(site, state) - pending
+    return _Spare(site_w, feeders_w)
 
 
 def _occupied(site: Site, state: SiteState) -> set[int]:

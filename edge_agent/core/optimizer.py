@@ -13,11 +13,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from edge_agent.core import facts as f
+from edge_agent.core import feeders as fd
 from edge_agent.core import leases as ls
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
 from edge_agent.core.allocation import relaxed_usd
 from edge_agent.core.economics import FRESH, HOLD, SAFE, Values, outlook, value
+from edge_agent.core.lease_shedding import shed_leases
 from edge_agent.core.mode_advice import advise
 from edge_agent.core.order_facts import is_missed, limit_w, missed_text, off_by_order
 from edge_agent.core.orders import Need, need, shed
@@ -41,13 +43,10 @@ from edge_agent.core.site_state import (
     HOLD_DRAIN,
     HOLD_MINE,
     HOLD_SERVE,
-    LeaseEntry,
-    LeaseStatus,
     SiteState,
     lease_by_id,
 )
 from edge_agent.core.state_facts import apply
-from protocol.event import ReleaseOutcome
 from protocol.resource import ACTIVITY_CODES
 
 R = p.Reason
@@ -91,7 +90,10 @@ def plan(site: Site, state: SiteState) -> p.Plan:
     _orders(site, state, draft)
     _recover(site, state, draft)
     wanted = draft.free & (draft.target == MINE)
-    lease_acts, lease_intents = _cap(site, state, values, power, counted, draft, starts, waiting)
+    bound = np.zeros(len(site), dtype=np.bool_) if site.feeders else None
+    lease_acts, lease_intents = _cap(
+        site, state, values, power, counted, draft, starts, waiting, bound
+    )
     intents = (
         lease_intents + _stop_intents(site, state, values, draft) + _groups(site, state, draft)
         if state.owner
@@ -106,6 +108,7 @@ def plan(site: Site, state: SiteState) -> p.Plan:
         ),
         power=power,
         alarms=_alarms(site, state, power),
+        feeder_bound=bound,
         allocation=_allocation(site, state, values, counted, draft, wanted),
     )  # fmt: skip
 
@@ -222,12 +225,14 @@ class _Starts(Struct, frozen=True, eq=False):
 
     Args:
         left_w, ramp_left_w: room under the cap and in the ramp behind them. missing_w: what the
-            others lack under the cap.
+            others lack under the cap. rooms_w, lacking_w: the same by feeder.
     """
 
     fits: tuple[ls.Start, ...]
     left_w: float
     ramp_left_w: float
+    rooms_w: FloatColumn
+    lacking_w: FloatColumn
     missing_w: float = 0.0
 
 
@@ -240,26 +245,36 @@ def _admit_starts(site: Site, state: SiteState, power: p.PowerView) -> _Starts:
     left, missing, ramp = power.headroom_w, 0.0, state.ramp_left_w
     fits: list[ls.Start] = []
     starts = ls.starts(site, state)
+    now = pw.counted_w(site, state)
+    rooms = fd.rooms_w(site, now) if site.feeders else fd.NONE
+    lacking = np.zeros(len(site.feeders))
     if not starts:
-        return _Starts((), left, ramp)
-    now, after = pw.counted_w(site, state), pw.counted_after_w(site, state, SERVE)
-    full = ramp >= pw.ramp_bucket_w(site)
+        return _Starts((), left, ramp, rooms, lacking)
+    after = pw.counted_after_w(site, state, SERVE)
+    filled = ramp >= pw.ramp_bucket_w(site)
     for start in starts:
         at = start.indices
-        need = pw.total(after[at] - now[at])
-        rise = pw.total(pw.ramp_rise_w(site, at, state.activity[at], SERVE))
+        rise = after[at] - now[at]
+        need, each = pw.total(rise), fd.need_w(site, at, rise)
+        up = pw.total(pw.ramp_rise_w(site, at, state.activity[at], SERVE))
+        full = each > np.maximum(rooms, 0.0)
+        lacking += np.where(full, each, 0.0)
         # A start that raises nothing may go even with the load above the cap.
         if need > max(left, 0.0):
             missing += need
-        elif rise > 0.0 and rise > ramp and not full:
+        elif full.any():
+            continue
+        elif up > 0.0 and up > ramp and not filled:
             ramp = 0.0
         else:
             fits.append(start)
             left -= need
-            ramp -= rise
-            full = full and rise == 0.0
+            rooms = rooms - each
+            ramp -= up
+            filled = filled and up == 0.0
     missing = max(missing - max(left, 0.0), 0.0) if missing else 0.0
-    return _Starts(tuple(fits), left, ramp, missing)
+    lacking = np.where(lacking > 0.0, np.maximum(lacking - np.maximum(rooms, 0.0), 0.0), 0.0)
+    return _Starts(tuple(fits), left, ramp, rooms, lacking, missing)
 
 
 def _waiting(state: SiteState, starts: _Starts) -> FlagColumn:
@@ -288,24 +303,24 @@ def _cap(
     draft: _Draft,
     starts: _Starts,
     waiting: FlagColumn,
+    bound: FlagColumn | None,
 ) -> tuple[tuple[p.LeaseAct, ...], tuple[p.Intent, ...]]:
     missing = starts.missing_w
     merit = _merit(site, values)
+    ends: tuple[p.LeaseAct, ...] = ()
+    if bound is not None:
+        # What a feeder sheds the site need not shed again.
+        ends = _shed_feeders(site, state, counted, draft, merit, starts, waiting, bound)
     over_w = max(pw.to_shed_w(site, state, power), 0.0)
     need_w = max(over_w, missing - pw.going_down_w(site, state)) if missing else over_w
-    still = _shed(site, state, counted, draft, merit, need_w, ~waiting) if need_w > 0.0 else 0.0
-    excess = min(still, over_w)
-    if excess > 0.0 and waiting.any():
-        # A device that goes off makes no room for its own start, but it does for the cap.
-        excess = _shed(site, state, counted, draft, merit, excess, waiting)
+    excess = _shed_for_cap(site, state, counted, draft, merit, need_w, over_w, waiting)
     ask = need(site, state)
     if ask is not None:
         excess = max(excess, _shed_for_order(site, state, draft, merit, ask))
-    ends: tuple[p.LeaseAct, ...] = ()
     if excess > 0.0:
-        ends = _shed_leases(site, state, counted, excess)
+        ends += shed_leases(site, state, counted, excess, ends)
     room = replace(starts, left_w=0.0) if missing else starts
-    _admit_wakes(site, state, counted, draft, merit, room)
+    _admit_wakes(site, state, counted, draft, merit, room, bound)
     return ends, tuple(_start_intent(site, state, start) for start in starts.fits)
 
 
@@ -337,17 +352,22 @@ def _shed(
     draft: _Draft,
     merit: FloatColumn,
     need_w: float,
-    among: FlagColumn,
+    within: FlagColumn | None = None,
 ) -> float:
-    """Turn off the worst mining until ``need_w`` is met; gives what is still missing."""
+    """Turn off the worst mining until ``need_w`` is met; gives what is still missing.
+
+    Args:
+        within: the devices of which; None: all.
+    """
     off_code, off_w = site.once(_off_codes), site.once(_off_site_w)
-    free = draft.free & among & (state.activity == MINE)
-    leaving = free & (draft.target != MINE)
+    on = draft.free & (state.activity == MINE)
+    on = on if within is None else on & within
+    leaving = on & (draft.target != MINE)
     freed = np.maximum(counted - off_w, 0.0)
     need_w -= pw.total(np.where(leaving, freed, 0.0))
     if need_w <= 0.0:
         return 0.0
-    mining = np.flatnonzero(free & (draft.target == MINE))
+    mining = np.flatnonzero(on & (draft.target == MINE))
     order = mining[np.argsort(merit[mining], kind="stable")]
     if not len(order):
         return need_w
@@ -358,6 +378,34 @@ def _shed(
     draft.reason[chosen] = R.SHED
     draft.gates[chosen] &= ~np.uint8(G.CAP)
     return max(need_w - float(running[count - 1]), 0.0)
+
+
+def _shed_for_cap(
+    site: Site,
+    state: SiteState,
+    counted: FloatColumn,
+    draft: _Draft,
+    merit: FloatColumn,
+    need_w: float,
+    over_w: float,
+    waiting: FlagColumn,
+    within: FlagColumn | None = None,
+) -> float:
+    """Shed what starts of leases need, and what is above a cap; gives what is still above it.
+
+    A device that waits for its own start makes no room for it by going off, but does for the cap.
+
+    Args:
+        need_w: at least ``over_w``, the part above the cap.
+    """
+    if need_w <= 0.0:
+        return 0.0
+    others = ~waiting if within is None else within & ~waiting
+    excess = min(_shed(site, state, counted, draft, merit, need_w, others), over_w)
+    if excess > 0.0 and waiting.any():
+        among = waiting if within is None else within & waiting
+        excess = _shed(site, state, counted, draft, merit, excess, among)
+    return excess
 
 
 def _shed_for_order(
@@ -380,46 +428,33 @@ def _shed_for_order(
     return missing_w
 
 
-def _shed_leases(
-    site: Site, state: SiteState, counted: FloatColumn, need_w: float
+def _shed_feeders(
+    site: Site,
+    state: SiteState,
+    counted: FloatColumn,
+    draft: _Draft,
+    merit: FloatColumn,
+    starts: _Starts,
+    waiting: FlagColumn,
+    bound: FlagColumn,
 ) -> tuple[p.LeaseAct, ...]:
-    """End leases, P4 first, then the cheapest to end and the youngest, until ``need_w`` is met."""
-    live = [row for row in state.leases if row.status in ls.LIVE and row.lease is not None]
-    sla_usd = site.column(_sla_usd)
-    live.sort(
-        key=lambda row: (row.rank, -_sla_usd_per_w(site, row, counted, sla_usd), row.no),
-        reverse=True,
-    )
-    need_w -= _ending_w(site, state, counted)
-    ends: list[p.LeaseAct] = []
-    for row in live:
-        if need_w <= 0.0:
-            break
-        need_w -= _lease_w(site, row, counted)
-        ends.append(p.EndLease(row.lease_id, ReleaseOutcome.PREEMPTED, "power cap"))
-    return tuple(ends)
-
-
-def _sla_usd(row: DeviceClass) -> float:
-    return row.sla_usd
-
-
-def _sla_usd_per_w(
-    site: Site, row: LeaseEntry, counted: FloatColumn, sla_usd: FloatColumn
-) -> float:
-    at = site.indices_of(tuple(slot.device_id for slot in row.slots))
-    return pw.total(sla_usd[at]) / max(_lease_w(site, row, counted), 1.0)
-
-
-def _ending_w(site: Site, state: SiteState, counted: FloatColumn) -> float:
-    rows = [row for row in state.leases if row.status is LeaseStatus.ENDING]
-    return sum((_lease_w(site, row, counted) for row in rows), 0.0)
-
-
-def _lease_w(site: Site, row: LeaseEntry, counted: FloatColumn) -> float:
-    at = site.indices_of(tuple(slot.device_id for slot in row.slots if slot.instance_id))
-    idle = site.nameplate_w[site.class_of[at], IDLE] * site.pue[at]
-    return pw.total(np.maximum(counted[at] - idle, 0.0))
+    """Shed on each feeder as on the site; what goes for it is marked in ``bound``."""
+    over = fd.to_shed_w(site, state, counted)
+    needs = over
+    if starts.lacking_w.any():
+        going = fd.going_down_w(site, state, counted)
+        needs = np.maximum(over, np.where(starts.lacking_w > 0.0, starts.lacking_w - going, 0.0))
+    ends: tuple[p.LeaseAct, ...] = ()
+    for at in np.flatnonzero(needs > 0.0):
+        own = site.feeder_of == at
+        shed_before = draft.reason == R.SHED
+        need_w, over_w = float(needs[at]), max(float(over[at]), 0.0)
+        excess = _shed_for_cap(site, state, counted, draft, merit, need_w, over_w, waiting, own)
+        bound |= (draft.reason == R.SHED) & ~shed_before
+        if excess > 0.0:
+            here = np.where(own, counted, 0.0)
+            ends += shed_leases(site, state, here, excess, ends, site.feeders[at].name)
+    return ends
 
 
 def _admit_wakes(
@@ -429,13 +464,20 @@ def _admit_wakes(
     draft: _Draft,
     merit: FloatColumn,
     room: _Starts,
+    bound: FlagColumn | None,
 ) -> None:
-    """Let wake-ups in by merit while they fit under the cap and the ramp; the others wait."""
+    """Let wake-ups in by merit while they fit under the caps and the ramp; the others wait."""
     ups = np.flatnonzero(draft.free & (draft.target == MINE) & (state.activity != MINE))
     if not len(ups):
         return
     order = ups[np.argsort(-merit[ups], kind="stable")]
     rise = (pw.counted_after_w(site, state, MINE) - counted)[order]
+    if bound is not None:
+        rooms = np.where(room.lacking_w > 0.0, 0.0, room.rooms_w)
+        fits = fd.fitting(site, order, rise, rooms)
+        bound[order[~fits]] = True
+        _wait(state, draft, order[~fits], G.CAP, R.CAP)
+        order, rise = order[fits], rise[fits]
     ramp = (
         (site.nameplate_w[site.class_of, MINE] - site.nameplate_w[site.class_of, state.activity])
         * site.pue
@@ -443,10 +485,13 @@ def _admit_wakes(
     fits = np.add.accumulate(np.maximum(rise, 0.0)) <= room.left_w
     ramps = np.add.accumulate(np.maximum(ramp, 0.0)) <= room.ramp_left_w
     for passed, gate, why in ((ramps, G.RAMP, R.RAMP), (fits, G.CAP, R.CAP)):
-        late = order[~passed]
-        draft.target[late] = state.activity[late]
-        draft.reason[late] = why
-        draft.gates[late] &= ~np.uint8(gate)
+        _wait(state, draft, order[~passed], gate, why)
+
+
+def _wait(state: SiteState, draft: _Draft, late: IntColumn, gate: p.Gates, why: p.Reason) -> None:
+    draft.target[late] = state.activity[late]
+    draft.reason[late] = why
+    draft.gates[late] &= ~np.uint8(gate)
 
 
 def _allocation(
@@ -516,7 +561,7 @@ def _stop_intents(
             # Devices promised to another lease go idle: mining would only be stopped again.
             and entry is not None
             and bool(np.all(state.lease_no[stop.indices] == entry.no))
-            and entry.detail != "power cap"
+            and not entry.detail.startswith(p.POWER_CAP)
         )
         to = MINE if mines else IDLE
         draft.target[stop.indices] = to
@@ -570,6 +615,8 @@ def _alarms(site: Site, state: SiteState, power: p.PowerView) -> tuple[tuple[str
     if state.over_cap_ns < 0 or waited_ns < late_ns:
         return out[:1]
     detail = f"counted {power.counted_w:.0f} W above the cap {power.cap_w:.0f} W"
+    if power.counted_w <= power.cap_w:
+        detail = fd.over_text(site, state) or detail
     return (("power_over_cap", detail), *out[:1])
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 from msgspec.structs import replace
 
+from edge_agent.core import feeders as fd
 from edge_agent.core import power as pw
 from edge_agent.core.economics import grow, value
 from edge_agent.core.facts import Fact, Instant, TickRow
@@ -38,7 +39,7 @@ def enter(site: Site, state: SiteState, instant: Instant, facts: tuple[Fact, ...
     for fact in facts:
         state = apply(site, state, fact)
     state = follow(site, settle(site, state))
-    since_ns = pw.over_cap_since(site, state)
+    since_ns = fd.over_since(site, state)
     return state if since_ns == state.over_cap_ns else replace(state, over_cap_ns=since_ns)
 
 

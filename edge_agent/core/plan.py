@@ -4,9 +4,12 @@ from enum import IntEnum, IntFlag
 
 from msgspec import Struct
 
-from edge_agent.core.site import CodeColumn, FloatColumn, IntColumn
+from edge_agent.core.site import CodeColumn, FlagColumn, FloatColumn, IntColumn
 from protocol.event import ReleaseOutcome
 from protocol.resource import Activity
+
+# Detail of a lease that is ended for the cap; a feeder's name may follow.
+POWER_CAP = "power cap"
 
 
 class Reason(IntEnum):
@@ -181,7 +184,8 @@ class AllocationView(Struct, frozen=True):
 class Plan(Struct, frozen=True, eq=False, kw_only=True):
     """What to do now; a plan does nothing by itself.
 
-    ``allocation`` is None while a price is unknown.
+    ``allocation`` is None while a price is unknown. ``feeder_bound``: devices whose reason CAP or
+    SHED is their feeder's; None: a site without feeders.
     """
 
     intents: tuple[Intent, ...]
@@ -189,4 +193,5 @@ class Plan(Struct, frozen=True, eq=False, kw_only=True):
     records: DecisionRecords
     power: PowerView
     alarms: tuple[tuple[str, str], ...] = ()
+    feeder_bound: FlagColumn | None = None
     allocation: AllocationView | None = None

@@ -37,6 +37,38 @@ class Verdict(Struct, frozen=True, eq=False):
     stay: FloatColumn
 
 
+class Wants(Struct, frozen=True, eq=False):
+    """Which changes the rule wants, and why; as in ``Verdict``."""
+
+    change: FlagColumn
+    early: FlagColumn
+    overdue: FlagColumn
+    credit: FlagColumn
+    gain: FloatColumn  # of the change over an interval, and
+    need: FloatColumn  # the share of a restart it stands against; both in prudent restart costs
+
+
+def wants(
+    on: FlagColumn,
+    outlook: Outlook,
+    cost_usd: FloatColumn,
+    regret_usd: FloatColumn,
+    debt: FloatColumn,
+    ski_rental: FloatColumn | float,
+    *,
+    known: bool,
+) -> Wants:
+    """Say which changes the rule wants; arguments as of ``judge``."""
+    gain = np.where(on, -outlook.gain, outlook.gain)
+    need = np.where(on, outlook.share, 1.0 - outlook.share)
+    early = (gain > 0.0) & (gain > need)
+    overdue = (gain > 0.0) & (regret_usd >= ski_rental * cost_usd) & (regret_usd > cost_usd)
+    credit = ~on | (debt <= CREDIT - 1.0)
+    if known:
+        credit = credit | (gain > 1.0)
+    return Wants((early | overdue) & credit, early, overdue, credit, gain, need)
+
+
 def judge(
     on: FlagColumn,
     outlook: Outlook,
@@ -52,16 +84,12 @@ def judge(
     Args:
         cost_usd: prudent restart cost. debt: open restarts. known: the interval's price is seen.
     """
-    gain = np.where(on, -outlook.gain, outlook.gain)
-    need = np.where(on, outlook.share, 1.0 - outlook.share)
-    stay = 1.0 / need
-    wants = gain > 0.0
-    early = wants & (gain > need)
-    overdue = wants & (regret_usd >= ski_rental * cost_usd) & (regret_usd > cost_usd)
-    credit = ~on | (debt <= CREDIT - 1.0) | (known & (gain > 1.0))
+    found = wants(on, outlook, cost_usd, regret_usd, debt, ski_rental, known=known)
+    stay = 1.0 / found.need
     # What has cost so much already has outlasted the outlook: expect as much again.
-    gain_usd = np.maximum(gain * stay * cost_usd, np.where(overdue, regret_usd, -np.inf))
-    return Verdict((early | overdue) & credit, early, overdue, credit, gain_usd, cost_usd, stay)
+    told_usd = np.where(found.overdue, regret_usd, -np.inf)
+    gain_usd = np.maximum(found.gain * stay * cost_usd, told_usd)
+    return Verdict(found.change, found.early, found.overdue, found.credit, gain_usd, cost_usd, stay)
 
 
 def grow_regret(

@@ -109,13 +109,25 @@ class DeviceClass(Struct, frozen=True, kw_only=True):
 
 
 class Device(Struct, frozen=True, kw_only=True):
-    """One device: who reaches it (a node, or an address for an ASIC); what runs on it, if known."""
+    """One device: who reaches it (a node, or an address for an ASIC); what runs on it, if known.
+
+    Args:
+        feeder: name of the feeder it hangs on; empty: only the site's cap binds it.
+    """
 
     device_id: str
     device_class: str
     node_id: str | None = None
     address: str = ""
     firmware: str = ""
+    feeder: str = ""
+
+
+class Feeder(Struct, frozen=True, kw_only=True):
+    """A part of the site's supply with a cap of its own, at the meter, PUE included."""
+
+    name: str
+    power_cap_w: float
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -200,10 +212,11 @@ class Site:
 
     Args:
         site_id: the site's name. classes: every class that a device names. devices: in index order.
-        limits: local ceilings.
+        limits: local ceilings. feeders: every feeder that a device names.
 
     Raises:
-        SiteError: duplicate ids, an unknown class, a GPU without a node, or a limit out of range.
+        SiteError: duplicate ids, an unknown class or feeder, a GPU without a node, or a limit out
+            of range.
     """
 
     def __init__(
@@ -212,15 +225,18 @@ class Site:
         classes: tuple[DeviceClass, ...],
         devices: tuple[Device, ...],
         limits: Limits,
+        feeders: tuple[Feeder, ...] = (),
     ) -> None:
         self.site_id = site_id
         self.classes = classes
         self.devices = devices
         self.limits = limits
+        self.feeders = feeders
         self._class_index = {row.class_name: at for at, row in enumerate(classes)}
         self._index = {device.device_id: at for at, device in enumerate(devices)}
         self._made: dict[Callable[..., Any], npt.NDArray[Any]] = {}
         self._check()
+        self._check_feeders()
         self.nodes: tuple[str, ...] = tuple(
             dict.fromkeys(device.node_id for device in devices if device.node_id is not None)
         )
@@ -230,6 +246,10 @@ class Site:
         )
         self.node_of: IndexColumn = _frozen_i4(
             [-1 if device.node_id is None else node_index[device.node_id] for device in devices]
+        )
+        place = {row.name: at for at, row in enumerate(feeders)}
+        self.feeder_of: IndexColumn = _frozen_i4(
+            [place[device.feeder] if device.feeder else -1 for device in devices]
         )
         self.nameplate_w: FloatColumn = self._nameplate_w()
         self.pue: FloatColumn = self.spread([row.pue_max for row in classes])
@@ -322,6 +342,17 @@ class Site:
                 raise SiteError("unknown_class", f"devices[{device.device_id}].device_class")
             if self.classes[at].model.kind is not DeviceKind.ASIC and device.node_id is None:
                 raise SiteError("no_node", f"devices[{device.device_id}].node_id is missing")
+
+    def _check_feeders(self) -> None:
+        names = {row.name for row in self.feeders}
+        if len(names) != len(self.feeders):
+            raise SiteError("duplicate_feeder", "feeders: a name stands twice")
+        for feeder in self.feeders:
+            if not 0.0 < feeder.power_cap_w < 1e10:
+                raise SiteError("bad_limit", f"feeders[{feeder.name}].power_cap_w: 0..1e10")
+        for device in self.devices:
+            if device.feeder and device.feeder not in names:
+                raise SiteError("unknown_feeder", f"devices[{device.device_id}].feeder")
 
 
 def _frozen_i4(values: list[int]) -> IndexColumn:

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Struct
 
 from edge_agent.core.errors import JournalError, SiteError
-from edge_agent.core.site import Device, DeviceClass, Limits, Site
+from edge_agent.core.site import Device, DeviceClass, Feeder, Limits, Site
 
 SITE_VERSION = 1
 SITE_BYTES_MAX = 64 << 20
@@ -21,6 +21,7 @@ class SiteFile(Struct, frozen=True, kw_only=True):
     classes: tuple[DeviceClass, ...]
     devices: tuple[Device, ...]
     limits: Limits
+    feeders: tuple[Feeder, ...] = ()
 
 
 _DECODER = msgspec.msgpack.Decoder(SiteFile)
@@ -35,6 +36,7 @@ def encode_site(site: Site, program: str) -> bytes:
         classes=site.classes,
         devices=site.devices,
         limits=site.limits,
+        feeders=site.feeders,
     )
     return zlib.compress(msgspec.msgpack.encode(body), level=6)
 
@@ -50,6 +52,7 @@ def decode_site(data: bytes) -> tuple[Site, str]:
         body = _DECODER.decode(unpacked)
         if body.version != SITE_VERSION:
             raise JournalError("site_version", f"version {body.version} is not known")
-        return Site(body.site_id, body.classes, body.devices, body.limits), body.program
+        site = Site(body.site_id, body.classes, body.devices, body.limits, body.feeders)
+        return site, body.program
     except (msgspec.MsgspecError, ValueError, zlib.error, SiteError) as exc:
         raise JournalError("bad_site", str(exc)) from exc

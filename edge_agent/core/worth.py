@@ -10,12 +10,14 @@ import numpy as np
 from msgspec import Struct
 
 from edge_agent.core.outlook import Outlook
-from edge_agent.core.rule import judge
+from edge_agent.core.rule import wants
 from edge_agent.core.site import FlagColumn, FloatColumn
 
 # Of a restart: what the rule wants kept or begun is worth at least this, and at most its negative
 # if it wants it ended or left.
 LEAST = 1e-6
+# Both parts of each step are judged at once: the part that runs, and the part that does not.
+RUNS_OR_NOT: FlagColumn = np.array([[True], [False]])
 
 
 class Worths(Struct, frozen=True, eq=False):
@@ -31,12 +33,11 @@ class Standing(Struct, frozen=True, eq=False, kw_only=True):
     """What the rule remembers of each step.
 
     Args:
-        regret_on_usd, regret_off_usd: of the part that runs and of the part that does not.
+        regret_usd: (2, steps), of the part that runs and of the part that does not.
         debt: open restarts. dwelt: it may change for money.
     """
 
-    regret_on_usd: FloatColumn
-    regret_off_usd: FloatColumn
+    regret_usd: FloatColumn
     debt: FloatColumn
     dwelt: FlagColumn
 
@@ -50,20 +51,16 @@ def weigh(
     known: bool,
 ) -> Worths:
     """Weigh each step; ``cost_usd`` is the prudent restart cost."""
-    count = len(cost_usd)
-    on = np.arange(2 * count) < count
-    twice = np.concatenate
-    verdict = judge(
-        on,
-        Outlook(twice((outlook.gain, outlook.gain)), twice((outlook.share, outlook.share))),
-        twice((cost_usd, cost_usd)),
-        twice((standing.regret_on_usd, standing.regret_off_usd)),
-        twice((standing.debt, standing.debt)),
-        twice((ski_rental, ski_rental)),
+    found = wants(
+        RUNS_OR_NOT,
+        outlook,
+        cost_usd,
+        standing.regret_usd,
+        standing.debt,
+        ski_rental,
         known=known,
     )
-    change = verdict.change & twice((standing.dwelt, standing.dwelt))
-    leaves, starts = change[:count], change[count:]
+    leaves, starts = found.change & standing.dwelt
     kept = outlook.gain + outlook.share
     keep = np.where(leaves, np.minimum(-np.abs(kept), -LEAST), np.maximum(kept, LEAST))
     begun = kept - 1.0

@@ -76,7 +76,11 @@ def walk_day(source: JournalSource, start: datetime, otherwise: Site | None = No
 
 def _alike(one: Site, other: Site) -> bool:
     return one is other or (
-        one.digest == other.digest and one.classes == other.classes and one.limits == other.limits
+        one.digest == other.digest
+        and one.classes == other.classes
+        and one.limits == other.limits
+        and one.feeders == other.feeders
+        and np.array_equal(one.feeder_of, other.feeder_of)
     )
 
 

@@ -50,6 +50,7 @@ def tick_at(
     price, since_ms = data.price.at(source_ms)
     if since_ms is None:
         return None
+    height = _value(data.block_height, source_ms)
     measured_ms = max(mapping.start_ms, mapping.to_now_ms(since_ms))
     return MarketTick(
         feed=feed,
@@ -62,6 +63,10 @@ def tick_at(
         fees_btc=_value(data.fees, source_ms),
         day_ahead_usd_per_mwh=_hours_ahead(data.day_ahead, since_ms),
         gpu_rates=tuple(_rate(data, rate, source_ms) for rate in static_rates),
+        ambient_c=_value(data.ambient, source_ms),
+        block_height=None if height is None else int(height),
+        grid_load_mw=_value(data.grid_load, source_ms),
+        peak_probability=_value(data.peak_probability, source_ms),
     )
 
 

@@ -13,7 +13,13 @@ column                    meaning and when it is known
 ``difficulty``            in force from the time on; ``subsidy_btc`` likewise
 ``fees_btc_per_block*``   of the day that starts at the time; known when it is over
 ``p25_usd_per_gpu_h``     25th percentile of offers of the GPU named in ``gpu`` (and ``socket``)
+``ambient_c``             outside air at the site from the time on
+``block_height``          of the bitcoin chain at the time
+``grid_load_mw``          mean of the interval that starts at the time; known when it is over
+``peak_probability``      that the interval that starts at the time is the month's peak, 0..1
 ========================  =======================================================================
+
+The last four may stand in files of their own or beside any of the others, the price's included.
 """
 
 import csv
@@ -32,6 +38,14 @@ from protocol.units import from_ms, to_ms
 ROWS_MAX = 2_000_000
 _PRICE = "rt_spp_usd_per_mwh"
 _DAY_AHEAD = "dam_spp_usd_per_mwh"
+# Columns that may stand beside any others: known only at the interval's end, least, most. A tick
+# with a value beyond them is refused whole, so that the file is refused instead.
+_BESIDE = {
+    "ambient_c": (False, -70.0, 70.0),
+    "block_height": (False, 0.0, 1e8),
+    "grid_load_mw": (True, 0.0, 1e7),
+    "peak_probability": (False, 0.0, 1.0),
+}
 # The site settles at its own point; a directory that holds several gives the hub average first.
 _PRICE_FILES_FIRST = ("hubavg",)
 _SOCKETS = frozenset({"SXM4", "SXM5", ""})
@@ -75,6 +89,10 @@ class MarketData(Struct, frozen=True, kw_only=True):
     fees: Series | None
     gpu_offers: tuple[tuple[str, Series], ...]
     day_ahead: Series | None = None
+    ambient: Series | None = None
+    block_height: Series | None = None
+    grid_load: Series | None = None
+    peak_probability: Series | None = None
 
     def change_times_ms(self, start_ms: int, end_ms: int) -> list[int]:
         """Give the instants in [start, end) at which the energy price may change."""
@@ -106,6 +124,8 @@ def load_market(folder: Path) -> MarketData:
             columns.setdefault("fees", _column(path, "fees_btc_per_block_derived", at_end=True))
         elif "p25_usd_per_gpu_h" in header:
             offers |= _offers(path)
+        for column in _BESIDE.keys() & set(header[1:]) - columns.keys():
+            columns[column] = _beside(path, column)
     if "price" not in columns:
         raise SeriesError("no_price", f"holds no CSV file with a column {_PRICE}", str(folder))
     return MarketData(
@@ -116,6 +136,10 @@ def load_market(folder: Path) -> MarketData:
         fees=columns.get("fees"),
         gpu_offers=tuple(sorted(offers.items())),
         day_ahead=columns.get("day_ahead"),
+        ambient=columns.get("ambient_c"),
+        block_height=columns.get("block_height"),
+        grid_load=columns.get("grid_load_mw"),
+        peak_probability=columns.get("peak_probability"),
     )
 
 
@@ -145,6 +169,16 @@ def _header(path: Path) -> list[str]:
 def _column(path: Path, column: str, *, at_end: bool = False) -> Series:
     """Read one column; ``at_end`` moves each row to the end of its step, when it is known."""
     return _series(f"{path.name}:{column}", list(_cells(path, column)), at_end=at_end)
+
+
+def _beside(path: Path, column: str) -> Series:
+    at_end, least, most = _BESIDE[column]
+    series = _column(path, column, at_end=at_end)
+    for at_ms, value in zip(series.at_ms, series.values, strict=True):
+        if value is not None and not least <= value <= most:
+            detail = f"{value:g} at {from_ms(at_ms):%Y-%m-%dT%H:%MZ} is outside {least:g}..{most:g}"
+            raise SeriesError("bad_value", detail, series.name)
+    return series
 
 
 def _cells(path: Path, column: str) -> Iterator[tuple[int, float | None]]:

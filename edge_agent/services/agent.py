@@ -9,6 +9,7 @@ import numpy as np
 from msgspec import Struct
 
 from edge_agent.core import facts as f
+from edge_agent.core import feeders as fd
 from edge_agent.core import power as pw
 from edge_agent.core.curtailable import curtailable
 from edge_agent.core.device_time import device_time
@@ -283,6 +284,7 @@ class Agent:
             passes=self._loop.counters.passes,
             pass_us=self._loop.counters.took_us,
             problems=report.problems(site, state),
+            feeders=fd.views(site, state),
             order_limit_w=limit_w(site, state),
             curtailable_mw_5s=sum((row.curtailable_mw_5s for row in can_go), 0.0),
             curtailable_mw_10min=sum((row.curtailable_mw_10min for row in can_go), 0.0),

@@ -62,7 +62,8 @@ class Cleared:
         if Trouble.LIMITS not in self.kinds:
             return site
         limits = replace(site.limits, power_cap_w=_BOUNDLESS_W, ramp_w_per_min=_BOUNDLESS_W_PER_MIN)
-        return Site(site.site_id, site.classes, site.devices, limits)
+        feeders = tuple(replace(row, power_cap_w=_BOUNDLESS_W) for row in site.feeders)
+        return Site(site.site_id, site.classes, site.devices, limits, feeders)
 
     def ails(self, site: Site, state: SiteState) -> bool:
         """Say whether the state of this world needs clearing again: silence shows only in time."""
@@ -97,7 +98,7 @@ def bound(made: p.Plan) -> bool:
     if np.isin(made.records.reason, _BOUND_CODES).any():
         return True
     return any(
-        (isinstance(act, p.EndLease) and act.detail == "power cap")
+        (isinstance(act, p.EndLease) and act.detail.startswith(p.POWER_CAP))
         or (isinstance(act, p.RefuseLease) and act.reason == "power_cap")
         for act in made.leases
     )

@@ -140,7 +140,8 @@ def other_site(site: Site, overrides: Overrides) -> tuple[Site, tuple[int, ...]]
         classes.append(structs.replace(own, model=model))
     kept = list(_fleet(site, overrides.counts))
     try:
-        made = Site(site.site_id, tuple(classes), tuple(row for _, row in kept), limits)
+        devices = tuple(row for _, row in kept)
+        made = Site(site.site_id, tuple(classes), devices, limits, site.feeders)
     except CoreError as exc:
         raise OverrideError(exc.code, exc.detail) from exc
     return made, tuple(at for at, _ in kept)

@@ -6,6 +6,7 @@ from functools import lru_cache
 import numpy as np
 from msgspec import Struct
 
+from edge_agent.core import feeders as fd
 from edge_agent.core import power as pw
 from edge_agent.core.curtailable import curtailable
 from edge_agent.core.device_time import ActivityTime
@@ -85,6 +86,7 @@ class Status(Struct, frozen=True, kw_only=True):
     passes: int
     pass_us: int
     problems: tuple[ProblemLine, ...]
+    feeders: tuple[fd.FeederView, ...] = ()
     order_limit_w: float | None = None
     curtailable_mw_5s: float | None = None
     curtailable_mw_10min: float | None = None
@@ -290,11 +292,7 @@ def switch_stats(recent: tuple[SwitchReport, ...], open_switches: int) -> Switch
 
 def problems(site: Site, state: SiteState) -> tuple[ProblemLine, ...]:
     """List what a person should look at, worst first."""
-    out: list[ProblemLine] = []
-    power = pw.view(site, state)
-    if power.counted_w > power.cap_w:
-        detail = f"counted {power.counted_w:.0f} W above the cap of {power.cap_w:.0f} W"
-        out.append(_problem("power_over_cap", detail, "hcp-agent plan"))
+    out = _caps(site, state)
     down = [node for node in site.nodes if node not in state.nodes_up]
     if down:
         out.append(_problem("node_unreachable", ", ".join(down[:8]), "hcp-agent status --json"))
@@ -328,6 +326,18 @@ def problems(site: Site, state: SiteState) -> tuple[ProblemLine, ...]:
         detail = f"{len(miners_down)} miners"
         out.append(_problem("miner_unreachable", detail, f"hcp-agent why {first}"))
     return tuple(out)
+
+
+def _caps(site: Site, state: SiteState) -> list[ProblemLine]:
+    out: list[ProblemLine] = []
+    power = pw.view(site, state)
+    if power.counted_w > power.cap_w:
+        detail = f"counted {power.counted_w:.0f} W above the cap of {power.cap_w:.0f} W"
+        out.append(_problem("power_over_cap", detail, "hcp-agent plan"))
+    over = fd.over_text(site, state)
+    if over is not None:
+        out.append(_problem("feeder_over_cap", over, "hcp-agent plan"))
+    return out
 
 
 def device_lines(site: Site, state: SiteState, plan: Plan | None) -> tuple[DeviceLine, ...]:

@@ -25,6 +25,7 @@ from edge_agent.backtest.rows import (
     settle,
 )
 from edge_agent.config import build_site, read_config
+from edge_agent.core.outlook import Knowledge
 from edge_agent.core.site import CURTAILED, Device, DeviceClass, Limits, Site
 from edge_agent.market.errors import SeriesError
 from protocol.resource import MODELS
@@ -227,3 +228,33 @@ def test_the_command_prints_the_shape_of_the_issue(
     assert main(["backtest", *options, "--policy", "guess"]) == 2
     assert "guess" in capsys.readouterr().err
     msgspec.convert({key: value for key, value in told.items() if key != "v"}, Report)
+
+
+@pytest.mark.parametrize("knowledge", ["nowcast", "settled"])
+def test_the_literal_rule_of_gpus_is_that_of_one_card_at_a_time(
+    tmp_path: Path, knowledge: Knowledge
+) -> None:
+    rng = np.random.default_rng(5)
+    level = np.exp(rng.normal(5.0, 1.8, 200))
+    prices = [f"{value:.2f}" for value in np.where(rng.uniform(size=200) < 0.2, -200.0, level)]
+    site = small_site(0, 4)
+    folder = write_market(tmp_path / "m", prices, gpu=True)
+    rows, frame = rows_of(site, folder), load_frame(folder, Wish())
+    made = course("literal-rule-15min", rows, frame, knowledge, site.limits)
+    series = rows.series(0)
+    paid = series.energy if knowledge == "nowcast" else np.append(0.0, series.energy[:-1])
+    for codes, asked in zip(made, rows.asked, strict=True):
+        state = MINE
+        for at, code in enumerate(codes.tolist()):
+            value = [
+                own[at] + watts * (series.energy[at] - paid[at])
+                for own, watts in zip(series.values, series.watts, strict=True)
+            ]
+            state = OFF if state == SERVE and not asked[at] else state
+            open_to = [OFF, MINE, SERVE] if asked[at] else [OFF, MINE]
+            best = max(open_to, key=lambda to: (value[to], -to))
+            cost = (0.0, series.assumed_start[at], series.start_serve[at])[best]
+            cost += rows.preempt_usd if state == SERVE and best != SERVE else 0.0
+            state = best if best != state and value[best] - value[state] > cost else state
+            assert (at, code) == (at, state)
+    assert {OFF, MINE, SERVE} <= set(made.ravel().tolist())

@@ -7,11 +7,17 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from edge_agent.__main__ import main
 from edge_agent.backtest import plot
+from edge_agent.backtest.frame import Wish, load_frame
+from edge_agent.backtest.picture import backtest_picture
 from edge_agent.backtest.plot import Picture, PlotError, check_plot, draw
+from edge_agent.backtest.policies_fleet import build_ground, settle_policy
+from edge_agent.backtest.rows import Demand, build_rows
 from tests.edge_agent.backtest.market_files import write_market
+from tests.edge_agent.backtest.test_fleet import DUTIES, site_of, spiky
 
 pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
 ROOT = Path(__file__).resolve().parents[3]
@@ -59,6 +65,55 @@ def test_every_line_has_its_points_and_every_axis_its_label(tmp_path: Path) -> N
         assert lines[name] == 2 * 96 - 1, name
     assert (lines["ours"], lines["clairvoyant"]) == (96, 96)
     assert texts_of(path) >= LABELS | {"time, UTC", "t", "price", "break-even", "S1"}
+
+
+def heights_of(path: Path, name: str) -> list[float]:
+    """Give the vertical places of all vertices of a named line or area, in units of the picture."""
+    (group,) = [row for row in ET.parse(path).iter(f"{SVG}g") if row.get("id") == name]
+    drawn = " ".join(row.get("d") or "" for row in group.iter(f"{SVG}path"))
+    # An area is defined once and used at a place of its own.
+    use = next(group.iter(f"{SVG}use"), None)
+    down = 0.0 if use is None else float(use.get("y") or 0.0)
+    return [down + float(y) for y in re.findall(r"[ML] ?[-\d.]+ ([-\d.]+)", drawn)]
+
+
+def test_the_shares_of_modes_are_stacked_up_to_the_line_of_what_is_on(tmp_path: Path) -> None:
+    made = structs.replace(
+        picture(30),
+        mining=np.full(30, 0.75),
+        modes={"low": np.full(30, 0.25), "normal": np.full(30, 0.5)},
+    )
+    path = tmp_path / "a.svg"
+    draw(made, path)
+    low, normal = heights_of(path, "mode-low"), heights_of(path, "mode-normal")
+    (on,) = set(heights_of(path, "miners-on"))
+    # Downwards is larger: normal begins where low ends, and is twice as high.
+    assert min(normal) == pytest.approx(on, abs=0.01)
+    assert max(normal) == pytest.approx(min(low), abs=0.01)
+    assert max(normal) - min(normal) == pytest.approx(2.0 * (max(low) - min(low)), abs=0.01)
+    assert {"mode low", "mode normal"} <= texts_of(path)
+    draw(picture(30), path)
+    assert not any(name.startswith("mode-") for name in lines_of(path))
+
+
+def test_a_site_with_modes_and_duties_is_drawn_by_its_steps_under_its_cap(tmp_path: Path) -> None:
+    site = site_of()
+    frame = load_frame(write_market(tmp_path / "m", spiky(200), gpu=True), Wish())
+    rows = build_rows(site, frame, (), Demand(slices=2))
+    made = backtest_picture(site, rows, frame, "hcp", "nowcast", DUTIES)
+    settled = settle_policy("hcp", build_ground(site, rows, frame, DUTIES, "nowcast"))
+    assert list(made.modes) == ["low", "normal", "high"]
+    first = settled.counts[0] / 200.0
+    assert made.mining == pytest.approx(first)
+    assert made.modes["high"] == pytest.approx(settled.counts[2] / 200.0)
+    assert made.load_mw == pytest.approx(settled.account.load_w / 1e6)
+    assert (made.load_mw <= made.cap_mw + 1e-6).all()
+    path = tmp_path / "a.svg"
+    draw(made, path)
+    # On one axis: nowhere does the load's line lie above the cap's.
+    pairs = zip(heights_of(path, "load"), heights_of(path, "cap"), strict=True)
+    assert all(load >= cap - 0.01 for load, cap in pairs)
+    assert len(set(made.cap_mw.tolist())) > 1
 
 
 def test_the_same_data_give_the_same_bytes(tmp_path: Path) -> None:

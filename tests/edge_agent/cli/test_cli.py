@@ -324,3 +324,10 @@ def test_orders_tell_asked_achieved_and_by_how_much_missed(
         "3 devices told",
     ):
         assert text in row
+
+
+def test_status_shows_each_feeder() -> None:
+    feeder = {"name": "north", "measured_w": None, "counted_w": 4.2e6, "cap_w": 5e6}
+    text = render.status(STATUS | {"site": SITE | {"feeders": [feeder]}})
+    assert "feeder  north: ? measured, 4.20 MW counted of 5.00 MW" in text
+    assert "feeder" not in render.status(STATUS)

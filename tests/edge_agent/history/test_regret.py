@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from edge_agent.core.errors import JournalError
-from edge_agent.core.site import MINE
+from edge_agent.core.site import MINE, Feeder, Site
 from edge_agent.history import grid as g
 from edge_agent.history.day import Day
 from edge_agent.history.regret import Courses, Regret, regret, run_courses
@@ -278,10 +279,18 @@ def test_a_day_that_breaks_off_says_until_when(tmp_path: Path) -> None:
         day_of(path, 2)
 
 
-def test_a_day_counts_from_a_change_of_the_site(tmp_path: Path) -> None:
+def on_a_feeder(site: Site) -> Site:
+    devices = tuple(structs.replace(row, feeder="north") for row in site.devices)
+    feeder = Feeder(name="north", power_cap_w=1e6)
+    return Site(site.site_id, site.classes, devices, site.limits, (feeder,))
+
+
+@pytest.mark.parametrize(
+    "other", [build_site(asics=3, gpus=2), on_a_feeder(build_site(asics=2, gpus=2))]
+)
+def test_a_day_counts_from_a_change_of_the_site(tmp_path: Path, other: Site) -> None:
     path = tmp_path / "core.sqlite"
     site = build_site(asics=2, gpus=2)
-    other = build_site(asics=3, gpus=2)
     live(JournalWorld(path, site=site, turn_s=TURN_S), days=1, changed=other)
     told = told_of(path)
     assert told.devices == len(other)

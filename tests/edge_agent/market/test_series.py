@@ -120,6 +120,59 @@ def test_replay_maps_a_quarter_of_an_hour_to_a_second(folder: Path) -> None:
     assert to_ms(change) - to_ms(START) == 666
 
 
+def test_weather_blocks_and_grid_load_come_from_columns_of_any_file(folder: Path) -> None:
+    # One beside the coin price, three in a file of their own, as the format says.
+    write(
+        folder,
+        "btc_price_hourly.csv",
+        "hour_start_utc,close_usd,block_height",
+        "2024-04-30T23:00:00Z,60200,841400",
+        "2024-05-01T00:00:00Z,60300,841406",
+    )
+    write(
+        folder,
+        "grid.csv",
+        "interval_start_utc,grid_load_mw,peak_probability,ambient_c",
+        "2024-05-01T00:00:00Z,50000,0.1,31.5",
+        "2024-05-01T00:15:00Z,52000,0.9,",
+        "2024-05-01T00:30:00Z,54000,0.2,33.5",
+    )
+    data = load_market(folder)
+
+    def told(at: str) -> tuple[float | None, ...]:
+        mapping = ReplayMap(start_ms=to_ms(START), source_ms=at_ms(at), factor=1.0)
+        tick = tick_at(data, mapping, START, feed="csv", static_rates=())
+        assert tick is not None
+        return tick.grid_load_mw, tick.peak_probability, tick.ambient_c, tick.block_height
+
+    # The load of an interval is known when it is over, the others as it begins.
+    assert told("2024-05-01T00:05:00Z") == (None, 0.1, 31.5, 841_406)
+    assert told("2024-05-01T00:16:00Z") == (50_000, 0.9, None, 841_406)
+    assert told("2024-05-01T00:46:00Z") == (54_000, 0.2, 33.5, 841_406)
+
+
+def test_a_directory_without_them_leaves_them_unknown(folder: Path) -> None:
+    mapping = ReplayMap(start_ms=to_ms(START), source_ms=at_ms("2024-05-01T00:05:00Z"), factor=1.0)
+    tick = tick_at(load_market(folder), mapping, START, feed="csv", static_rates=())
+    assert tick is not None
+    assert (tick.ambient_c, tick.block_height) == (None, None)
+    assert (tick.grid_load_mw, tick.peak_probability) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("ambient_c", "310"), ("block_height", "-1"), ("grid_load_mw", "-5"),
+     ("peak_probability", "40")],
+)  # fmt: skip
+def test_what_no_tick_could_say_is_named_at_the_start(
+    folder: Path, column: str, value: str
+) -> None:
+    write(folder, "more.csv", f"start_utc,{column}", f"2024-05-01T00:00:00Z,{value}")
+    with pytest.raises(SeriesError, match=rf"more\.csv:{column}") as caught:
+        load_market(folder)
+    assert caught.value.code == "bad_value"
+
+
 def test_the_real_market_directory_loads() -> None:
     shared = Path(os.environ.get("HCP_SHARED", Path(__file__).parents[4] / "shared"))
     folder = shared / "market"
