@@ -58,6 +58,7 @@ class DeviceOutcome(Struct, frozen=True, kw_only=True):
     Args:
         strategy: by which the device is switched, where its host has one; empty: not told.
         moved_mib: weights and state that this phase moved; None: not told.
+        engine_us: of its time, waited for the workloads' own acts; None: not told.
     """
 
     device_id: Ident
@@ -67,6 +68,7 @@ class DeviceOutcome(Struct, frozen=True, kw_only=True):
     at: UtcDatetime | None = None
     strategy: str = ""
     moved_mib: Count | None = None
+    engine_us: Count | None = None
 
 
 # agent -> node

@@ -107,7 +107,8 @@ DEADLINE_S: dict[Phase, float] = {
 class SwitchDevice(Struct, frozen=True, array_like=True):
     """One device: what it leaves (the undo), what it enters, and where it stands.
 
-    ``strategy`` and ``moved_mib`` are what its node told of the way it is switched.
+    ``strategy``, ``moved_mib`` and ``engine_us`` (what its workloads took of the time) are what its
+    node told of the way it is switched.
     """
 
     device_id: str
@@ -120,6 +121,7 @@ class SwitchDevice(Struct, frozen=True, array_like=True):
     committed_at: datetime | None = None
     strategy: str = ""
     moved_mib: int = 0
+    engine_us: int = 0
 
 
 class PhaseSpan(Struct, frozen=True, array_like=True):
@@ -269,12 +271,12 @@ def _take(switch: Switch, outcomes: tuple[DeviceOutcome, ...]) -> Switch:
             devices.append(device)
             continue
         judged = _judge(switch.stage, device, done=outcome.status == "done", code=outcome.code)
-        if outcome.strategy or outcome.moved_mib:
-            judged = replace(
-                judged,
-                strategy=outcome.strategy[:STRATEGY_CHARS_MAX] or device.strategy,
-                moved_mib=device.moved_mib + (outcome.moved_mib or 0),
-            )
+        judged = replace(
+            judged,
+            strategy=outcome.strategy[:STRATEGY_CHARS_MAX] or device.strategy,
+            moved_mib=device.moved_mib + (outcome.moved_mib or 0),
+            engine_us=device.engine_us + (outcome.engine_us or 0),
+        )
         if switch.phase is Phase.COMMIT:
             judged = replace(judged, committed_at=outcome.at)
         devices.append(judged)

@@ -20,6 +20,7 @@ from edge_agent.node.state import Assignment, MeterState
 from edge_agent.node.store import NodeChange, ResultKey
 from edge_agent.ports import Clock
 from edge_agent.storage.errors import StorageError
+from edge_agent.workloads.engine_time import counted
 from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError
 from protocol.node import (
     DeviceOutcome,
@@ -203,19 +204,25 @@ class PhaseRunner:
         now_ns = self._clock.boottime_ns()
         job.slot.held_until_ns = now_ns + self._switch_hold_ns if phase in _HOLDING_PHASES else 0
         outcome = _outcome(job.step, "done")
-        try:
-            async with asyncio.timeout_at(deadline_s):
-                for act in phases.acts(phase, job.step, job.view):
-                    try:
-                        deed = partial(self._one, job.slot, act, stopped)
-                        await _with_host(phase, deed, deadline_s)
-                    except (DriverRefusedError, EvidenceError, DriverUnavailableError) as exc:
-                        outcome = _failure(job.step, exc)
-                        if phase is not Phase.QUARANTINE:
-                            break
-        except TimeoutError:
-            outcome = _outcome(job.step, "unknown", "deadline", f"{phase.value} took too long")
-        return structs.replace(outcome, at=self._clock.wall(), strategy=self._executor.strategy())
+        with counted() as engines:
+            try:
+                async with asyncio.timeout_at(deadline_s):
+                    for act in phases.acts(phase, job.step, job.view):
+                        try:
+                            deed = partial(self._one, job.slot, act, stopped)
+                            await _with_host(phase, deed, deadline_s)
+                        except (DriverRefusedError, EvidenceError, DriverUnavailableError) as exc:
+                            outcome = _failure(job.step, exc)
+                            if phase is not Phase.QUARANTINE:
+                                break
+            except TimeoutError:
+                outcome = _outcome(job.step, "unknown", "deadline", f"{phase.value} took too long")
+        return structs.replace(
+            outcome,
+            at=self._clock.wall(),
+            strategy=self._executor.strategy(),
+            engine_us=engines.total_ns // 1_000,
+        )
 
     async def _one(self, slot: Slot, act: phases.Act, stopped: dict[str, None]) -> None:
         if isinstance(act, phases.ShutGate | phases.Stop):

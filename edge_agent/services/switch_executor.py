@@ -7,6 +7,7 @@ because what it holds is its to say. Its device counts with its nameplate meanwh
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
 from edge_agent.core.site import NS_PER_S
@@ -26,6 +27,8 @@ from edge_agent.ports import Clock, CommitBatch, NodeLinks, SwitchRow
 from edge_agent.services.journal import Journal
 from protocol.node import DeviceOutcome, DeviceStep, Phase, PhaseDo
 from protocol.resource import Activity, DeviceKind
+
+logger = logging.getLogger(__name__)
 
 # The answer of a phase may come this much after the node's own deadline.
 GRACE_S = 2.0
@@ -88,6 +91,22 @@ class SwitchExecutor:
                 switch, effects = step(switch, Expired(phase), self._now_ns())
         await self._closed(switch)
         self.open.pop(switch.switch_id, None)
+        self._log(switch)
+
+    def _log(self, switch: Switch) -> None:
+        """Say in one line what a switch came to and what it took, to its durable end."""
+        ends = [device.status.value for device in switch.devices]
+        logger.info(
+            "switch=%s from=%s to=%s devices=%d %s took_us=%d engine_us=%d phases=%s",
+            switch.switch_id,
+            switch.devices[0].from_activity.value,
+            switch.to_activity.value,
+            len(ends),
+            " ".join(f"{name}={ends.count(name)}" for name in dict.fromkeys(ends)),
+            max(self._now_ns() - switch.opened_ns, 0) // 1_000,
+            max(device.engine_us for device in switch.devices),
+            ",".join(f"{span.phase.value}:{span.took_us}" for span in switch.spans),
+        )
 
     async def _phase(self, switch: Switch, ask: Ask) -> tuple[DeviceOutcome, ...]:
         async with asyncio.TaskGroup() as group:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from edge_agent.workloads.engine_time import engine_acts
 from edge_agent.workloads.engines.evidence import Deadline
 from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError, Refusal
 from firmware_bridges.errors import BridgeError
@@ -78,7 +79,8 @@ class EngineHttp:
         Raises:
             WorkloadError: It was refused, or not answered.
         """
-        response = await self.ask("POST", path, msgspec.json.encode(body), deadline)
+        with engine_acts():
+            response = await self.ask("POST", path, msgspec.json.encode(body), deadline)
         return self._decoded(response, path, kind)
 
     async def act(self, path: str, deadline: Deadline, body: object = None) -> None:
@@ -88,7 +90,8 @@ class EngineHttp:
             WorkloadError: It was refused, or not answered.
         """
         content = b"" if body is None else msgspec.json.encode(body)
-        await self.ask("POST", path, content, deadline)
+        with engine_acts():
+            await self.ask("POST", path, content, deadline)
 
     async def ask(
         self, method: str, path: str, body: bytes | None, deadline: Deadline
