@@ -24,6 +24,7 @@ from protocol.node import (
     Inventory,
     LeaseWork,
     MeterReading,
+    NextPhase,
     NodeEvent,
     NodeFacts,
     Phase,
@@ -210,6 +211,7 @@ class World:
         *steps: DeviceStep,
         epoch: int = 1,
         deadline_ms: int = 2_000,
+        then: tuple[Phase, ...] = (),
     ) -> PhaseDone:
         request = PhaseDo(
             agent_epoch=epoch,
@@ -217,6 +219,7 @@ class World:
             phase=phase,
             deadline_ms=deadline_ms,
             steps=steps,
+            then=tuple(NextPhase(phase=one, deadline_ms=deadline_ms) for one in then),
         )
         assert self.service is not None
         return await self.service.do_phase(request)
