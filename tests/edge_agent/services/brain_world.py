@@ -86,6 +86,7 @@ class MemoryStore:
         self.marks: dict[str, int] = {}
         self.epoch = 0
         self.synced = 0
+        self.batches: list[CommitBatch] = []
 
     async def recover(self) -> Recovered:
         self.epoch += 1
@@ -118,6 +119,7 @@ class MemoryStore:
             self.meters[head.reading.instance_id] = head
         self.marks.update(dict(batch.node_marks))
         self.synced += batch.sync
+        self.batches.append(batch)
         committed = Committed(
             fact_seq=len(self.facts), usage_seq=len(self.usage), event_seq=len(self.events)
         )
