@@ -29,7 +29,7 @@ SWITCHES = 1_000
 P50_MS = 5.0
 P99_MS = 15.0
 # Of the two stacks together.
-LIMIT_S = 240.0
+LIMIT_S = 420.0
 # The hub knows of a free one while the last is on its way back; all of them mine meanwhile.
 _GPUS = 3
 _WARM_UP = 20
@@ -99,13 +99,15 @@ async def _measured(name: str, *, real: bool) -> list[Figure]:
             await stack.start()
             before_s = _cpu_s(stack)
             log = folder + "/log/agent-bench.log"
-            rows = await _switched(stack, Path(log), group.model)
+            told = await _switched(stack, Path(log), group.model)
+            rows = [row for row in told if row.outcome == "committed" and row.devices == 1]
             used_s = {name: after - before_s[name] for name, after in _cpu_s(stack).items()}
         finally:
             await stack.stop()
         conditions = {
             "with": name,
             "switches": len(rows),
+            "not_committed": len(told) - len(rows),
             "took_s": round(time.monotonic() - began_s),
             "durability": "SQLite FULL in hub, agent and node",
         }
@@ -135,7 +137,7 @@ async def _switched(stack: Stack, log: Path, model: str) -> list[Row]:
         await asyncio.sleep(_APART_S)
         await stack.customer.delete(f"/api/v1/workloads/{answer['workload_id']}")
         rows += await log_reader.next_to("mine")
-    return [row for row in rows[_WARM_UP:] if row.outcome == "committed"]
+    return rows[_WARM_UP:]
 
 
 class _Log:
