@@ -2,7 +2,8 @@
 
 The agent connects, says ``Hello`` and reads the node's ``Inventory`` first: what the node holds is
 adopted, never overwritten. A phase is asked for by (switch_id, phase); asking again gives the
-stored result, so a lost answer costs nothing. Readings are kept long after ``ReadingsAck``, so that
+stored result, so a lost answer costs nothing. Phases that need no word of the agent between them
+may be asked for at once (``then``). Readings are kept long after ``ReadingsAck``, so that
 an agent restored from an older copy meters again what it forgot, with equal results.
 """
 
@@ -67,6 +68,7 @@ class DeviceOutcome(Struct, frozen=True, kw_only=True):
     Args:
         strategy: by which the device is switched, where its host has one; empty: not told.
         moved_mib: weights and state that this phase moved; None: not told.
+        engine_us: of its time, waited for the workloads' own acts; None: not told.
     """
 
     device_id: Ident
@@ -76,6 +78,7 @@ class DeviceOutcome(Struct, frozen=True, kw_only=True):
     at: UtcDatetime | None = None
     strategy: str = ""
     moved_mib: Count | None = None
+    engine_us: Count | None = None
 
 
 # agent -> node
@@ -95,14 +98,37 @@ class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
     readings_seq: Count | None = None
 
 
+class NextPhase(Struct, frozen=True, kw_only=True):
+    """A phase to go on to, with its own deadline from when it begins."""
+
+    phase: Phase
+    deadline_ms: Positive
+
+
 class PhaseDo(Struct, frozen=True, kw_only=True, tag="phase_do"):
-    """Carry out one phase of a switch on some of the node's devices within ``deadline_ms``."""
+    """Carry out one phase of a switch on some of the node's devices within ``deadline_ms``.
+
+    Args:
+        then: phases to go on to, in order, for as long as every device of the request has done
+            each: a node that knows of none answers after the first, and is asked for the next.
+    """
 
     agent_epoch: Count
     switch_id: Ident
     phase: Phase
     deadline_ms: Positive
     steps: tuple[DeviceStep, ...]
+    then: tuple[NextPhase, ...] = ()
+
+    @property
+    def walk(self) -> tuple[NextPhase, ...]:
+        """Give the asked phase and those to follow."""
+        return (NextPhase(phase=self.phase, deadline_ms=self.deadline_ms), *self.then)
+
+    @property
+    def walk_ms(self) -> int:
+        """Give the longest time for all of it."""
+        return sum(one.deadline_ms for one in self.walk)
 
 
 class ReadingsAck(Struct, frozen=True, kw_only=True, tag="readings_ack"):
@@ -207,12 +233,34 @@ class Inventory(Struct, frozen=True, kw_only=True, tag="inventory"):
             check_base_url("proxy_url", self.proxy_url)
 
 
+class PhaseEnd(Struct, frozen=True, kw_only=True):
+    """Result of a phase for the devices asked; ``took_us``: None: not told."""
+
+    phase: Phase
+    outcomes: tuple[DeviceOutcome, ...]
+    took_us: Count | None = None
+
+
 class PhaseDone(Struct, frozen=True, kw_only=True, tag="phase_done"):
-    """Stored result of (switch_id, phase) for the devices asked."""
+    """Stored result of (switch_id, phase) for the devices asked.
+
+    Args:
+        then: of the phases to follow that were begun; all but the last begun were done by all.
+    """
 
     switch_id: Ident
     phase: Phase
     outcomes: tuple[DeviceOutcome, ...]
+    took_us: Count | None = None
+    then: tuple[PhaseEnd, ...] = ()
+
+    @property
+    def walk(self) -> tuple[PhaseEnd, ...]:
+        """Give the results of every phase that was begun, in order."""
+        return (
+            PhaseEnd(phase=self.phase, outcomes=self.outcomes, took_us=self.took_us),
+            *self.then,
+        )
 
 
 class Readings(Struct, frozen=True, kw_only=True, tag="readings"):

@@ -1,7 +1,9 @@
 """The switch of 1..n devices of one class, as a transition table.
 
 Theory of operation. All live devices walk the phases in step. In each phase the executor asks, and
-every answer, and the phase's deadline, is an event. A device that fails waits, failed; when the
+every answer, and the phase's deadline, is an event. A node goes on by itself through the phases
+between which nobody else has a say (``_further``); its answers are events of each phase all the
+same. A device that fails waits, failed; when the
 walk ends, the failed ones are rolled back, and those that cannot be rolled back are quarantined. A
 switch that is all or none fails whole with its first device. ``step`` is a pure function; an effect
 may be carried out again with the same (switch_id, phase), on which nodes and fleets are idempotent,
@@ -16,7 +18,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from edge_agent.core.errors import JournalError
-from protocol.node import DeviceOutcome, LeaseWork, Phase
+from protocol.node import DeviceOutcome, LeaseWork, Phase, PhaseEnd
 from protocol.resource import Activity, DeviceKind
 
 
@@ -107,7 +109,8 @@ DEADLINE_S: dict[Phase, float] = {
 class SwitchDevice(Struct, frozen=True, array_like=True):
     """One device: what it leaves (the undo), what it enters, and where it stands.
 
-    ``strategy`` and ``moved_mib`` are what its node told of the way it is switched.
+    ``strategy``, ``moved_mib`` and ``engine_us`` (what its workloads took of the time) are what its
+    node told of the way it is switched.
     """
 
     device_id: str
@@ -120,6 +123,7 @@ class SwitchDevice(Struct, frozen=True, array_like=True):
     committed_at: datetime | None = None
     strategy: str = ""
     moved_mib: int = 0
+    engine_us: int = 0
 
 
 class PhaseSpan(Struct, frozen=True, array_like=True):
@@ -132,7 +136,8 @@ class PhaseSpan(Struct, frozen=True, array_like=True):
 class Switch(Struct, frozen=True, array_like=True):
     """One switch; the stored form is the intent and its undo.
 
-    ``resumed``: carried on after a restart, so that later phases than the stored one may have run.
+    ``resumed``: carried on after a restart, or an answer was lost: later phases than the present
+    one may have run.
     """
 
     switch_id: str
@@ -172,15 +177,27 @@ class Expired(Struct, frozen=True):
     phase: Phase
 
 
-Event = Begun | Answered | Expired
+class Lost(Struct, frozen=True):
+    """A node may have heard an ask of several phases, and its answer was lost."""
+
+
+Event = Begun | Answered | Expired | Lost
+
+
+class TimedPhase(Struct, frozen=True):
+    """A phase with its deadline in seconds from when it begins."""
+
+    phase: Phase
+    deadline_s: float
 
 
 class Ask(Struct, frozen=True):
-    """Ask these devices for a phase, within ``deadline_s``."""
+    """Ask these devices for a phase, within ``deadline_s``, and to go on to those of ``then``."""
 
     phase: Phase
     devices: tuple[SwitchDevice, ...]
     deadline_s: float
+    then: tuple[TimedPhase, ...] = ()
 
 
 class Closed(Struct, frozen=True):
@@ -205,9 +222,64 @@ def step(switch: Switch, event: Event, now_ns: int) -> tuple[Switch, tuple[Effec
             if phase is not switch.phase:
                 return switch, ()
             switch = _expire(switch)
+        case Lost():
+            return replace(switch, resumed=True), ()
     if any(not device.answered for device in _concerned(switch)):
         return switch, ()
     return _advance(switch, now_ns)
+
+
+class Said(Struct, frozen=True):
+    """What one node, or the fleet, said to an ask.
+
+    Args:
+        ends: results by phase, in order; empty: nothing in time. lost: it may have heard the ask
+            once without being heard.
+    """
+
+    ends: tuple[PhaseEnd, ...]
+    lost: bool = False
+
+
+def hear(
+    switch: Switch, ask: Ask, said: tuple[Said, ...], began_ns: int, now_ns: int
+) -> tuple[Switch, tuple[Effect, ...]]:
+    """Give the switch after all answers to an ask, and what to do next.
+
+    Args:
+        began_ns: when it was asked. now_ns: when the last answer came. The times that nodes tell of
+            their phases lie in between; the rest is the last phase's.
+    """
+    if ask.then and any(one.lost for one in said):
+        switch, _ = step(switch, Lost(), now_ns)
+    effects: tuple[Effect, ...] = ()
+    ends = _by_phase(ask, said)
+    at_ns = began_ns
+    for number, end in enumerate(ends):
+        if end.phase is not switch.phase:
+            break  # it fails as a whole: what the other nodes went on to is undone
+        at_ns = min(at_ns + (end.took_us or 0) * 1_000, now_ns)
+        last = number == len(ends) - 1
+        switch, effects = step(switch, Answered(end.phase, end.outcomes), now_ns if last else at_ns)
+    if effects:
+        return switch, effects
+    if switch.phase is ask.phase:
+        return step(switch, Expired(ask.phase), now_ns)
+    # A node stopped on the way, at a failure: its other devices are asked to go on.
+    return step(switch, Begun(), now_ns)
+
+
+def _by_phase(ask: Ask, said: tuple[Said, ...]) -> tuple[PhaseEnd, ...]:
+    """Put together what all of them said of each phase, as far as any of them went."""
+    ends = []
+    for phase in (ask.phase, *(one.phase for one in ask.then)):
+        told = [end for one in said for end in one.ends if end.phase is phase]
+        if not told:
+            break
+        outcomes = tuple(outcome for end in told for outcome in end.outcomes)
+        took_us = max(end.took_us or 0 for end in told)
+        ends.append(PhaseEnd(phase=phase, outcomes=outcomes, took_us=took_us))
+    return tuple(ends)
 
 
 def expired(switch: Switch) -> Switch:
@@ -277,12 +349,12 @@ def _take(switch: Switch, outcomes: tuple[DeviceOutcome, ...]) -> Switch:
             devices.append(device)
             continue
         judged = _judge(switch.stage, device, done=outcome.status == "done", code=outcome.code)
-        if outcome.strategy or outcome.moved_mib:
-            judged = replace(
-                judged,
-                strategy=outcome.strategy[:STRATEGY_CHARS_MAX] or device.strategy,
-                moved_mib=device.moved_mib + (outcome.moved_mib or 0),
-            )
+        judged = replace(
+            judged,
+            strategy=outcome.strategy[:STRATEGY_CHARS_MAX] or device.strategy,
+            moved_mib=device.moved_mib + (outcome.moved_mib or 0),
+            engine_us=device.engine_us + (outcome.engine_us or 0),
+        )
         if switch.phase is Phase.COMMIT:
             judged = replace(judged, committed_at=outcome.at)
         devices.append(judged)
@@ -375,7 +447,26 @@ def _untouched(switch: Switch) -> Switch:
 
 def _ask(switch: Switch) -> Ask:
     devices = tuple(device for device in _concerned(switch) if not device.answered)
-    deadline_s = DEADLINE_S[switch.phase]
-    if switch.phase in (Phase.ACTIVATE, Phase.ROLLBACK):
-        deadline_s = max(deadline_s, switch.activate_s)
-    return Ask(switch.phase, devices, deadline_s)
+    then = tuple(TimedPhase(phase, _deadline_s(switch, phase)) for phase in _further(switch))
+    return Ask(switch.phase, devices, _deadline_s(switch, switch.phase), then)
+
+
+def _further(switch: Switch) -> tuple[Phase, ...]:
+    """Give the phases that a node goes on to by itself.
+
+    COMMIT is for the agent to ask for, once every device has been verified. No node of several
+    drains its devices before all of them have agreed to the switch.
+    """
+    path = PATHS[switch.kind]
+    if switch.stage is not Stage.FORWARD or Phase.COMMIT not in path:
+        return ()
+    nodes = {device.node_id for device in _concerned(switch)}
+    if switch.phase is Phase.VALIDATE and len(nodes) > 1:
+        return ()
+    return path[path.index(switch.phase) + 1 : path.index(Phase.COMMIT)]
+
+
+def _deadline_s(switch: Switch, phase: Phase) -> float:
+    if phase in (Phase.ACTIVATE, Phase.ROLLBACK):
+        return max(DEADLINE_S[phase], switch.activate_s)
+    return DEADLINE_S[phase]

@@ -69,6 +69,9 @@ class Mover:
 
     Args:
         act_s: longest time for one act. grace_s: between asking its process to end and killing it.
+
+    Attributes:
+        seen_idle: when it was last paused, its driver saw more than its answer that it stopped.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Mover:
         self._act_s = act_s
         self._grace_s = grace_s
         self._warming = asyncio.Lock()
+        self.seen_idle = False
         self._canary_sha256 = engine.spec.canary_sha256
         self._bug = ""
         self._suspect = False
@@ -192,6 +196,7 @@ class Mover:
         """
         began_s = asyncio.get_running_loop().time()
         self.moved_mib = 0
+        self.seen_idle = False
         probe = await self.look()
         if probe.state is EngineState.ABSENT:
             return
@@ -268,6 +273,7 @@ class Mover:
             return 0
         if probe.state not in _NOT_AT_WORK:
             receipt = await self._act("pause", self.engine.pause(mode, self._act_s))
+            self.seen_idle = receipt.idle_ns is not None
             if receipt.idle_ns is None and (await self.look()).state not in _NOT_AT_WORK:
                 raise RefusedError("still_busy", f"{self.engine_id} was paused, and is not idle")
         if self._stays or probe.state in _OFF_MEMORY:

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from edge_agent.host.errors import RefusedError, SilentEngineError
 from edge_agent.host.service import HostService
+from edge_agent.workloads.engine_time import counted
 from edge_agent.workloads.ports import (
     GateState,
     HostInfo,
@@ -61,6 +62,7 @@ class _Refusal(Struct, frozen=True):
 
 class _Done(Struct, frozen=True):
     id: int
+    engine_ns: int = 0
 
 
 class _Moved(Struct, frozen=True):
@@ -86,12 +88,14 @@ class _Samples(Struct, frozen=True):
 class _Hashes(Struct, frozen=True):
     id: int
     hashes: int
+    engine_ns: int = 0
 
 
 class _Output(Struct, frozen=True):
     id: int
     output: str
     expected_sha256: str | None
+    engine_ns: int = 0
 
 
 class _Gate(Struct, frozen=True):
@@ -103,6 +107,7 @@ class _Gate(Struct, frozen=True):
     wall_anchor_ns: int
     strategy: str = ""
     moved_mib: int = 0
+    engine_ns: int = 0
 
 
 class _Page(Struct, frozen=True):
@@ -183,7 +188,11 @@ class HostServer:
             self.malformed += 1
             return _Refusal(None, "bad_request", str(exc))
         try:
-            return await self._perform(request)
+            with counted() as engines:
+                answer = await self._perform(request)
+            if engines.total_ns and isinstance(answer, _Done | _Hashes | _Output | _Gate):
+                answer = structs.replace(answer, engine_ns=engines.total_ns)
+            return answer
         except RefusedError as exc:
             return _Refusal(request.id, exc.answer_code, exc.detail)
         except SilentEngineError as exc:

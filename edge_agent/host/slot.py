@@ -106,6 +106,11 @@ class Slot:
         """Give the GPU's name."""
         return self.config.name
 
+    @property
+    def stood(self) -> int | None:
+        """Give the counter at which the miner was seen to stand still; None: it was not."""
+        return self._hashes if self.mining is False else None
+
     # --- the miner -----------------------------------------------------------------------------
 
     async def mine(self, *, on: bool) -> int:
@@ -166,21 +171,26 @@ class Slot:
     async def _standstill(self, miner: Mover, limit_s: float) -> int:
         """Wait until the counter stands still, or its process is gone.
 
+        Where its driver has seen it stand still already, this is a look of our own at the same
+        counter, after it; where nobody has, the looks lie far enough apart for the slowest counter.
+
         Raises:
             RefusedError: it moves on, or cannot be read from a miner that is alive.
         """
         loop = asyncio.get_running_loop()
         until_s = loop.time() + limit_s
         before = await miner.sample()
+        spaced_s = 0.0 if miner.seen_idle else STILL_S
         while loop.time() < until_s:
-            await asyncio.sleep(STILL_S)
-            probe, after = await miner.look(), await miner.sample()
-            if probe.state is EngineState.ABSENT:
-                return self._hashes
+            await asyncio.sleep(spaced_s)
+            spaced_s = STILL_S
+            after = await miner.sample()
             counts = _hashes(before), _hashes(after)
             if counts[1] is not None and counts[0] == counts[1]:
                 self._hashes = counts[1]
                 return counts[1]
+            if (await miner.look()).state is EngineState.ABSENT:
+                return self._hashes
             before = after
         raise RefusedError("still_hashing", f"the hash counter of {self.name} does not stand still")
 

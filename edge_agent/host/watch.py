@@ -131,7 +131,8 @@ class Watch:
             slot.hashrate_hs = hashes.hashrate_hs
             # An act since then, or under way, knows better.
             if not slot.lock.locked() and slot.acts == acts:
-                still = hashes.hashes is not None and hashes.hashes == before
+                # The last look may lie before the act that saw the counter stand.
+                still = hashes.hashes is not None and hashes.hashes in {before, slot.stood}
                 slot.mining = _mining(probe.state, still=still)
             before = hashes.hashes
             await asyncio.sleep(self._limits.look_s)

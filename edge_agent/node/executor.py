@@ -27,6 +27,7 @@ class ActExecutor:
         self._hashes: dict[str, int] = {}
         self._strategies: dict[str, str] = {}
         self._moved_mib: dict[str, int] = {}
+        self._stood: dict[str, int] = {}
 
     def host_up(self) -> bool:
         """Tell whether the workload host is there to be asked."""
@@ -62,7 +63,9 @@ class ActExecutor:
         """
         match act:
             case phases.MineOn():
-                self._hashes[gpu] = await self._driver.mine(gpu, on=True)
+                now = await self._driver.mine(gpu, on=True)
+                # What it did since it stood still is evidence; a new process counts anew.
+                self._hashes[gpu] = min(self._stood.pop(gpu, now), now)
             case phases.MineOff():
                 await self._mine_off(gpu)
             case phases.Prepare(work):
@@ -103,6 +106,7 @@ class ActExecutor:
         # An acknowledgement is no evidence: the counter itself must stand still.
         if await self._driver.mine(gpu, on=False) != stood:
             raise EvidenceError("still_hashing", f"the hash counter of {gpu} moves on")
+        self._stood[gpu] = stood
 
     async def _check_hashing(self, gpu: str) -> None:
         before = self._hashes.pop(gpu, None)

@@ -207,7 +207,7 @@ class _Link:
         future: asyncio.Future[PhaseDone] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(key, []).append(future)
         try:
-            async with asyncio.timeout(request.deadline_ms / 1_000 + ANSWER_MARGIN_S):
+            async with asyncio.timeout(request.walk_ms / 1_000 + ANSWER_MARGIN_S):
                 messages = [_encode(request)]
                 if request.phase in _PHASES_AFTER_BEAT:
                     messages.insert(0, _encode(self._beat()))

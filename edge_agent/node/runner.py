@@ -1,4 +1,9 @@
-"""Runs the phases of switches: stored result, or acts, evidence, and a result made durable."""
+"""Runs the phases of switches: stored result, or acts, evidence, and a result made durable.
+
+Phases that are asked for at once are each carried out as if asked for alone: another request may
+come between two of them, and ends the walk where it ends the switch. What no reading and no
+assignment depends on is stored in one write at the end of the walk, before it is answered.
+"""
 
 import asyncio
 import contextlib
@@ -20,6 +25,7 @@ from edge_agent.node.state import Assignment, MeterState
 from edge_agent.node.store import NodeChange, ResultKey
 from edge_agent.ports import Clock
 from edge_agent.storage.errors import StorageError
+from edge_agent.workloads.engine_time import counted
 from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError
 from protocol.node import (
     DeviceOutcome,
@@ -29,6 +35,7 @@ from protocol.node import (
     Phase,
     PhaseDo,
     PhaseDone,
+    PhaseEnd,
     ReadingKind,
 )
 from protocol.resource import Activity
@@ -51,6 +58,14 @@ class _Job(Struct, frozen=True):
     slot: Slot
     step: DeviceStep
     view: phases.DeviceView
+
+
+class _Walk:
+    """Results that wait for the end of a walk, and the instances that it removed."""
+
+    def __init__(self) -> None:
+        self.results: dict[ResultKey, DeviceOutcome] = {}
+        self.stopped: dict[str, None] = {}
 
 
 class PhaseRunner:
@@ -81,9 +96,39 @@ class PhaseRunner:
         self._temp_c_max = temp_c_max
         self._switch_hold_ns = switch_hold_ns
         self._emit = emit
+        self._unstored: dict[ResultKey, DeviceOutcome] = {}
 
     async def do(self, request: PhaseDo) -> PhaseDone:
-        """Carry out a phase on its devices, or give the stored results."""
+        """Carry out a phase on its devices and those to follow, or give the stored results."""
+        walk = _Walk()
+        ends: list[PhaseEnd] = []
+        try:
+            for one in request.walk:
+                began_ns = self._clock.boottime_ns()
+                asked = structs.replace(request, phase=one.phase, deadline_ms=one.deadline_ms)
+                outcomes = await self._phase(asked, walk)
+                took_us = max(self._clock.boottime_ns() - began_ns, 0) // 1_000
+                ends.append(PhaseEnd(phase=one.phase, outcomes=outcomes, took_us=took_us))
+                if any(outcome.status != "done" for outcome in outcomes):
+                    break
+            await self._store_walk(walk)
+        except StorageError as exc:
+            # What was done is done; asked again it is done again, and then remembered.
+            unknown = tuple(_outcome(one, "unknown", exc.code, exc.detail) for one in request.steps)
+            ends[-1] = structs.replace(ends[-1], outcomes=unknown)
+        finally:
+            for key in walk.results:
+                self._unstored.pop(key, None)
+        return PhaseDone(
+            switch_id=request.switch_id,
+            phase=request.phase,
+            outcomes=ends[0].outcomes,
+            took_us=ends[0].took_us,
+            then=tuple(ends[1:]),
+        )
+
+    async def _phase(self, request: PhaseDo, walk: _Walk) -> tuple[DeviceOutcome, ...]:
+        """Carry out one phase, with its devices held."""
         outcomes: dict[str, DeviceOutcome] = {}
         steps: dict[str, DeviceStep] = {}
         for step in request.steps:
@@ -103,15 +148,11 @@ class PhaseRunner:
                     for name, step in steps.items()
                 }
             else:
-                outcomes |= await self._locked(request, steps, deadline_s)
-        return PhaseDone(
-            switch_id=request.switch_id,
-            phase=request.phase,
-            outcomes=tuple(outcomes[step.device_id] for step in request.steps),
-        )
+                outcomes |= await self._locked(request, steps, deadline_s, walk)
+        return tuple(outcomes[step.device_id] for step in request.steps)
 
     async def _locked(
-        self, request: PhaseDo, steps: dict[str, DeviceStep], deadline_s: float
+        self, request: PhaseDo, steps: dict[str, DeviceStep], deadline_s: float, walk: _Walk
     ) -> dict[str, DeviceOutcome]:
         outcomes: dict[str, DeviceOutcome] = {}
         jobs: list[_Job] = []
@@ -121,7 +162,7 @@ class PhaseRunner:
                 async with asyncio.timeout_at(deadline_s):
                     await self._executor.wait_for_host()
         for device_id, step in steps.items():
-            stored = self._memory.result(ResultKey(request.switch_id, request.phase, device_id))
+            stored = self._result(ResultKey(request.switch_id, request.phase, device_id))
             if stored is not None:
                 outcomes[device_id] = stored
                 continue
@@ -134,13 +175,16 @@ class PhaseRunner:
         if not jobs:
             return outcomes
         try:
-            return outcomes | await self._carry_out(request, jobs, deadline_s)
+            return outcomes | await self._carry_out(request, jobs, deadline_s, walk)
         except StorageError as exc:
             return outcomes | _all(jobs, "unknown", exc.code, exc.detail)
         except (DriverRefusedError, DriverUnavailableError) as exc:
             return outcomes | _all(jobs, "unknown", exc.code, str(exc))
         finally:
             self._release(request.phase, jobs)
+
+    def _result(self, key: ResultKey) -> DeviceOutcome | None:
+        return self._unstored.get(key) or self._memory.result(key)
 
     def _job(self, step: DeviceStep) -> _Job:
         slot = self._book.slots[step.device_id]
@@ -159,13 +203,13 @@ class PhaseRunner:
             return phases.Refusal("stale_epoch", f"the node obeys epoch {self._memory.epoch}")
         for end, refused in _ENDS:
             key = ResultKey(request.switch_id, end, job.slot.device_id)
-            stored = self._memory.result(key) if request.phase in refused else None
+            stored = self._result(key) if request.phase in refused else None
             if stored is not None and stored.status == "done":
                 return phases.Refusal("switch_ended", f"the switch ended in {end.value}")
         return phases.refusal(request.phase, job.step, job.view, self._temp_c_max)
 
     async def _carry_out(
-        self, request: PhaseDo, jobs: Sequence[_Job], deadline_s: float
+        self, request: PhaseDo, jobs: Sequence[_Job], deadline_s: float, walk: _Walk
     ) -> dict[str, DeviceOutcome]:
         phase = request.phase
         if phase is Phase.HANDOVER:
@@ -182,7 +226,7 @@ class PhaseRunner:
         if phase in phases.SYNCED_PHASES and self._needs_page(phase, jobs):
             await self._store_with_page(request, jobs, outcomes, stopped, deadline_s)
         else:
-            await self._store(request, jobs, outcomes, stopped)
+            await self._store(request, jobs, outcomes, stopped, walk)
         return outcomes
 
     async def _register(self, jobs: Sequence[_Job]) -> None:
@@ -205,23 +249,25 @@ class PhaseRunner:
             self._executor.begin(job.slot.gpu)
         job.slot.held_until_ns = now_ns + self._switch_hold_ns if phase in _HOLDING_PHASES else 0
         outcome = _outcome(job.step, "done")
-        try:
-            async with asyncio.timeout_at(deadline_s):
-                for act in phases.acts(phase, job.step, job.view):
-                    try:
-                        deed = partial(self._one, job.slot, act, stopped)
-                        await _with_host(phase, deed, deadline_s)
-                    except (DriverRefusedError, EvidenceError, DriverUnavailableError) as exc:
-                        outcome = _failure(job.step, exc)
-                        if phase is not Phase.QUARANTINE:
-                            break
-        except TimeoutError:
-            outcome = _outcome(job.step, "unknown", "deadline", f"{phase.value} took too long")
+        with counted() as engines:
+            try:
+                async with asyncio.timeout_at(deadline_s):
+                    for act in phases.acts(phase, job.step, job.view):
+                        try:
+                            deed = partial(self._one, job.slot, act, stopped)
+                            await _with_host(phase, deed, deadline_s)
+                        except (DriverRefusedError, EvidenceError, DriverUnavailableError) as exc:
+                            outcome = _failure(job.step, exc)
+                            if phase is not Phase.QUARANTINE:
+                                break
+            except TimeoutError:
+                outcome = _outcome(job.step, "unknown", "deadline", f"{phase.value} took too long")
         return structs.replace(
             outcome,
             at=self._clock.wall(),
             strategy=self._executor.strategy(job.slot.gpu),
             moved_mib=self._executor.take_moved(job.slot.gpu),
+            engine_us=engines.total_ns // 1_000,
         )
 
     async def _one(self, slot: Slot, act: phases.Act, stopped: dict[str, None]) -> None:
@@ -263,7 +309,7 @@ class PhaseRunner:
                 raise
             # The mark matters more than the meters, which the next page reads.
             outcomes.update(_all(jobs, "failed", "driver_unavailable", "marked, not made safe"))
-            await self._store(request, jobs, outcomes, stopped)
+            await self._store(request, jobs, outcomes, stopped, _Walk())
             return
         for event in harvested.events:
             self._emit(event)
@@ -275,19 +321,36 @@ class PhaseRunner:
         jobs: Sequence[_Job],
         outcomes: dict[str, DeviceOutcome],
         stopped: dict[str, None],
+        walk: _Walk,
     ) -> None:
+        """Store what a phase came to: at once with an assignment, else at the end of the walk."""
         decision = self._decide(request, jobs, outcomes, None)
-        meters = tuple(
+        if decision.assignments or request.phase in phases.RETRIED_PHASES:
+            change = NodeChange(
+                assignments=decision.assignments,
+                results=decision.results,
+                meters=self._stopped(stopped),
+            )
+            if change != NodeChange():
+                await self._memory.commit(change, sync=bool(decision.assignments))
+        else:
+            walk.results.update(decision.results)
+            walk.stopped.update(stopped)
+            self._unstored.update(decision.results)
+        self._tell(request.phase, decision)
+
+    async def _store_walk(self, walk: _Walk) -> None:
+        """Store unsynced what only saves doing it again."""
+        change = NodeChange(results=tuple(walk.results.items()), meters=self._stopped(walk.stopped))
+        if change != NodeChange():
+            await self._memory.commit(change, sync=False)
+
+    def _stopped(self, names: dict[str, None]) -> tuple[MeterState, ...]:
+        return tuple(
             structs.replace(state, stopped=True)
-            for state in (self._memory.meters.get(name) for name in stopped)
+            for state in (self._memory.meters.get(name) for name in names)
             if state is not None
         )
-        change = NodeChange(
-            assignments=decision.assignments, results=decision.results, meters=meters
-        )
-        if change != NodeChange():
-            await self._memory.commit(change, sync=bool(decision.assignments))
-        self._tell(request.phase, decision)
 
     def _decide(
         self,

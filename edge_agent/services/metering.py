@@ -222,6 +222,10 @@ class MeteringService:
                 for head in page.heads.values()
             ),
             node_marks=((node_id, page.mark),),
+            # A gate that opens gives no usage yet: lost with the power, its reading is asked for
+            # again from the mark that is durable (adr 0007). So it does not stand before the
+            # commit that closes its switch.
+            sync=bool(page.usage or alarms or facts),
         )
         if facts:
             await self._journal.note(facts, batch)

@@ -7,30 +7,33 @@ because what it holds is its to say. Its device counts with its nameplate meanwh
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
-from edge_agent.core.site import NS_PER_S
 from edge_agent.core.switching import (
-    Answered,
     Ask,
     Begun,
-    Expired,
+    Said,
     Stage,
     Switch,
     SwitchDevice,
     encode_switch,
+    hear,
     step,
 )
 from edge_agent.devices.ports import AsicAction, AsicFleet, OutcomeState
 from edge_agent.ports import Clock, CommitBatch, NodeLinks, SwitchRow
 from edge_agent.services.journal import Journal
-from protocol.node import DeviceOutcome, DeviceStep, Phase, PhaseDo
+from protocol.node import DeviceOutcome, DeviceStep, NextPhase, Phase, PhaseDo, PhaseEnd
 from protocol.resource import Activity, DeviceKind
+
+logger = logging.getLogger(__name__)
 
 # The answer of a phase may come this much after the node's own deadline.
 GRACE_S = 2.0
 RECONNECT_POLL_S = 0.2
 SWITCHES_MAX = 4_096
+NS_PER_MS = 1_000_000
 
 
 class SwitchExecutor:
@@ -81,15 +84,29 @@ class SwitchExecutor:
             asks = [effect for effect in effects if isinstance(effect, Ask)]
             assert asks, "an open switch always asks for something"
             self.open[switch.switch_id] = switch
-            outcomes = await self._phase(switch, asks[0])
-            phase = asks[0].phase
-            switch, effects = step(switch, Answered(phase, outcomes), self._now_ns())
-            if not effects and switch.stage is not Stage.CLOSED:
-                switch, effects = step(switch, Expired(phase), self._now_ns())
+            began_ns = self._now_ns()
+            said = await self._phase(switch, asks[0])
+            switch, effects = hear(switch, asks[0], said, began_ns, self._now_ns())
         await self._closed(switch)
         self.open.pop(switch.switch_id, None)
+        self._log(switch)
 
-    async def _phase(self, switch: Switch, ask: Ask) -> tuple[DeviceOutcome, ...]:
+    def _log(self, switch: Switch) -> None:
+        """Say in one line what a switch came to and what it took, to its durable end."""
+        ends = [device.status.value for device in switch.devices]
+        logger.info(
+            "switch=%s from=%s to=%s devices=%d %s took_us=%d engine_us=%d phases=%s",
+            switch.switch_id,
+            switch.devices[0].from_activity.value,
+            switch.to_activity.value,
+            len(ends),
+            " ".join(f"{name}={ends.count(name)}" for name in dict.fromkeys(ends)),
+            max(self._now_ns() - switch.opened_ns, 0) // 1_000,
+            max(device.engine_us for device in switch.devices),
+            ",".join(f"{span.phase.value}:{span.took_us}" for span in switch.spans),
+        )
+
+    async def _phase(self, switch: Switch, ask: Ask) -> tuple[Said, ...]:
         async with asyncio.TaskGroup() as group:
             if switch.spans:
                 group.create_task(self._write_note(switch), name=f"note {switch.switch_id}")
@@ -97,7 +114,7 @@ class SwitchExecutor:
                 tasks = self._ask_fleet(switch, ask, group)
             else:
                 tasks = self._ask_nodes(switch, ask, group)
-        return tuple(outcome for task in tasks for outcome in task.result())
+        return tuple(task.result() for task in tasks)
 
     async def _write_note(self, switch: Switch) -> None:
         row = SwitchRow(switch_id=switch.switch_id, body=encode_switch(switch), closed=False)
@@ -105,7 +122,7 @@ class SwitchExecutor:
 
     def _ask_nodes(
         self, switch: Switch, ask: Ask, group: asyncio.TaskGroup
-    ) -> list[asyncio.Task[tuple[DeviceOutcome, ...]]]:
+    ) -> list[asyncio.Task[Said]]:
         by_node: dict[str, list[SwitchDevice]] = {}
         for device in ask.devices:
             by_node.setdefault(device.node_id or "", []).append(device)
@@ -119,12 +136,15 @@ class SwitchExecutor:
 
     async def _ask_node(
         self, switch: Switch, ask: Ask, node_id: str, devices: tuple[SwitchDevice, ...]
-    ) -> tuple[DeviceOutcome, ...]:
+    ) -> Said:
         request = PhaseDo(
             agent_epoch=self._agent_epoch,
             switch_id=switch.switch_id,
             phase=ask.phase,
-            deadline_ms=max(int(ask.deadline_s * 1_000), 1),
+            deadline_ms=_ms(ask.deadline_s),
+            then=tuple(
+                NextPhase(phase=one.phase, deadline_ms=_ms(one.deadline_s)) for one in ask.then
+            ),
             steps=tuple(
                 DeviceStep(
                     device_id=device.device_id,
@@ -136,28 +156,37 @@ class SwitchExecutor:
             ),
         )
         undoing = ask.phase in (Phase.ROLLBACK, Phase.QUARANTINE)
-        ends_ns = self._now_ns() + int(ask.deadline_s * NS_PER_S)
+        began_ns, lost = self._now_ns(), False
         while True:
+            reached = self._links.connected(node_id)
             try:
-                async with asyncio.timeout(ask.deadline_s + GRACE_S):
-                    return (await self._links.do(node_id, request)).outcomes
+                async with asyncio.timeout(request.walk_ms / 1_000 + GRACE_S):
+                    return Said((await self._links.do(node_id, request)).walk, lost)
             except TimeoutError:
-                return ()
+                return Said((), lost=True)
             except PermissionError:
-                return ()  # refused for good, e.g. a newer agent owns the node
+                return Said((), lost)  # refused for good, e.g. a newer agent owns the node
             except ConnectionError:
-                while not self._links.connected(node_id):
-                    if not undoing and self._now_ns() >= ends_ns:
-                        return ()
-                    await asyncio.sleep(RECONNECT_POLL_S)
-            if not undoing and self._now_ns() >= ends_ns:
-                return ()
+                lost = lost or reached
+            # What never reached the node need not be waited for any longer than its first phase.
+            limit_ms = request.walk_ms if lost else request.deadline_ms
+            ends_ns = None if undoing else began_ns + limit_ms * NS_PER_MS
+            if not await self._reconnected(node_id, ends_ns):
+                return Said((), lost)
+
+    async def _reconnected(self, node_id: str, ends_ns: int | None) -> bool:
+        """Wait until a node can be asked again; False: not up to ``ends_ns``."""
+        while True:
+            if ends_ns is not None and self._now_ns() >= ends_ns:
+                return False
             # A link that is up and still refuses must not be asked without a pause.
             await asyncio.sleep(RECONNECT_POLL_S)
+            if self._links.connected(node_id):
+                return True
 
     def _ask_fleet(
         self, switch: Switch, ask: Ask, group: asyncio.TaskGroup
-    ) -> list[asyncio.Task[tuple[DeviceOutcome, ...]]]:
+    ) -> list[asyncio.Task[Said]]:
         actions: dict[AsicAction, list[str]] = {}
         for device in ask.devices:
             entered = switch.to_activity if ask.phase is Phase.ACTIVATE else device.from_activity
@@ -173,17 +202,18 @@ class SwitchExecutor:
 
     async def _ask_action(
         self, switch: Switch, ask: Ask, action: AsicAction, device_ids: tuple[str, ...]
-    ) -> tuple[DeviceOutcome, ...]:
+    ) -> Said:
         if ask.phase is Phase.QUARANTINE:
-            return ()  # a miner that obeys nothing is made safe by hand; it counts as nameplate
+            # A miner that obeys nothing is made safe by hand; it counts as nameplate.
+            return Said(())
         try:
             async with asyncio.timeout(ask.deadline_s + GRACE_S):
                 outcomes = await self._fleet.apply(
                     switch.switch_id, ask.phase.value, action, device_ids, ask.deadline_s
                 )
         except (TimeoutError, ConnectionError, PermissionError):
-            return ()
-        return tuple(
+            return Said(())
+        told = tuple(
             DeviceOutcome(
                 device_id=row.device_id,
                 status="done" if row.state is OutcomeState.CONFIRMED else row.state.value,
@@ -192,6 +222,11 @@ class SwitchExecutor:
             )
             for row in outcomes
         )
+        return Said((PhaseEnd(phase=ask.phase, outcomes=told),))
 
     def _now_ns(self) -> int:
         return self._clock.boottime_ns()
+
+
+def _ms(seconds: float) -> int:
+    return max(int(seconds * 1_000), 1)

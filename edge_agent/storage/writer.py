@@ -10,6 +10,7 @@ next synced commit covers it too, because the write-ahead log is one file, synce
 
 import asyncio
 import contextlib
+import logging
 import queue
 import sqlite3
 import threading
@@ -27,6 +28,8 @@ from edge_agent.storage.errors import (
 )
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 GROUP_MAX = 256
 QUEUE_MAX = 1_024
@@ -185,6 +188,9 @@ class ThreadedWriter:
             if last:
                 break
         connection.close()
+        logger.info(
+            "store=%s commits synced=%d unsynced=%d", self._path.name, level.synced, level.unsynced
+        )
         self._call(_resolve, ended)
 
     def _gather(self, *, linger: bool) -> tuple[list[_Pending], bool]:
@@ -279,13 +285,17 @@ class InlineWriter:
 
 
 class _SyncLevel:
-    """Sets ``synchronous`` of one connection, only when it changes."""
+    """Sets ``synchronous`` of one connection, only when it changes, and counts the commits."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._full = True
+        self.synced = 0
+        self.unsynced = 0
 
     def set(self, *, full: bool) -> None:
+        self.synced += full
+        self.unsynced += not full
         if full != self._full:
             self._connection.execute(f"PRAGMA synchronous={'FULL' if full else 'NORMAL'}")
             self._full = full

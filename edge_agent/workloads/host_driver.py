@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from edge_agent.tasks import first_error
+from edge_agent.workloads import engine_time
 from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError
 from edge_agent.workloads.ports import (
     CanaryOutput,
@@ -57,6 +58,7 @@ class _Head(Struct, frozen=True):
     id: int | None = None
     error: str | None = None
     detail: str = ""
+    engine_ns: int = 0
 
 
 class _Hello(Struct, frozen=True):
@@ -120,7 +122,7 @@ class HostDriver:
         self._info: HostInfo | None = None
         self._failures = 0
         self._next_id = 1
-        self._waiting: dict[int, asyncio.Future[bytes]] = {}
+        self._waiting: dict[int, asyncio.Future[tuple[bytes, int]]] = {}
         self.malformed = 0
 
     async def run(self) -> None:
@@ -258,7 +260,7 @@ class HostDriver:
         if future is None or future.done():
             return
         if head.error is None:
-            future.set_result(line)
+            future.set_result((line, head.engine_ns))
         else:
             future.set_exception(DriverRefusedError(head.error, head.detail))
 
@@ -279,18 +281,19 @@ class HostDriver:
         number, self._next_id = self._next_id, self._next_id + 1
         document = {"id": number, "op": op, "gpu": gpu, "instance_id": instance_id, **fields}
         request = msgspec.convert(document, _Request)
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[tuple[bytes, int]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         try:
             async with asyncio.timeout(self._timeout_s):
                 writer.write(_encoder.encode(request) + b"\n")
                 with contextlib.suppress(ConnectionResetError):  # the reader reports it, once
                     await writer.drain()
-                line = await future
+                line, engine_ns = await future
         except TimeoutError as exc:
             raise DriverUnavailableError(f"{op}: no answer in {self._timeout_s} s") from exc
         finally:
             self._waiting.pop(number, None)
+        engine_time.add(engine_ns)
         try:
             return decoder.decode(line)
         except msgspec.MsgspecError as exc:

@@ -4,6 +4,7 @@ import asyncio
 from typing import Final
 
 from edge_agent.workloads.engine import EngineSpec
+from edge_agent.workloads.engine_time import engine_acts
 from edge_agent.workloads.engines.base import EngineBase, EnginePorts
 from edge_agent.workloads.engines.evidence import Deadline
 from edge_agent.workloads.engines.http import EngineHttp
@@ -54,7 +55,8 @@ class ApiEngine(EngineBase):
             except DriverUnavailableError:
                 if not self._program.ours:
                     raise
-        await self._program.start(deadline.left_s())
+        with engine_acts():
+            await self._program.start(deadline.left_s())
         self._note(parked=False)
         limit = Deadline(deadline.act, min(deadline.left_s(), self._spec.start_s))
         while True:

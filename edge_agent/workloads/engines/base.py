@@ -6,6 +6,7 @@ from typing import Final
 import msgspec
 
 from edge_agent.workloads.engine import EngineSpec, EngineState, Probe, Receipt
+from edge_agent.workloads.engine_time import engine_acts
 from edge_agent.workloads.engines.evidence import (
     LOOK_PERIOD_S,
     BootClock,
@@ -76,12 +77,14 @@ class EngineBase:
 
     async def stop(self, grace_s: float) -> None:
         """End it: asked first, killed after the grace."""
-        await self._program.end(grace_s)
+        with engine_acts():
+            await self._program.end(grace_s)
         self._note(parked=False, asleep_level=0, asleep_from_mib=None)
 
     async def kill(self) -> None:
         """End it and everything it started, at once."""
-        await self._program.kill()
+        with engine_acts():
+            await self._program.kill()
         self._note(parked=False, asleep_level=0, asleep_from_mib=None)
 
     def _record(self) -> EngineRecord:
@@ -111,7 +114,8 @@ class EngineBase:
         before = await self._used_mib()
         acked_ns = self._now_ns()
         self._note(parked=True)
-        await self._program.end(deadline.left_s() * _GRACE_SHARE)
+        with engine_acts():
+            await self._program.end(deadline.left_s() * _GRACE_SHARE)
         freed_mib = await self._freed(before, deadline, resident_mib=0)
         measured = "memory not measured" if freed_mib is None else f"{freed_mib} MiB came free"
         return Receipt(

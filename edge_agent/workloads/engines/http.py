@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from edge_agent.workloads.engine_time import engine_acts
 from edge_agent.workloads.engines.evidence import Deadline
 from edge_agent.workloads.errors import (
     DriverRefusedError,
@@ -94,7 +95,8 @@ class EngineHttp:
         Raises:
             WorkloadError: It was refused, or not answered.
         """
-        response = await self.ask("POST", path, msgspec.json.encode(body), deadline)
+        with engine_acts():
+            response = await self.ask("POST", path, msgspec.json.encode(body), deadline)
         return self._decoded(response, path, kind)
 
     async def act(self, path: str, deadline: Deadline, body: object = None) -> None:
@@ -104,7 +106,8 @@ class EngineHttp:
             WorkloadError: It was refused, or not answered.
         """
         content = b"" if body is None else msgspec.json.encode(body)
-        await self.ask("POST", path, content, deadline)
+        with engine_acts():
+            await self.ask("POST", path, content, deadline)
 
     async def ask(
         self, method: str, path: str, body: bytes | None, deadline: Deadline

@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from edge_agent.workloads.engine import (
     EngineCapabilities,
+    EngineSpec,
     EngineState,
     HashSample,
     PauseMode,
@@ -14,7 +15,7 @@ from edge_agent.workloads.engine import (
     Receipt,
 )
 from edge_agent.workloads.engines.api import ApiEngine
-from edge_agent.workloads.engines.base import PROBE_S
+from edge_agent.workloads.engines.base import PROBE_S, EnginePorts
 from edge_agent.workloads.engines.evidence import Deadline, until, within
 from edge_agent.workloads.engines.reference import (
     capabilities_of,
@@ -56,6 +57,7 @@ class MinerReply(Struct, frozen=True):
     """Answer of the miner's acts."""
 
     state: str
+    hashes: int | None = None
     evidence: Proof | None = None
 
 
@@ -65,6 +67,10 @@ class ReferenceMiner(ApiEngine):
     Args:
         spec: The engine. ports: to the machine.
     """
+
+    def __init__(self, spec: EngineSpec, ports: EnginePorts) -> None:
+        super().__init__(spec, ports)
+        self._greeted = 0
 
     def capabilities(self) -> EngineCapabilities:
         """Give what it can do."""
@@ -94,9 +100,10 @@ class ReferenceMiner(ApiEngine):
     async def pause(self, mode: PauseMode, deadline_s: float) -> Receipt:
         """Pause it; a miner has no requests, so each mode is the same."""
         async with within("pause", deadline_s) as deadline:
-            await self._api.act(f"/pause?{timeout_of(deadline)}", deadline)
+            path = f"/pause?{timeout_of(deadline)}"
+            told = (await self._api.post(path, None, MinerReply, deadline)).hashes
             acked_ns = self._now_ns()
-            hashes = await self._idle(deadline)
+            hashes = await self._idle(deadline, told)
             return Receipt(
                 acked_ns=acked_ns,
                 idle_ns=self._now_ns(),
@@ -113,7 +120,7 @@ class ReferenceMiner(ApiEngine):
         """Let it work again; a nonce that hashes as it says is its first sign of work."""
         async with within("resume", deadline_s) as deadline:
             await self._start(deadline, quick=True)
-            before = (await self._status(deadline)).hashes
+            before = self._greeted
             proven = await self._resumed(deadline)
             acked_ns = self._now_ns()
             await until(lambda: self._lacks_work(before, deadline), deadline)
@@ -153,6 +160,7 @@ class ReferenceMiner(ApiEngine):
     async def _greet(self, deadline: Deadline) -> None:
         status = await self._status(deadline)
         refuse_unready(status.state, status.detail)
+        self._greeted = status.hashes
 
     async def _status(self, deadline: Deadline) -> MinerStatus:
         return await self._api.get("/status", MinerStatus, deadline)
@@ -166,9 +174,13 @@ class ReferenceMiner(ApiEngine):
             raise DriverRefusedError(Refusal.WRONG_OUTPUT, detail)
         return proof
 
-    async def _idle(self, deadline: Deadline) -> int:
-        """Wait until it is paused and its counter the same twice; give the counter."""
-        last = -1
+    async def _idle(self, deadline: Deadline, told: int | None = None) -> int:
+        """Wait until it is paused and its counter the same twice; give the counter.
+
+        Args:
+            deadline: Of the act. told: at which count it said that it stands still.
+        """
+        last = -1 if told is None else told
 
         async def lacking() -> str:
             nonlocal last

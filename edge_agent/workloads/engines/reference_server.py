@@ -11,6 +11,7 @@ from edge_agent.workloads.engine import (
     Strategy,
     TokenSample,
 )
+from edge_agent.workloads.engine_time import engine_acts
 from edge_agent.workloads.engines.api import ApiEngine
 from edge_agent.workloads.engines.base import CONTEXT_MIB, PROBE_S
 from edge_agent.workloads.engines.evidence import Deadline, until, within
@@ -135,7 +136,8 @@ class ReferenceServer(ApiEngine):
     async def canary(self, prompt: str, deadline_s: float) -> str:
         """Give the hash of its logits for the prompt that is built into it."""
         async with within("canary", deadline_s) as deadline:
-            return await self._logits(deadline)
+            with engine_acts():
+                return await self._logits(deadline)
 
     async def sample(self) -> TokenSample:
         """Read its counters."""

@@ -51,3 +51,34 @@ async def test_a_first_output_is_checked(said: CanaryOutput, right: bool) -> Non
     with pytest.raises(EvidenceError) as caught:
         await executor.run("gpu0", phases.CheckCanary("i1"))
     assert caught.value.reason == "canary_mismatch"
+
+
+class _Counter(FakeDriver):
+    """A miner whose counter the test sets; ``asked`` counts."""
+
+    def __init__(self, *hashes: int) -> None:
+        self.hashes = list(hashes)
+        self.asked = 0
+
+    async def mine(self, gpu: str, *, on: bool) -> int:
+        del gpu, on
+        self.asked += 1
+        return self.hashes.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("hashes", "looks"),
+    [
+        ((100, 100, 101, 102), 4),  # what it did since it stood is enough
+        ((100, 100, 100, 100, 101), 5),  # it says that it works, and has done nothing yet
+        ((100, 100, 7, 7, 8), 5),  # another process, which counts anew
+    ],
+)
+async def test_a_miner_works_when_it_has_done_something_since_it_stood(
+    hashes: tuple[int, ...], looks: int
+) -> None:
+    driver = _Counter(*hashes)
+    executor = ActExecutor(driver, KeyDesk(driver))
+    for act in (phases.MineOff(), phases.MineOn(), phases.CheckHashing()):
+        await executor.run("gpu0", act)
+    assert driver.asked == looks

@@ -25,6 +25,7 @@ from protocol.node import (
     LeaseKeys,
     LeaseWork,
     MeterReading,
+    NextPhase,
     NodeEvent,
     NodeFacts,
     Phase,
@@ -216,6 +217,7 @@ class World:
         *steps: DeviceStep,
         epoch: int = 1,
         deadline_ms: int = 2_000,
+        then: tuple[Phase, ...] = (),
     ) -> PhaseDone:
         request = PhaseDo(
             agent_epoch=epoch,
@@ -223,6 +225,7 @@ class World:
             phase=phase,
             deadline_ms=deadline_ms,
             steps=steps,
+            then=tuple(NextPhase(phase=one, deadline_ms=deadline_ms) for one in then),
         )
         assert self.service is not None
         return await self.service.do_phase(request)

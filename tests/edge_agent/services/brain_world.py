@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
+import msgspec
 import numpy as np
 from msgspec.structs import replace
 
@@ -34,6 +35,7 @@ from protocol.node import (
     Phase,
     PhaseDo,
     PhaseDone,
+    PhaseEnd,
     ReadingKind,
     Readings,
 )
@@ -84,6 +86,7 @@ class MemoryStore:
         self.marks: dict[str, int] = {}
         self.epoch = 0
         self.synced = 0
+        self.batches: list[CommitBatch] = []
 
     async def recover(self) -> Recovered:
         self.epoch += 1
@@ -116,6 +119,7 @@ class MemoryStore:
             self.meters[head.reading.instance_id] = head
         self.marks.update(dict(batch.node_marks))
         self.synced += batch.sync
+        self.batches.append(batch)
         committed = Committed(
             fact_seq=len(self.facts), usage_seq=len(self.usage), event_seq=len(self.events)
         )
@@ -181,6 +185,20 @@ class FakeNodes:
         if request.agent_epoch < self.epoch:
             raise PermissionError("epoch")
         self.epoch = request.agent_epoch
+        ends: list[PhaseEnd] = []
+        for timed in request.walk:
+            outcomes = await self._walked(msgspec.structs.replace(request, phase=timed.phase))
+            ends.append(PhaseEnd(phase=timed.phase, outcomes=outcomes))
+            if any(outcome.status != "done" for outcome in outcomes):
+                break
+        return PhaseDone(
+            switch_id=request.switch_id,
+            phase=request.phase,
+            outcomes=ends[0].outcomes,
+            then=tuple(ends[1:]),
+        )
+
+    async def _walked(self, request: PhaseDo) -> tuple[DeviceOutcome, ...]:
         await asyncio.sleep(self.phase_s)
         outcomes = []
         for one in request.steps:
@@ -200,7 +218,7 @@ class FakeNodes:
                     at=self.clock.wall(),
                 )
             outcomes.append(self.done[key])
-        return PhaseDone(switch_id=request.switch_id, phase=request.phase, outcomes=tuple(outcomes))
+        return tuple(outcomes)
 
     async def _phase(self, request: PhaseDo, device_id: str) -> None:
         gpu = self.gpus[device_id]
