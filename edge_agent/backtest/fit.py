@@ -4,8 +4,9 @@ Run: ``python -m edge_agent.backtest.fit --market DIR --from 2024-01-01 --to 202
 
 Value iteration with a linear estimate: ``D = clip(gain + share, 0, 1)`` in restart costs, the share
 regressed on the next interval's D. Each span is used at several levels of hashprice and of restart
-cost, so that the weights know ratios only. Weights on the last price are kept >= 0: a higher price
-never makes staying on look better.
+cost, so that the weights know ratios only. Weights on the last price are kept >= 0, in company as
+well: a higher price never makes staying on look better. Calm intervals, where nothing is to be
+decided, hardly count; weights in company are drawn to 0 where few intervals speak for them.
 """
 
 import argparse
@@ -13,14 +14,23 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from msgspec import Struct
 
 from edge_agent.backtest.files import time_s
 from edge_agent.backtest.frame import Frame, Wish, load_frame
 from edge_agent.backtest.live import later, remember
 from edge_agent.backtest.rows import STEP_H
 from edge_agent.core.economics import W_PER_MW, mine_usd_per_ths_h, restart_usd
-from edge_agent.core.outlook import AHEAD, LIGHT_MOST, NOW_RAMPS, Knowledge, basis
-from edge_agent.core.site import DeviceClass, FloatColumn, Limits
+from edge_agent.core.outlook import (
+    AHEAD,
+    AHEAD_RAMPS,
+    LIGHT_MOST,
+    NOW_RAMPS,
+    SEEN_RAMPS,
+    Knowledge,
+    basis,
+)
+from edge_agent.core.site import DeviceClass, FlagColumn, FloatColumn, Limits
 from protocol.resource import MODELS
 
 REVENUE_SCALES = (0.5, 0.7, 1.0, 1.4, 2.0)
@@ -29,7 +39,18 @@ COST_SCALES = (0.6, 1.0, 2.0)
 DEAR_SCALES, LIGHT_SCALES = (2.5, 4.0, 6.5), (0.1, 0.2, 0.4)
 ROUNDS = 14
 GAIN_BOUND = 6.0
-PRUDENCE: dict[Knowledge, float] = {"nowcast": 1.35, "settled": 1.5}
+PRUDENCE: dict[Knowledge, float] = {"nowcast": 1.0, "settled": 1.1}
+# Calm: all gains of the last intervals and of this and the next hour are above so many restarts.
+CALM_ABOVE, CALM_WEIGHT = 0.5, 0.03
+RIDGE, COMPANY_RIDGE = 1.0, 30.0
+
+
+class Sample(Struct, frozen=True, eq=False):
+    """Consecutive intervals at one level of hashprice and cost: gain in restarts, terms, weight."""
+
+    gain: FloatColumn
+    terms: FloatColumn
+    weight: FloatColumn
 
 
 def samples(
@@ -38,14 +59,14 @@ def samples(
     *,
     has_ahead: bool,
     cost_scales: tuple[float, ...] = COST_SCALES,
-) -> list[tuple[FloatColumn, FloatColumn]]:
-    """Give (gain, terms) for each level of hashprice and cost, in restart costs."""
+) -> list[Sample]:
+    """Give a sample for each level of hashprice and cost."""
     row = DeviceClass(model=MODELS["S21"])
     model = row.model
     saved_mwh = (model.mine_w - model.curtailed_w) * row.pue * STEP_H / W_PER_MW
     memory = remember(frame.price, knowledge, Limits(power_cap_w=1.0))
     ahead = frame.day_ahead if has_ahead else None
-    out: list[tuple[FloatColumn, FloatColumn]] = []
+    out: list[Sample] = []
     for scale in REVENUE_SCALES:
         revenue_h = scale * model.hashrate_ths * mine_usd_per_ths_h(row, frame.hashprice)
         for cost_scale in cost_scales:
@@ -65,45 +86,62 @@ def samples(
                 term = np.minimum(term, LIGHT_MOST)
             told = [gain(price) for price in memory.prices]
             hours = [] if ahead is None else [gain(later(ahead, n)) for n in range(AHEAD)]
-            terms = np.stack(basis(told, hours, term), axis=1)
+            usual = cost_scales is COST_SCALES
+            terms = np.stack(basis(told, hours, term, in_company=usual), axis=1)
             now = gain(frame.price)
             whole = ~np.isnan(now) & ~np.isnan(terms).any(axis=1)
-            out.append((now[whole], terms[whole]))
+            calm = np.minimum.reduce([*told, *hours[:2]]) >= CALM_ABOVE
+            # A change of mode is decided in calm intervals too.
+            light = cost_scales is LIGHT_SCALES
+            weight = np.where(calm & (not light), CALM_WEIGHT, 1.0)
+            out.append(Sample(now[whole], terms[whole], weight[whole]))
     return out
 
 
 def fit(
-    sets: list[tuple[FloatColumn, FloatColumn]], knowledge: Knowledge
+    sets: list[Sample], knowledge: Knowledge, *, has_ahead: bool
 ) -> tuple[FloatColumn, FloatColumn]:
     """Give the weights of the share, and of the gain (empty where it is known)."""
-    square = sum((terms.T @ terms for _, terms in sets), np.eye(sets[0][1].shape[1]))
-    none = np.zeros(0)
-    about_gain = none
+    bound, ridge = _bound_and_ridge(sets[0].terms.shape[1], has_ahead=has_ahead)
+    right = [(row.terms * row.weight[:, None]).T for row in sets]
+    square = np.diag(ridge)
+    for row, turned in zip(sets, right, strict=True):
+        square = square + turned @ row.terms
+    expected = [row.gain for row in sets]
+    about_gain = np.zeros(0)
     if knowledge == "settled":
-        right = [terms.T @ np.clip(gain, -GAIN_BOUND, GAIN_BOUND) for gain, terms in sets]
-        about_gain = _solve(square, np.sum(right, axis=0))
+        clipped = [np.clip(row.gain, -GAIN_BOUND, GAIN_BOUND) for row in sets]
+        seen = [turned @ gain for turned, gain in zip(right, clipped, strict=True)]
+        about_gain = _solve(square, np.sum(seen, axis=0), bound)
+        expected = [row.terms @ about_gain for row in sets]
     share = np.zeros(len(square))
     share[0] = 0.5
     for number in range(ROUNDS):
         total = np.zeros(len(square))
-        for gain, terms in sets:
-            expected = gain if about_gain is none else terms @ about_gain
-            worth = np.clip(expected + np.clip(terms @ share, 0.0, 1.0), 0.0, 1.0)
-            total += terms.T @ np.concatenate((worth[1:], np.ones(1)))
-        fresh = _solve(square, total)
+        for row, turned, gain in zip(sets, right, expected, strict=True):
+            worth = np.clip(gain + np.clip(row.terms @ share, 0.0, 1.0), 0.0, 1.0)
+            total += turned @ np.concatenate((worth[1:], np.ones(1)))
+        fresh = _solve(square, total, bound)
         share = fresh if number == 0 else 0.5 * (share + fresh)
     return share, about_gain
 
 
-def _solve(square: FloatColumn, right: FloatColumn) -> FloatColumn:
-    """Solve the least squares with the weights on the last price kept >= 0."""
+def _bound_and_ridge(count: int, *, has_ahead: bool) -> tuple[FlagColumn, FloatColumn]:
+    """Say which of so many weights are kept >= 0, and how strongly each is drawn to 0."""
+    alone = 1 + sum(map(len, SEEN_RAMPS)) + (AHEAD * len(AHEAD_RAMPS) if has_ahead else 0)
+    place = np.arange(count)
+    company = (place >= alone) & (place < count - 1)
+    bound: FlagColumn = company | ((place >= 1) & (place <= len(NOW_RAMPS)))
+    return bound, np.where(company, COMPANY_RIDGE, RIDGE)
+
+
+def _solve(square: FloatColumn, right: FloatColumn, bound: FlagColumn) -> FloatColumn:
+    """Solve the least squares with the bound weights kept >= 0."""
     free = np.ones(len(right), dtype=np.bool_)
-    bound = slice(1, 1 + len(NOW_RAMPS))
     while True:
         out = np.zeros(len(right))
         out[free] = np.linalg.solve(square[np.ix_(free, free)], right[free])
-        negative = np.zeros(len(right), dtype=np.bool_)
-        negative[bound] = out[bound] < 0.0
+        negative = bound & (out < 0.0)
         if not negative.any():
             return out
         free &= ~negative
@@ -149,6 +187,7 @@ def main(argv: list[str] | None = None) -> int:
                         fit(
                             samples(frame, knowledge, has_ahead=has_ahead, cost_scales=scales),
                             knowledge,
+                            has_ahead=has_ahead,
                         ),
                     )
                 )

@@ -7,13 +7,16 @@ near 0 says that the present loss will last, near 1 that it is over with the int
 stay follows from it: ``1 / share`` intervals off, ``1 / (1 - share)`` intervals on.
 
 The estimate is a sum of ramps of gains measured in restart costs, so it knows no price level, no
-hashprice level and no currency. A dear restart needs other weights, because prices do not last as
-long as it takes to earn it, and so does a light one, as a change of mode is: between the sets the
-estimate goes over with the cost. The weights are ``outlook_table``; how they were fitted stands in
-docs/adr/0011 and 0019. A wrong outlook can cost no more than ``rule`` lets it.
+hashprice level and no currency. What the last gain says depends on company: a dear interval in
+dear hours, or after another dear one, lasts. So its ramps count once more in the part that each of
+a few hats over those other gains takes. A dear restart needs other weights, because prices do not
+last as long as it takes to earn it, and so does a light one, as a change of mode is: between the
+sets the estimate goes over with the cost. The weights are ``outlook_table``; how they were fitted
+stands in docs/adr/0011, 0019 and 0024. A wrong outlook can cost no more than ``rule`` lets it.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -34,24 +37,32 @@ NOW_RAMPS: tuple[Ramp, ...] = (
 LAST_RAMPS: tuple[Ramp, ...] = ((-4.0, 3.0), (-1.0, 1.0), (0.0, 0.5))
 OLDER_RAMPS: tuple[Ramp, ...] = ((-2.0, 2.0), (0.0, 0.5))
 AHEAD_RAMPS: tuple[Ramp, ...] = ((-1.0, 1.0), (0.0, 0.2), (0.2, 0.2), (0.4, 0.4))
+# Of the last gain in company, and where the hats of the others stand: over the mean gain of this
+# and the next hour by day-ahead prices, and over the gain before the last.
+COMPANY_RAMPS: tuple[Ramp, ...] = (
+    (-4.0, 2.0), (-2.0, 1.0), (-1.0, 0.5), (-0.5, 0.3), (-0.2, 0.2), (0.0, 0.2), (0.2, 0.3),
+)  # fmt: skip
+HOURS_HATS, BEFORE_HATS = (-0.5, 0.1, 0.4, 0.8), (-1.0, 0.0, 0.5)
 SEEN_RAMPS = (NOW_RAMPS, LAST_RAMPS, OLDER_RAMPS)
 SEEN = len(SEEN_RAMPS)
 AHEAD = 3
+# Devices looked at together: the ramps of more do not fit into a core's cache.
+BLOCK = 4_096
 # The forecast never claims certainty: each change it asks for has at least this part behind it.
 SHARE_MIN, SHARE_MAX = 0.05, 0.98
 # Prudent restart cost, in revenues of an interval, up to which and from which on a set holds alone.
-LIGHT_TO, USUAL_FROM, USUAL_TO, DEAR_FROM = 0.8, 1.2, 3.0, 6.0
+LIGHT_TO, USUAL_FROM, USUAL_TO, DEAR_FROM = 0.4, 0.6, 3.0, 6.0
 # A line through light costs would point far off where the usual ones begin.
 LIGHT_MOST = 0.5
 
 
 class Table(Struct, frozen=True):
-    """Fitted weights: one constant, the ramps in order, and the cost in revenues.
+    """Fitted weights: one constant, the ramps in order, those in company, and the cost in revenues.
 
     Args:
         share: of the future's worth. gain: of the present interval's gain where it is not known
             yet; empty where it is. prudence: factor on the assumed restart cost.
-        dear, light: share and gain where a restart is dear, and where it is light.
+        dear, light: share and gain where a restart is dear, and where it is light; no company.
     """
 
     share: tuple[float, ...]
@@ -87,8 +98,32 @@ def look(
             prudent restart costs. ahead: the same at the day-ahead price of this hour and the two
             after it; empty: not known. cost_in_revenue: restart cost over an interval's revenue.
     """
-    share = _sum(table.share, seen, ahead, cost_in_revenue)
-    gain = _sum(table.gain, seen, ahead, cost_in_revenue) if table.gain else seen[0]
+    parts = [
+        _look(
+            table,
+            [column[at : at + BLOCK] for column in seen],
+            [column[at : at + BLOCK] for column in ahead],
+            cost_in_revenue[at : at + BLOCK],
+        )
+        for at in range(0, max(len(cost_in_revenue), 1), BLOCK)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return Outlook(
+        np.concatenate([part.gain for part in parts]),
+        np.concatenate([part.share for part in parts]),
+    )
+
+
+def _look(
+    table: Table,
+    seen: Sequence[FloatColumn],
+    ahead: Sequence[FloatColumn],
+    cost_in_revenue: FloatColumn,
+) -> Outlook:
+    alone, company = _alone(seen, ahead), _company(seen, ahead)
+    share = _sum(table.share, alone, cost_in_revenue, company)
+    gain = _sum(table.gain, alone, cost_in_revenue, company) if table.gain else seen[0]
     prudent = table.prudence * cost_in_revenue
     for (other_share, other_gain), part, most in (
         (table.dear, _part((prudent - USUAL_TO) / (DEAR_FROM - USUAL_TO)), np.inf),
@@ -97,11 +132,11 @@ def look(
         at = np.flatnonzero(part)
         if len(at):
             mix, cost = part[at], np.minimum(prudent[at], most)
-            told, hours = [row[at] for row in seen], [row[at] for row in ahead]
-            other = _part(_sum(other_share, told, hours, cost))
+            there = [row[at] for row in alone]
+            other = _part(_sum(other_share, there, cost))
             share[at] = (1.0 - mix) * _part(share[at]) + mix * other
             if table.gain:
-                gain[at] = (1.0 - mix) * gain[at] + mix * _sum(other_gain, told, hours, cost)
+                gain[at] = (1.0 - mix) * gain[at] + mix * _sum(other_gain, there, cost)
     return Outlook(gain, np.minimum(np.maximum(share, SHARE_MIN), SHARE_MAX))
 
 
@@ -144,30 +179,48 @@ def forecast(
 
 
 def basis(
-    seen: Sequence[FloatColumn], ahead: Sequence[FloatColumn], cost_in_revenue: FloatColumn
+    seen: Sequence[FloatColumn],
+    ahead: Sequence[FloatColumn],
+    cost_in_revenue: FloatColumn,
+    *,
+    in_company: bool,
 ) -> list[FloatColumn]:
     """Give the terms that the weights multiply, in their order (for fitting)."""
-    terms: list[FloatColumn] = [np.ones_like(seen[0])]
-    for column, ramps in _columns(seen, ahead):
-        terms += [_ramp(column, ramp) for ramp in ramps]
+    terms = [np.ones_like(seen[0]), *_alone(seen, ahead)]
+    if in_company:
+        heights, hats = _company(seen, ahead)
+        terms += [hat * height for hat in hats for height in heights]
     return [*terms, _bounded_cost(cost_in_revenue)]
+
+
+# The last gain's ramps in company, and the hats.
+Company = tuple[list[FloatColumn], tuple[FloatColumn, ...]]
 
 
 def _sum(
     weights: tuple[float, ...],
-    seen: Sequence[FloatColumn],
-    ahead: Sequence[FloatColumn],
+    alone: Sequence[FloatColumn],
     cost_in_revenue: FloatColumn,
+    company: Company = ([], ()),
 ) -> FloatColumn:
     # In a fixed order and without a matrix product: a replay must give the same bits anywhere.
-    total: FloatColumn = np.full_like(seen[0], weights[0])
-    place = 1
-    for column, ramps in _columns(seen, ahead):
-        for ramp in ramps:
-            if weights[place] != 0.0:
-                total += weights[place] * _ramp(column, ramp)
-            place += 1
+    total = _weighted(weights[0], weights[1:], alone)
+    heights, hats = company
+    place = 1 + len(alone)
+    for hat in hats:
+        total += hat * _weighted(0.0, weights[place:], heights)
+        place += len(heights)
     total += weights[place] * _bounded_cost(cost_in_revenue)
+    return total
+
+
+def _weighted(
+    constant: float, weights: tuple[float, ...], columns: Sequence[FloatColumn]
+) -> FloatColumn:
+    total: FloatColumn = np.full_like(columns[0], constant)
+    for weight, column in zip(weights, columns, strict=False):
+        if weight != 0.0:
+            total += weight * column
     return total
 
 
@@ -176,10 +229,24 @@ def _part(share: FloatColumn) -> FloatColumn:
     return out
 
 
-def _columns(
-    seen: Sequence[FloatColumn], ahead: Sequence[FloatColumn]
-) -> list[tuple[FloatColumn, tuple[Ramp, ...]]]:
-    return [*zip(seen, SEEN_RAMPS, strict=True), *((column, AHEAD_RAMPS) for column in ahead)]
+def _alone(seen: Sequence[FloatColumn], ahead: Sequence[FloatColumn]) -> list[FloatColumn]:
+    """Give the ramps of each gain by itself."""
+    every = [*zip(seen, SEEN_RAMPS, strict=True), *((column, AHEAD_RAMPS) for column in ahead)]
+    return [_ramp(column, ramp) for column, ramps in every for ramp in ramps]
+
+
+def _company(seen: Sequence[FloatColumn], ahead: Sequence[FloatColumn]) -> Company:
+    """Give the ramps of the last gain, and the hats over the gains that keep it company."""
+    hats = _hats(seen[1], BEFORE_HATS)
+    if ahead:
+        hats = (*_hats(0.5 * (ahead[0] + ahead[1]), HOURS_HATS), *hats)
+    return [_ramp(seen[0], ramp) for ramp in COMPANY_RAMPS], hats
+
+
+def _hats(column: FloatColumn, knots: tuple[float, ...]) -> tuple[FloatColumn, ...]:
+    """Give for each knot the part 0..1 that it has in the value; the parts sum to 1."""
+    up = [_part((column - low) / (high - low)) for low, high in pairwise(knots)]
+    return (1.0 - up[0], *(here - after for here, after in pairwise(up)), up[-1])
 
 
 def _ramp(column: FloatColumn, ramp: Ramp) -> FloatColumn:
