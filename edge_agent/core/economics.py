@@ -219,19 +219,24 @@ def value(site: Site, state: SiteState) -> Values:
 
 def outlook(site: Site, state: SiteState, values: Values) -> tuple[Outlook, FloatColumn]:
     """Give the outlook and the prudent restart cost of each device."""
-    market = state.market
-    price = float("nan") if market.price_usd_per_mwh is None else market.price_usd_per_mwh.value
-    # What was not seen yet is as the last known price.
-    older = (*market.older_usd_per_mwh, *(SEEN - 1) * (price,))[: SEEN - 1]
-    ahead = market.day_ahead_usd_per_mwh
     interval_h = site.spread([row.interval_s / SECONDS_PER_H for row in site.classes])
     return forecast(
         site.limits.price_knowledge,
-        Known(price=price, older=(older[0], older[1]), ahead=ahead if len(ahead) == AHEAD else ()),
+        known_prices(state.market),
         values.gain_on_usd_per_h * interval_h,
         values.saved_mw * interval_h,
         values.restart_usd,
         np.maximum(values.revenue_usd_per_h, 0.0) * interval_h,
+    )
+
+
+def known_prices(market: MarketState) -> Known:
+    """Give the prices that a decision sees; what was not seen yet is as the last known one."""
+    price = float("nan") if market.price_usd_per_mwh is None else market.price_usd_per_mwh.value
+    older = (*market.older_usd_per_mwh, *(SEEN - 1) * (price,))[: SEEN - 1]
+    ahead = market.day_ahead_usd_per_mwh
+    return Known(
+        price=price, older=(older[0], older[1]), ahead=ahead if len(ahead) == AHEAD else ()
     )
 
 

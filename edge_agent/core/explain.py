@@ -16,6 +16,7 @@ from edge_agent.core.economics import (
     serve_usd_per_h,
     value,
 )
+from edge_agent.core.explain_mode import ModeExplanation, why_mode
 from edge_agent.core.hygiene import doubt
 from edge_agent.core.order_facts import binding, wall_ms
 from edge_agent.core.orders import load_w
@@ -71,6 +72,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
     price_doubt: str | None = None
     grid_order: str | None = None
     peak: str | None = None
+    mode: ModeExplanation | None = None
 
 
 _SENTENCE: dict[Reason, str] = {
@@ -138,6 +140,7 @@ def why(site: Site, state: SiteState, plan: Plan, index: int) -> Explanation:
         price_doubt=doubt(site.limits, market, state.now_ns),
         grid_order=_grid_order(site, state),
         peak=peak_text(site.limits, market.peak, state.instant.wall, state.now_ns),
+        mode=why_mode(site, state, plan, index),
     )
 
 

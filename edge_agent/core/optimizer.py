@@ -17,10 +17,26 @@ from edge_agent.core import leases as ls
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
 from edge_agent.core.allocation import relaxed_usd
+from edge_agent.core.draft import Draft
 from edge_agent.core.economics import FRESH, HOLD, SAFE, Values, outlook, value
 from edge_agent.core.mode_advice import advise
-from edge_agent.core.order_facts import is_missed, limit_w, missed_text, off_by_order
-from edge_agent.core.orders import Need, need, shed
+from edge_agent.core.order_facts import (
+    coming_limit_w,
+    is_missed,
+    limit_w,
+    missed_text,
+    off_by_order,
+)
+from edge_agent.core.orders import need
+from edge_agent.core.room import (
+    Room,
+    admit,
+    merit_of,
+    off_codes,
+    off_site_w,
+    shed_for_order,
+    shed_mining,
+)
 from edge_agent.core.rule import judge
 from edge_agent.core.site import (
     CURTAILED,
@@ -47,6 +63,8 @@ from edge_agent.core.site_state import (
     lease_by_id,
 )
 from edge_agent.core.state_facts import apply
+from edge_agent.core.step_plan import draft_steps, rises, step_intents
+from edge_agent.core.step_room import trade
 from protocol.event import ReleaseOutcome
 from protocol.resource import ACTIVITY_CODES
 
@@ -63,18 +81,6 @@ _RULE_GATES = np.uint8(G.CAP | G.RAMP)
 _SKI_RENTAL = attrgetter("ski_rental")
 
 
-class _Draft(Struct, eq=False):
-    """Columns under construction; they live inside one call of ``plan`` only."""
-
-    target: CodeColumn
-    reason: CodeColumn
-    gates: CodeColumn
-    gain_usd: FloatColumn
-    cost_usd: FloatColumn
-    best: CodeColumn
-    free: FlagColumn
-
-
 def plan(site: Site, state: SiteState) -> p.Plan:
     """Plan for the instant of ``state``; acts on nothing."""
     values = value(site, state)
@@ -87,11 +93,15 @@ def plan(site: Site, state: SiteState) -> p.Plan:
     _reserve(site, state, draft)
     _orders(site, state, draft)
     _recover(site, state, draft)
+    draft.steps = draft_steps(site, state, values, draft, ls.held_code(state) != 0)
     starts = _admit_starts(site, state, power)
     wanted = draft.free & (draft.target == MINE)
     lease_acts, lease_intents = _cap(site, state, values, power, counted, draft, starts)
     intents = (
-        lease_intents + _stop_intents(site, state, values, draft) + _groups(site, state, draft)
+        lease_intents
+        + _stop_intents(site, state, values, draft)
+        + _groups(site, state, draft)
+        + step_intents(site, state, draft)
         if state.owner
         else ()
     )
@@ -101,6 +111,7 @@ def plan(site: Site, state: SiteState) -> p.Plan:
         records=p.DecisionRecords(
             state.activity, draft.best, draft.target, draft.gain_usd, draft.cost_usd,
             draft.reason, draft.gates,
+            *(() if draft.steps is None else (draft.steps.target, draft.steps.reason)),
         ),
         power=power,
         alarms=_alarms(site, state, power),
@@ -108,7 +119,7 @@ def plan(site: Site, state: SiteState) -> p.Plan:
     )  # fmt: skip
 
 
-def _money(site: Site, state: SiteState, values: Values) -> _Draft:
+def _money(site: Site, state: SiteState, values: Values) -> Draft:
     on = state.activity == MINE
     off = (state.activity == IDLE) | (state.activity == CURTAILED)
     gain_h = np.where(on, -values.gain_on_usd_per_h, values.gain_on_usd_per_h)
@@ -139,7 +150,7 @@ def _money(site: Site, state: SiteState, values: Values) -> _Draft:
     target = np.where(change, other, state.activity)
     safe_code = np.uint8(MINE) if site.limits.safe_policy == "mine" else values.off_code
     np.copyto(target, safe_code, where=free & (values.quality == SAFE))
-    return _Draft(target, reason, gates, verdict.gain_usd, cost, best, free)
+    return Draft(target, reason, gates, verdict.gain_usd, cost, best, free)
 
 
 def _up_ns(row: DeviceClass) -> float:
@@ -150,7 +161,7 @@ def _down_ns(row: DeviceClass) -> float:
     return max(row.dwell_s, row.min_down_s) * NS_PER_S
 
 
-def _reserve(site: Site, state: SiteState, draft: _Draft) -> None:
+def _reserve(site: Site, state: SiteState, draft: Draft) -> None:
     """Keep some GPUs of a class idle for bursts, first those that are: mining starts slowly."""
     for at, row in enumerate(site.classes):
         if row.warm_reserve <= 0 or row.model.serve_w <= 0.0:
@@ -170,14 +181,14 @@ def _first_that_holds(conditions: tuple[FlagColumn, ...]) -> CodeColumn:
     return reason
 
 
-def _orders(site: Site, state: SiteState, draft: _Draft) -> None:
+def _orders(site: Site, state: SiteState, draft: Draft) -> None:
     """Grid order and operator acts come before money; dwell and gain do not bind them."""
     held = ls.held_code(state)
     curtail = state.policy is not None and state.policy.curtail
     if not curtail and not held.any():
         return
     already_off = (state.activity == IDLE) | (state.activity == CURTAILED)
-    off_target = np.where(already_off, state.activity, site.once(_off_codes))
+    off_target = np.where(already_off, state.activity, site.once(off_codes))
     for code, target, why in (
         (HOLD_MINE, np.uint8(MINE), R.HELD),
         (HOLD_SERVE, off_target, R.HELD),
@@ -191,7 +202,7 @@ def _orders(site: Site, state: SiteState, draft: _Draft) -> None:
         np.copyto(draft.reason, np.uint8(R.CURTAIL_ORDER), where=draft.free)
 
 
-def _recover(site: Site, state: SiteState, draft: _Draft) -> None:
+def _recover(site: Site, state: SiteState, draft: Draft) -> None:
     """Take devices whose quarantine is over back into use: their node wants to be asked.
 
     A device that is out of use for another reason (lost, too hot) its node takes back by itself; a
@@ -257,94 +268,43 @@ def _cap(
     values: Values,
     power: p.PowerView,
     counted: FloatColumn,
-    draft: _Draft,
+    draft: Draft,
     starts: _Starts,
 ) -> tuple[tuple[p.LeaseAct, ...], tuple[p.Intent, ...]]:
     missing = starts.missing_w
-    merit = _merit(site, values)
+    room = Room(counted, merit_of(site, state, values), starts.left_w, rises(site, state))
     need_w = max(pw.to_shed_w(site, state, power), 0.0)
     if missing:
         need_w = max(need_w, missing - pw.going_down_w(site, state))
-    still = _shed(site, state, counted, draft, merit, need_w) if need_w > 0.0 else 0.0
+    still = shed_mining(site, state, draft, room, need_w) if need_w > 0.0 else 0.0
     excess = min(still, pw.to_shed_w(site, state, power))
     ask = need(site, state)
     if ask is not None:
-        excess = max(excess, _shed_for_order(site, state, draft, merit, ask))
+        excess = max(excess, shed_for_order(site, state, draft, room.merit, ask))
     ends: tuple[p.LeaseAct, ...] = ()
     if excess > 0.0:
         ends = _shed_leases(site, state, counted, excess)
-    room = replace(starts, left_w=0.0) if missing else starts
-    _admit_wakes(site, state, counted, draft, merit, room)
+    room = _let_down(site, state, draft, room)
+    left_w = admit(site, state, draft, replace(room, left_w=0.0) if missing else room)
+    if site.steps is not None and room.rises and need_w <= 0.0:
+        money = (values.gain_on_usd_per_h, values.restart_usd)
+        trade(site, state, draft, counted, money, left_w)
     return ends, tuple(_start_intent(site, state, start) for start in starts.fits)
 
 
-def _merit(site: Site, values: Values) -> FloatColumn:
-    """Order mining by what a site watt earns; unknown comes last, equal keeps the index order."""
-    merit = values.gain_on_usd_per_h / site.once(_mine_site_w)
-    out: FloatColumn = np.where(np.isnan(merit), -np.inf, merit)
-    return out
+def _let_down(site: Site, state: SiteState, draft: Draft, room: Room) -> Room:
+    """Let steps go ahead of a grid order, while there is time for them; gives the room then.
 
-
-def _off_codes(site: Site) -> CodeColumn:
-    return np.where(site.is_asic, CURTAILED, IDLE).astype(np.uint8)
-
-
-def _off_site_w(site: Site) -> FloatColumn:
-    out: FloatColumn = site.nameplate_w[site.class_of, site.once(_off_codes)] * site.pue
-    return out
-
-
-def _mine_site_w(site: Site) -> FloatColumn:
-    out: FloatColumn = np.maximum(site.nameplate_w[site.class_of, MINE] * site.pue, 1.0)
-    return out
-
-
-def _shed(
-    site: Site,
-    state: SiteState,
-    counted: FloatColumn,
-    draft: _Draft,
-    merit: FloatColumn,
-    need_w: float,
-) -> float:
-    """Turn off the worst mining until ``need_w`` is met; gives what is still missing."""
-    off_code, off_w = site.once(_off_codes), site.once(_off_site_w)
-    leaving = draft.free & (state.activity == MINE) & (draft.target != MINE)
-    freed = np.maximum(counted - off_w, 0.0)
-    need_w -= pw.total(np.where(leaving, freed, 0.0))
-    if need_w <= 0.0:
-        return 0.0
-    mining = np.flatnonzero(draft.free & (state.activity == MINE) & (draft.target == MINE))
-    order = mining[np.argsort(merit[mining], kind="stable")]
-    if not len(order):
-        return need_w
-    running = np.add.accumulate(freed[order])
-    count = min(int(np.searchsorted(running, need_w, side="left")) + 1, len(order))
-    chosen = order[:count]
-    draft.target[chosen] = off_code[chosen]
-    draft.reason[chosen] = R.SHED
-    draft.gates[chosen] &= ~np.uint8(G.CAP)
-    return max(need_w - float(running[count - 1]), 0.0)
-
-
-def _shed_for_order(
-    site: Site, state: SiteState, draft: _Draft, merit: FloatColumn, ask: Need
-) -> float:
-    """Turn off the worst mining until the orders are kept; gives what is still missing.
-
-    Nothing wakes meanwhile: it would have to go again.
+    When the order binds, what is still above it is switched off as without power modes.
     """
-    wakes = draft.free & (draft.target == MINE) & (state.activity != MINE)
-    draft.target[wakes] = state.activity[wakes]
-    draft.reason[wakes] = R.GRID_ORDER
-    on = draft.free & (state.activity == MINE)
-    mining = np.flatnonzero(on & (draft.target == MINE))
-    # One that has just failed to go is tried last.
-    order = mining[np.lexsort((merit[mining], state.failures[mining] > 0))]
-    chosen, missing_w = shed(site, state, ask, on & (draft.target != MINE), order)
-    draft.target[chosen] = site.once(_off_codes)[chosen]
-    draft.reason[chosen] = R.GRID_ORDER
-    return missing_w
+    limit_w = coming_limit_w(site, state) if site.steps is not None else None
+    if limit_w is None:
+        return room
+    load_w = pw.total(room.counted)
+    need_w = load_w - limit_w - pw.going_down_w(site, state)
+    if need_w > 0.0:
+        shed_mining(site, state, draft, room, need_w, R.GRID_ORDER)
+    return replace(room, left_w=min(room.left_w, limit_w - load_w), rises=False)
 
 
 def _shed_leases(
@@ -389,39 +349,12 @@ def _lease_w(site: Site, row: LeaseEntry, counted: FloatColumn) -> float:
     return pw.total(np.maximum(counted[at] - idle, 0.0))
 
 
-def _admit_wakes(
-    site: Site,
-    state: SiteState,
-    counted: FloatColumn,
-    draft: _Draft,
-    merit: FloatColumn,
-    room: _Starts,
-) -> None:
-    """Let wake-ups in by merit while they fit under the cap and the ramp; the others wait."""
-    ups = np.flatnonzero(draft.free & (draft.target == MINE) & (state.activity != MINE))
-    if not len(ups):
-        return
-    order = ups[np.argsort(-merit[ups], kind="stable")]
-    rise = (pw.counted_after_w(site, state, MINE) - counted)[order]
-    ramp = (
-        (site.nameplate_w[site.class_of, MINE] - site.nameplate_w[site.class_of, state.activity])
-        * site.pue
-    )[order]
-    fits = np.add.accumulate(np.maximum(rise, 0.0)) <= room.left_w
-    ramps = np.add.accumulate(np.maximum(ramp, 0.0)) <= state.ramp_left_w
-    for passed, gate, why in ((ramps, G.RAMP, R.RAMP), (fits, G.CAP, R.CAP)):
-        late = order[~passed]
-        draft.target[late] = state.activity[late]
-        draft.reason[late] = why
-        draft.gates[late] &= ~np.uint8(gate)
-
-
 def _allocation(
     site: Site,
     state: SiteState,
     values: Values,
     counted: FloatColumn,
-    draft: _Draft,
+    draft: Draft,
     wanted: FlagColumn,
 ) -> p.AllocationView | None:
     """Compare what mines by this plan with the linear programme; what ramps up later is not asked.
@@ -441,7 +374,7 @@ def _allocation(
     if np.any(state.activity[at] != MINE):
         woken = pw.counted_after_w(site, state, MINE)[at]
         drawn = np.where(state.activity[at] == MINE, drawn, woken)
-    rise = np.maximum(drawn - site.once(_off_site_w)[at], 0.0)
+    rise = np.maximum(drawn - site.once(off_site_w)[at], 0.0)
     room_w = pw.cap_w(site, state) - (pw.total(counted) - pw.total(counted[at]))
     room_w = max(room_w - pw.total(drawn - rise), 0.0)
     miners = site.is_asic[at]
@@ -466,7 +399,7 @@ def _start_intent(site: Site, state: SiteState, start: ls.Start) -> p.Intent:
 
 
 def _stop_intents(
-    site: Site, state: SiteState, values: Values, draft: _Draft
+    site: Site, state: SiteState, values: Values, draft: Draft
 ) -> tuple[p.Intent, ...]:
     out: list[p.Intent] = []
     held = ls.held_code(state)
@@ -501,7 +434,7 @@ def _stop_intents(
     return tuple(out)
 
 
-def _groups(site: Site, state: SiteState, draft: _Draft) -> tuple[p.Intent, ...]:
+def _groups(site: Site, state: SiteState, draft: Draft) -> tuple[p.Intent, ...]:
     changing: IntColumn = np.flatnonzero(draft.free & (draft.target != state.activity))
     if not len(changing):
         return ()

@@ -2,9 +2,10 @@
 
 A device counts for the largest of its last reading, the nameplate of its mode and, while a switch
 is open, both sides of it with inrush; unknown, faulty or unreachable counts as its highest
-nameplate. It counts for less only once that is confirmed: a switch that closed, and a lower
-reading. All sums are in site watts (device watts x PUE), in index order, so that they repeat bit
-for bit.
+nameplate. Where the agent sets power modes, mining counts as the confirmed step (an unknown one as
+the highest), and as both steps while a change is open. It counts for less only once that is
+confirmed: a switch that closed, and a lower reading. All sums are in site watts (device watts x
+PUE), in index order, so that they repeat bit for bit.
 """
 
 from functools import lru_cache
@@ -30,9 +31,12 @@ from edge_agent.core.site import (
     Site,
 )
 from edge_agent.core.site_state import OFF_CODES, SiteState, mode_of
+from edge_agent.core.step_table import StepTable
 
 # Refill below the ramp, so that bucket and refill together stay within one minute's ramp.
 BUCKET_S = 6.0
+# A reading so little above a step is of the step: the noise of the sensors.
+READ_SLACK = 1.03
 _INRUSH_W = attrgetter("model.inrush_w")
 
 
@@ -40,12 +44,9 @@ _INRUSH_W = attrgetter("model.inrush_w")
 @lru_cache(maxsize=4)
 def counted_w(site: Site, state: SiteState) -> FloatColumn:
     """Give what each device counts for against the cap, in site watts."""
-    classes = site.class_of
     highest = site.once(_highest_w)
-    mode = site.nameplate_w[classes, mode_of(state)]
-    sides = np.maximum(
-        site.nameplate_w[classes, state.origin], site.nameplate_w[classes, state.target]
-    )
+    mode = plate_w(site, state, mode_of(state))
+    sides = sides_w(site, state)
     switching = np.where(_wakes(state), np.maximum(sides, inrush_w(site)), sides)
     count = np.where(state.activity == SWITCHING, switching, mode)
     unsure = ~state.reachable | (state.activity == UNKNOWN) | (state.activity == FAULT)
@@ -58,13 +59,42 @@ def counted_w(site: Site, state: SiteState) -> FloatColumn:
 
 def counted_after_w(site: Site, state: SiteState, target: int) -> FloatColumn:
     """Give what each device would count for while a switch to ``target`` is open."""
-    classes = site.class_of
-    sides = np.maximum(site.nameplate_w[classes, state.origin], site.nameplate_w[classes, target])
+    after = np.full(len(site), target, dtype=np.uint8)
+    sides = np.maximum(plate_w(site, state, state.origin), plate_w(site, state, after))
     if target in (MINE, SERVE):
         off = (state.activity == CURTAILED) | (state.activity == IDLE)
         sides = np.where(off, np.maximum(sides, inrush_w(site)), sides)
     out: FloatColumn = np.maximum(sides * site.pue, counted_w(site, state))
     return out
+
+
+def plate_w(site: Site, state: SiteState, code: CodeColumn) -> FloatColumn:
+    """Give what each device counts for in an activity, in device watts, before any reading."""
+    watts: FloatColumn = site.nameplate_w[site.class_of, code]
+    if site.steps is None:
+        return watts
+    return np.where(code == MINE, _mining_w(site.steps, site, state), watts)
+
+
+def sides_w(site: Site, state: SiteState) -> FloatColumn:
+    """Give the larger side of each device's switch in device watts, inrush not counted."""
+    return np.maximum(plate_w(site, state, state.origin), plate_w(site, state, state.target))
+
+
+def step_w(site: Site, step: CodeColumn) -> FloatColumn:
+    """Give what each device draws at most in a step, in site watts.
+
+    Args:
+        step: of each device; 0 is unknown and counts as the highest.
+    """
+    assert site.steps is not None, "asked only where the agent sets modes"
+    out: FloatColumn = site.steps.power_w[site.class_of, step] * site.pue
+    return out
+
+
+def _mining_w(steps: StepTable, site: Site, state: SiteState) -> FloatColumn:
+    one = steps.power_w[site.class_of, state.step]
+    return np.maximum(one, steps.power_w[site.class_of, state.step_to])
 
 
 def inrush_w(site: Site) -> FloatColumn:
@@ -85,7 +115,7 @@ def measured_w(site: Site, state: SiteState) -> float | None:
     known = state.reachable & ~np.isnan(state.power_w)
     if not known.any():
         return None
-    mode = site.nameplate_w[site.class_of, mode_of(state)]
+    mode = plate_w(site, state, mode_of(state))
     watts = np.where(known, state.power_w, np.where(state.reachable, mode, 0.0))
     return total(watts * site.pue)
 
@@ -122,10 +152,15 @@ def refill_ramp(site: Site, state: SiteState, dt_s: float) -> float:
     return min(bucket, state.ramp_left_w + refill * dt_s)
 
 
-def ramp_rise_w(site: Site, at: IntColumn, origin: CodeColumn, target: int) -> FloatColumn:
+def ramp_rise_w(
+    site: Site, state: SiteState, at: IntColumn, origin: CodeColumn, target: int
+) -> FloatColumn:
     """Give the site watts by which a change raises the load of devices that are off; else 0."""
     classes = site.class_of[at]
-    rise = (site.nameplate_w[classes, target] - site.nameplate_w[classes, origin]) * site.pue[at]
+    after_w = site.nameplate_w[classes, target]
+    if site.steps is not None and target == MINE:
+        after_w = _mining_w(site.steps, site, state)[at]
+    rise = (after_w - site.nameplate_w[classes, origin]) * site.pue[at]
     out: FloatColumn = np.where(np.isin(origin, OFF_CODES), np.maximum(rise, 0.0), 0.0)
     return out
 
@@ -166,8 +201,28 @@ def to_shed_w(site: Site, state: SiteState, power: PowerView) -> float:
 def going_down_w(site: Site, state: SiteState) -> float:
     """Give the site watts that open switches will free when they are confirmed."""
     after = site.nameplate_w[site.class_of, state.target] * site.pue
-    down = np.where(state.activity == SWITCHING, counted_w(site, state) - after, 0.0)
+    counted = counted_w(site, state)
+    down = np.where(state.activity == SWITCHING, counted - after, 0.0)
+    if site.steps is not None:
+        stepping = stepping_down(site, state)
+        down = np.where(stepping, counted - step_w(site, state.step_to), down)
     return total(np.maximum(down, 0.0))
+
+
+def stepping_down(site: Site, state: SiteState) -> FlagColumn:
+    """Tell which devices a change of step still brings down.
+
+    One that does not read lower ``shed_after_s`` after the change began is not waited for: what it
+    should have freed is freed by others, or by turning it off.
+    """
+    assert site.steps is not None, "asked only where the agent sets modes"
+    lower = site.steps.power_w[site.class_of, state.step_to]
+    before = site.steps.power_w[site.class_of, state.step]
+    open_down = (state.step_to != state.step) & (state.switch_no >= 0) & (lower < before)
+    young = state.now_ns - state.step_since_ns <= int(site.limits.shed_after_s * NS_PER_S)
+    read = (state.read_ns > state.step_since_ns) & (state.power_w <= lower * READ_SLACK)
+    out: FlagColumn = open_down & state.reachable & (young | read)
+    return out
 
 
 def _highest_w(site: Site) -> FloatColumn:

@@ -90,9 +90,8 @@ def test_no_minute_of_wakes_raises_more_than_the_ramp(
             if row.to_activity is Activity.MINE:
                 at = row.indices
                 code = CODE_OF[row.to_activity]
-                raised.append(
-                    (plant.at_s, pw.total(pw.ramp_rise_w(plant.site, at, before[at], code)))
-                )
+                rise_w = pw.ramp_rise_w(plant.site, plant.state, at, before[at], code)
+                raised.append((plant.at_s, pw.total(rise_w)))
     for at_s, _ in raised:
         in_minute = sum(watts for t, watts in raised if at_s <= t < at_s + 60.0)
         assert in_minute <= RAMP_W + 1e-6
