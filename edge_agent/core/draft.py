@@ -10,7 +10,8 @@ class StepDraft(Struct, eq=False):
 
     Args:
         target: step; the present one (or that of an open change) where nothing is to change.
-        wanted: what money wants, whatever the room. may: it may be changed for money now.
+        wanted: what money wants, whatever the room. may: it runs, free to be changed for
+            money once it has dwelt.
     """
 
     target: CodeColumn

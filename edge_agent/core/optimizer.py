@@ -368,7 +368,7 @@ def _allocation(
         return None
     # Where all run that should, no programme does better.
     kept = bool(np.all(draft.target[at] == MINE))
-    if kept and not any(row.modes for row in site.classes):
+    if kept and not any(row.modes and not row.set_modes for row in site.classes):
         return p.AllocationView(worth, worth)
     drawn = counted[at]
     if np.any(state.activity[at] != MINE):

@@ -31,7 +31,6 @@ from edge_agent.core.site import (
     Site,
 )
 from edge_agent.core.site_state import OFF_CODES, SiteState, mode_of
-from edge_agent.core.step_table import StepTable
 
 # Refill below the ramp, so that bucket and refill together stay within one minute's ramp.
 BUCKET_S = 6.0
@@ -73,7 +72,7 @@ def plate_w(site: Site, state: SiteState, code: CodeColumn) -> FloatColumn:
     watts: FloatColumn = site.nameplate_w[site.class_of, code]
     if site.steps is None:
         return watts
-    return np.where(code == MINE, _mining_w(site.steps, site, state), watts)
+    return np.where(code == MINE, mining_w(site, state), watts)
 
 
 def sides_w(site: Site, state: SiteState) -> FloatColumn:
@@ -92,9 +91,30 @@ def step_w(site: Site, step: CodeColumn) -> FloatColumn:
     return out
 
 
-def _mining_w(steps: StepTable, site: Site, state: SiteState) -> FloatColumn:
-    one = steps.power_w[site.class_of, state.step]
-    return np.maximum(one, steps.power_w[site.class_of, state.step_to])
+# A pass asks several times for the count of one state: once for two sites in one process.
+@lru_cache(maxsize=4)
+def mining_w(site: Site, state: SiteState) -> FloatColumn:
+    """Give what each device counts for while it mines, in device watts, before any reading."""
+    if site.steps is None:
+        return site.once(_mine_plate_w)
+    table, row = site.steps.power_w.ravel(), site.once(_step_row)
+    out: FloatColumn = table.take(row + state.step)
+    changing = np.flatnonzero(state.step_to != state.step)
+    if len(changing):
+        other = table.take(row[changing] + state.step_to[changing])
+        out[changing] = np.maximum(out[changing], other)
+    out.flags.writeable = False
+    return out
+
+
+def _mine_plate_w(site: Site) -> FloatColumn:
+    out: FloatColumn = site.nameplate_w[site.class_of, MINE]
+    return out
+
+
+def _step_row(site: Site) -> IntColumn:
+    width = 0 if site.steps is None else site.steps.most + 1
+    return site.class_of.astype(np.int64) * width
 
 
 def inrush_w(site: Site) -> FloatColumn:
@@ -159,7 +179,7 @@ def ramp_rise_w(
     classes = site.class_of[at]
     after_w = site.nameplate_w[classes, target]
     if site.steps is not None and target == MINE:
-        after_w = _mining_w(site.steps, site, state)[at]
+        after_w = mining_w(site, state)[at]
     rise = (after_w - site.nameplate_w[classes, origin]) * site.pue[at]
     out: FloatColumn = np.where(np.isin(origin, OFF_CODES), np.maximum(rise, 0.0), 0.0)
     return out

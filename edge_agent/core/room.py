@@ -66,7 +66,7 @@ def mine_site_w(site: Site, state: SiteState) -> FloatColumn:
     """Give what each device counts for while it mines, in its step, in site watts; at least 1."""
     if site.steps is None:
         return site.once(_plate_site_w)
-    out: FloatColumn = np.maximum(pw.plate_w(site, state, site.once(_all_mining)) * site.pue, 1.0)
+    out: FloatColumn = np.maximum(pw.mining_w(site, state) * site.pue, 1.0)
     return out
 
 
@@ -168,8 +168,9 @@ def _wakes(site: Site, state: SiteState, draft: Draft, room: Room) -> _Candidate
         none = np.zeros(0)
         return _Candidates(at, at, none, none, none)
     rise = (pw.counted_after_w(site, state, MINE) - room.counted)[at]
-    mining_w = pw.plate_w(site, state, site.once(_all_mining))
-    ramp = ((mining_w - site.nameplate_w[site.class_of, state.activity]) * site.pue)[at]
+    ramp = (
+        (pw.mining_w(site, state) - site.nameplate_w[site.class_of, state.activity]) * site.pue
+    )[at]
     return _Candidates(at, np.zeros(len(at), dtype=np.int64), room.merit[at], rise, ramp)
 
 
@@ -178,10 +179,6 @@ def _turn_off(site: Site, draft: Draft, at: IntColumn, why: p.Reason) -> None:
     draft.reason[at] = why
     # One in the middle of a change of mode is taken over: load that must go waits for nothing.
     draft.free[at] = True
-
-
-def _all_mining(site: Site) -> CodeColumn:
-    return np.full(len(site), MINE, dtype=np.uint8)
 
 
 def _plate_site_w(site: Site) -> FloatColumn:

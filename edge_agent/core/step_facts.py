@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from edge_agent.core import facts as f
 from edge_agent.core import power as pw
-from edge_agent.core.site import NS_PER_S, CodeColumn, FlagColumn, IntColumn, Site
+from edge_agent.core.site import NS_PER_S, CodeColumn, FlagColumn, FloatColumn, IntColumn, Site
 from edge_agent.core.site_state import SiteState, SwitchEntry, put
 from edge_agent.core.step_table import StepTable
 
@@ -109,17 +109,16 @@ def step_readings(
     steps = site.steps
     known = state.step[at]
     told = np.zeros(len(at), dtype=np.uint8) if row.step is None else row.step
-    near = steps.nearest(site.class_of[at].astype(np.int64), row.power_w)
-    full = row.hashrate_ths >= RATE_SHARE_KNOWN * steps.rate_ths[site.class_of[at], near]
-    by_power = np.where(full & (row.power_w > 0.0), near, 0)
     # Soon after a change a reading may be of before it; the count takes it as it is all the same.
     late_ns = int(site.limits.reading_stale_s * NS_PER_S)
     settled = state.now_ns - state.step_since_ns[at] > late_ns
-    higher = (by_power > known) & settled
-    higher &= row.power_w > steps.power_w[site.class_of[at], known] * pw.READ_SLACK
-    found = np.where((known == 0) | higher, by_power, known)
-    found = np.where(told > 0, told, found).astype(np.uint8)
-    changed = mining & site.has_steps[at] & (found != known) & (found > 0)
+    above = row.power_w > step_power_w(steps, site, at, known) * pw.READ_SLACK
+    where = np.flatnonzero(mining & site.has_steps[at] & ((known == 0) | (above & settled)))
+    found = np.where(told > 0, told, known).astype(np.uint8)
+    near = _by_power(steps, site, at[where], row.power_w[where], row.hashrate_ths[where])
+    better = (told[where] == 0) & (near > known[where])
+    found[where[better]] = near[better]
+    changed = mining & site.has_steps[at] & (found != known)
     moved = at[changed]
     return {
         "step": put(state.step, moved, found[changed]),
@@ -127,11 +126,31 @@ def step_readings(
     }
 
 
+def step_power_w(steps: StepTable, site: Site, at: IntColumn, step: CodeColumn) -> FloatColumn:
+    """Give what some devices draw in a step, at the device."""
+    width = steps.most + 1
+    out: FloatColumn = steps.power_w.ravel().take(site.class_of[at] * width + step)
+    return out
+
+
+def _by_power(
+    steps: StepTable, site: Site, at: IntColumn, power_w: FloatColumn, rate_ths: FloatColumn
+) -> CodeColumn:
+    """Give the step that power and rate agree on; 0 where they do not."""
+    near = steps.nearest(site.class_of[at].astype(np.int64), power_w)
+    full = rate_ths >= RATE_SHARE_KNOWN * steps.rate_ths[site.class_of[at], near]
+    out: CodeColumn = np.where(full & (power_w > 0.0), near, 0).astype(np.uint8)
+    return out
+
+
 def hashes(site: Site, state: SiteState, at: IntColumn, rate_ths: np.ndarray) -> FlagColumn:
     """Tell which readings are of a miner that hashes, not of one that restarts into a mode."""
     steps: StepTable | None = site.steps
     assert steps is not None, "asked only where the agent sets modes"
-    least = RATE_SHARE_MINING * steps.rate_ths[site.class_of[at], state.step[at]]
+    width = steps.most + 1
+    least = RATE_SHARE_MINING * steps.rate_ths.ravel().take(
+        site.class_of[at] * width + state.step[at]
+    )
     out: FlagColumn = ~site.has_steps[at] | (rate_ths >= least)
     return out
 

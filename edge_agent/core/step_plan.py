@@ -20,6 +20,9 @@ from edge_agent.core.step_rule import StepGroups, between, step_groups
 from protocol.resource import ACTIVITY_CODES
 
 R = p.Reason
+_KEEP, _WAITS, _UNKNOWN = (
+    np.uint8(reason) for reason in (R.STEP_KEEP, R.STEP_WAITS, R.STEP_UNKNOWN)
+)
 
 
 def draft_steps(
@@ -32,58 +35,60 @@ def draft_steps(
     """
     if site.steps is None:
         return None
-    n = len(site)
-    nan = np.full(n, np.nan)
-    unknown = site.has_steps & (state.step == 0)
-    reason = np.where(unknown, np.uint8(R.STEP_UNKNOWN), np.uint8(R.STEP_KEEP))
+    reason = np.where(site.has_steps & (state.step == 0), _UNKNOWN, _KEEP)
     steps = StepDraft(
-        state.step_to.copy(), state.step_to.copy(), reason, nan, nan.copy(),
-        np.zeros(n, dtype=np.bool_),
+        state.step_to.copy(), state.step_to.copy(), reason, np.full(len(site), np.nan),
+        np.full(len(site), np.nan),
+        draft.free & (draft.target == MINE) & ~held & (values.quality == FRESH),
     )  # fmt: skip
     groups = step_groups(site, state)
-    if groups is None:
-        return steps
-    at = groups.at
-    stays = draft.free & (draft.target == MINE) & ~held & (values.quality == FRESH)
-    _want(site, state, groups, stays[at], steps)
+    if groups is not None:
+        _want(site, state, groups, steps)
     return steps
 
 
-def _want(
-    site: Site, state: SiteState, groups: StepGroups, stays: FlagColumn, steps: StepDraft
-) -> None:
-    at, of = groups.at, groups.of
-    own = groups.step[of]
-    regret, near = state.step_regret_usd[at], groups.near_cost_usd[of]
-    early = groups.target[of] != own
-    latest = site.column(_ski_rental)[at] * near
-    overdue = ~early & (groups.side[of] != 0) & (regret > near) & (regret >= latest)
-    wanted = np.where(early, groups.target[of], np.where(overdue, own + groups.side[of], own))
-    open_to = _not_refused(wanted, own, state.no_steps[at])
-    worth = between(groups, of, own, open_to, groups.worth_usd)
-    gain = np.where(early, worth, regret)
-    cost = np.where(early, groups.early_cost_usd[of], near)
-    pays = gain > cost
+def dwelt(site: Site, state: SiteState, at: IntColumn) -> FlagColumn:
+    """Tell which of some miners have been in their step for the least dwell."""
     since_ns = np.maximum(state.step_since_ns[at], state.mode_since_ns[at])
-    dwelt = state.now_ns - since_ns >= site.column(_dwell_ns)[at]
-    change = stays & pays & dwelt & (open_to != own)
-    reason = np.select(
-        [groups.side[of] == 0, (wanted != own) & (open_to == own), wanted == own, ~dwelt, early],
-        [R.STEP_KEEP, R.STEP_REFUSED, R.STEP_WAITS, R.STEP_DWELL, R.STEP_GAIN],
-        R.STEP_OVERDUE,
-    )
-    # The outlook may want what does not pay at this moment's price.
-    reason = np.where(change, np.where(early, R.STEP_GAIN, R.STEP_OVERDUE), reason)
-    steps.wanted[at] = np.where(stays, open_to, own)
+    out: FlagColumn = state.now_ns - since_ns >= site.column(_dwell_ns)[at]
+    return out
+
+
+def _want(site: Site, state: SiteState, groups: StepGroups, steps: StepDraft) -> None:
+    at, of, near = groups.at, groups.of, groups.near_cost_usd
+    early_of = groups.target != groups.step
+    ski_rental = np.array([row.ski_rental for row in site.classes])[groups.place]
+    # At the latest when the regret of staying has reached the change, and more than that.
+    latest = np.maximum(ski_rental * near, np.nextafter(near, np.inf))
+    latest = np.where(groups.side == 0, np.inf, latest)
+    regret = state.step_regret_usd[at]
+    steps.gain_usd[at], steps.cost_usd[at] = regret, near.take(of)
+    steps.reason[at] = np.where(groups.side == 0, _KEEP, _WAITS).take(of)
+    moved = np.flatnonzero((early_of.take(of) | (regret >= latest.take(of))) & steps.may[at])
+    at, of, regret = at[moved], of[moved], regret[moved]
+    own, early = groups.step[of], early_of[of]
+    wanted = np.where(early, groups.target[of], own + groups.side[of])
+    open_to = _not_refused(wanted, own, state.no_steps[at])
+    gain = np.where(early, groups.gain_usd[of], regret)
+    part = np.flatnonzero(early & (open_to != wanted))
+    gain[part] = between(of[part], own[part], open_to[part], groups.worth_usd)
+    cost = np.where(early, groups.early_cost_usd[of], near[of])
+    stayed = dwelt(site, state, at)
+    change = (gain > cost) & stayed & (open_to != own)
+    reason = np.where(early, np.uint8(R.STEP_GAIN), np.uint8(R.STEP_OVERDUE))
+    np.copyto(reason, _WAITS, where=~(gain > cost))
+    np.copyto(reason, np.uint8(R.STEP_DWELL), where=~stayed)
+    np.copyto(reason, np.uint8(R.STEP_REFUSED), where=open_to == own)
+    steps.wanted[at] = open_to
     steps.target[at] = np.where(change, open_to, state.step_to[at])
-    steps.reason[at] = reason
-    steps.gain_usd[at], steps.cost_usd[at] = gain, cost
-    steps.may[at] = stays & dwelt
+    steps.reason[at], steps.gain_usd[at], steps.cost_usd[at] = reason, gain, cost
 
 
 def _not_refused(wanted: IntColumn, own: IntColumn, refused: CodeColumn) -> IntColumn:
     """Give the step nearest to the wanted one, on the way there, that the miner takes."""
     out = wanted.copy()
+    if not refused.any():
+        return out
     toward = np.sign(own - wanted)
     for _ in range(8):
         bad = (out != own) & ((refused.astype(np.int64) >> np.maximum(out - 1, 0)) & 1 > 0)
@@ -137,10 +142,6 @@ def rises(site: Site, state: SiteState) -> bool:
     """Tell whether steps may go up: not while the grid limits the load, or is about to."""
     curtail = state.policy is not None and state.policy.curtail
     return not curtail and limit_w(site, state) is None
-
-
-def _ski_rental(row: DeviceClass) -> float:
-    return row.ski_rental
 
 
 def _dwell_ns(row: DeviceClass) -> float:

@@ -13,6 +13,7 @@ from edge_agent.core import power as pw
 from edge_agent.core.draft import Draft
 from edge_agent.core.site import CURTAILED, MINE, FlagColumn, FloatColumn, IntColumn, Site
 from edge_agent.core.site_state import SiteState
+from edge_agent.core.step_plan import dwelt
 from edge_agent.core.step_rule import StepGroups, between, step_groups
 
 R = p.Reason
@@ -206,7 +207,7 @@ def rise_steps(
     of = np.full(len(site), -1, dtype=np.int64)
     of[groups.at] = groups.of
     own = state.step[part].astype(np.int64)
-    steps.gain_usd[part] = between(groups, of[part], own, reached[part], groups.worth_usd)
+    steps.gain_usd[part] = between(of[part], own, reached[part], groups.worth_usd)
     steps.cost_usd[part] = groups.cost_usd[of[part], reached[part] - 1]
 
 
@@ -240,11 +241,14 @@ def trade(
     if steps is None or groups is None:
         return
     waiting = _waiting(site, state, draft, groups, counted, values)
+    if not len(waiting.need_w):
+        return
     settled = steps.may & (steps.target == state.step) & (steps.wanted == state.step)
     row_of = np.full(len(site), -1, dtype=np.int64)
     row_of[groups.at] = groups.of
     at = np.flatnonzero(settled & may_step(site, state) & (state.step > 1) & (row_of >= 0))
-    if not len(waiting.need_w) or not len(at):
+    at = at[dwelt(site, state, at)]
+    if not len(at):
         return
     own, of = state.step[at].astype(np.int64), row_of[at]
     place = np.arange(groups.watts.shape[1])[None, :]
@@ -292,13 +296,13 @@ def _waiting(
     assert steps is not None, "only called with steps"
     gain_on, restart = values
     off = np.flatnonzero(draft.free & (draft.reason == R.CAP) & (gain_on > 0.0))
-    need = (pw.counted_after_w(site, state, MINE) - counted)[off]
+    need = (pw.counted_after_w(site, state, MINE) - counted)[off] if len(off) else np.zeros(0)
     # Of each the next step only: it earns more a watt than those above it.
     ups = np.flatnonzero((steps.reason == R.STEP_CAP)[groups.at])
     of, own = groups.of[ups], state.step[groups.at[ups]].astype(np.int64)
-    mining_w = pw.plate_w(site, state, np.full(len(site), MINE, dtype=np.uint8)) * site.pue
-    asleep_w = site.nameplate_w[site.class_of, state.activity] * site.pue
-    draws = np.concatenate(((mining_w - asleep_w)[off], groups.watts[of, own]))
+    asleep_w = site.nameplate_w[site.class_of[off], state.activity[off]]
+    wakes_w = (pw.mining_w(site, state)[off] - asleep_w) * site.pue[off]
+    draws = np.concatenate((wakes_w, groups.watts[of, own]))
     usd = np.concatenate((gain_on[off], groups.usd_per_h[of, own]))
     cost = np.concatenate((restart[off], groups.cost_usd[of, own]))
     return _Waiting(

@@ -36,18 +36,19 @@ class StepGroups(Struct, frozen=True, eq=False, kw_only=True):
     """Miners that run in a known step, and what each step is worth to them.
 
     Args:
-        at: their device indices. of: group of each.
+        at: their device indices. of: group of each. place: class of each group.
         step: present step of each group. count: steps of its class.
         watts: (group, step - 1), what a step adds at the meter. usd_per_h: what it earns.
         cost_usd: of a change up into it, prudent. worth_usd: over the expected stay, of going
             over the step in the direction that the outlook wants; 0 where it wants none.
-        target, early_cost_usd: where the outlook wants the group, and what that costs.
+        target, gain_usd, early_cost_usd: where the outlook wants the group, and the money of it.
         side: 1, 0, -1: the neighbour that earns more now. miss_usd_per_h: what staying costs
             against the better neighbour; negative: it earns. near_cost_usd: of going there.
     """
 
     at: IntColumn
     of: IntColumn
+    place: IntColumn
     step: IntColumn
     count: IntColumn
     watts: FloatColumn
@@ -55,6 +56,7 @@ class StepGroups(Struct, frozen=True, eq=False, kw_only=True):
     cost_usd: FloatColumn
     worth_usd: FloatColumn
     target: IntColumn
+    gain_usd: FloatColumn
     early_cost_usd: FloatColumn
     side: IntColumn
     miss_usd_per_h: FloatColumn
@@ -165,12 +167,14 @@ def _judged(
     return StepGroups(
         at=devices[0],
         of=devices[1],
+        place=owner,
         step=own,
         count=count,
         watts=money.watts,
         usd_per_h=money.usd_per_h,
         cost_usd=money.cost_usd,
         target=target,
+        gain_usd=_between(worth, own, target),
         worth_usd=worth,
         early_cost_usd=money.cost_usd[rows, top],
         side=side,
@@ -195,17 +199,19 @@ def _reach(own: IntColumn, early: np.ndarray, on: np.ndarray, *, up: bool) -> In
     return reached
 
 
-def between(
-    groups: StepGroups, of: IntColumn, one: IntColumn, other: IntColumn, of_step: FloatColumn
-) -> FloatColumn:
+def between(of: IntColumn, one: IntColumn, other: IntColumn, of_step: FloatColumn) -> FloatColumn:
     """Sum a column of the groups over the steps between two, for each miner.
 
     Args:
         of: group of each miner. of_step: (group, step - 1).
     """
-    place = np.arange(groups.watts.shape[1])[None, :]
+    return _between(of_step[of], one, other)
+
+
+def _between(table: FloatColumn, one: IntColumn, other: IntColumn) -> FloatColumn:
+    place = np.arange(table.shape[1])[None, :]
     low, high = np.minimum(one, other)[:, None], np.maximum(one, other)[:, None]
-    passed = np.where((place >= low) & (place < high), of_step[of], 0.0)
+    passed = np.where((place >= low) & (place < high), table, 0.0)
     # In a fixed order: a replay must give the same bits anywhere.
     out: FloatColumn = np.add.accumulate(passed, axis=1)[:, -1]
     return out
