@@ -85,7 +85,11 @@ class PhaseTime(Struct, frozen=True, array_like=True):
 
 
 class SwitchReport(Struct, frozen=True, kw_only=True, tag="switch_report"):
-    """One finished switch of 1..n devices of a class, with phase times and the money behind it."""
+    """One finished switch of 1..n devices of a class, with phase times and the money behind it.
+
+    Args:
+        mode: power mode that miners were to take, which mine before and after; empty: none.
+    """
 
     switch_id: Ident
     device_class: Ident
@@ -101,6 +105,7 @@ class SwitchReport(Struct, frozen=True, kw_only=True, tag="switch_report"):
     phases: tuple[PhaseTime, ...] = ()
     expected_gain_usd: float | None = None
     switch_cost_usd: float | None = None
+    mode: str = ""
 
 
 class ClassReport(Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from edge_agent.core import power as pw
 from edge_agent.core.economics import (
     Quality,
     age_s,
+    best_value,
     break_even_usd_per_mwh,
     hashprice,
     learnt_cost,
@@ -300,7 +301,7 @@ def _price_sentence(site: Site, state: SiteState, break_even: float, index: int)
 def _early(site: Site, state: SiteState, held: MarketValue, price: float, index: int) -> bool:
     market = replace(state.market, price_usd_per_mwh=replace(held, value=price))
     told = replace(state, market=market)
-    expected, _ = outlook(site, told, value(site, told))
+    expected, _ = outlook(site, told, best_value(site, told))
     on = bool(state.activity[index] == MINE)
     gain, share = float(expected.gain[index]), float(expected.share[index])
     return -gain > share if on else gain > 1.0 - share

@@ -18,7 +18,7 @@ from edge_agent.core import plan as p
 from edge_agent.core import power as pw
 from edge_agent.core.allocation import relaxed_usd
 from edge_agent.core.draft import Draft
-from edge_agent.core.economics import FRESH, HOLD, SAFE, Values, outlook, value
+from edge_agent.core.economics import FRESH, HOLD, SAFE, Values, best_value, outlook, value
 from edge_agent.core.mode_advice import advise
 from edge_agent.core.order_facts import (
     coming_limit_w,
@@ -89,7 +89,7 @@ def plan(site: Site, state: SiteState) -> p.Plan:
     acts = ls.decide(site, state, values, power)
     # What follows plans as if the lease acts were done: a lease starts in the pass that takes it.
     state = _after(site, state, acts)
-    draft = _money(site, state, values)
+    draft = _money(site, state, best_value(site, state))
     _reserve(site, state, draft)
     _orders(site, state, draft)
     _recover(site, state, draft)

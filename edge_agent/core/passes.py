@@ -4,7 +4,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from edge_agent.core import power as pw
-from edge_agent.core.economics import grow, value
+from edge_agent.core.economics import best_value, grow, value
 from edge_agent.core.facts import Fact, Instant, TickRow
 from edge_agent.core.optimizer import plan
 from edge_agent.core.orders import follow
@@ -29,7 +29,7 @@ def enter(site: Site, state: SiteState, instant: Instant, facts: tuple[Fact, ...
     step_regret = grow_step_regret(site, state, dt_s) if dt_s else state.step_regret_usd
     if dt_s:
         values = value(site, state)
-        regret, debt = grow(site, state, values, dt_s)
+        regret, debt = grow(site, state, best_value(site, state), dt_s)
         market = replace(
             market, peak=spend(site, state, values.gain_on_usd_per_h, values.saved_mw, dt_s)
         )

@@ -225,6 +225,8 @@ class ControlLoop:
             outcomes_of(switch),
             told.took_us,
             opened,
+            "" if switch.mode is None else switch.mode.mode,
+            () if switch.mode is None else tuple(device.code for device in switch.devices),
         )
         row = SwitchRow(switch_id=switch.switch_id, body=encode_switch(switch), closed=True)
         self._metering.expect(opened, instant.wall)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from msgspec import structs
 
+from edge_agent.core.curve import ModePoint
 from edge_agent.core.site import Site
 from edge_agent.devices.fake import FakeAsic, FakeFleet, FakePhysics
 from edge_agent.devices.ports import AsicAction, AsicNameplate, AsicReadings, DeviceOutcome
@@ -123,6 +124,17 @@ class RebootedFleet:
     ) -> tuple[DeviceOutcome, ...]:
         """Hand on; nothing in the agent reads the times of outcomes."""
         return await self._fleet.apply(switch_id, phase, action, device_ids, deadline_s)
+
+    async def set_mode(
+        self,
+        switch_id: str,
+        phase: str,
+        mode: ModePoint,
+        device_ids: Sequence[str],
+        deadline_s: float,
+    ) -> tuple[DeviceOutcome, ...]:
+        """Hand on."""
+        return await self._fleet.set_mode(switch_id, phase, mode, device_ids, deadline_s)
 
     async def read(self) -> AsicReadings:
         """Read, in boottime of this boot."""
