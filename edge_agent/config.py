@@ -15,6 +15,7 @@ from msgspec import Meta, Struct, structs
 
 from edge_agent.core.curve import ModePoint, hull
 from edge_agent.core.site import Device, DeviceClass, Limits, Site
+from edge_agent.core.step_table import STEPS_MAX
 from edge_agent.inventory import InventoryError, Label, MinerLine, read_inventory
 from firmware_bridges.families import FAMILY_OF
 from firmware_bridges.targets import TargetError, addresses_of
@@ -90,6 +91,7 @@ class ClassRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sla_usd: float | None = None
     modes: Annotated[tuple[ModePoint, ...], Meta(max_length=64)] | None = None
     mode_change_s: Annotated[float, Meta(ge=0, le=86_400)] | None = None
+    set_modes: bool | None = None
 
 
 class Duties(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -360,6 +362,8 @@ def _check(config: AgentConfig) -> Iterator[Problem]:
 
 
 def _check_modes(path: str, row: ClassRow) -> Iterator[Problem]:
+    if row.set_modes and not row.modes:
+        yield Problem(path=path, detail="set_modes needs them: which mode draws and hashes what")
     if not row.modes or row.model not in MODELS:
         return
     model = MODELS[row.model]
@@ -368,6 +372,8 @@ def _check_modes(path: str, row: ClassRow) -> Iterator[Problem]:
         return
     if len({point.mode for point in row.modes}) < len(row.modes):
         yield Problem(path=path, detail="a mode is there twice")
+    if row.set_modes and len(hull(row.modes, model.curtailed_w)) > STEPS_MAX:
+        yield Problem(path=path, detail=f"at most {STEPS_MAX} modes can be set")
     if not hull(row.modes, model.curtailed_w):
         yield Problem(path=path, detail=f"no point above sleep ({model.curtailed_w:g} W)")
 

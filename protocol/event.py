@@ -109,13 +109,17 @@ class SwitchReport(Struct, frozen=True, kw_only=True, tag="switch_report"):
 
 
 class ClassReport(Struct, frozen=True, kw_only=True):
-    """Count of devices of one class by activity; ``free`` can be leased now."""
+    """Count of devices of one class by activity; ``free`` can be leased now.
+
+    ``by_mode``: miners that mine by power mode, where the agent sets it.
+    """
 
     device_class: Ident
     kind: str
     total: Count
     free: Count
     by_activity: dict[str, int]
+    by_mode: dict[str, int] = {}
 
 
 class HeldLease(Struct, frozen=True, kw_only=True):
