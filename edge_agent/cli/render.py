@@ -155,7 +155,8 @@ def plan(value: Row) -> str:
     lines += [
         f"{row['devices']:>6} x {row['device_class']}: {row['from_activity']} -> "
         f"{row.get('mode') or row['to_activity']}  {row['reason']}  "
-        f"gain {number(row['gain_usd'], '{:+,.4f}')} USD, cost {number(row['cost_usd'], '{:,.4f}')} USD"
+        f"gain {number(row['gain_usd'], '{:+,.4f}')} USD, "
+        f"cost {number(row['cost_usd'], '{:,.4f}')} USD"
         for row in value["intents"]
     ]
     lines += value["lease_acts"]

@@ -51,7 +51,15 @@ from simulators.link import SimLink
 from simulators.market import MarketSimulator
 from simulators.virtual_loop import SimClock
 from tests.simulation.processes import Fuse, FusedStore, Process, SimWriter
-from tests.simulation.scenario import PRICES, SITES, START, Scenario, build_site, edge_client
+from tests.simulation.scenario import (
+    MODES,
+    PRICES,
+    SITES,
+    START,
+    Scenario,
+    build_site,
+    edge_client,
+)
 
 TICK_S = 5.0
 METRICS = (
@@ -236,13 +244,18 @@ class SiteWorld:
         plate = AsicNameplate(hashrate_ths=200.0, power_w=3_500.0, sleep_power_w=20.0)
         return FakeFleet(
             [
-                FakeAsic(device_id=device.device_id, mining=False, nameplate=plate)
+                FakeAsic(
+                    device_id=device.device_id,
+                    mining=False,
+                    nameplate=plate,
+                    mode=MODES[1] if self.site.steps is not None else None,
+                )
                 for device in self.site.devices
                 if device.node_id is None
             ],
             clock=clock,
             seed=self.rng.randrange(1 << 30),
-            physics=FakePhysics(warm_up_s=40.0),
+            physics=FakePhysics(warm_up_s=40.0, mode_s=25.0),
         )
 
     def _new_host(self) -> GpuHost:
@@ -416,7 +429,12 @@ class World:
             site_id: SiteWorld(
                 self,
                 at,
-                build_site(site_id, scenario.caps_w[at], scenario.ramps_w_per_min[at]),
+                build_site(
+                    site_id,
+                    scenario.caps_w[at],
+                    scenario.ramps_w_per_min[at],
+                    modes=scenario.modes[at],
+                ),
                 energy[site_id],
             )
             for at, site_id in enumerate(SITES)
