@@ -145,7 +145,10 @@ def read_w(site: Site, state: SiteState) -> float:
 
     A reading from before the device's last change says nothing about it now.
     """
-    known = state.reachable & ~np.isnan(state.power_w) & (state.read_ns >= state.mode_since_ns)
+    since_ns = state.mode_since_ns
+    if site.steps is not None:
+        since_ns = np.maximum(since_ns, state.step_since_ns)
+    known = state.reachable & ~np.isnan(state.power_w) & (state.read_ns >= since_ns)
     return total(np.where(known, np.where(known, state.power_w, 0.0) * site.pue, 0.0))
 
 
@@ -224,7 +227,7 @@ def going_down_w(site: Site, state: SiteState) -> float:
     counted = counted_w(site, state)
     down = np.where(state.activity == SWITCHING, counted - after, 0.0)
     if site.steps is not None:
-        stepping = stepping_down(site, state)
+        stepping = stepping_down(site, state) | _unread(site, state)
         down = np.where(stepping, counted - step_w(site, state.step_to), down)
     return total(np.maximum(down, 0.0))
 
@@ -242,6 +245,20 @@ def stepping_down(site: Site, state: SiteState) -> FlagColumn:
     young = state.now_ns - state.step_since_ns <= int(site.limits.shed_after_s * NS_PER_S)
     read = (state.read_ns > state.step_since_ns) & (state.power_w <= lower * READ_SLACK)
     out: FlagColumn = open_down & state.reachable & (young | read)
+    return out
+
+
+def _unread(site: Site, state: SiteState) -> FlagColumn:
+    """Tell which changes of step are confirmed and not read yet: the reading is of before them."""
+    young = state.now_ns - state.step_since_ns <= int(site.limits.shed_after_s * NS_PER_S)
+    out: FlagColumn = (
+        site.has_steps
+        & (state.activity == MINE)
+        & (state.step > 0)
+        & (state.step == state.step_to)
+        & (state.read_ns <= state.step_since_ns)
+        & young
+    )
     return out
 
 

@@ -409,6 +409,18 @@ def test_a_step_down_that_does_not_show_is_not_waited_for() -> None:
     assert plant.state.step[off] == 0
 
 
+def test_a_confirmed_step_down_is_waited_for_until_it_is_read() -> None:
+    plant = running(mode_site(3, cap_w=1e5, shed_after_s=15.0), "high", price=20.0)
+    plant.step(5.0, policy(1, 11_000.0), plant.readings())
+    stale = plant.readings()
+    plant.step(1.0, *plant.close_all(), stale)
+    # Closed, and the last reading is of before it: it counts, and nothing more goes for it.
+    assert pw.total(pw.counted_w(plant.site, plant.state)) > 11_000.0
+    assert not plant.step(1.0).intents
+    assert not plant.step(1.0, plant.readings()).intents
+    assert pw.total(pw.counted_w(plant.site, plant.state)) <= 11_000.0
+
+
 def test_an_emergency_beyond_an_open_change_is_shed_in_the_same_pass() -> None:
     plant = running(mode_site(3, cap_w=1e5), "high", price=20.0)
     plant.step(5.0, policy(1, 6_000.0), plant.readings())
