@@ -65,10 +65,11 @@ class HostFault(Struct, frozen=True, kw_only=True):
     duration_s: float
 
 
+# The highest is the nameplate, so that the caps leave as much room as without modes.
 MODES = (
     ModePoint(mode="low", rate_ths=130.0, power_w=1_950.0),
-    ModePoint(mode="normal", rate_ths=200.0, power_w=3_500.0),
-    ModePoint(mode="high", rate_ths=230.0, power_w=4_485.0),
+    ModePoint(mode="normal", rate_ths=170.0, power_w=2_700.0),
+    ModePoint(mode="high", rate_ths=200.0, power_w=3_500.0),
 )
 
 

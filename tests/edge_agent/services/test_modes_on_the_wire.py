@@ -133,8 +133,8 @@ async def test_price_and_cap_set_the_modes_of_real_sockets_and_the_journal_repea
             task.cancel()
     reports = [row for row in world.store.of(SwitchReport) if isinstance(row, SwitchReport)]
     done = Counter[str]()
-    for row in reports:
-        done[row.mode] += row.committed
+    for report in reports:
+        done[report.mode] += report.committed
     assert done["high"] == MINERS
     assert done["low"] == MINERS
     state = None
