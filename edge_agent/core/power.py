@@ -141,15 +141,18 @@ def measured_w(site: Site, state: SiteState) -> float | None:
 
 
 def read_w(site: Site, state: SiteState) -> float:
-    """Give the sum of true readings only: a lower bound of the load.
+    """Give the sum of true readings only: a lower bound of the load."""
+    known = truly_read(site, state)
+    return total(np.where(known, np.where(known, state.power_w, 0.0) * site.pue, 0.0))
 
-    A reading from before the device's last change says nothing about it now.
-    """
+
+def truly_read(site: Site, state: SiteState) -> FlagColumn:
+    """Tell whose power was read after its last change: an older reading says nothing about now."""
     since_ns = state.mode_since_ns
     if site.steps is not None:
         since_ns = np.maximum(since_ns, state.step_since_ns)
-    known = state.reachable & ~np.isnan(state.power_w) & (state.read_ns >= since_ns)
-    return total(np.where(known, np.where(known, state.power_w, 0.0) * site.pue, 0.0))
+    out: FlagColumn = state.reachable & ~np.isnan(state.power_w) & (state.read_ns >= since_ns)
+    return out
 
 
 def cap_w(site: Site, state: SiteState) -> float:
@@ -223,13 +226,19 @@ def to_shed_w(site: Site, state: SiteState, power: PowerView) -> float:
 
 def going_down_w(site: Site, state: SiteState) -> float:
     """Give the site watts that open switches will free when they are confirmed."""
+    return total(going_down_each_w(site, state))
+
+
+def going_down_each_w(site: Site, state: SiteState) -> FloatColumn:
+    """Give what each device's open switch, or change of step, will free when it is confirmed."""
     after = site.nameplate_w[site.class_of, state.target] * site.pue
     counted = counted_w(site, state)
     down = np.where(state.activity == SWITCHING, counted - after, 0.0)
     if site.steps is not None:
         stepping = stepping_down(site, state) | _unread(site, state)
         down = np.where(stepping, counted - step_w(site, state.step_to), down)
-    return total(np.maximum(down, 0.0))
+    out: FloatColumn = np.maximum(down, 0.0)
+    return out
 
 
 def stepping_down(site: Site, state: SiteState) -> FlagColumn:

@@ -18,6 +18,7 @@ from edge_agent.core.site import (
     IDLE,
     MINE,
     CodeColumn,
+    FlagColumn,
     FloatColumn,
     IntColumn,
     Site,
@@ -77,17 +78,26 @@ def shed_mining(
     room: Room,
     need_w: float,
     why: p.Reason = R.SHED,
+    within: FlagColumn | None = None,
 ) -> float:
-    """Let the worst mining go until ``need_w`` is met; gives what is still missing."""
+    """Let the worst mining go until ``need_w`` is met; gives what is still missing.
+
+    Args:
+        within: the devices of which; None: all.
+    """
     off_w = site.once(off_site_w)
-    leaving = draft.free & (state.activity == MINE) & (draft.target != MINE)
+    on = draft.free & (state.activity == MINE)
+    on = on if within is None else on & within
+    leaving = on & (draft.target != MINE)
     freed = np.maximum(room.counted - off_w, 0.0)
     need_w -= pw.total(np.where(leaving, freed, 0.0))
     if need_w <= 0.0:
         return 0.0
-    mining = np.flatnonzero(draft.free & (state.activity == MINE) & (draft.target == MINE))
+    mining = np.flatnonzero(on & (draft.target == MINE))
     if draft.steps is not None:
-        chosen, still = shed_steps(site, state, draft, (mining, room.merit, freed, need_w), why)
+        chosen, still = shed_steps(
+            site, state, draft, (mining, room.merit, freed, need_w), why, within
+        )
     else:
         order = mining[np.argsort(room.merit[mining], kind="stable")]
         if not len(order):

@@ -57,7 +57,7 @@ COLUMNS: tuple[tuple[str, str], ...] = (
 )
 # Of a site where the agent sets power modes: behind the others, and before a digest of the names
 # that the steps had: under other names they are unknown.
-STEPS_VERSION = 4
+STEPS_VERSION = 5
 STEP_COLUMNS: tuple[tuple[str, str], ...] = (
     ("step", "u1"),
     ("step_to", "u1"),

@@ -65,18 +65,20 @@ def shed_steps(
     draft: Draft,
     ask: tuple[IntColumn, FloatColumn, FloatColumn, float],
     why: p.Reason,
+    within: FlagColumn | None = None,
 ) -> tuple[IntColumn, float]:
     """Let steps go until enough is freed; steps down are noted in the draft.
 
     Args:
         ask: miners that may go, merit of each device, what each frees by being off, and the watts
-            needed.
+            needed. within: only these may go in the middle of a change; None: all.
 
     Returns:
         The miners that must go off, and what is missing even then.
     """
     mining, merit, freed, need_w = ask
-    busy = np.flatnonzero(changing(site, state) & (state.activity == MINE) & state.reachable)
+    open_now = changing(site, state) & (state.activity == MINE) & state.reachable
+    busy = np.flatnonzero(open_now if within is None else open_now & within)
     at = np.concatenate((mining, busy))
     freed = _beyond_change(site, state, freed, busy)
     if not len(at) or draft.steps is None:

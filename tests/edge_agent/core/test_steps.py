@@ -535,7 +535,7 @@ def test_a_snapshot_keeps_the_steps_and_other_names_make_them_unknown() -> None:
     plant = running(mode_site(3))
     plant.step(5.0, tick(20.0, plant.at_s + 5.0))
     body = encode_state(plant.site, plant.state)
-    assert msgspec.msgpack.decode(body, type=Snapshot).version == 4
+    assert msgspec.msgpack.decode(body, type=Snapshot).version == 5
     back = decode_state(plant.site, body)
     assert state_hash(plant.site, back) == state_hash(plant.site, plant.state)
     assert back.step_to.tolist() == [HIGH] * 3
