@@ -1,4 +1,6 @@
-"""Figure: one decision pass over a full site, every price and reading changed since the last.
+"""Figures: one decision pass over a full site, every price and reading changed since the last.
+
+Once with miners that are on or off, and once with power modes that the agent sets.
 
 Run: ``./dev bench decision``.
 """
@@ -10,6 +12,7 @@ import numpy as np
 from msgspec import structs
 
 from bench.figure import Figure, at_most, quantile
+from edge_agent.core.curve import ModePoint
 from edge_agent.core.facts import (
     Fact,
     Instant,
@@ -33,10 +36,17 @@ FEEDERS, FEEDER_PASSES, FEEDERS_TARGET_MS = 12, 240, 0.3
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def build_site() -> Site:
+MODES = (
+    ModePoint(mode="low", rate_ths=130.0, power_w=1_950.0),
+    ModePoint(mode="normal", rate_ths=200.0, power_w=3_500.0),
+    ModePoint(mode="high", rate_ths=230.0, power_w=4_485.0),
+)
+
+
+def build_site(*, modes: bool = False) -> Site:
     """Build the site of the promise: 15,000 S21 and 896 GPUs (500 H100, 396 A100) on nodes of 8."""
     classes = (
-        DeviceClass(model=MODELS["S21"]),
+        DeviceClass(model=MODELS["S21"], modes=MODES if modes else (), set_modes=modes),
         DeviceClass(model=MODELS["H100"], pue=1.25),
         DeviceClass(model=MODELS["A100"], pue=1.25),
     )
@@ -53,9 +63,15 @@ def build_site() -> Site:
 
 
 def readings_at(site: Site, rng: np.random.Generator) -> ReadingsSeen:
-    """Draw a reading of every device: around its nameplate while mining."""
+    """Draw a reading of every device: around its nameplate (or a mode of it) while mining."""
     n = len(site)
     mine_w = site.nameplate_w[site.class_of, MINE]
+    rate = np.where(site.is_asic, 200.0, 0.0)
+    if site.steps is not None:
+        step = np.where(site.has_steps, 1 + np.arange(n) % len(MODES), 0)
+        mine_w, rate = (
+            table[site.class_of, step] for table in (site.steps.power_w, site.steps.rate_ths)
+        )
     return pack_readings(
         site.digest,
         ReadingColumns(
@@ -63,7 +79,7 @@ def readings_at(site: Site, rng: np.random.Generator) -> ReadingsSeen:
             np.full(n, MINE, dtype=np.uint8),
             np.ones(n, dtype=np.uint8),
             mine_w * rng.normal(1.0, 0.02, n),
-            np.where(site.is_asic, 200.0, 0.0) * rng.normal(1.0, 0.02, n),
+            rate * rng.normal(1.0, 0.02, n),
             rng.normal(65.0, 3.0, n),
             rng.uniform(0.0, 1.0, n),
         ),
@@ -103,8 +119,16 @@ def facts_at(site: Site, number: int, rng: np.random.Generator) -> tuple[Instant
 
 
 def run() -> list[Figure]:
-    """Measure by the clock, then by CPU time with and without feeders in turns."""
+    """Measure by the clock, with and without power modes, then by CPU time what feeders add."""
     site = build_site()
+    return [
+        _measure("decision p95", site),
+        _measure("decision p95, power modes", build_site(modes=True)),
+        _feeders(site),
+    ]
+
+
+def _measure(name: str, site: Site) -> Figure:
     rng = np.random.default_rng(1)
     state = new_state(site, Instant("boot", 0, START))
     took_ms: list[float] = []
@@ -124,8 +148,7 @@ def run() -> list[Figure]:
         "p50_ms": round(quantile(took_ms, 0.5), 2),
         "max_ms": round(took_ms[-1], 2),
     }
-    p95 = at_most("decision p95", quantile(took_ms, 0.95), "ms", TARGET_MS, conditions)
-    return [p95, _feeders(site)]
+    return at_most(name, quantile(took_ms, 0.95), "ms", TARGET_MS, conditions)
 
 
 def _feeders(plain: Site) -> Figure:

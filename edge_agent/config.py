@@ -18,6 +18,7 @@ from edge_agent.config_ranges import check_limits, check_table
 from edge_agent.core.curve import ModePoint, hull
 from edge_agent.core.errors import SiteError
 from edge_agent.core.site import Device, DeviceClass, Limits, Site
+from edge_agent.core.step_table import STEPS_MAX
 from edge_agent.feeder_settings import (
     FEEDERS_MAX,
     FeederRow,
@@ -118,6 +119,7 @@ class ClassRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sla_usd: _Usd | None = None
     modes: Annotated[tuple[ModePoint, ...], Meta(max_length=64)] | None = None
     mode_change_s: Annotated[float, Meta(ge=0, le=86_400)] | None = None
+    set_modes: bool | None = None
 
 
 class Duties(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -458,6 +460,8 @@ def _check_class_names(config: AgentConfig) -> Iterator[Problem]:
 
 
 def _check_modes(path: str, row: ClassRow) -> Iterator[Problem]:
+    if row.set_modes and not row.modes:
+        yield Problem(path=path, detail="set_modes needs them: which mode draws and hashes what")
     if not row.modes or row.model not in MODELS:
         return
     model = MODELS[row.model]
@@ -466,6 +470,8 @@ def _check_modes(path: str, row: ClassRow) -> Iterator[Problem]:
         return
     if len({point.mode for point in row.modes}) < len(row.modes):
         yield Problem(path=path, detail="a mode is there twice")
+    if row.set_modes and len(hull(row.modes, model.curtailed_w)) > STEPS_MAX:
+        yield Problem(path=path, detail=f"at most {STEPS_MAX} modes can be set")
     if not hull(row.modes, model.curtailed_w):
         yield Problem(path=path, detail=f"no point above sleep ({model.curtailed_w:g} W)")
 

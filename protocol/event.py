@@ -104,7 +104,11 @@ class PhaseTime(Struct, frozen=True, array_like=True):
 
 
 class SwitchReport(Struct, frozen=True, kw_only=True, tag="switch_report"):
-    """One finished switch of 1..n devices of a class, with phase times and the money behind it."""
+    """One finished switch of 1..n devices of a class, with phase times and the money behind it.
+
+    Args:
+        mode: power mode that miners were to take, which mine before and after; empty: none.
+    """
 
     switch_id: Ident
     device_class: Ident
@@ -120,16 +124,21 @@ class SwitchReport(Struct, frozen=True, kw_only=True, tag="switch_report"):
     phases: tuple[PhaseTime, ...] = ()
     expected_gain_usd: float | None = None
     switch_cost_usd: float | None = None
+    mode: str = ""
 
 
 class ClassReport(Struct, frozen=True, kw_only=True):
-    """Count of devices of one class by activity; ``free`` can be leased now."""
+    """Count of devices of one class by activity; ``free`` can be leased now.
+
+    ``by_mode``: miners that mine by power mode, where the agent sets it.
+    """
 
     device_class: Ident
     kind: str
     total: Count
     free: Count
     by_activity: dict[str, int]
+    by_mode: dict[str, int] = {}
 
 
 class HeldLease(Struct, frozen=True, kw_only=True):

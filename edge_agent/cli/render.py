@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from edge_agent.cli.render_mode import why_mode
+
 TYPE_CHECKING = False  # typing itself takes 3 ms to import
 if TYPE_CHECKING:
     from typing import Any
@@ -69,7 +71,12 @@ def _fleet(classes: list[Row]) -> list[str]:
         + [f"{row['by_activity'].get(name, 0):,}" for name in present]
         for row in classes
     ]
-    return table(["class", "total", *present], body)
+    lines = table(["class", "total", *present], body)
+    for row in classes:
+        if row.get("by_mode"):
+            shares = ", ".join(f"{count:,} {mode}" for mode, count in row["by_mode"].items())
+            lines.append(f"modes of {row['device_class']}: {shares}")
+    return lines
 
 
 def devices(items: list[Row]) -> str:
@@ -78,7 +85,8 @@ def devices(items: list[Row]) -> str:
         [
             row["device_id"],
             row["device_class"],
-            row["activity"] + ("" if row["reachable"] else " (silent)"),
+            " ".join(filter(None, (row["activity"], row.get("mode"))))
+            + ("" if row["reachable"] else " (silent)"),
             duration(row["since_s"]),
             number(row["power_w"], "{:,.0f}"),
             number(row["temp_c"], "{:.0f}"),
@@ -132,6 +140,7 @@ def why(value: Row) -> str:
     ]
     lines.append(f"so        {value['verdict']}")
     lines += [f"changes if  {text}" for text in value["would_change"]]
+    lines += why_mode(value.get("mode"))
     return "\n".join(lines)
 
 
@@ -153,7 +162,8 @@ def plan(value: Row) -> str:
         lines += _modes(allocation["modes"])
     lines += [
         f"{row['devices']:>6} x {row['device_class']}: {row['from_activity']} -> "
-        f"{row['to_activity']}  {row['reason']}  gain {number(row['gain_usd'], '{:+,.4f}')} USD, "
+        f"{row.get('mode') or row['to_activity']}  {row['reason']}  "
+        f"gain {number(row['gain_usd'], '{:+,.4f}')} USD, "
         f"cost {number(row['cost_usd'], '{:,.4f}')} USD"
         for row in value["intents"]
     ]
@@ -161,6 +171,7 @@ def plan(value: Row) -> str:
     if not value["intents"] and not value["lease_acts"]:
         lines.append("nothing to do")
     lines += [f"{count:>6} devices: {reason}" for reason, count in value["reasons"]]
+    lines += [f"{count:>6} modes:   {reason}" for reason, count in value.get("mode_reasons", ())]
     return "\n".join(lines)
 
 
@@ -180,7 +191,9 @@ def switches(rows: list[Row]) -> str:
             row["at"][11:19],
             row["switch_id"],
             f"{row['devices']} x {row['device_class']}",
-            f"{row['from_activity']}>{row['to_activity']}",
+            f"mode {row['mode']}"
+            if row.get("mode")
+            else f"{row['from_activity']}>{row['to_activity']}",
             f"{row['took_us'] / 1_000:,.1f}",
             switch_outcome(row),
             row["reason"],

@@ -121,6 +121,8 @@ def _rest(plan: Plan) -> bytes:
         (
             row.class_index, row.indices.astype("<i8").tobytes(), row.from_activity,
             row.to_activity, int(row.reason), row.lease_id, row.gain_usd, row.cost_usd,
+            # Plans from before modes were set stay what they were.
+            *((row.mode,) if row.mode else ()),
         )
         for row in plan.intents
     ]  # fmt: skip

@@ -38,6 +38,7 @@ from edge_agent.core.site_state import (
     put_lease,
     set_activity,
 )
+from edge_agent.core.step_facts import forget_change, step_closed, step_opened
 from protocol.event import ReleaseOutcome
 from protocol.node import NodeDevice, NodeEventKind
 from protocol.resource import Activity
@@ -45,6 +46,8 @@ from protocol.resource import Activity
 
 def switch_opened(site: Site, state: SiteState, fact: f.SwitchOpened) -> SiteState:
     """Give the state after a switch began."""
+    if fact.mode:
+        return step_opened(site, state, fact)
     at = site.indices_of(fact.device_ids)
     to_code = CODE_OF[fact.to_activity]
     origin = np.where(state.switch_no[at] < 0, mode_of(state)[at], state.origin[at])
@@ -52,13 +55,15 @@ def switch_opened(site: Site, state: SiteState, fact: f.SwitchOpened) -> SiteSta
     columns = set_activity(state, at, UNKNOWN, to_code, SWITCHING)
     columns["origin"] = put(state.origin, at, origin)
     columns["switch_no"] = put(state.switch_no, at, no)
+    if site.steps is not None:
+        columns |= forget_change(state, at)
     entry = SwitchEntry(no, fact.switch_id, fact.lease_id, state.now_ns)
     if fact.to_activity == Activity.MINE:
         # An order's restarts are not the outlook's: they use up no credit.
         wakes = at[np.isin(origin, OFF_CODES) & ~off_by_order(state)[at]]
         columns["debt"] = put(state.debt, wakes, state.debt[wakes] + 1.0)
     if fact.to_activity in (Activity.MINE, Activity.SERVE):
-        raised_w = pw.total(pw.ramp_rise_w(site, at, origin, to_code))
+        raised_w = pw.total(pw.ramp_rise_w(site, state, at, origin, to_code))
         columns["ramp_left_w"] = state.ramp_left_w - raised_w
     state = replace(state, next_no=no + 1, switches=(*state.switches, entry), **columns)
     lease = None if fact.lease_id is None else lease_by_id(state, fact.lease_id)
@@ -83,6 +88,8 @@ def switch_closed(site: Site, state: SiteState, fact: f.SwitchClosed) -> SiteSta
     entry = next((row for row in state.switches if row.switch_id == fact.switch_id), None)
     if entry is None:
         return state
+    if fact.mode:
+        return step_closed(site, state, fact, entry)
     at = site.indices_of(fact.device_ids)
     pairs = zip(fact.device_ids, fact.outcomes, strict=True)
     outcome = np.array([out for key, out in pairs if site.index_of(key) is not None], dtype="U12")
@@ -92,6 +99,7 @@ def switch_closed(site: Site, state: SiteState, fact: f.SwitchClosed) -> SiteSta
         # The store lost the switch: what its devices do is unknown until they are read.
         lost = np.flatnonzero(state.switch_no == entry.no)
         state = replace(state, **set_activity(state, lost, UNKNOWN, UNKNOWN, UNKNOWN))
+        state = replace(state, **forget_change(state, lost))
         state = replace(state, switch_no=put(state.switch_no, lost, -1))
     good, back = outcome == "committed", outcome == "rolled_back"
     took_s = fact.took_us / 1e6

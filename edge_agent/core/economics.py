@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from edge_agent.core.order_facts import under_order
 from edge_agent.core.outlook import (
@@ -34,6 +35,7 @@ from edge_agent.core.site import (
     CodeColumn,
     DeviceClass,
     FloatColumn,
+    IntColumn,
     Site,
 )
 from edge_agent.core.site_model import class_at, full_load_mw, marginal_usd_per_mwh
@@ -217,21 +219,60 @@ def value(site: Site, state: SiteState) -> Values:
     )
 
 
+# A pass asks for it twice: for the regret until now, and for the plan.
+@lru_cache(maxsize=4)
+def best_value(site: Site, state: SiteState) -> Values:
+    """Value mining in the power mode that is best now: what being on or off is judged by.
+
+    A miner that loses in its mode and would earn in a lower one is to take that, not to go off.
+    """
+    per_ths, price = hashprice(state.market), energy_price(site, state.market)
+    if site.steps is None or per_ths is None or price is None:
+        return value(site, state)
+    usd = np.array([mine_usd_per_ths_h(row, per_ths) for row in site.classes])[:, None]
+    expected = expect(site.limits, state.market.peak, state.instant.wall, state.now_ns)
+    rows = [class_at(row, state.market, state.now_ns) for row in site.classes]
+    per_wh = np.array([usd_per_wh(row, price + expected.usd_per_mwh) for row in rows])[:, None]
+    margin = site.steps.rate_ths * usd - site.steps.power_w * per_wh
+    best = (np.argmax(margin[:, 1:], axis=1) + 1).astype(np.uint8)[site.class_of]
+    at = np.flatnonzero(site.has_steps & (state.step > 0) & (state.step != best))
+    return value(site, _in_step(site, state, at, best[at])) if len(at) else value(site, state)
+
+
+def _in_step(site: Site, state: SiteState, at: IntColumn, step: CodeColumn) -> SiteState:
+    """Give the state with what some miners would do in another step, by the curve."""
+    assert site.steps is not None, "only called with steps"
+    classes, was = site.class_of[at], state.step[at]
+    columns = {}
+    for name, table in (("mine_w", site.steps.power_w), ("mine_ths", site.steps.rate_ths)):
+        column: FloatColumn = getattr(state, name).copy()
+        known = ~np.isnan(column[at])
+        measured = column[at] * (table[classes, step] / table[classes, was])
+        column[at] = np.where(known, measured, table[classes, step])
+        columns[name] = column
+    return replace(state, **columns)
+
+
 def outlook(site: Site, state: SiteState, values: Values) -> tuple[Outlook, FloatColumn]:
     """Give the outlook and the prudent restart cost of each device."""
-    market = state.market
-    price = float("nan") if market.price_usd_per_mwh is None else market.price_usd_per_mwh.value
-    # What was not seen yet is as the last known price.
-    older = (*market.older_usd_per_mwh, *(SEEN - 1) * (price,))[: SEEN - 1]
-    ahead = market.day_ahead_usd_per_mwh
     interval_h = site.spread([row.interval_s / SECONDS_PER_H for row in site.classes])
     return forecast(
         site.limits.price_knowledge,
-        Known(price=price, older=(older[0], older[1]), ahead=ahead if len(ahead) == AHEAD else ()),
+        known_prices(state.market),
         values.gain_on_usd_per_h * interval_h,
         values.saved_mw * interval_h,
         values.restart_usd,
         np.maximum(values.revenue_usd_per_h, 0.0) * interval_h,
+    )
+
+
+def known_prices(market: MarketState) -> Known:
+    """Give the prices that a decision sees; what was not seen yet is as the last known one."""
+    price = float("nan") if market.price_usd_per_mwh is None else market.price_usd_per_mwh.value
+    older = (*market.older_usd_per_mwh, *(SEEN - 1) * (price,))[: SEEN - 1]
+    ahead = market.day_ahead_usd_per_mwh
+    return Known(
+        price=price, older=(older[0], older[1]), ahead=ahead if len(ahead) == AHEAD else ()
     )
 
 
@@ -256,6 +297,9 @@ def grow(
 def break_even_usd_per_mwh(site: Site, state: SiteState, index: int) -> float | None:
     """Give the energy price at which mining on a device earns exactly what being off earns."""
     row = class_at(site.classes[int(site.class_of[index])], state.market, state.now_ns)
+    if site.steps is not None and state.step[index] > 1:
+        # The lowest mode is the last that pays.
+        state = _in_step(site, state, np.array([index]), np.array([1], dtype=np.uint8))
     values = value(site, state)
     revenue = float(values.revenue_usd_per_h[index])
     mine_w = float(state.mine_w[index])

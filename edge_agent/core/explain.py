@@ -10,6 +10,7 @@ from edge_agent.core import power as pw
 from edge_agent.core.economics import (
     Quality,
     age_s,
+    best_value,
     break_even_usd_per_mwh,
     hashprice,
     learnt_cost,
@@ -17,6 +18,7 @@ from edge_agent.core.economics import (
     serve_usd_per_h,
     value,
 )
+from edge_agent.core.explain_mode import ModeExplanation, why_mode
 from edge_agent.core.hygiene import doubt
 from edge_agent.core.order_facts import binding, wall_ms
 from edge_agent.core.orders import load_w
@@ -72,6 +74,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
     price_doubt: str | None = None
     grid_order: str | None = None
     peak: str | None = None
+    mode: ModeExplanation | None = None
 
 
 _SENTENCE: dict[Reason, str] = {
@@ -139,6 +142,7 @@ def why(site: Site, state: SiteState, plan: Plan, index: int) -> Explanation:
         price_doubt=doubt(site.limits, market, state.now_ns),
         grid_order=_grid_order(site, state),
         peak=peak_text(site.limits, market.peak, state.instant.wall, state.now_ns),
+        mode=why_mode(site, state, plan, index),
     )
 
 
@@ -317,7 +321,7 @@ def _price_sentence(site: Site, state: SiteState, break_even: float, index: int)
 def _early(site: Site, state: SiteState, held: MarketValue, price: float, index: int) -> bool:
     market = replace(state.market, price_usd_per_mwh=replace(held, value=price))
     told = replace(state, market=market)
-    expected, _ = outlook(site, told, value(site, told))
+    expected, _ = outlook(site, told, best_value(site, told))
     on = bool(state.activity[index] == MINE)
     gain, share = float(expected.gain[index]), float(expected.share[index])
     return -gain > share if on else gain > 1.0 - share

@@ -80,6 +80,7 @@ class ReadingsSeen(Struct, frozen=True, array_like=True, tag="readings"):
         site_digest: indices mean devices of the site with this digest only.
         index: int32. activity: uint8 column codes (0 unknown). reachable: uint8.
         power_w, hashrate_ths, temp_c, utilisation: float32.
+        step: uint8, the power step that the miner tells (0: it tells none); empty: nobody does.
     """
 
     site_digest: bytes
@@ -90,6 +91,7 @@ class ReadingsSeen(Struct, frozen=True, array_like=True, tag="readings"):
     hashrate_ths: bytes
     temp_c: bytes
     utilisation: bytes
+    step: bytes = b""
 
 
 class HoldMode(StrEnum):
@@ -137,7 +139,11 @@ class OrderCancelled(Struct, frozen=True, array_like=True, tag="order_cancelled"
 
 
 class SwitchOpened(Struct, frozen=True, array_like=True, tag="switch_opened"):
-    """A switch began: its devices are switching and count for both sides' power."""
+    """A switch began: its devices are switching and count for both sides' power.
+
+    ``mode``: the power mode that running miners are to take; they go on mining. Empty: a switch
+    between activities.
+    """
 
     switch_id: str
     device_ids: tuple[str, ...]
@@ -145,14 +151,16 @@ class SwitchOpened(Struct, frozen=True, array_like=True, tag="switch_opened"):
     reason: str
     lease_id: str | None = None
     instances: tuple[str, ...] = ()
+    mode: str = ""
 
 
 class SwitchClosed(Struct, frozen=True, array_like=True, tag="switch_closed"):
     """A switch ended.
 
-    ``outcomes`` per device: ``committed``, ``rolled_back`` or ``quarantined``. ``opened``:
-    instances whose gate may have opened, so that their meters must be closed. ``codes``: per device
-    why it did not commit; empty: it did, or none was told.
+    ``outcomes`` per device: ``committed``, ``rolled_back`` or ``quarantined``; of a change of power
+    mode also ``refused``. ``opened``: instances whose gate may have opened, so that their meters
+    must be closed. ``mode``: as in ``SwitchOpened``. ``codes``: per device why it was not done;
+    empty: nothing to tell.
     """
 
     switch_id: str
@@ -161,6 +169,7 @@ class SwitchClosed(Struct, frozen=True, array_like=True, tag="switch_closed"):
     took_us: int
     opened: tuple[str, ...] = ()
     codes: tuple[str, ...] = ()
+    mode: str = ""
 
 
 class LeaseTaken(Struct, frozen=True, array_like=True, tag="lease_taken"):
@@ -301,6 +310,7 @@ class ReadingColumns(Struct, frozen=True, eq=False):
     hashrate_ths: FloatColumn
     temp_c: FloatColumn
     utilisation: FloatColumn
+    step: CodeColumn | None = None
 
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -338,6 +348,7 @@ def pack_readings(site_digest: bytes, columns: ReadingColumns) -> ReadingsSeen:
         columns.hashrate_ths.astype("<f4").tobytes(),
         columns.temp_c.astype("<f4").tobytes(),
         columns.utilisation.astype("<f4").tobytes(),
+        b"" if columns.step is None else columns.step.astype("u1").tobytes(),
     )
 
 
@@ -348,16 +359,27 @@ def unpack_readings(fact: ReadingsSeen) -> ReadingColumns:
         JournalError: the columns differ in length.
     """
     index = np.frombuffer(fact.index, dtype="<i4")
+    power_w, hashrate_ths, temp_c, utilisation = (
+        np.frombuffer(column, dtype="<f4").astype(np.float64)
+        for column in (fact.power_w, fact.hashrate_ths, fact.temp_c, fact.utilisation)
+    )
     columns = ReadingColumns(
         index,
         np.frombuffer(fact.activity, dtype="u1"),
         np.frombuffer(fact.reachable, dtype="u1"),
-        *(
-            np.frombuffer(column, dtype="<f4").astype(np.float64)
-            for column in (fact.power_w, fact.hashrate_ths, fact.temp_c, fact.utilisation)
-        ),
+        power_w,
+        hashrate_ths,
+        temp_c,
+        utilisation,
+        np.frombuffer(fact.step, dtype="u1") if fact.step else None,
     )
-    for column in (columns.activity, columns.reachable, columns.power_w, columns.temp_c):
-        if len(column) != len(index):
+    for column in (
+        columns.activity,
+        columns.reachable,
+        columns.power_w,
+        columns.temp_c,
+        columns.step,
+    ):
+        if column is not None and len(column) != len(index):
             raise JournalError("bad_columns", "readings: columns differ in length")
     return columns

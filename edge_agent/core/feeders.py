@@ -12,7 +12,6 @@ from msgspec import Struct
 from edge_agent.core import power as pw
 from edge_agent.core.site import (
     NS_PER_S,
-    SWITCHING,
     FlagColumn,
     FloatColumn,
     IndexColumn,
@@ -66,11 +65,9 @@ def over_since(site: Site, state: SiteState) -> int:
     return state.now_ns if state.over_cap_ns < 0 else state.over_cap_ns
 
 
-def going_down_w(site: Site, state: SiteState, counted: FloatColumn) -> FloatColumn:
+def going_down_w(site: Site, state: SiteState) -> FloatColumn:
     """Give what open switches will free on each feeder when they are confirmed."""
-    after = site.nameplate_w[site.class_of, state.target] * site.pue
-    down = np.where(state.activity == SWITCHING, counted - after, 0.0)
-    return split_w(site, np.maximum(down, 0.0))
+    return split_w(site, pw.going_down_each_w(site, state))
 
 
 def to_shed_w(site: Site, state: SiteState, counted: FloatColumn) -> FloatColumn:
@@ -85,7 +82,7 @@ def to_shed_w(site: Site, state: SiteState, counted: FloatColumn) -> FloatColumn
         known = state.reachable & ~np.isnan(state.power_w) & (state.read_ns >= state.mode_since_ns)
         read = split_w(site, np.where(known, state.power_w, 0.0) * site.pue)
         excess = np.where(read > caps_w(site), excess, 0.0)
-    out: FloatColumn = np.maximum(excess - going_down_w(site, state, counted), 0.0)
+    out: FloatColumn = np.maximum(excess - going_down_w(site, state), 0.0)
     return np.where(excess > 0.0, out, 0.0)
 
 
@@ -95,7 +92,7 @@ def spare_w(site: Site, state: SiteState, counted: FloatColumn, gives: FloatColu
     Args:
         gives: what each device's mining can give up.
     """
-    free = rooms_w(site, counted) + going_down_w(site, state, counted)
+    free = rooms_w(site, counted) + going_down_w(site, state)
     out: FloatColumn = free + split_w(site, gives)
     return out
 

@@ -25,7 +25,8 @@ def advise(
         at: miners that are to run. room_w: for what they draw above being off, at the meter.
     """
     per_ths = hashprice(state.market)
-    with_modes = np.array([bool(row.modes) for row in site.classes])[site.class_of[at]]
+    told = [bool(row.modes) and not row.set_modes for row in site.classes]
+    with_modes = np.array(told)[site.class_of[at]]
     if per_ths is None or not with_modes.any():
         return None
     groups, owners = _groups(site, state, values, at, per_ths)

@@ -18,12 +18,29 @@ from edge_agent.core import leases as ls
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
 from edge_agent.core.allocation import relaxed_usd
-from edge_agent.core.economics import FRESH, HOLD, SAFE, Values, outlook, value
+from edge_agent.core.draft import Draft
+from edge_agent.core.economics import FRESH, HOLD, SAFE, Values, best_value, outlook, value
 from edge_agent.core.lease_shedding import shed_leases
 from edge_agent.core.mode_advice import advise
-from edge_agent.core.order_facts import is_missed, limit_w, missed_text, off_by_order
-from edge_agent.core.orders import Need, need, shed
+from edge_agent.core.order_facts import (
+    coming_limit_w,
+    is_missed,
+    limit_w,
+    missed_text,
+    off_by_order,
+)
+from edge_agent.core.orders import need
+from edge_agent.core.room import (
+    Room,
+    admit,
+    merit_of,
+    off_codes,
+    off_site_w,
+    shed_for_order,
+    shed_mining,
+)
 from edge_agent.core.rule import judge
+from edge_agent.core.shedding import Excess, shed_feeders, shed_for_cap
 from edge_agent.core.site import (
     CURTAILED,
     FAULT,
@@ -47,6 +64,8 @@ from edge_agent.core.site_state import (
     lease_by_id,
 )
 from edge_agent.core.state_facts import apply
+from edge_agent.core.step_plan import draft_steps, rises, step_intents
+from edge_agent.core.step_room import trade
 from protocol.resource import ACTIVITY_CODES
 
 R = p.Reason
@@ -62,18 +81,6 @@ _RULE_GATES = np.uint8(G.CAP | G.RAMP)
 _SKI_RENTAL = attrgetter("ski_rental")
 
 
-class _Draft(Struct, eq=False):
-    """Columns under construction; they live inside one call of ``plan`` only."""
-
-    target: CodeColumn
-    reason: CodeColumn
-    gates: CodeColumn
-    gain_usd: FloatColumn
-    cost_usd: FloatColumn
-    best: CodeColumn
-    free: FlagColumn
-
-
 def plan(site: Site, state: SiteState) -> p.Plan:
     """Plan for the instant of ``state``; acts on nothing."""
     values = value(site, state)
@@ -82,20 +89,20 @@ def plan(site: Site, state: SiteState) -> p.Plan:
     acts = ls.decide(site, state, values, power)
     # What follows plans as if the lease acts were done: a lease starts in the pass that takes it.
     state = _after(site, state, acts)
-    draft = _money(site, state, values)
+    draft = _money(site, state, best_value(site, state))
     _reserve(site, state, draft)
     starts = _admit_starts(site, state, power)
-    waiting = _waiting(state, starts)
-    draft.free |= waiting
+    draft.free |= starts.waiting
     _orders(site, state, draft)
     _recover(site, state, draft)
+    draft.steps = draft_steps(site, state, values, draft, ls.held_code(state) != 0)
     wanted = draft.free & (draft.target == MINE)
-    bound = np.zeros(len(site), dtype=np.bool_) if site.feeders else None
-    lease_acts, lease_intents = _cap(
-        site, state, values, power, counted, draft, starts, waiting, bound
-    )
+    lease_acts, lease_intents = _cap(site, state, values, power, counted, draft, starts)
     intents = (
-        lease_intents + _stop_intents(site, state, values, draft) + _groups(site, state, draft)
+        lease_intents
+        + _stop_intents(site, state, values, draft)
+        + _groups(site, state, draft)
+        + step_intents(site, state, draft)
         if state.owner
         else ()
     )
@@ -105,15 +112,16 @@ def plan(site: Site, state: SiteState) -> p.Plan:
         records=p.DecisionRecords(
             state.activity, draft.best, draft.target, draft.gain_usd, draft.cost_usd,
             draft.reason, draft.gates,
+            *(() if draft.steps is None else (draft.steps.target, draft.steps.reason)),
         ),
         power=power,
         alarms=_alarms(site, state, power),
-        feeder_bound=bound,
+        feeder_bound=draft.bound,
         allocation=_allocation(site, state, values, counted, draft, wanted),
     )  # fmt: skip
 
 
-def _money(site: Site, state: SiteState, values: Values) -> _Draft:
+def _money(site: Site, state: SiteState, values: Values) -> Draft:
     on = state.activity == MINE
     off = (state.activity == IDLE) | (state.activity == CURTAILED)
     gain_h = np.where(on, -values.gain_on_usd_per_h, values.gain_on_usd_per_h)
@@ -144,7 +152,8 @@ def _money(site: Site, state: SiteState, values: Values) -> _Draft:
     target = np.where(change, other, state.activity)
     safe_code = np.uint8(MINE) if site.limits.safe_policy == "mine" else values.off_code
     np.copyto(target, safe_code, where=free & (values.quality == SAFE))
-    return _Draft(target, reason, gates, verdict.gain_usd, cost, best, free)
+    bound = np.zeros(len(site), dtype=np.bool_) if site.feeders else None
+    return Draft(target, reason, gates, verdict.gain_usd, cost, best, free, bound=bound)
 
 
 def _up_ns(row: DeviceClass) -> float:
@@ -155,7 +164,7 @@ def _down_ns(row: DeviceClass) -> float:
     return max(row.dwell_s, row.min_down_s) * NS_PER_S
 
 
-def _reserve(site: Site, state: SiteState, draft: _Draft) -> None:
+def _reserve(site: Site, state: SiteState, draft: Draft) -> None:
     """Keep some GPUs of a class idle for bursts, first those that are: mining starts slowly."""
     for at, row in enumerate(site.classes):
         if row.warm_reserve <= 0 or row.model.serve_w <= 0.0:
@@ -175,14 +184,14 @@ def _first_that_holds(conditions: tuple[FlagColumn, ...]) -> CodeColumn:
     return reason
 
 
-def _orders(site: Site, state: SiteState, draft: _Draft) -> None:
+def _orders(site: Site, state: SiteState, draft: Draft) -> None:
     """Grid order and operator acts come before money; dwell and gain do not bind them."""
     held = ls.held_code(state)
     curtail = state.policy is not None and state.policy.curtail
     if not curtail and not held.any():
         return
     already_off = (state.activity == IDLE) | (state.activity == CURTAILED)
-    off_target = np.where(already_off, state.activity, site.once(_off_codes))
+    off_target = np.where(already_off, state.activity, site.once(off_codes))
     for code, target, why in (
         (HOLD_MINE, np.uint8(MINE), R.HELD),
         (HOLD_SERVE, off_target, R.HELD),
@@ -196,7 +205,7 @@ def _orders(site: Site, state: SiteState, draft: _Draft) -> None:
         np.copyto(draft.reason, np.uint8(R.CURTAIL_ORDER), where=draft.free)
 
 
-def _recover(site: Site, state: SiteState, draft: _Draft) -> None:
+def _recover(site: Site, state: SiteState, draft: Draft) -> None:
     """Take devices whose quarantine is over back into use: their node wants to be asked.
 
     A device that is out of use for another reason (lost, too hot) its node takes back by itself; a
@@ -226,6 +235,7 @@ class _Starts(Struct, frozen=True, eq=False):
     Args:
         left_w, ramp_left_w: room under the cap and in the ramp behind them. missing_w: what the
             others lack under the cap. rooms_w, lacking_w: the same by feeder.
+        waiting: devices that mine while a lease holds them that does not start now.
     """
 
     fits: tuple[ls.Start, ...]
@@ -233,6 +243,7 @@ class _Starts(Struct, frozen=True, eq=False):
     ramp_left_w: float
     rooms_w: FloatColumn
     lacking_w: FloatColumn
+    waiting: FlagColumn
     missing_w: float = 0.0
 
 
@@ -249,14 +260,14 @@ def _admit_starts(site: Site, state: SiteState, power: p.PowerView) -> _Starts:
     rooms = fd.rooms_w(site, now) if site.feeders else fd.NONE
     lacking = np.zeros(len(site.feeders))
     if not starts:
-        return _Starts((), left, ramp, rooms, lacking)
+        return _Starts((), left, ramp, rooms, lacking, _waiting(state, ()))
     after = pw.counted_after_w(site, state, SERVE)
     filled = ramp >= pw.ramp_bucket_w(site)
     for start in starts:
         at = start.indices
         rise = after[at] - now[at]
         need, each = pw.total(rise), fd.need_w(site, at, rise)
-        up = pw.total(pw.ramp_rise_w(site, at, state.activity[at], SERVE))
+        up = pw.total(pw.ramp_rise_w(site, state, at, state.activity[at], SERVE))
         full = each > np.maximum(rooms, 0.0)
         lacking += np.where(full, each, 0.0)
         # A start that raises nothing may go even with the load above the cap.
@@ -274,10 +285,11 @@ def _admit_starts(site: Site, state: SiteState, power: p.PowerView) -> _Starts:
             filled = filled and up == 0.0
     missing = max(missing - max(left, 0.0), 0.0) if missing else 0.0
     lacking = np.where(lacking > 0.0, np.maximum(lacking - np.maximum(rooms, 0.0), 0.0), 0.0)
-    return _Starts(tuple(fits), left, ramp, rooms, lacking, missing)
+    waiting = _waiting(state, tuple(fits))
+    return _Starts(tuple(fits), left, ramp, rooms, lacking, waiting, missing)
 
 
-def _waiting(state: SiteState, starts: _Starts) -> FlagColumn:
+def _waiting(state: SiteState, fits: tuple[ls.Start, ...]) -> FlagColumn:
     """Tell which devices mine while a lease holds them that does not start now.
 
     Money leaves them alone; orders and the cap do not.
@@ -289,7 +301,7 @@ def _waiting(state: SiteState, starts: _Starts) -> FlagColumn:
         & state.reachable
         & (state.quarantine_ns <= state.now_ns)
     )
-    for start in starts.fits:
+    for start in fits:
         out[start.indices] = False
     return out
 
@@ -300,198 +312,52 @@ def _cap(
     values: Values,
     power: p.PowerView,
     counted: FloatColumn,
-    draft: _Draft,
+    draft: Draft,
     starts: _Starts,
-    waiting: FlagColumn,
-    bound: FlagColumn | None,
 ) -> tuple[tuple[p.LeaseAct, ...], tuple[p.Intent, ...]]:
     missing = starts.missing_w
-    merit = _merit(site, values)
+    room = Room(
+        counted,
+        merit_of(site, state, values),
+        left_w=starts.left_w,
+        ramp_left_w=starts.ramp_left_w,
+        rooms_w=np.where(starts.lacking_w > 0.0, 0.0, starts.rooms_w),
+        rises=rises(site, state),
+    )
     ends: tuple[p.LeaseAct, ...] = ()
-    if bound is not None:
+    if site.feeders:
         # What a feeder sheds the site need not shed again.
-        ends = _shed_feeders(site, state, counted, draft, merit, starts, waiting, bound)
+        ends = shed_feeders(site, state, draft, room, starts.lacking_w, starts.waiting)
     over_w = max(pw.to_shed_w(site, state, power), 0.0)
     need_w = max(over_w, missing - pw.going_down_w(site, state)) if missing else over_w
-    excess = _shed_for_cap(site, state, counted, draft, merit, need_w, over_w, waiting)
+    excess = shed_for_cap(site, state, draft, room, Excess(need_w, over_w), starts.waiting)
     ask = need(site, state)
     if ask is not None:
-        excess = max(excess, _shed_for_order(site, state, draft, merit, ask))
+        excess = max(excess, shed_for_order(site, state, draft, room.merit, ask))
     if excess > 0.0:
         ends += shed_leases(site, state, counted, excess, ends)
-    room = replace(starts, left_w=0.0) if missing else starts
-    _admit_wakes(site, state, counted, draft, merit, room, bound)
+    room = _let_down(site, state, draft, room)
+    left_w = admit(site, state, draft, replace(room, left_w=0.0) if missing else room)
+    # A trade looks at the site's cap alone.
+    if site.steps is not None and room.rises and need_w <= 0.0 and not site.feeders:
+        money = (values.gain_on_usd_per_h, values.restart_usd)
+        trade(site, state, draft, counted, money, left_w)
     return ends, tuple(_start_intent(site, state, start) for start in starts.fits)
 
 
-def _merit(site: Site, values: Values) -> FloatColumn:
-    """Order mining by what a site watt earns; unknown comes last, equal keeps the index order."""
-    merit = values.gain_on_usd_per_h / site.once(_mine_site_w)
-    out: FloatColumn = np.where(np.isnan(merit), -np.inf, merit)
-    return out
+def _let_down(site: Site, state: SiteState, draft: Draft, room: Room) -> Room:
+    """Let steps go ahead of a grid order, while there is time for them; gives the room then.
 
-
-def _off_codes(site: Site) -> CodeColumn:
-    return np.where(site.is_asic, CURTAILED, IDLE).astype(np.uint8)
-
-
-def _off_site_w(site: Site) -> FloatColumn:
-    out: FloatColumn = site.nameplate_w[site.class_of, site.once(_off_codes)] * site.pue
-    return out
-
-
-def _mine_site_w(site: Site) -> FloatColumn:
-    out: FloatColumn = np.maximum(site.nameplate_w[site.class_of, MINE] * site.pue, 1.0)
-    return out
-
-
-def _shed(
-    site: Site,
-    state: SiteState,
-    counted: FloatColumn,
-    draft: _Draft,
-    merit: FloatColumn,
-    need_w: float,
-    within: FlagColumn | None = None,
-) -> float:
-    """Turn off the worst mining until ``need_w`` is met; gives what is still missing.
-
-    Args:
-        within: the devices of which; None: all.
+    When the order binds, what is still above it is switched off as without power modes.
     """
-    off_code, off_w = site.once(_off_codes), site.once(_off_site_w)
-    on = draft.free & (state.activity == MINE)
-    on = on if within is None else on & within
-    leaving = on & (draft.target != MINE)
-    freed = np.maximum(counted - off_w, 0.0)
-    need_w -= pw.total(np.where(leaving, freed, 0.0))
-    if need_w <= 0.0:
-        return 0.0
-    mining = np.flatnonzero(on & (draft.target == MINE))
-    order = mining[np.argsort(merit[mining], kind="stable")]
-    if not len(order):
-        return need_w
-    running = np.add.accumulate(freed[order])
-    count = min(int(np.searchsorted(running, need_w, side="left")) + 1, len(order))
-    chosen = order[:count]
-    draft.target[chosen] = off_code[chosen]
-    draft.reason[chosen] = R.SHED
-    draft.gates[chosen] &= ~np.uint8(G.CAP)
-    return max(need_w - float(running[count - 1]), 0.0)
-
-
-def _shed_for_cap(
-    site: Site,
-    state: SiteState,
-    counted: FloatColumn,
-    draft: _Draft,
-    merit: FloatColumn,
-    need_w: float,
-    over_w: float,
-    waiting: FlagColumn,
-    within: FlagColumn | None = None,
-) -> float:
-    """Shed what starts of leases need, and what is above a cap; gives what is still above it.
-
-    A device that waits for its own start makes no room for it by going off, but does for the cap.
-
-    Args:
-        need_w: at least ``over_w``, the part above the cap.
-    """
-    if need_w <= 0.0:
-        return 0.0
-    others = ~waiting if within is None else within & ~waiting
-    excess = min(_shed(site, state, counted, draft, merit, need_w, others), over_w)
-    if excess > 0.0 and waiting.any():
-        among = waiting if within is None else within & waiting
-        excess = _shed(site, state, counted, draft, merit, excess, among)
-    return excess
-
-
-def _shed_for_order(
-    site: Site, state: SiteState, draft: _Draft, merit: FloatColumn, ask: Need
-) -> float:
-    """Turn off the worst mining until the orders are kept; gives what is still missing.
-
-    Nothing wakes meanwhile: it would have to go again.
-    """
-    wakes = draft.free & (draft.target == MINE) & (state.activity != MINE)
-    draft.target[wakes] = state.activity[wakes]
-    draft.reason[wakes] = R.GRID_ORDER
-    on = draft.free & (state.activity == MINE)
-    mining = np.flatnonzero(on & (draft.target == MINE))
-    # One that has just failed to go is tried last.
-    order = mining[np.lexsort((merit[mining], state.failures[mining] > 0))]
-    chosen, missing_w = shed(site, state, ask, on & (draft.target != MINE), order)
-    draft.target[chosen] = site.once(_off_codes)[chosen]
-    draft.reason[chosen] = R.GRID_ORDER
-    return missing_w
-
-
-def _shed_feeders(
-    site: Site,
-    state: SiteState,
-    counted: FloatColumn,
-    draft: _Draft,
-    merit: FloatColumn,
-    starts: _Starts,
-    waiting: FlagColumn,
-    bound: FlagColumn,
-) -> tuple[p.LeaseAct, ...]:
-    """Shed on each feeder as on the site; what goes for it is marked in ``bound``."""
-    over = fd.to_shed_w(site, state, counted)
-    needs = over
-    if starts.lacking_w.any():
-        going = fd.going_down_w(site, state, counted)
-        needs = np.maximum(over, np.where(starts.lacking_w > 0.0, starts.lacking_w - going, 0.0))
-    ends: tuple[p.LeaseAct, ...] = ()
-    for at in np.flatnonzero(needs > 0.0):
-        own = site.feeder_of == at
-        shed_before = draft.reason == R.SHED
-        need_w, over_w = float(needs[at]), max(float(over[at]), 0.0)
-        excess = _shed_for_cap(site, state, counted, draft, merit, need_w, over_w, waiting, own)
-        bound |= (draft.reason == R.SHED) & ~shed_before
-        if excess > 0.0:
-            here = np.where(own, counted, 0.0)
-            ends += shed_leases(site, state, here, excess, ends, site.feeders[at].name)
-    return ends
-
-
-def _admit_wakes(
-    site: Site,
-    state: SiteState,
-    counted: FloatColumn,
-    draft: _Draft,
-    merit: FloatColumn,
-    room: _Starts,
-    bound: FlagColumn | None,
-) -> None:
-    """Let wake-ups in by merit while they fit under the caps and the ramp; the others wait."""
-    ups = np.flatnonzero(draft.free & (draft.target == MINE) & (state.activity != MINE))
-    if not len(ups):
-        return
-    order = ups[np.argsort(-merit[ups], kind="stable")]
-    rise = (pw.counted_after_w(site, state, MINE) - counted)[order]
-    if bound is not None:
-        rooms = np.where(room.lacking_w > 0.0, 0.0, room.rooms_w)
-        fits = fd.fitting(site, order, rise, rooms)
-        bound[order[~fits]] = True
-        _wait(state, draft, order[~fits], G.CAP, R.CAP)
-        order, rise = order[fits], rise[fits]
-    ramp = (
-        (site.nameplate_w[site.class_of, MINE] - site.nameplate_w[site.class_of, state.activity])
-        * site.pue
-    )[order]
-    fits = np.add.accumulate(np.maximum(rise, 0.0)) <= room.left_w
-    ramps = np.add.accumulate(np.maximum(ramp, 0.0)) <= room.ramp_left_w
-    for passed, gate, why in ((ramps, G.RAMP, R.RAMP), (fits, G.CAP, R.CAP)):
-        _wait(state, draft, order[~passed], gate, why)
-
-
-def _wait(state: SiteState, draft: _Draft, late: IntColumn, gate: p.Gates, why: p.Reason) -> None:
-    draft.target[late] = state.activity[late]
-    draft.reason[late] = why
-    draft.gates[late] &= ~np.uint8(gate)
+    limit_w = coming_limit_w(site, state) if site.steps is not None else None
+    if limit_w is None:
+        return room
+    load_w = pw.total(room.counted)
+    need_w = load_w - limit_w - pw.going_down_w(site, state)
+    if need_w > 0.0:
+        shed_mining(site, state, draft, room, need_w, R.GRID_ORDER)
+    return replace(room, left_w=min(room.left_w, limit_w - load_w), rises=False)
 
 
 def _allocation(
@@ -499,7 +365,7 @@ def _allocation(
     state: SiteState,
     values: Values,
     counted: FloatColumn,
-    draft: _Draft,
+    draft: Draft,
     wanted: FlagColumn,
 ) -> p.AllocationView | None:
     """Compare what mines by this plan with the linear programme; what ramps up later is not asked.
@@ -513,13 +379,13 @@ def _allocation(
         return None
     # Where all run that should, no programme does better.
     kept = bool(np.all(draft.target[at] == MINE))
-    if kept and not any(row.modes for row in site.classes):
+    if kept and not any(row.modes and not row.set_modes for row in site.classes):
         return p.AllocationView(worth, worth)
     drawn = counted[at]
     if np.any(state.activity[at] != MINE):
         woken = pw.counted_after_w(site, state, MINE)[at]
         drawn = np.where(state.activity[at] == MINE, drawn, woken)
-    rise = np.maximum(drawn - site.once(_off_site_w)[at], 0.0)
+    rise = np.maximum(drawn - site.once(off_site_w)[at], 0.0)
     room_w = pw.cap_w(site, state) - (pw.total(counted) - pw.total(counted[at]))
     room_w = max(room_w - pw.total(drawn - rise), 0.0)
     miners = site.is_asic[at]
@@ -544,7 +410,7 @@ def _start_intent(site: Site, state: SiteState, start: ls.Start) -> p.Intent:
 
 
 def _stop_intents(
-    site: Site, state: SiteState, values: Values, draft: _Draft
+    site: Site, state: SiteState, values: Values, draft: Draft
 ) -> tuple[p.Intent, ...]:
     out: list[p.Intent] = []
     held = ls.held_code(state)
@@ -579,7 +445,7 @@ def _stop_intents(
     return tuple(out)
 
 
-def _groups(site: Site, state: SiteState, draft: _Draft) -> tuple[p.Intent, ...]:
+def _groups(site: Site, state: SiteState, draft: Draft) -> tuple[p.Intent, ...]:
     changing: IntColumn = np.flatnonzero(draft.free & (draft.target != state.activity))
     if not len(changing):
         return ()

@@ -15,6 +15,8 @@ OPEN_MAX = 64
 KEPT_MAX = 128
 # Two passes, the commit, and the reading that confirms.
 MARGIN_S = 15.0
+# Before an order binds, for changes of power mode and the readings that confirm them.
+STEP_AHEAD_S = 90.0
 # First wave, and a second one for the devices of it that are late.
 WAVES = 2.0
 SHARE = 0.99
@@ -88,6 +90,28 @@ def binding(site: Site, state: SiteState) -> tuple[OrderEntry, ...]:
 def limit_w(site: Site, state: SiteState) -> float | None:
     """Give the load that orders allow now; None when none binds."""
     return min((row.order.limit_w for row in binding(site, state)), default=None)
+
+
+def coming_limit_w(site: Site, state: SiteState) -> float | None:
+    """Give the load that orders which bind soon will allow; None when none is that near.
+
+    Before an order binds there is time to lower power modes, which is slower than switching off.
+    """
+    if not any(row.open for row in state.orders):
+        return None
+    now_ms = wall_ms(state)
+    ahead_ms = int((lead_s(site, state) + STEP_AHEAD_S) * 1_000)
+    bound = {row.order.order_id for row in binding(site, state)}
+    return min(
+        (
+            row.order.limit_w
+            for row in state.orders
+            if row.open
+            and row.order.order_id not in bound
+            and row.order.due_ms - ahead_ms <= now_ms < row.order.until_ms
+        ),
+        default=None,
+    )
 
 
 def next_ms(site: Site, state: SiteState) -> int | None:

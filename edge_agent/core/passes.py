@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from edge_agent.core import feeders as fd
 from edge_agent.core import power as pw
-from edge_agent.core.economics import grow, value
+from edge_agent.core.economics import best_value, grow, value
 from edge_agent.core.facts import Fact, Instant, TickRow
 from edge_agent.core.optimizer import plan
 from edge_agent.core.orders import follow
@@ -15,6 +15,7 @@ from edge_agent.core.site import NS_PER_S, Site
 from edge_agent.core.site_state import SiteState, enter_instant
 from edge_agent.core.state_facts import apply
 from edge_agent.core.stays import settle
+from edge_agent.core.step_rule import grow_step_regret
 
 
 def enter(site: Site, state: SiteState, instant: Instant, facts: tuple[Fact, ...]) -> SiteState:
@@ -26,16 +27,23 @@ def enter(site: Site, state: SiteState, instant: Instant, facts: tuple[Fact, ...
     same_boot = instant.boot_id == state.instant.boot_id
     dt_s = max(instant.now_ns - state.now_ns, 0) / NS_PER_S if same_boot else 0.0
     regret, debt, market = state.regret_usd, state.debt, state.market
+    step_regret = grow_step_regret(site, state, dt_s) if dt_s else state.step_regret_usd
     if dt_s:
         values = value(site, state)
-        regret, debt = grow(site, state, values, dt_s)
+        regret, debt = grow(site, state, best_value(site, state), dt_s)
         market = replace(
             market, peak=spend(site, state, values.gain_on_usd_per_h, values.saved_mw, dt_s)
         )
     ramp = pw.refill_ramp(site, state, dt_s)
     heard = np.where(state.reachable, state.now_ns, state.heard_ns)
     state = enter_instant(replace(state, heard_ns=heard, market=market), instant)
-    state = replace(state, regret_usd=regret, debt=debt, ramp_left_w=ramp)
+    state = replace(
+        state,
+        regret_usd=regret,
+        step_regret_usd=step_regret,
+        debt=debt,
+        ramp_left_w=ramp,
+    )
     for fact in facts:
         state = apply(site, state, fact)
     state = follow(site, settle(site, state))

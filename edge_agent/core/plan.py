@@ -40,6 +40,17 @@ class Reason(IntEnum):
     CREDIT = 22
     GRID_ORDER = 23
     RESERVE = 24
+    STEP_KEEP = 25
+    STEP_GAIN = 26
+    STEP_OVERDUE = 27
+    STEP_WAITS = 28
+    STEP_DWELL = 29
+    STEP_CAP = 30
+    STEP_RAMP = 31
+    STEP_LIMIT = 32
+    STEP_TRADE = 33
+    STEP_REFUSED = 34
+    STEP_UNKNOWN = 35
 
 
 class Gates(IntFlag):
@@ -56,7 +67,11 @@ class Gates(IntFlag):
 
 
 class DecisionRecords(Struct, frozen=True, eq=False):
-    """One row per device: activity, best option, money over the expected stay, reason, gates."""
+    """One row per device: activity, best option, money over the expected stay, reason, gates.
+
+    ``step`` and ``step_reason``: the power step that each miner is to take, and why; None where the
+    agent sets none. They stand in no digest of their own: changes of step are intents.
+    """
 
     activity: CodeColumn
     best: CodeColumn
@@ -65,12 +80,15 @@ class DecisionRecords(Struct, frozen=True, eq=False):
     cost_usd: FloatColumn
     reason: CodeColumn
     gates: CodeColumn
+    step: CodeColumn | None = None
+    step_reason: CodeColumn | None = None
 
 
 class Intent(Struct, frozen=True, eq=False, kw_only=True):
     """One switch to make: 1..n devices of one class, from one activity to another.
 
     ``lease_id`` is set when the devices enter ``serve`` for it; such a switch is all or none.
+    ``mode`` is set when running miners are to take another power mode: they mine before and after.
     """
 
     class_index: int
@@ -81,6 +99,7 @@ class Intent(Struct, frozen=True, eq=False, kw_only=True):
     lease_id: str | None = None
     gain_usd: float | None = None
     cost_usd: float | None = None
+    mode: str = ""
 
 
 class Score(Struct, frozen=True):
@@ -154,7 +173,7 @@ class ModeShare(Struct, frozen=True):
 class ModeAdvice(Struct, frozen=True):
     """The best power modes of the miners that run, what they would earn, and the gap to the bound.
 
-    The agent does not set modes of miners that run: it is told for a person or a script.
+    Where the site file does not let the agent set modes, it is told for a person or a script.
     """
 
     shares: tuple[ModeShare, ...]

@@ -2,9 +2,10 @@
 
 A device counts for the largest of its last reading, the nameplate of its mode and, while a switch
 is open, both sides of it with inrush; unknown, faulty or unreachable counts as its highest
-nameplate. It counts for less only once that is confirmed: a switch that closed, and a lower
-reading. All sums are in site watts (device watts x PUE), in index order, so that they repeat bit
-for bit.
+nameplate. Where the agent sets power modes, mining counts as the confirmed step (an unknown one as
+the highest), and as both steps while a change is open. It counts for less only once that is
+confirmed: a switch that closed, and a lower reading. All sums are in site watts (device watts x
+PUE), in index order, so that they repeat bit for bit.
 """
 
 from functools import lru_cache
@@ -33,6 +34,8 @@ from edge_agent.core.site_state import OFF_CODES, SiteState, mode_of
 
 # Refill below the ramp, so that bucket and refill together stay within one minute's ramp.
 BUCKET_S = 6.0
+# A reading so little above a step is of the step: the noise of the sensors.
+READ_SLACK = 1.03
 _INRUSH_W = attrgetter("model.inrush_w")
 
 
@@ -40,12 +43,9 @@ _INRUSH_W = attrgetter("model.inrush_w")
 @lru_cache(maxsize=4)
 def counted_w(site: Site, state: SiteState) -> FloatColumn:
     """Give what each device counts for against the cap, in site watts."""
-    classes = site.class_of
     highest = site.once(_highest_w)
-    mode = site.nameplate_w[classes, mode_of(state)]
-    sides = np.maximum(
-        site.nameplate_w[classes, state.origin], site.nameplate_w[classes, state.target]
-    )
+    mode = plate_w(site, state, mode_of(state))
+    sides = sides_w(site, state)
     switching = np.where(_wakes(state), np.maximum(sides, inrush_w(site)), sides)
     count = np.where(state.activity == SWITCHING, switching, mode)
     unsure = ~state.reachable | (state.activity == UNKNOWN) | (state.activity == FAULT)
@@ -58,13 +58,63 @@ def counted_w(site: Site, state: SiteState) -> FloatColumn:
 
 def counted_after_w(site: Site, state: SiteState, target: int) -> FloatColumn:
     """Give what each device would count for while a switch to ``target`` is open."""
-    classes = site.class_of
-    sides = np.maximum(site.nameplate_w[classes, state.origin], site.nameplate_w[classes, target])
+    after = np.full(len(site), target, dtype=np.uint8)
+    sides = np.maximum(plate_w(site, state, state.origin), plate_w(site, state, after))
     if target in (MINE, SERVE):
         off = (state.activity == CURTAILED) | (state.activity == IDLE)
         sides = np.where(off, np.maximum(sides, inrush_w(site)), sides)
     out: FloatColumn = np.maximum(sides * site.pue, counted_w(site, state))
     return out
+
+
+def plate_w(site: Site, state: SiteState, code: CodeColumn) -> FloatColumn:
+    """Give what each device counts for in an activity, in device watts, before any reading."""
+    watts: FloatColumn = site.nameplate_w[site.class_of, code]
+    if site.steps is None:
+        return watts
+    return np.where(code == MINE, mining_w(site, state), watts)
+
+
+def sides_w(site: Site, state: SiteState) -> FloatColumn:
+    """Give the larger side of each device's switch in device watts, inrush not counted."""
+    return np.maximum(plate_w(site, state, state.origin), plate_w(site, state, state.target))
+
+
+def step_w(site: Site, step: CodeColumn) -> FloatColumn:
+    """Give what each device draws at most in a step, in site watts.
+
+    Args:
+        step: of each device; 0 is unknown and counts as the highest.
+    """
+    assert site.steps is not None, "asked only where the agent sets modes"
+    out: FloatColumn = site.steps.power_w[site.class_of, step] * site.pue
+    return out
+
+
+# A pass asks several times for the count of one state: once for two sites in one process.
+@lru_cache(maxsize=4)
+def mining_w(site: Site, state: SiteState) -> FloatColumn:
+    """Give what each device counts for while it mines, in device watts, before any reading."""
+    if site.steps is None:
+        return site.once(_mine_plate_w)
+    table, row = site.steps.power_w.ravel(), site.once(_step_row)
+    out: FloatColumn = table.take(row + state.step)
+    changing = np.flatnonzero(state.step_to != state.step)
+    if len(changing):
+        other = table.take(row[changing] + state.step_to[changing])
+        out[changing] = np.maximum(out[changing], other)
+    out.flags.writeable = False
+    return out
+
+
+def _mine_plate_w(site: Site) -> FloatColumn:
+    out: FloatColumn = site.nameplate_w[site.class_of, MINE]
+    return out
+
+
+def _step_row(site: Site) -> IntColumn:
+    width = 0 if site.steps is None else site.steps.most + 1
+    return site.class_of.astype(np.int64) * width
 
 
 def inrush_w(site: Site) -> FloatColumn:
@@ -85,18 +135,24 @@ def measured_w(site: Site, state: SiteState) -> float | None:
     known = state.reachable & ~np.isnan(state.power_w)
     if not known.any():
         return None
-    mode = site.nameplate_w[site.class_of, mode_of(state)]
+    mode = plate_w(site, state, mode_of(state))
     watts = np.where(known, state.power_w, np.where(state.reachable, mode, 0.0))
     return total(watts * site.pue)
 
 
 def read_w(site: Site, state: SiteState) -> float:
-    """Give the sum of true readings only: a lower bound of the load.
-
-    A reading from before the device's last change says nothing about it now.
-    """
-    known = state.reachable & ~np.isnan(state.power_w) & (state.read_ns >= state.mode_since_ns)
+    """Give the sum of true readings only: a lower bound of the load."""
+    known = truly_read(site, state)
     return total(np.where(known, np.where(known, state.power_w, 0.0) * site.pue, 0.0))
+
+
+def truly_read(site: Site, state: SiteState) -> FlagColumn:
+    """Tell whose power was read after its last change: an older reading says nothing about now."""
+    since_ns = state.mode_since_ns
+    if site.steps is not None:
+        since_ns = np.maximum(since_ns, state.step_since_ns)
+    out: FlagColumn = state.reachable & ~np.isnan(state.power_w) & (state.read_ns >= since_ns)
+    return out
 
 
 def cap_w(site: Site, state: SiteState) -> float:
@@ -122,10 +178,15 @@ def refill_ramp(site: Site, state: SiteState, dt_s: float) -> float:
     return min(bucket, state.ramp_left_w + refill * dt_s)
 
 
-def ramp_rise_w(site: Site, at: IntColumn, origin: CodeColumn, target: int) -> FloatColumn:
+def ramp_rise_w(
+    site: Site, state: SiteState, at: IntColumn, origin: CodeColumn, target: int
+) -> FloatColumn:
     """Give the site watts by which a change raises the load of devices that are off; else 0."""
     classes = site.class_of[at]
-    rise = (site.nameplate_w[classes, target] - site.nameplate_w[classes, origin]) * site.pue[at]
+    after_w = site.nameplate_w[classes, target]
+    if site.steps is not None and target == MINE:
+        after_w = mining_w(site, state)[at]
+    rise = (after_w - site.nameplate_w[classes, origin]) * site.pue[at]
     out: FloatColumn = np.where(np.isin(origin, OFF_CODES), np.maximum(rise, 0.0), 0.0)
     return out
 
@@ -165,9 +226,49 @@ def to_shed_w(site: Site, state: SiteState, power: PowerView) -> float:
 
 def going_down_w(site: Site, state: SiteState) -> float:
     """Give the site watts that open switches will free when they are confirmed."""
+    return total(going_down_each_w(site, state))
+
+
+def going_down_each_w(site: Site, state: SiteState) -> FloatColumn:
+    """Give what each device's open switch will free when it is confirmed, in site watts."""
     after = site.nameplate_w[site.class_of, state.target] * site.pue
-    down = np.where(state.activity == SWITCHING, counted_w(site, state) - after, 0.0)
-    return total(np.maximum(down, 0.0))
+    counted = counted_w(site, state)
+    down = np.where(state.activity == SWITCHING, counted - after, 0.0)
+    if site.steps is not None:
+        stepping = stepping_down(site, state)
+        down = np.where(stepping, counted - step_w(site, state.step_to), down)
+    out: FloatColumn = np.maximum(down, 0.0)
+    return out
+
+
+def stepping_down(site: Site, state: SiteState) -> FlagColumn:
+    """Tell which devices a change of step still brings down.
+
+    One that does not read lower ``shed_after_s`` after the change began is not waited for: what it
+    should have freed is freed by others, or by turning it off.
+    """
+    assert site.steps is not None, "asked only where the agent sets modes"
+    lower = site.steps.power_w[site.class_of, state.step_to]
+    before = site.steps.power_w[site.class_of, state.step]
+    open_down = (state.step_to != state.step) & (state.switch_no >= 0) & (lower < before)
+    young = state.now_ns - state.step_since_ns <= int(site.limits.shed_after_s * NS_PER_S)
+    read = (state.read_ns > state.step_since_ns) & (state.power_w <= lower * READ_SLACK)
+    out: FlagColumn = open_down & state.reachable & (young | read)
+    return out
+
+
+def _unread(site: Site, state: SiteState) -> FlagColumn:
+    """Tell which changes of step are confirmed and not read yet: the reading is of before them."""
+    young = state.now_ns - state.step_since_ns <= int(site.limits.shed_after_s * NS_PER_S)
+    out: FlagColumn = (
+        site.has_steps
+        & (state.activity == MINE)
+        & (state.step > 0)
+        & (state.step == state.step_to)
+        & (state.read_ns <= state.step_since_ns)
+        & young
+    )
+    return out
 
 
 def _highest_w(site: Site) -> FloatColumn:

@@ -50,9 +50,7 @@ def profit_usd_per_h(site: Site, state: SiteState) -> float | None:
     """
     values = value(site, state)
     classes = site.class_of
-    sides_w = np.maximum(
-        site.nameplate_w[classes, state.origin], site.nameplate_w[classes, state.target]
-    )
+    sides_w = pw.sides_w(site, state)
     read_w = np.where(np.isnan(state.power_w), 0.0, state.power_w)
     off = (state.activity == IDLE) | (state.activity == CURTAILED)
     earned = np.select(
@@ -86,14 +84,11 @@ def flows(site: Site, state: SiteState) -> Flows:
     known = heard & ~np.isnan(state.hashrate_ths) & site.is_asic & (believed > 0.0)
     share = np.where(known, state.hashrate_ths / np.maximum(believed, 1e-9), 1.0)
     mines = (state.activity == MINE) & state.reachable
-    classes = site.class_of
-    sides_w = np.maximum(
-        site.nameplate_w[classes, state.origin], site.nameplate_w[classes, state.target]
-    )
+    sides_w = pw.sides_w(site, state)
     mode_w = np.where(
         (state.activity == MINE) & ~np.isnan(state.mine_w),
         state.mine_w,
-        site.nameplate_w[classes, mode_of(state)],
+        pw.plate_w(site, state, mode_of(state)),
     )
     known_w = ~np.isnan(state.power_w)
     # What a lost device does no mode says: its last reading stands.

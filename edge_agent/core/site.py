@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from edge_agent.core.curve import ModePoint, Step, steps
 from edge_agent.core.errors import SiteError
+from edge_agent.core.step_table import STEPS_MAX, StepTable, mine_w_max, step_points, step_table
 from protocol.market import PRICE_USD_PER_MWH_MAX, PRICE_USD_PER_MWH_MIN
 from protocol.resource import ACTIVITY_CODES, Activity, DeviceKind, DeviceModel
 
@@ -67,6 +68,8 @@ class DeviceClass(Struct, frozen=True, kw_only=True):
         sla_usd: cost of ending a lease early, per device.
         modes: measured points of a miner's power modes; none: it mines at the nameplate only.
         mode_change_s: seconds of the revenue of the mode reached that a cycle of one step costs.
+        set_modes: the agent sets the modes of running miners; otherwise it only tells which are
+            best.
     """
 
     model: DeviceModel
@@ -94,6 +97,7 @@ class DeviceClass(Struct, frozen=True, kw_only=True):
 
     modes: tuple[ModePoint, ...] = ()
     mode_change_s: float = 60.0
+    set_modes: bool = False
 
     @property
     def class_name(self) -> str:
@@ -251,6 +255,10 @@ class Site:
         self.feeder_of: IndexColumn = _frozen_i4(
             [place[device.feeder] if device.feeder else -1 for device in devices]
         )
+        self.steps: StepTable | None = step_table(classes)
+        self.has_steps: FlagColumn = np.array([bool(step_points(row)) for row in classes])[
+            self.class_of
+        ]
         self.nameplate_w: FloatColumn = self._nameplate_w()
         self.pue: FloatColumn = self.spread([row.pue_max for row in classes])
         self.is_asic: FlagColumn = self.spread(
@@ -312,9 +320,10 @@ class Site:
         table = np.zeros((len(self.classes), ACTIVITIES))
         for at, row in enumerate(self.classes):
             model = row.model
-            highest = max(model.mine_w, model.serve_w, model.idle_w, model.curtailed_w)
+            mine_w = mine_w_max(row)
+            highest = max(mine_w, model.serve_w, model.idle_w, model.curtailed_w)
             table[at, :] = highest
-            table[at, MINE] = model.mine_w
+            table[at, MINE] = mine_w
             table[at, SERVE] = model.serve_w if model.serve_w > 0.0 else highest
             table[at, IDLE] = model.idle_w
             table[at, CURTAILED] = model.curtailed_w
@@ -332,6 +341,8 @@ class Site:
         if not low < high:
             raise SiteError("bad_limit", "limits.price_floor_usd_per_mwh is above the ceiling")
         for row in self.classes:
+            if len(step_points(row)) > STEPS_MAX:
+                raise SiteError("too_many_modes", f"{row.class_name}.modes: at most {STEPS_MAX}")
             points = row.pue_by_ambient_c
             if any(one[0] >= other[0] for one, other in pairwise(points)):
                 raise SiteError("bad_table", f"{row.class_name}.pue_by_ambient_c must ascend")

@@ -258,6 +258,12 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     (closed intervals by activity, (D, 8)). ``switch_costs``: the newest of each class and move.
     ``restarts``: what wake-ups taught, by class. ``unheard``: nodes that have said nothing since
     the agent's last start.
+
+    Of the power mode, where the agent sets it: ``step`` (confirmed; 0 is unknown; kept while the
+    miner is off, as miners do), ``step_to`` (the other side of an open change, else the same),
+    ``step_since_ns`` (the last change began or ended), ``step_regret_usd`` (of staying in it),
+    ``no_steps`` (a bit for each step that the miner refused, the lowest first) and ``no_code``
+    (the last reason for that, a place in ``step_facts.REFUSALS``).
     """
 
     rows: int
@@ -302,6 +308,12 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     hold: CodeColumn
     hold_until_ns: IntColumn
     spent_ns: IntColumn
+    step: CodeColumn
+    step_to: CodeColumn
+    step_since_ns: IntColumn
+    step_regret_usd: FloatColumn
+    no_steps: CodeColumn
+    no_code: CodeColumn
 
     @property
     def now_ns(self) -> int:
@@ -358,6 +370,12 @@ def new_state(site: Site, instant: f.Instant) -> SiteState:
         hold=code,
         hold_until_ns=zero,
         spent_ns=np.zeros((n, ACTIVITIES), dtype=np.int64),
+        step=code,
+        step_to=code,
+        step_since_ns=now,
+        step_regret_usd=np.zeros(n),
+        no_steps=code,
+        no_code=code,
     )
 
 
@@ -394,6 +412,7 @@ def enter_instant(state: SiteState, instant: f.Instant) -> SiteState:
         spent_ns=spent,
         since_ns=now,
         mode_since_ns=now,
+        step_since_ns=now,
         heard_ns=state.heard_ns + shift,
         read_ns=np.zeros(len(state.read_ns), dtype=np.int64),
         reachable=np.zeros(len(state.reachable), dtype=np.bool_),

@@ -2,7 +2,8 @@
 
 Columns are kept under device ids, so that a changed site file finds its devices again; what is new
 starts unknown, what is gone is dropped. A snapshot of an older version is read; columns that it has
-not got are made from those it has.
+not got are made from those it has. One of a site where the agent sets no power modes has no columns
+of steps.
 """
 
 from hashlib import blake2b
@@ -53,8 +54,25 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("heard_ns", "<i8"),
     ("debt", "<f8"),
 )
+# Of a site where the agent sets power modes: behind the others, and before a digest of the names
+# that the steps had: under other names they are unknown.
+STEPS_VERSION = 5
+STEP_COLUMNS: tuple[tuple[str, str], ...] = (
+    ("step", "u1"),
+    ("step_to", "u1"),
+    ("step_since_ns", "<i8"),
+    ("step_regret_usd", "<f8"),
+    ("no_steps", "u1"),
+    ("no_code", "u1"),
+)
 # How many columns each version has; a version only ever adds some at the end.
-COLUMNS_OF = {1: len(COLUMNS) - 3, 2: len(COLUMNS), 3: len(COLUMNS), 4: len(COLUMNS)}
+COLUMNS_OF = {
+    1: len(COLUMNS) - 3,
+    2: len(COLUMNS),
+    3: len(COLUMNS),
+    SNAPSHOT_VERSION: len(COLUMNS),
+    STEPS_VERSION: len(COLUMNS) + len(STEP_COLUMNS) + 1,
+}
 
 
 class Snapshot(Struct, frozen=True, array_like=True):
@@ -94,14 +112,23 @@ _SAME = tuple(
 
 def encode_state(site: Site, state: SiteState) -> bytes:
     """Encode a state; equal states give equal bytes."""
+    named = columns_of(site)
     columns = tuple(
-        np.ascontiguousarray(getattr(state, name), dtype=dtype).tobytes() for name, dtype in COLUMNS
+        np.ascontiguousarray(getattr(state, name), dtype=dtype).tobytes() for name, dtype in named
     )
+    version = SNAPSHOT_VERSION
+    if site.steps is not None:
+        version, columns = STEPS_VERSION, (*columns, _names_digest(site))
     values = {name: getattr(state, name) for name in _SAME}
     device_ids = tuple(device.device_id for device in site.devices)
     return _ENCODER.encode(
-        Snapshot(version=SNAPSHOT_VERSION, device_ids=device_ids, columns=columns, **values)
+        Snapshot(version=version, device_ids=device_ids, columns=columns, **values)
     )
+
+
+def columns_of(site: Site) -> tuple[tuple[str, str], ...]:
+    """Give the columns that a snapshot of a site keeps."""
+    return COLUMNS if site.steps is None else (*COLUMNS, *STEP_COLUMNS)
 
 
 def decode_state(site: Site, data: bytes) -> SiteState:
@@ -128,7 +155,8 @@ def decode_state(site: Site, data: bytes) -> SiteState:
     old_at = np.array([old for old, _ in pairs], dtype=np.int64)
     new_at = np.array([at for _, at in pairs], dtype=np.int64)
     columns: dict[str, np.ndarray] = {}
-    for (name, dtype), raw in zip(COLUMNS, body.columns, strict=False):
+    named = (*COLUMNS, *STEP_COLUMNS) if _same_steps(site, body) else COLUMNS
+    for (name, dtype), raw in zip(named, body.columns, strict=False):
         column = np.frombuffer(raw, dtype=dtype)
         if name == "spent_ns":
             column = column.reshape(n, ACTIVITIES)
@@ -147,3 +175,12 @@ def decode_state(site: Site, data: bytes) -> SiteState:
 def state_hash(site: Site, state: SiteState) -> bytes:
     """Give the blake2b-16 of the encoded state."""
     return blake2b(encode_state(site, state), digest_size=16).digest()
+
+
+def _same_steps(site: Site, body: Snapshot) -> bool:
+    return body.version >= STEPS_VERSION and body.columns[-1] == _names_digest(site)
+
+
+def _names_digest(site: Site) -> bytes:
+    names = () if site.steps is None else site.steps.names
+    return blake2b(msgspec.msgpack.encode(names), digest_size=16).digest()

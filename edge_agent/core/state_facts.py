@@ -30,6 +30,7 @@ from edge_agent.core.site_state import (
     put,
     set_activity,
 )
+from edge_agent.core.step_facts import hashes, step_readings
 from protocol.lease import SitePolicy
 
 # More than the classes and moves of any site.
@@ -91,6 +92,9 @@ def _readings(site: Site, state: SiteState, fact: f.ReadingsSeen) -> SiteState:
         moved = at[known & (row.activity == code)]
         state = replace(state, **set_activity(state, moved, int(code), int(code), int(code)))
     mining = settled & (state.activity[at] == MINE) & (row.hashrate_ths > 0.0)
+    if site.steps is not None:
+        state = replace(state, **step_readings(site, state, row, at, mining))
+        mining &= hashes(site, state, at, row.hashrate_ths)
     changes["mine_ths"] = put(state.mine_ths, at[mining], row.hashrate_ths[mining])
     with_power = mining & (row.power_w > 0.0)
     changes["mine_w"] = put(state.mine_w, at[with_power], row.power_w[with_power])
@@ -139,4 +143,7 @@ def _held(site: Site, state: SiteState, fact: f.OperatorHeld) -> SiteState:
         # An operator who touches a device has looked at it: its quarantine ends.
         quarantine_ns=put(state.quarantine_ns, at, min(int(state.quarantine_ns[at]), state.now_ns)),
         failures=put(state.failures, at, 0),
+        # Nor does what it refused in another's time stand against it.
+        no_steps=put(state.no_steps, at, 0),
+        no_code=put(state.no_code, at, 0),
     )

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from edge_agent.core.curve import ModePoint
 from edge_agent.core.errors import JournalError
 from protocol.node import DeviceOutcome, LeaseWork, Phase, PhaseEnd
 from protocol.resource import Activity, DeviceKind
@@ -30,9 +31,14 @@ class Status(StrEnum):
     COMMITTED = "committed"
     ROLLED_BACK = "rolled_back"
     QUARANTINED = "quarantined"
+    # Of a power mode: the miner said no, and mines on in the mode that it had.
+    REFUSED = "refused"
 
 
-FINAL = (Status.COMMITTED, Status.ROLLED_BACK, Status.QUARANTINED)
+FINAL = (Status.COMMITTED, Status.ROLLED_BACK, Status.QUARANTINED, Status.REFUSED)
+# How a change of power mode may end at once: nothing was done, and nothing is to be undone.
+_SAYS_NO = ("mode.refused", "mode.unsupported")
+_TAKEN_OVER = "switch.superseded"
 
 
 class Stage(StrEnum):
@@ -124,6 +130,7 @@ class SwitchDevice(Struct, frozen=True, array_like=True):
     strategy: str = ""
     moved_mib: int = 0
     engine_us: int = 0
+    from_mode: ModePoint | None = None
 
 
 class PhaseSpan(Struct, frozen=True, array_like=True):
@@ -138,6 +145,7 @@ class Switch(Struct, frozen=True, array_like=True):
 
     ``resumed``: carried on after a restart, or an answer was lost: later phases than the present
     one may have run.
+    ``mode``: the power mode that running miners are to take; each device keeps the one it leaves.
     """
 
     switch_id: str
@@ -158,6 +166,7 @@ class Switch(Struct, frozen=True, array_like=True):
     spans: tuple[PhaseSpan, ...] = ()
     commit_asked: bool = False
     resumed: bool = False
+    mode: ModePoint | None = None
 
 
 class Begun(Struct, frozen=True):
@@ -349,6 +358,8 @@ def _take(switch: Switch, outcomes: tuple[DeviceOutcome, ...]) -> Switch:
             devices.append(device)
             continue
         judged = _judge(switch.stage, device, done=outcome.status == "done", code=outcome.code)
+        if switch.mode is not None:
+            judged = _judge_mode(judged, outcome.code)
         judged = replace(
             judged,
             strategy=outcome.strategy[:STRATEGY_CHARS_MAX] or device.strategy,
@@ -380,6 +391,15 @@ def _judge(stage: Stage, device: SwitchDevice, *, done: bool, code: str) -> Swit
         status = Status.ROLLED_BACK if done else Status.FAILED
         return replace(device, status=status, answered=True)
     return replace(device, status=Status.QUARANTINED, answered=True)
+
+
+def _judge_mode(device: SwitchDevice, code: str) -> SwitchDevice:
+    """Leave a miner alone that refused the mode, or that a newer switch has taken over."""
+    if device.status is not Status.FAILED:
+        return device
+    if code in _SAYS_NO:
+        return replace(device, status=Status.REFUSED)
+    return replace(device, status=Status.ROLLED_BACK) if code == _TAKEN_OVER else device
 
 
 def _whole(switch: Switch) -> Switch:

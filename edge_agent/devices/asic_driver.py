@@ -24,6 +24,7 @@ from edge_agent.devices.ports import (
     ModeMemory,
     OutcomeState,
 )
+from edge_agent.devices.turns import Turns
 from edge_agent.ports import Clock
 from firmware_bridges.base import MinerState, ReadDetail, Reading, WorkMode, WriteState
 from firmware_bridges.commands import Command, Sleep, Wake
@@ -111,6 +112,7 @@ class AsicDriver:
         clock: For the stamps.
         settings: How to command.
         late: Knows how long effects take. modes: the modes before sleep.
+        turns: Shared with whoever else commands these miners.
     """
 
     def __init__(
@@ -121,15 +123,13 @@ class AsicDriver:
         settings: DriverSettings,
         late: LateEffects | None = None,
         modes: ModeMemory | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self._devices = {device.device_id: device for device in devices}
-        # Made when first wanted: most devices are never commanded between two restarts.
-        self._locks: dict[str, asyncio.Lock] = {}
         self._clock = clock
         self._settings = settings
-        self._at_once = asyncio.Semaphore(settings.at_once)
+        self._turns = Turns(settings.at_once) if turns is None else turns
         self._requests: OrderedDict[tuple[str, str], _Request] = OrderedDict()
-        self._newest: dict[str, _Try] = {}
         self._late = LateEffects() if late is None else late
         self.modes: ModeMemory = InMemoryModes() if modes is None else modes
 
@@ -182,11 +182,11 @@ class AsicDriver:
         self, device: DrivenAsic, action: AsicAction, attempt: _Try
     ) -> DeviceOutcome:
         # The lock covers the command alone: a grid order need not wait for a warm-up of minutes.
-        async with self._locks.setdefault(device.device_id, asyncio.Lock()):
+        async with self._turns.lock(device.device_id):
             if attempt.outcome.state is OutcomeState.CONFIRMED:
                 return attempt.outcome
             attempt.note(state=OutcomeState.UNKNOWN)
-            self._newest[device.device_id] = attempt
+            self._turns.take(device.device_id, attempt)
             await self._command(device, action, attempt)
         if attempt.outcome.state is OutcomeState.REFUSED:
             return attempt.outcome
@@ -195,7 +195,7 @@ class AsicDriver:
     async def _command(self, device: DrivenAsic, action: AsicAction, attempt: _Try) -> None:
         """Write if a write is needed; the attempt's state afterwards is `refused` or `unknown`."""
         try:
-            async with self._at_once:
+            async with self._turns.at_once:
                 mode = await self._write_needed(device, action, attempt)
                 if mode is not None:
                     await self._write(device, mode, attempt)
@@ -251,7 +251,7 @@ class AsicDriver:
         track = self._track(device, action, attempt)
         self._late.watch(device.device_id, track, device.bridge, self._rated(device))
         looks_left = LOOKS_AFTER_DUE
-        while self._newest[device.device_id] is attempt:
+        while self._turns.has(device.device_id, attempt):
             seen_ns = await self._look(device, action, attempt, seen_ns)
             if attempt.outcome.state is OutcomeState.CONFIRMED:
                 return attempt.outcome
@@ -291,7 +291,7 @@ class AsicDriver:
     ) -> int | None:
         """Look once; give since when the effect has been seen, `None` = it is not."""
         try:
-            async with self._at_once:
+            async with self._turns.at_once:
                 reading = await device.bridge.read(ReadDetail.FAST)
         except BridgeError as exc:
             # The API is away while the miner reloads: no evidence either way.

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from edge_agent.core.curve import ModePoint
 from edge_agent.devices.ports import (
     AsicAction,
     AsicNameplate,
@@ -64,12 +65,16 @@ class FakeAsic(msgspec.Struct, frozen=True, kw_only=True):
         nameplate: Of its model.
         mining: What it does at the start, warm.
         gives_power: Its firmware has a power field.
+        mode: Power mode at the start; `None` = it has none and mines at its nameplate.
+        refuses: Names of the modes that it says no to.
     """
 
     device_id: str
     nameplate: AsicNameplate
     mining: bool = True
     gives_power: bool = True
+    mode: ModePoint | None = None
+    refuses: tuple[str, ...] = ()
 
 
 class FakePhysics(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +87,7 @@ class FakePhysics(msgspec.Struct, frozen=True, kw_only=True):
         warm_up_s: After a wake, full power and no rate for so long.
         connect_s: A dead device costs the caller this long.
         noise_share: Readings vary by up to this share.
+        mode_s: A change of power mode stops hashing, at sleep's power, for so long.
     """
 
     acknowledge_s: float = 0.05
@@ -90,6 +96,7 @@ class FakePhysics(msgspec.Struct, frozen=True, kw_only=True):
     warm_up_s: float = 300.0
     connect_s: float = 1.5
     noise_share: float = 0.005
+    mode_s: float = 60.0
 
 
 class _Unit:
@@ -102,6 +109,28 @@ class _Unit:
         # The beginning of the present mode; far enough back to be warm (or cold) at the start.
         self.since_ns: int | None = None
         self.was_hashing = False
+        self.mode = spec.mode
+        self.restarted_ns: int | None = None
+        # The newest command has the say.
+        self.newest: tuple[str, str, str] | None = None
+
+    def take_mode(self, now_ns: int, mode: ModePoint) -> None:
+        """Take a power mode: a running miner restarts when it is another one."""
+        if self.mode is None or mode.mode != self.mode.mode:
+            self.mode = mode
+            self.restarted_ns = now_ns if self.mining else None
+
+    def running(self) -> tuple[float, float]:
+        """Give rate [TH/s] and power [W] at full work."""
+        plate = self.spec.nameplate
+        if self.mode is None:
+            return plate.hashrate_ths, plate.power_w
+        return self.mode.rate_ths, self.mode.power_w
+
+    def restarts(self, now_ns: int, physics: FakePhysics) -> bool:
+        """Tell whether it restarts into another mode."""
+        since_ns = self.restarted_ns
+        return since_ns is not None and (now_ns - since_ns) / _NS < physics.mode_s
 
     def turn(self, now_ns: int, physics: FakePhysics, *, mining: bool) -> None:
         """Take a command; one for the present mode changes nothing."""
@@ -113,13 +142,16 @@ class _Unit:
     def rate_and_power(self, now_ns: int, physics: FakePhysics) -> tuple[float, float]:
         """Give the true rate [TH/s] and power [W]."""
         plate = self.spec.nameplate
+        full_ths, full_w = self.running()
         in_mode_s = float("inf") if self.since_ns is None else (now_ns - self.since_ns) / _NS
+        if self.mining and self.restarts(now_ns, physics):
+            return 0.0, plate.sleep_power_w
         if self.mining:
-            return (plate.hashrate_ths if in_mode_s >= physics.warm_up_s else 0.0), plate.power_w
+            return (full_ths if in_mode_s >= physics.warm_up_s else 0.0), full_w
         if in_mode_s < physics.stop_s:
-            return (plate.hashrate_ths if self.was_hashing else 0.0), plate.power_w
+            return (full_ths if self.was_hashing else 0.0), full_w
         fallen = min(1.0, (in_mode_s - physics.stop_s) / physics.power_fall_s)
-        return 0.0, plate.power_w + fallen * (plate.sleep_power_w - plate.power_w)
+        return 0.0, full_w + fallen * (plate.sleep_power_w - full_w)
 
     def settles_ns(self, physics: FakePhysics) -> int:
         """Give when rate and power reach those of the present mode."""
@@ -180,6 +212,67 @@ class FakeFleet:
             ]
         return tuple(task.result() for task in tasks)
 
+    async def set_mode(
+        self,
+        switch_id: str,
+        phase: str,
+        mode: ModePoint,
+        device_ids: Sequence[str],
+        deadline_s: float,
+    ) -> tuple[DeviceOutcome, ...]:
+        """Set a power mode; see `AsicFleet.set_mode`."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(
+                    self._set_one((switch_id, phase, device_id), mode, deadline_s),
+                    name=f"fake-mode-{device_id}",
+                )
+                for device_id in device_ids
+            ]
+        return tuple(task.result() for task in tasks)
+
+    async def _set_one(
+        self, key: tuple[str, str, str], mode: ModePoint, deadline_s: float
+    ) -> DeviceOutcome:
+        unit = self._units[key[2]]
+        begin_ns = self._clock.boottime_ns()
+        deadline_ns = begin_ns + int(deadline_s * _NS)
+        fault = self._fault(unit, begin_ns)
+        if fault is FakeFaultKind.DEAD:
+            await asyncio.sleep(min(self._physics.connect_s, deadline_s))
+            return _outcome(key, OutcomeState.REFUSED, code="bridge.timeout")
+        if fault is FakeFaultKind.HANGS:
+            await asyncio.sleep(deadline_s)
+            return _outcome(key, OutcomeState.UNKNOWN, code="bridge.timeout", commanded_ns=begin_ns)
+        await self._sleep_until(min(begin_ns + int(self._physics.acknowledge_s * _NS), deadline_ns))
+        if mode.mode in unit.spec.refuses:
+            return _outcome(key, OutcomeState.REFUSED, code="mode.refused")
+        if not unit.mining:
+            return _outcome(key, OutcomeState.REFUSED, code="mode.asleep")
+        self.commands += 1
+        unit.newest = key
+        if fault is not FakeFaultKind.LIES:
+            unit.take_mode(self._clock.boottime_ns(), mode)
+        return await self._mode_seen(key, unit, mode, deadline_ns)
+
+    async def _mode_seen(
+        self, key: tuple[str, str, str], unit: _Unit, mode: ModePoint, deadline_ns: int
+    ) -> DeviceOutcome:
+        """Wait for the effect (down: the power fell; up: it runs again), or for a newer command."""
+        while True:
+            now_ns = self._clock.boottime_ns()
+            if unit.newest != key:
+                return _outcome(key, OutcomeState.UNKNOWN, code="switch.superseded")
+            heard = self._fault(unit, now_ns) in (None, FakeFaultKind.LIES)
+            taken = unit.mode is not None and unit.mode.mode == mode.mode
+            if heard and taken and not unit.restarts(now_ns, self._physics):
+                return DeviceOutcome(
+                    device_id=key[2], state=OutcomeState.CONFIRMED, confirmed_ns=now_ns
+                )
+            if now_ns >= deadline_ns:
+                return _outcome(key, OutcomeState.UNKNOWN, code="effect.unconfirmed")
+            await self._sleep_until(min(now_ns + _NS, deadline_ns))
+
     async def read(self) -> AsicReadings:
         """Read every device that answers now."""
         now_ns = self._clock.boottime_ns()
@@ -203,10 +296,13 @@ class FakeFleet:
     def _put(self, unit: _Unit, now_ns: int) -> None:
         rate_ths, power_w = unit.rate_and_power(now_ns, self._physics)
         varied = 1.0 + self._physics.noise_share * (2.0 * self._noise.random() - 1.0)
+        restarts = unit.mining and unit.restarts(now_ns, self._physics)
         heat = power_w / unit.spec.nameplate.power_w
         state = StateCode.MINING if rate_ths > 0 else StateCode.IDLE
         if not unit.mining and rate_ths == 0:
             state = StateCode.ASLEEP
+        elif restarts:
+            state = StateCode.STARTING
         self._columns.put_values(
             unit.index,
             hashrate_ths=rate_ths * varied,
@@ -234,6 +330,7 @@ class FakeFleet:
             await asyncio.sleep(deadline_s)
             return _outcome(key, OutcomeState.UNKNOWN, code="bridge.timeout", commanded_ns=begin_ns)
         self.commands += 1
+        unit.newest = key
         mining = action is AsicAction.MINE
         if fault is not FakeFaultKind.LIES:
             unit.turn(begin_ns, self._physics, mining=mining)

@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from edge_agent.core.curve import ModePoint
 from edge_agent.devices.asic_driver import AsicDriver, DrivenAsic, DriverSettings
 from edge_agent.devices.auto import AutoBridge
 from edge_agent.devices.late import LateEffects
+from edge_agent.devices.mode_setter import ModeSetter
 from edge_agent.devices.one_off import OneOffDriver
 from edge_agent.devices.poller import AsicPoller, Known, PollCounts, PolledAsic, PollSettings
 from edge_agent.devices.ports import (
@@ -18,6 +20,7 @@ from edge_agent.devices.ports import (
     DeviceOutcome,
     ModeMemory,
 )
+from edge_agent.devices.turns import Turns
 from edge_agent.ports import Clock
 from firmware_bridges.antminer.family import ANTMINER_STOCK
 from firmware_bridges.base import MinerAddress, Reading, WorkMode
@@ -137,12 +140,17 @@ class MinerFleet:
             for unit, bridge in pairs
         }
         self._one_offs = OneOffDriver(driven, clock=clock, settings=settings.drive, late=self._late)
+        turns = Turns(settings.drive.at_once)
         self._driver = AsicDriver(
             list(driven.values()),
             clock=clock,
             settings=settings.drive,
             late=self._late,
             modes=modes,
+            turns=turns,
+        )
+        self._modes = ModeSetter(
+            driven, clock=clock, settings=settings.drive, late=self._late, turns=turns
         )
 
     async def run(self) -> None:
@@ -159,6 +167,17 @@ class MinerFleet:
     ) -> tuple[DeviceOutcome, ...]:
         """Carry out one action; see `AsicFleet.apply`."""
         return await self._driver.apply(switch_id, phase, action, device_ids, deadline_s)
+
+    async def set_mode(
+        self,
+        switch_id: str,
+        phase: str,
+        mode: ModePoint,
+        device_ids: Sequence[str],
+        deadline_s: float,
+    ) -> tuple[DeviceOutcome, ...]:
+        """Set a power mode; see `AsicFleet.set_mode`."""
+        return await self._modes.apply(switch_id, phase, mode, device_ids, deadline_s)
 
     async def act(self, verb: str, device_id: str) -> tuple[str, str]:
         """Do a one-off act; see `OneOffDriver.act`."""

@@ -24,6 +24,7 @@ from edge_agent.devices.readings import ReadingColumns
 from edge_agent.ports import Clock
 from firmware_bridges.base import ReadDetail, Reading
 from firmware_bridges.errors import BridgeError
+from firmware_bridges.sheet import Capability
 
 _NS = 1_000_000_000
 _ERROR_CHARS_MAX = 300
@@ -210,7 +211,9 @@ class AsicPoller:
         else:
             now_ns = self._clock.boottime_ns()
             self._read += 1
-            self._columns.put(index, reading, now_ns)
+            bridge = self._devices[index].bridge
+            tells_mode = bridge.effect_s(Capability.POWER_MODE) is not None
+            self._columns.put(index, reading, now_ns, tells_mode=tells_mode)
             self._known[index] = Known(reading=reading, measured_ns=now_ns)
             self._breakers[index] = after_answer(self._breakers[index])
             if full:

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from edge_agent.core.curve import ModePoint
 from firmware_bridges.base import MinerState, ReadDetail, Reading, WorkMode, WriteResult
 from firmware_bridges.commands import Command
 from firmware_bridges.sheet import Capability
@@ -44,6 +45,20 @@ class StateCode(IntEnum):
     FAULT = 4
 
 
+class ModeCode(IntEnum):
+    """Power mode of a miner inside an array."""
+
+    UNKNOWN = -1
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
+
+
+MODE_CODES = {
+    WorkMode.LOW: ModeCode.LOW,
+    WorkMode.NORMAL: ModeCode.NORMAL,
+    WorkMode.HIGH: ModeCode.HIGH,
+}
 STATE_CODES = {
     None: StateCode.UNKNOWN,
     MinerState.MINING: StateCode.MINING,
@@ -101,6 +116,7 @@ class AsicReadings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         state: int8, `StateCode`.
         reachable: int8; 1 = answered when last asked, 0 = did not, -1 = never asked.
         measured_ns: int64, boottime of the reading; -1 = none yet.
+        mode: int8, `ModeCode` of the power mode that the firmware tells; -1 = it tells none.
     """
 
     at_ns: int
@@ -111,6 +127,7 @@ class AsicReadings(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     state: npt.NDArray[np.int8]
     reachable: npt.NDArray[np.int8]
     measured_ns: npt.NDArray[np.int64]
+    mode: npt.NDArray[np.int8] | None = None
 
 
 class AsicNameplate(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,6 +200,24 @@ class AsicFleet(Protocol):
 
         Idempotent on (switch_id, phase): asked again, a confirmed device is not commanded again,
         and an unknown one is read before anything is written.
+
+        Returns:
+            One outcome for each device id, in their order.
+        """
+        ...
+
+    async def set_mode(
+        self,
+        switch_id: str,
+        phase: str,
+        mode: ModePoint,
+        device_ids: Sequence[str],
+        deadline_s: float,
+    ) -> tuple[DeviceOutcome, ...]:
+        """Bring running miners into a power mode and wait for the effect, at most `deadline_s`.
+
+        Idempotent as `apply`. A miner that says no to the mode is `refused` with `mode.refused` or
+        `mode.unsupported`, and mines on as before.
 
         Returns:
             One outcome for each device id, in their order.

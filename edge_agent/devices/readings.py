@@ -6,7 +6,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from edge_agent.devices.ports import STATE_CODES, AsicReadings, StateCode
+from edge_agent.devices.ports import MODE_CODES, STATE_CODES, AsicReadings, ModeCode, StateCode
 from firmware_bridges.base import Reading
 
 Scalar = TypeVar("Scalar", np.float64, np.int8, np.int64)
@@ -28,9 +28,17 @@ class ReadingColumns:
         self._state = np.full(count, StateCode.UNKNOWN, dtype=np.int8)
         self._reachable = np.full(count, -1, dtype=np.int8)
         self._measured_ns = np.full(count, -1, dtype=np.int64)
+        self._mode = np.full(count, ModeCode.UNKNOWN, dtype=np.int8)
 
-    def put(self, index: int, reading: Reading, now_ns: int) -> None:
-        """Take one reading."""
+    def put(self, index: int, reading: Reading, now_ns: int, *, tells_mode: bool = False) -> None:
+        """Take one reading.
+
+        Args:
+            tells_mode: Its firmware has power modes: what it says of them is what it was told.
+        """
+        told = reading.configured_mode if tells_mode else None
+        code = ModeCode.UNKNOWN if told is None else MODE_CODES.get(told, ModeCode.UNKNOWN)
+        self._mode[index] = code
         temp_c = reading.chip_temp_c_max
         if temp_c is None:
             temp_c = reading.board_temp_c_max
@@ -67,6 +75,7 @@ class ReadingColumns:
         self._power_w[index] = np.nan
         self._temp_c[index] = np.nan
         self._state[index] = StateCode.UNKNOWN
+        self._mode[index] = ModeCode.UNKNOWN
         self._reachable[index] = 0
 
     def batch(self, now_ns: int) -> AsicReadings:
@@ -80,6 +89,7 @@ class ReadingColumns:
             state=_frozen(self._state),
             reachable=_frozen(self._reachable),
             measured_ns=_frozen(self._measured_ns),
+            mode=_frozen(self._mode),
         )
 
 

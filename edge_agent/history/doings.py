@@ -60,7 +60,8 @@ class Doings(Struct, eq=False):
         """Count what a row says and does."""
         for fact in step.row.acts:
             if isinstance(fact, f.SwitchOpened):
-                self.switches[fact.to_activity.value] += len(fact.device_ids)
+                what = f"mode {fact.mode}" if fact.mode else fact.to_activity.value
+                self.switches[what] += len(fact.device_ids)
                 self.reasons[fact.reason] += len(fact.device_ids)
                 if fact.to_activity is Activity.CURTAILED:
                     self.curtailments[fact.reason] += len(fact.device_ids)

@@ -226,6 +226,7 @@ class ControlLoop:
             told.took_us,
             opened,
             codes_of(switch),
+            "" if switch.mode is None else switch.mode.mode,
         )
         row = SwitchRow(switch_id=switch.switch_id, body=encode_switch(switch), closed=True)
         self._metering.expect(opened, instant.wall)

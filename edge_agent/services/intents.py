@@ -5,9 +5,10 @@ from datetime import datetime
 
 from msgspec import Struct
 
+from edge_agent.core.curve import ModePoint
 from edge_agent.core.facts import SwitchOpened
 from edge_agent.core.plan import Intent
-from edge_agent.core.site import Site
+from edge_agent.core.site import DeviceClass, Site
 from edge_agent.core.site_state import SiteState, lease_by_id
 from edge_agent.core.switching import PATHS, Stage, Status, Switch, SwitchDevice
 from protocol.event import PhaseTime, SwitchReport
@@ -16,6 +17,8 @@ from protocol.resource import ACTIVITY_CODES, Activity, DeviceKind
 
 # Sleeping is confirmed within this; waking takes the class's warm-up and half as much again.
 CURTAIL_S = 120.0
+# A change of power mode may restart the miner, and is confirmed when the power has moved.
+MODE_S = 960.0
 PHASES_TOLD_MAX = 12
 
 
@@ -43,6 +46,8 @@ def open_switch(
     first = PATHS[kind][0]
     wakes = intent.to_activity is Activity.MINE
     asic_s = row.warmup_s * 1.5 + 60.0 if wakes else CURTAIL_S
+    if intent.mode:
+        asic_s = max(asic_s, MODE_S)
     switch = Switch(
         switch_id=switch_id,
         kind=kind,
@@ -61,16 +66,19 @@ def open_switch(
                 site.devices[int(at)].node_id,
                 ACTIVITY_CODES[int(state.activity[at])],
                 _work(state, intent, instances[number]) if serves else None,
+                from_mode=_mode(row, site, intent, int(state.step[at])) if intent.mode else None,
             )
             for number, (at, device_id) in enumerate(zip(intent.indices, device_ids, strict=True))
         ),
         stage=Stage.FORWARD,
         phase=first,
         phase_ns=state.now_ns,
+        mode=next((point for point in row.modes if point.mode == intent.mode), None),
     )
     fact = SwitchOpened(
-        switch_id, device_ids, intent.to_activity, switch.reason, intent.lease_id, instances
-    )
+        switch_id, device_ids, intent.to_activity, switch.reason, intent.lease_id, instances,
+        intent.mode,
+    )  # fmt: skip
     return Opened(switch, fact)
 
 
@@ -84,7 +92,7 @@ def report(switch: Switch, wall: datetime, now_ns: int) -> SwitchReport:
         to_activity=switch.to_activity.value,
         devices=len(statuses),
         committed=statuses.count(Status.COMMITTED),
-        rolled_back=statuses.count(Status.ROLLED_BACK),
+        rolled_back=statuses.count(Status.ROLLED_BACK) + statuses.count(Status.REFUSED),
         quarantined=statuses.count(Status.QUARANTINED),
         at=wall,
         took_us=max(now_ns - switch.opened_ns, 0) // 1_000,
@@ -94,6 +102,7 @@ def report(switch: Switch, wall: datetime, now_ns: int) -> SwitchReport:
         ),
         expected_gain_usd=switch.gain_usd,
         switch_cost_usd=switch.cost_usd,
+        mode="" if switch.mode is None else switch.mode.mode,
     )
 
 
@@ -108,6 +117,14 @@ def gate_opened_at(switch: Switch) -> datetime | None:
     """Give when the last gate opened, by the nodes' clocks; None when none says."""
     times = [device.committed_at for device in switch.devices if device.committed_at is not None]
     return max(times, default=None)
+
+
+def _mode(row: DeviceClass, site: Site, intent: Intent, step: int) -> ModePoint | None:
+    """Give the point of the mode that a miner is in: what its change goes back to."""
+    if site.steps is None or not step:
+        return None
+    name = site.steps.names[intent.class_index][step - 1]
+    return next((point for point in row.modes if point.mode == name), None)
 
 
 def _work(state: SiteState, intent: Intent, instance_id: str) -> LeaseWork:

@@ -26,7 +26,7 @@ from edge_agent.core.site_state import (
     lease_by_id,
     new_state,
 )
-from edge_agent.core.snapshot import COLUMNS
+from edge_agent.core.snapshot import COLUMNS, STEP_COLUMNS
 from edge_agent.services.journal_walk import Step
 from edge_agent.services.overrides import (
     Overrides,
@@ -142,7 +142,7 @@ class OtherWorld:
         was = self.state
         self._own, self._opened = dict(self._own), dict(self._opened)
         self._shared = set(self._shared)
-        self._apart = self._apart | (state.activity != was.activity) | (state.target != was.target)
+        self._apart = self._apart | _differ(state, was, slice(None))
         self.site, self.state, self._sift = site, state, sift
 
     def moved(self, step: Step, state: SiteState, acts: tuple[f.Fact, ...]) -> None:
@@ -161,16 +161,15 @@ class OtherWorld:
                 self._opened[real.switch_id] = real
         self.state = state
         was = step.state
-        self._apart = (state.activity != was.activity[self._source]) | (
-            state.target != was.target[self._source]
-        )
+        self._apart = _differ(state, was, self._source)
 
     # --- the start --------------------------------------------------------------------------
 
     def _set_out(self, state: SiteState) -> SiteState:
         """Give the state of this world at the start: the same, but for what is overridden."""
         if not self._same_fleet:
-            columns = {name: getattr(state, name)[self._source].copy() for name, _ in COLUMNS}
+            names = tuple(name for name, _ in (*COLUMNS, *STEP_COLUMNS))
+            columns = {name: getattr(state, name)[self._source].copy() for name in names}
             for name in ("lease_no", "switch_no"):
                 columns[name][self._copies] = -1
             fresh = new_state(self.site, state.instant)
@@ -395,3 +394,11 @@ class OtherWorld:
             return ()
         moved = replace(event, device_id=serving.device_id, instance_id=serving.instance_id)
         return (replace(fact, event=moved), f.MetersPassed(closed=(serving.instance_id,)))
+
+
+def _differ(state: SiteState, was: SiteState, source: IntColumn | slice) -> np.ndarray:
+    """Tell which devices do not do the same in two worlds."""
+    names = ("activity", "target", "step", "step_to")
+    apart = [getattr(state, name) != getattr(was, name)[source] for name in names]
+    out: np.ndarray = np.logical_or.reduce(apart)
+    return out

@@ -238,7 +238,7 @@ def _put(out: Overrides, change: Change) -> None:
         out.rates[name, field] = change
     else:
         {"limits": out.limits, "market": out.market, "policy": out.policy}[family][rest] = change
-    if change.key == "policy.curtail":
+    if change.key == "policy.curtail" or field == "set_modes":
         _flag(change)
     elif change.key not in _WORDS:
         change.number(1.0)
@@ -252,6 +252,9 @@ def _changed(value: Any, changes: dict[str, Change]) -> Any:  # noqa: ANN401 - o
     for name, change in changes.items():
         if isinstance(body[name], str):
             body[name] = change.text
+            continue
+        if isinstance(body[name], bool):
+            body[name] = _flag(change)
             continue
         number = change.number(_base(value, name, change))
         whole = isinstance(body[name], int) and number.is_integer()

@@ -22,13 +22,15 @@ from edge_agent.core.site import (
     Site,
 )
 from edge_agent.core.site_state import SiteState, mode_of
-from edge_agent.devices.ports import AsicReadings, StateCode
+from edge_agent.devices.ports import AsicReadings, ModeCode, StateCode
 from protocol.node import GpuSample
 
 BAND_SHARE = 0.02
 BAND_TEMP_C = 1.0
 BAND_UTILISATION = 0.1
 THS_PER_MHS = 1e-6
+# A firmware's settings are asked for once a minute: for so long after a change they may be old.
+MODE_TOLD_S = 150.0
 # Share of the mining power up to which a miner sleeps, as when its command is confirmed.
 ASLEEP_SHARE = 0.1
 _ACTIVITY_OF_STATE = np.full(256, UNKNOWN, dtype=np.uint8)
@@ -50,6 +52,8 @@ class ReadingsBuffer:
         self._measured_ns = np.full(n, -1, dtype=np.int64)
         rated_w = site.nameplate_w[site.class_of]
         self._asleep_w = np.maximum(2.0 * rated_w[:, CURTAILED], ASLEEP_SHARE * rated_w[:, MINE])
+        self._step: CodeColumn = np.zeros(n, dtype=np.uint8)
+        self._step_of = _steps_of_modes(site)
         none = np.zeros(0, dtype=np.int32)
         self._rows_of: tuple[tuple[str, ...], IndexColumn, IndexColumn] = ((), none, none)
 
@@ -65,6 +69,9 @@ class ReadingsBuffer:
             <= int(self._site.limits.reading_stale_s * NS_PER_S)
         )
         self._activity[rows] = _ACTIVITY_OF_STATE[readings.state[source]]
+        if readings.mode is not None and self._step_of is not None:
+            # An unknown mode is -1: the last row of the table.
+            self._step[rows] = self._step_of[self._site.class_of[rows], readings.mode[source]]
 
     def take_gpus(self, samples: Sequence[GpuSample], now_ns: int) -> None:
         """Take a node's samples; what it says of activities comes through adoption."""
@@ -92,6 +99,7 @@ class ReadingsBuffer:
         seen = np.where((self._activity == IDLE) & self._rests(state), CURTAILED, self._activity)
         activity = np.where(newer & self._reachable, seen, UNKNOWN).astype(np.uint8)
         heard = self._measured_ns >= 0
+        step = self._told(state)
         with np.errstate(invalid="ignore"):
             changed = (
                 (self._reachable != state.reachable)
@@ -100,6 +108,7 @@ class ReadingsBuffer:
                 | _left_share(self.hashrate_ths, state.hashrate_ths)
                 | _left(self.temp_c, state.temp_c, BAND_TEMP_C)
                 | _left(self.utilisation, state.utilisation, BAND_UTILISATION)
+                | (step != state.step) & (step > 0)
             ) & heard
         index = np.flatnonzero(changed)
         if not len(index):
@@ -114,8 +123,20 @@ class ReadingsBuffer:
                 self.hashrate_ths[index],
                 self.temp_c[index],
                 self.utilisation[index],
+                None if self._step_of is None else step[index],
             ),
         )
+
+    def _told(self, state: SiteState) -> CodeColumn:
+        """Give the steps that running miners tell; what is of before a change is no news."""
+        if self._step_of is None:
+            return self._step
+        after_ns = int(MODE_TOLD_S * NS_PER_S)
+        mines = (state.activity == MINE) & (state.switch_no < 0) & self._reachable
+        settled = state.now_ns - state.step_since_ns > after_ns
+        # While nothing is known yet, the first word counts.
+        out: CodeColumn = np.where(mines & (settled | (state.step == 0)), self._step, 0)
+        return out.astype(np.uint8)
 
     def _rests(self, state: SiteState) -> FlagColumn:
         """Tell which curtailed devices do not draw more than sleep does.
@@ -132,6 +153,17 @@ class ReadingsBuffer:
             source = np.flatnonzero(rows >= 0).astype(np.int32)
             self._rows_of = (device_ids, rows[source], source)
         return self._rows_of[1:]
+
+
+def _steps_of_modes(site: Site) -> CodeColumn | None:
+    """Give the step of each class by the code of the mode that a firmware tells."""
+    if site.steps is None:
+        return None
+    table = np.zeros((len(site.classes), len(ModeCode)), dtype=np.uint8)
+    for at in range(len(site.classes)):
+        for code in ModeCode:
+            table[at, code] = site.steps.step_of(at, code.name.lower())
+    return table
 
 
 def _number(value: float | None) -> float:

@@ -126,6 +126,7 @@ def _switch_facts(state: SiteState, switches: tuple[Switch, ...]) -> tuple[f.Fac
             )
             if switch.to_activity is Activity.SERVE
             else (),
+            "" if switch.mode is None else switch.mode.mode,
         )
         for switch in switches
         if switch.switch_id not in known

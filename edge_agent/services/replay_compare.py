@@ -11,7 +11,7 @@ from edge_agent.core.errors import JournalError
 from edge_agent.core.plan import Intent, Plan
 from edge_agent.core.site import Site
 from edge_agent.core.site_state import SiteState
-from edge_agent.core.snapshot import COLUMNS, decode_state
+from edge_agent.core.snapshot import columns_of, decode_state
 from edge_agent.services.lease_events import tell
 
 _SHOWN_CHARS_MAX = 200
@@ -79,7 +79,7 @@ def state_difference(
         kept = decode_state(site, body)
     except JournalError:
         return otherwise
-    for name, dtype in COLUMNS:
+    for name, dtype in columns_of(site):
         was, now = (np.ascontiguousarray(getattr(row, name), dtype=dtype) for row in (kept, state))
         rows = len(site)
         raw = (was.view("u1").reshape(rows, -1), now.view("u1").reshape(rows, -1)) if rows else None
@@ -113,6 +113,7 @@ def _switch_column(
         )  # fmt: skip
     for column, was_value, now_value in (
         ("target", fact.to_activity.value, intent.to_activity.value),
+        ("mode", fact.mode, intent.mode),
         ("reason", fact.reason, intent.reason.name.lower()),
         ("lease_id", fact.lease_id, intent.lease_id),
     ):

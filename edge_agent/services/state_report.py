@@ -25,9 +25,18 @@ from edge_agent.core.plan import (
     TakeLease,
 )
 from edge_agent.core.profit import block_usd_per_h
-from edge_agent.core.site import ACTIVITIES, FAULT, MINE, NS_PER_S, SERVE, Site
+from edge_agent.core.site import (
+    ACTIVITIES,
+    FAULT,
+    MINE,
+    NS_PER_S,
+    SERVE,
+    CodeColumn,
+    Site,
+)
 from edge_agent.core.site_state import HOLD_CODES, LeaseStatus, SiteState
 from edge_agent.services.lease_events import UrlOf
+from edge_agent.services.mode_lines import mode_of_miner, modes_by_class
 from protocol.event import ClassReport, HeldLease, SiteLive, SiteReport, SwitchReport
 from protocol.resource import ACTIVITY_CODES
 
@@ -108,6 +117,7 @@ class DeviceLine(Struct, frozen=True, kw_only=True):
     hold: str
     quarantined: bool
     reason: str | None
+    mode: str | None = None
 
 
 class IntentLine(Struct, frozen=True, kw_only=True):
@@ -122,6 +132,7 @@ class IntentLine(Struct, frozen=True, kw_only=True):
     lease_id: str | None
     gain_usd: float | None
     cost_usd: float | None
+    mode: str = ""
 
 
 class ReasonCount(Struct, frozen=True, array_like=True):
@@ -153,6 +164,7 @@ class PlanView(Struct, frozen=True, kw_only=True):
     power: PowerView
     reasons: tuple[ReasonCount, ...]
     allocation: AllocationLine | None = None
+    mode_reasons: tuple[ReasonCount, ...] = ()
 
 
 class TimeLine(Struct, frozen=True, kw_only=True):
@@ -178,8 +190,11 @@ def class_reports(site: Site, state: SiteState) -> tuple[ClassReport, ...]:
             total=sum(own),
             free=unleased if row.model.serve_w > 0.0 else 0,
             by_activity={_ACTIVITY_NAMES[code]: count for code, count in enumerate(own) if count},
+            by_mode=modes,
         )
-        for row, own, unleased in zip(site.classes, counts.tolist(), frees.tolist(), strict=True)
+        for row, own, unleased, modes in zip(
+            site.classes, counts.tolist(), frees.tolist(), modes_by_class(site, state), strict=True
+        )
     )
 
 
@@ -358,6 +373,7 @@ def device_lines(site: Site, state: SiteState, plan: Plan | None) -> tuple[Devic
             hold=_hold(state, at),
             quarantined=bool(state.quarantine_ns[at] > state.now_ns),
             reason=None if plan is None else Reason(int(plan.records.reason[at])).name.lower(),
+            mode=mode_of_miner(site, state, at),
         )
         for at, device in enumerate(site.devices)
     )
@@ -365,19 +381,28 @@ def device_lines(site: Site, state: SiteState, plan: Plan | None) -> tuple[Devic
 
 def plan_view(site: Site, plan: Plan, at: datetime) -> PlanView:
     """Give a plan as a person or a script reads it."""
-    counts = np.bincount(plan.records.reason, minlength=len(Reason))
     return PlanView(
         v=VIEW_VERSION,
         at=at,
         intents=tuple(_intent_line(site, intent) for intent in plan.intents),
         lease_acts=tuple(_act_line(act) for act in plan.leases),
         power=plan.power,
-        reasons=tuple(
-            ReasonCount(Reason(code).name.lower(), int(count))
-            for code, count in enumerate(counts)
-            if count
-        ),
+        reasons=_counted(plan.records.reason),
         allocation=_allocation_line(plan.allocation),
+        mode_reasons=(
+            ()
+            if plan.records.step_reason is None
+            else _counted(plan.records.step_reason[site.has_steps])
+        ),
+    )
+
+
+def _counted(reasons: CodeColumn) -> tuple[ReasonCount, ...]:
+    counts = np.bincount(reasons, minlength=len(Reason))
+    return tuple(
+        ReasonCount(Reason(code).name.lower(), int(count))
+        for code, count in enumerate(counts)
+        if count
     )
 
 
@@ -403,6 +428,7 @@ def _intent_line(site: Site, intent: Intent) -> IntentLine:
         lease_id=intent.lease_id,
         gain_usd=intent.gain_usd,
         cost_usd=intent.cost_usd,
+        mode=intent.mode,
     )
 
 

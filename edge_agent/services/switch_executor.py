@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from edge_agent.core.curve import ModePoint
 from edge_agent.core.switching import (
     Ask,
     Begun,
@@ -187,6 +188,8 @@ class SwitchExecutor:
     def _ask_fleet(
         self, switch: Switch, ask: Ask, group: asyncio.TaskGroup
     ) -> list[asyncio.Task[Said]]:
+        if switch.mode is not None:
+            return self._ask_modes(switch, ask, group)
         actions: dict[AsicAction, list[str]] = {}
         for device in ask.devices:
             entered = switch.to_activity if ask.phase is Phase.ACTIVATE else device.from_activity
@@ -200,17 +203,40 @@ class SwitchExecutor:
             for action, device_ids in actions.items()
         ]
 
+    def _ask_modes(
+        self, switch: Switch, ask: Ask, group: asyncio.TaskGroup
+    ) -> list[asyncio.Task[Said]]:
+        modes: dict[ModePoint, list[str]] = {}
+        for device in ask.devices:
+            mode = switch.mode if ask.phase is Phase.ACTIVATE else device.from_mode
+            if mode is not None:
+                modes.setdefault(mode, []).append(device.device_id)
+        return [
+            group.create_task(
+                self._ask_action(switch, ask, mode, tuple(device_ids)),
+                name=f"{ask.phase.value} {switch.switch_id} {mode.mode}",
+            )
+            for mode, device_ids in modes.items()
+        ]
+
     async def _ask_action(
-        self, switch: Switch, ask: Ask, action: AsicAction, device_ids: tuple[str, ...]
+        self,
+        switch: Switch,
+        ask: Ask,
+        action: AsicAction | ModePoint,
+        device_ids: tuple[str, ...],
     ) -> Said:
         if ask.phase is Phase.QUARANTINE:
             # A miner that obeys nothing is made safe by hand; it counts as nameplate.
             return Said(())
+        key = (switch.switch_id, ask.phase.value)
         try:
             async with asyncio.timeout(ask.deadline_s + GRACE_S):
-                outcomes = await self._fleet.apply(
-                    switch.switch_id, ask.phase.value, action, device_ids, ask.deadline_s
-                )
+                if isinstance(action, ModePoint):
+                    asked = self._fleet.set_mode(*key, action, device_ids, ask.deadline_s)
+                else:
+                    asked = self._fleet.apply(*key, action, device_ids, ask.deadline_s)
+                outcomes = await asked
         except (TimeoutError, ConnectionError, PermissionError):
             return Said(())
         told = tuple(

@@ -288,7 +288,7 @@ def _changed(pair: Pair) -> ChangedPass | None:
 def _made(fact: f.Fact) -> Made:
     if isinstance(fact, f.SwitchOpened):
         return Made(
-            what=fact.to_activity.value,
+            what=f"mode {fact.mode}" if fact.mode else fact.to_activity.value,
             reason=fact.reason if fact.lease_id is None else f"{fact.reason} {fact.lease_id}",
             devices=len(fact.device_ids),
             first_devices=fact.device_ids[:_DEVICES_SHOWN],

@@ -126,12 +126,23 @@ def test_a_class_may_have_power_modes(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_modes_are_set_only_where_the_file_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(GOOD.replace("wear_usd = 0.3", MODES), encoding="utf-8")
+    assert build_site(read_config(path)).steps is None
+    path.write_text(GOOD.replace("wear_usd = 0.3", f"{MODES}\nset_modes = true"), encoding="utf-8")
+    steps = build_site(read_config(path)).steps
+    assert steps is not None
+    assert steps.names[0] == ("low", "normal")
+
+
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [
         ("wear_usd = 0.3", MODES.replace("normal", "low"), "twice"),
         ("wear_usd = 0.3", MODES.replace("1950", "15").replace("3500", "19"), "above sleep"),
         ("pue = 1.25", MODES, "no miner"),
+        ("wear_usd = 0.3", "set_modes = true", "set_modes needs them"),
         (
             "[market]",
             "[backtest.duties]\ncap_low_w = 7e7\n[market]",

@@ -37,7 +37,7 @@ from tests.simulation.world import SiteWorld, World
 
 # The deadlines of every phase of the longest switch, rollback included, come to less.
 SWITCH_S_MAX = 240.0
-MONEY_REASONS = ("gain", "ski_rental")
+MONEY_REASONS = ("gain", "ski_rental", "step_gain", "step_overdue", "step_trade")
 FINAL_STATES = ("completed", "failed", "cancelled", "expired")
 
 
@@ -320,6 +320,7 @@ def _journal(world: World, site: SiteWorld, counts: dict[str, int]) -> None:
             world.problem(f"{site.site_id}: a switch is open for {age_s:.0f} s: {switch}")
     for report in reports:
         counts["switches"] += 1
+        counts["mode_changes"] += report.committed if report.mode else 0
         counts["switches_undone"] += report.rolled_back + report.quarantined
         if report.committed + report.rolled_back + report.quarantined != report.devices:
             world.problem(f"{site.site_id}: switch {report.switch_id} ended half: {report}")
@@ -351,16 +352,20 @@ def _dwell(world: World, site: SiteWorld, rows: list[TickRow]) -> None:
     dwell_s = {row.class_name: row.dwell_s for row in site.site.classes}
     class_of = {device.device_id: device.device_class for device in site.site.devices}
     since_ns: dict[str, int] = {}
+    # A change of power mode lets the stay in the activity go on, and has a least stay of its own.
+    any_ns: dict[str, int] = {}
     now_ns, last = 0, rows[0].instant
     for row in rows:
         now_ns += _passed_ns(last, row.instant)
         last = row.instant
         for fact in (*row.facts, *row.acts):
             if isinstance(fact, SwitchClosed):
-                since_ns.update(dict.fromkeys(fact.device_ids, now_ns))
+                any_ns.update(dict.fromkeys(fact.device_ids, now_ns))
+                since_ns.update({} if fact.mode else dict.fromkeys(fact.device_ids, now_ns))
             elif isinstance(fact, SwitchOpened) and fact.reason in MONEY_REASONS:
                 for device_id in fact.device_ids:
-                    stayed_s = (now_ns - since_ns.get(device_id, -(10**18))) / 1e9
+                    began = any_ns if fact.mode else since_ns
+                    stayed_s = (now_ns - began.get(device_id, -(10**18))) / 1e9
                     if stayed_s < dwell_s[class_of[device_id]]:
                         world.problem(f"{device_id} changed for money after {stayed_s:.1f} s")
 

@@ -8,6 +8,7 @@ from decimal import Decimal
 
 from msgspec import Struct
 
+from edge_agent.core.curve import ModePoint
 from edge_agent.core.site import Device, DeviceClass, Limits, Site
 from protocol.lease import OnPartition
 from protocol.resource import MODELS
@@ -64,6 +65,14 @@ class HostFault(Struct, frozen=True, kw_only=True):
     duration_s: float
 
 
+# The highest is the nameplate, so that the caps leave as much room as without modes.
+MODES = (
+    ModePoint(mode="low", rate_ths=130.0, power_w=1_950.0),
+    ModePoint(mode="normal", rate_ths=170.0, power_w=2_700.0),
+    ModePoint(mode="high", rate_ths=200.0, power_w=3_500.0),
+)
+
+
 class Drained(Struct, frozen=True, kw_only=True):
     """An operator takes a device out of use on the site, and gives it back after a while.
 
@@ -99,6 +108,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
     energy: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
     caps_w: tuple[float, ...]
     ramps_w_per_min: tuple[float | None, ...]
+    modes: tuple[bool, ...]
 
 
 def draw(seed: int) -> Scenario:
@@ -122,7 +132,14 @@ def draw(seed: int) -> Scenario:
         energy=tuple((site, _energy(rng)) for site in SITES),
         caps_w=tuple(rng.choice((9_500.0, 12_500.0, 16_500.0)) for _ in SITES),
         ramps_w_per_min=tuple(rng.choice((None, 12_000.0)) for _ in SITES),
+        modes=_modes(random.Random(f"{seed}:modes")),
     )
+
+
+def _modes(rng: random.Random) -> tuple[bool, ...]:
+    """Let the agent set power modes on one site of every other seed."""
+    chosen = rng.choice((*SITES, *(None for _ in SITES)))
+    return tuple(site == chosen for site in SITES)
 
 
 def targets() -> Targets:
@@ -140,7 +157,9 @@ def edge_client(site_id: str) -> str:
     return f"hcp-edge-{site_id}"
 
 
-def build_site(site_id: str, cap_w: float, ramp_w_per_min: float | None) -> Site:
+def build_site(
+    site_id: str, cap_w: float, ramp_w_per_min: float | None, *, modes: bool = False
+) -> Site:
     """Make a site of three GPUs on one node and three miners."""
     classes = (
         DeviceClass(
@@ -157,6 +176,8 @@ def build_site(site_id: str, cap_w: float, ramp_w_per_min: float | None) -> Site
             warmup_s=60.0,
             wear_usd=0.05,
             interval_s=300.0,
+            modes=MODES if modes else (),
+            set_modes=modes,
         ),
     )
     gpus = tuple(

@@ -85,6 +85,7 @@ def test_the_seeds_bring_about_what_they_are_to_test(
     assert total("switches") > 10 * len(found)
     assert total("drains") > len(found) / 2
     assert total("switches_for_money") > 2 * len(found)
+    assert total("mode_changes") > len(found) / 10
     assert total("workloads_completed") > len(found)
     assert total("workloads_cancelled") > len(found)
     assert total("invoice_cents") > 20 * len(found)

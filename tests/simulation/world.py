@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from msgspec import structs
 
+from edge_agent.core.curve import ModePoint
 from edge_agent.core.site import Site
 from edge_agent.devices.fake import FakeAsic, FakeFleet, FakePhysics
 from edge_agent.devices.ports import AsicAction, AsicNameplate, AsicReadings, DeviceOutcome
@@ -50,7 +51,15 @@ from simulators.link import SimLink
 from simulators.market import MarketSimulator
 from simulators.virtual_loop import SimClock
 from tests.simulation.processes import Fuse, FusedStore, Process, SimWriter
-from tests.simulation.scenario import PRICES, SITES, START, Scenario, build_site, edge_client
+from tests.simulation.scenario import (
+    MODES,
+    PRICES,
+    SITES,
+    START,
+    Scenario,
+    build_site,
+    edge_client,
+)
 
 TICK_S = 5.0
 METRICS = (
@@ -123,6 +132,17 @@ class RebootedFleet:
     ) -> tuple[DeviceOutcome, ...]:
         """Hand on; nothing in the agent reads the times of outcomes."""
         return await self._fleet.apply(switch_id, phase, action, device_ids, deadline_s)
+
+    async def set_mode(
+        self,
+        switch_id: str,
+        phase: str,
+        mode: ModePoint,
+        device_ids: Sequence[str],
+        deadline_s: float,
+    ) -> tuple[DeviceOutcome, ...]:
+        """Hand on."""
+        return await self._fleet.set_mode(switch_id, phase, mode, device_ids, deadline_s)
 
     async def read(self) -> AsicReadings:
         """Read, in boottime of this boot."""
@@ -224,13 +244,18 @@ class SiteWorld:
         plate = AsicNameplate(hashrate_ths=200.0, power_w=3_500.0, sleep_power_w=20.0)
         return FakeFleet(
             [
-                FakeAsic(device_id=device.device_id, mining=False, nameplate=plate)
+                FakeAsic(
+                    device_id=device.device_id,
+                    mining=False,
+                    nameplate=plate,
+                    mode=MODES[1] if self.site.steps is not None else None,
+                )
                 for device in self.site.devices
                 if device.node_id is None
             ],
             clock=clock,
             seed=self.rng.randrange(1 << 30),
-            physics=FakePhysics(warm_up_s=40.0),
+            physics=FakePhysics(warm_up_s=40.0, mode_s=25.0),
         )
 
     def _new_host(self) -> GpuHost:
@@ -404,7 +429,12 @@ class World:
             site_id: SiteWorld(
                 self,
                 at,
-                build_site(site_id, scenario.caps_w[at], scenario.ramps_w_per_min[at]),
+                build_site(
+                    site_id,
+                    scenario.caps_w[at],
+                    scenario.ramps_w_per_min[at],
+                    modes=scenario.modes[at],
+                ),
                 energy[site_id],
             )
             for at, site_id in enumerate(SITES)

@@ -134,6 +134,7 @@ class Plant:
                 intent.reason.name,
                 intent.lease_id,
                 tuple(f"i{self.number}-{key}" for key in ids) if serves else (),
+                intent.mode,
             )
             self.open[opened.switch_id] = opened
             acts.append(opened)
@@ -147,7 +148,11 @@ class Plant:
         if outcome == "committed":
             self.activity[at] = CODE_OF[opened.to_activity]
         return f.SwitchClosed(
-            switch_id, opened.device_ids, (outcome,) * len(opened.device_ids), 1_000
+            switch_id,
+            opened.device_ids,
+            (outcome,) * len(opened.device_ids),
+            1_000,
+            mode=opened.mode,
         )
 
     def settle(self, dt_s: float, *facts: f.Fact, passes: int = 6) -> None:

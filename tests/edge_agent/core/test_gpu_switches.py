@@ -121,9 +121,8 @@ def test_no_minute_raises_more_than_the_ramp_and_one_start_beyond_the_bucket(
             if row.to_activity in (Activity.SERVE, Activity.MINE):
                 at = row.indices
                 code = CODE_OF[row.to_activity]
-                raised.append(
-                    (plant.at_s, pw.total(pw.ramp_rise_w(plant.site, at, before[at], code)))
-                )
+                rise_w = pw.ramp_rise_w(plant.site, plant.state, at, before[at], code)
+                raised.append((plant.at_s, pw.total(rise_w)))
     largest = max(6 * RISE_W - BUCKET_W, 0.0)
     for at_s, _ in raised:
         in_minute = sum(watts for t, watts in raised if at_s <= t < at_s + 60.0)

@@ -256,7 +256,7 @@ def test_why_names_numbers_and_what_would_change_it() -> None:
 def test_codes_are_stable() -> None:
     # Journals and recorded telemetry carry them.
     assert (MINE, CURTAILED) == (1, 4)
-    assert [reason.value for reason in Reason] == list(range(25))
+    assert [reason.value for reason in Reason] == list(range(36))
 
 
 def quarantined_plant(*, by_node: bool = False) -> tuple[Plant, int]:

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
+from edge_agent.core.curve import ModePoint
 from edge_agent.core.site import Device, DeviceClass, Limits, Site
 from edge_agent.devices.ports import (
     AsicAction,
@@ -397,6 +398,16 @@ class FakeFleet:
             state = OutcomeState.REFUSED if refused else OutcomeState.CONFIRMED
             out.append(AsicOutcome(device_id=key, state=state))
         return tuple(out)
+
+    async def set_mode(
+        self,
+        switch_id: str,
+        phase: str,
+        mode: ModePoint,
+        device_ids: Sequence[str],
+        deadline_s: float,
+    ) -> tuple[AsicOutcome, ...]:
+        raise AssertionError("this site has no power modes")
 
     async def read(self) -> AsicReadings:
         n = len(self.ids)

@@ -1,0 +1,41 @@
+"""The columns of a plan while it is made; they live inside one call of ``plan`` only."""
+
+from msgspec import Struct
+
+from edge_agent.core.site import CodeColumn, FlagColumn, FloatColumn
+
+
+class StepDraft(Struct, eq=False):
+    """The power step that each miner is to take.
+
+    Args:
+        target: step; the present one (or that of an open change) where nothing is to change.
+        wanted: what money wants, whatever the room. may: it runs, free to be changed for
+            money once it has dwelt.
+    """
+
+    target: CodeColumn
+    wanted: CodeColumn
+    reason: CodeColumn
+    gain_usd: FloatColumn
+    cost_usd: FloatColumn
+    may: FlagColumn
+
+
+class Draft(Struct, eq=False):
+    """What each device is to do.
+
+    Args:
+        steps: None where the agent sets no power modes. bound: what a feeder keeps from mining;
+            None: of a site without feeders.
+    """
+
+    target: CodeColumn
+    reason: CodeColumn
+    gates: CodeColumn
+    gain_usd: FloatColumn
+    cost_usd: FloatColumn
+    best: CodeColumn
+    free: FlagColumn
+    steps: StepDraft | None = None
+    bound: FlagColumn | None = None
