@@ -234,9 +234,30 @@ def best_value(site: Site, state: SiteState) -> Values:
     rows = [class_at(row, state.market, state.now_ns) for row in site.classes]
     per_wh = np.array([usd_per_wh(row, price + expected.usd_per_mwh) for row in rows])[:, None]
     margin = site.steps.rate_ths * usd - site.steps.power_w * per_wh
-    best = (np.argmax(margin[:, 1:], axis=1) + 1).astype(np.uint8)[site.class_of]
-    at = np.flatnonzero(site.has_steps & (state.step > 0) & (state.step != best))
-    return value(site, _in_step(site, state, at, best[at])) if len(at) else value(site, state)
+    best = np.argmax(margin[:, 1:], axis=1) + 1
+    place = site.class_of.astype(np.int64) * (site.steps.most + 1) + state.step
+    rate, power = (
+        _over_step(table, best).take(place) for table in (site.steps.rate_ths, site.steps.power_w)
+    )
+    values = value(site, state)
+    revenue = values.revenue_usd_per_h * rate
+    mine_w = _or_nameplate(state.mine_w, site.column(_MINE_W))
+    pue = site.spread([row.pue for row in rows])
+    return replace(
+        values,
+        mine_usd_per_h=revenue - mine_w * power * values.energy_usd_per_wh,
+        revenue_usd_per_h=revenue,
+        restart_usd=_restart_usd(site, state, revenue, values.energy_usd_per_wh),
+        saved_mw=values.saved_mw + mine_w * (power - 1.0) * pue / W_PER_MW,
+    )
+
+
+def _over_step(table: FloatColumn, best: IntColumn) -> FloatColumn:
+    """Give, by class and step, what the best step has over it; 1 where the step is unknown."""
+    top = table[np.arange(len(table)), best][:, None]
+    out: FloatColumn = np.divide(top, table, out=np.ones_like(table), where=table > 0.0)
+    out[:, 0] = 1.0
+    return out.ravel()
 
 
 def _in_step(site: Site, state: SiteState, at: IntColumn, step: CodeColumn) -> SiteState:

@@ -44,10 +44,12 @@ _INRUSH_W = attrgetter("model.inrush_w")
 def counted_w(site: Site, state: SiteState) -> FloatColumn:
     """Give what each device counts for against the cap, in site watts."""
     highest = site.once(_highest_w)
-    mode = plate_w(site, state, mode_of(state))
-    sides = sides_w(site, state)
-    switching = np.where(_wakes(state), np.maximum(sides, inrush_w(site)), sides)
-    count = np.where(state.activity == SWITCHING, switching, mode)
+    count = plate_w(site, state, mode_of(state))
+    open_now = state.activity == SWITCHING
+    if open_now.any():
+        sides = sides_w(site, state)
+        switching = np.where(_wakes(state), np.maximum(sides, inrush_w(site)), sides)
+        count = np.where(open_now, switching, count)
     unsure = ~state.reachable | (state.activity == UNKNOWN) | (state.activity == FAULT)
     count = np.where(unsure, np.maximum(highest, count), count)
     reading = np.where(np.isnan(state.power_w), 0.0, state.power_w)
@@ -72,7 +74,8 @@ def plate_w(site: Site, state: SiteState, code: CodeColumn) -> FloatColumn:
     watts: FloatColumn = site.nameplate_w[site.class_of, code]
     if site.steps is None:
         return watts
-    return np.where(code == MINE, mining_w(site, state), watts)
+    np.copyto(watts, mining_w(site, state), where=code == MINE)
+    return watts
 
 
 def sides_w(site: Site, state: SiteState) -> FloatColumn:

@@ -36,9 +36,9 @@ def draft_steps(
     if site.steps is None:
         return None
     reason = np.where(site.has_steps & (state.step == 0), _UNKNOWN, _KEEP)
+    nothing = np.full(len(site), np.nan)
     steps = StepDraft(
-        state.step_to.copy(), state.step_to.copy(), reason, np.full(len(site), np.nan),
-        np.full(len(site), np.nan),
+        state.step_to.copy(), state.step_to.copy(), reason, nothing, nothing,
         draft.free & (draft.target == MINE) & ~held & (values.quality == FRESH),
     )  # fmt: skip
     groups = step_groups(site, state)
@@ -55,17 +55,21 @@ def dwelt(site: Site, state: SiteState, at: IntColumn) -> FlagColumn:
 
 
 def _want(site: Site, state: SiteState, groups: StepGroups, steps: StepDraft) -> None:
-    at, of, near = groups.at, groups.of, groups.near_cost_usd
+    near = groups.near_cost_usd
     early_of = groups.target != groups.step
     ski_rental = np.array([row.ski_rental for row in site.classes])[groups.place]
     # At the latest when the regret of staying has reached the change, and more than that.
     latest = np.maximum(ski_rental * near, np.nextafter(near, np.inf))
     latest = np.where(groups.side == 0, np.inf, latest)
-    regret = state.step_regret_usd[at]
-    steps.gain_usd[at], steps.cost_usd[at] = regret, near.take(of)
-    steps.reason[at] = np.where(groups.side == 0, _KEEP, _WAITS).take(of)
-    moved = np.flatnonzero((early_of.take(of) | (regret >= latest.take(of))) & steps.may[at])
-    at, of, regret = at[moved], of[moved], regret[moved]
+    # One past the last group stands for the devices in none.
+    steps.gain_usd = state.step_regret_usd.copy()
+    steps.cost_usd = np.append(near, np.nan).take(groups.row)
+    grouped = groups.row < len(near)
+    told = np.append(np.where(groups.side == 0, _KEEP, _WAITS), _KEEP).take(groups.row)
+    np.copyto(steps.reason, told, where=grouped)
+    due = state.step_regret_usd >= np.append(latest, np.inf).take(groups.row)
+    at = np.flatnonzero((np.append(early_of, False).take(groups.row) | due) & steps.may & grouped)
+    of, regret = groups.row[at], state.step_regret_usd[at]
     own, early = groups.step[of], early_of[of]
     wanted = np.where(early, groups.target[of], own + groups.side[of])
     open_to = _not_refused(wanted, own, state.no_steps[at])

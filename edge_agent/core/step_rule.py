@@ -36,7 +36,8 @@ class StepGroups(Struct, frozen=True, eq=False, kw_only=True):
     """Miners that run in a known step, and what each step is worth to them.
 
     Args:
-        at: their device indices. of: group of each. place: class of each group.
+        at: their device indices. of: group of each. row: group of each device of the site, and one
+            past the last for those in none. place: class of each group.
         step: present step of each group. count: steps of its class.
         watts: (group, step - 1), what a step adds at the meter. usd_per_h: what it earns.
         cost_usd: of a change up into it, prudent. worth_usd: over the expected stay, of going
@@ -48,6 +49,7 @@ class StepGroups(Struct, frozen=True, eq=False, kw_only=True):
 
     at: IntColumn
     of: IntColumn
+    row: IntColumn
     place: IntColumn
     step: IntColumn
     count: IntColumn
@@ -81,7 +83,10 @@ def step_groups(site: Site, state: SiteState) -> StepGroups | None:
     factor: FloatColumn = (_LEAST + _GRAIN * (seen % _GRAINS)).astype(np.float64)
     owner, own = seen // (_GRAINS * width), seen // _GRAINS % width
     money = _money(site, state, value(site, state), per_ths, owner, factor)
-    return _judged(site, (at, number[code]), (owner, own), money)
+    row = np.full(len(site), len(seen), dtype=np.int64)
+    of = number.take(code)
+    row[at] = of
+    return _judged(site, (at, of, row), (owner, own), money)
 
 
 class _Money(Struct, frozen=True, eq=False):
@@ -138,7 +143,7 @@ def _money(
 
 def _judged(
     site: Site,
-    devices: tuple[IntColumn, IntColumn],
+    devices: tuple[IntColumn, IntColumn, IntColumn],
     groups: tuple[IntColumn, IntColumn],
     money: _Money,
 ) -> StepGroups:
@@ -167,6 +172,7 @@ def _judged(
     return StepGroups(
         at=devices[0],
         of=devices[1],
+        row=devices[2],
         place=owner,
         step=own,
         count=count,
@@ -223,12 +229,11 @@ def grow_step_regret(site: Site, state: SiteState, dt_s: float) -> FloatColumn:
     if groups is None:
         return state.step_regret_usd
     values = value(site, state)
-    at = groups.at
-    counts = (values.quality[at] == 0) & (state.step_to[at] == state.step[at])
-    missed = groups.miss_usd_per_h[groups.of] * (dt_s / SECONDS_PER_H)
-    out = state.step_regret_usd.copy()
-    out[at] = grow_regret(out[at], np.zeros(len(at), dtype=np.bool_), missed, counts)
-    return out
+    grouped = groups.row < len(groups.step)
+    counts = grouped & (values.quality == 0) & (state.step_to == state.step)
+    missed = np.append(groups.miss_usd_per_h, 0.0).take(groups.row) * (dt_s / SECONDS_PER_H)
+    never = np.zeros(len(site), dtype=np.bool_)
+    return grow_regret(state.step_regret_usd, never, missed, counts)
 
 
 def _grain(site: Site, state: SiteState, at: IntColumn) -> IntColumn:
