@@ -1,0 +1,88 @@
+"""Feeders where the agent sets power modes: a step up is load like any other."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import structs
+
+from edge_agent.core import feeders as fd
+from edge_agent.core import power as pw
+from edge_agent.core.site import MINE, Feeder, Site
+from protocol.resource import Activity
+from tests.edge_agent.core.mode_plant import STEP_OF, ModePlant, mode_site
+from tests.edge_agent.core.plant import tick
+
+HIGH_W = 4_485.0
+
+
+def fed(miners: int, caps_w: tuple[float, ...], cap_w: float = 1e6) -> Site:
+    """Give miners that hang on the feeders in turns."""
+    plain = mode_site(miners, cap_w=cap_w)
+    feeders = tuple(Feeder(name=f"F{at}", power_cap_w=each) for at, each in enumerate(caps_w))
+    devices = tuple(
+        structs.replace(device, feeder=f"F{at % len(caps_w)}")
+        for at, device in enumerate(plain.devices)
+    )
+    return Site("s", plain.classes, devices, plain.limits, feeders)
+
+
+def true_w(plant: ModePlant) -> list[float]:
+    """Give the most that each feeder can draw now: both sides of what is open."""
+    site = plant.site
+    assert site.steps is not None
+    watts = plant.watts()
+    for opened in plant.open.values():
+        for at in site.indices_of(opened.device_ids):
+            place = int(site.class_of[at])
+            step = STEP_OF[opened.mode] if opened.mode else int(plant.mode[at])
+            if opened.mode or opened.to_activity is Activity.MINE:
+                other = float(site.steps.power_w[place, step])
+                inrush = 0.0 if opened.mode else site.classes[place].model.inrush_w
+                watts[at] = max(watts[at], other, inrush)
+    return [float(one) for one in fd.split_w(site, watts * site.pue)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.sampled_from([10.0, 40.0, 75.0, 110.0, 400.0]), min_size=1, max_size=10),
+    st.sampled_from(["low", "normal", "high"]),
+    st.tuples(st.integers(5_000, 15_000), st.integers(5_000, 15_000)),
+)
+def test_no_step_and_no_wake_up_takes_a_feeder_above_its_cap(
+    prices: list[float], mode: str, caps_w: tuple[int, int]
+) -> None:
+    plant = ModePlant(fed(6, (float(caps_w[0]), float(caps_w[1]))), mode, Activity.CURTAILED)
+    plant.run(100.0, 60.0)
+    for price in prices:
+        for _ in range(4):
+            before = fd.split_w(plant.site, pw.counted_w(plant.site, plant.state))
+            plant.step(30.0, tick(price, plant.at_s + 30.0), *plant.close_all(), plant.readings())
+            counted = fd.split_w(plant.site, pw.counted_w(plant.site, plant.state))
+            for load_w, count_w, old_w, cap_w in zip(
+                true_w(plant), counted, before, caps_w, strict=True
+            ):
+                assert load_w <= count_w + 1e-6
+                # A miner of unknown step counts as the highest: nothing is added to such a count.
+                assert count_w <= max(cap_w, old_w) + 1e-6
+
+
+def test_each_feeder_fills_by_itself() -> None:
+    plant = ModePlant(fed(4, (2 * HIGH_W, 2 * 3_500.0)), "normal")
+    plant.run(900.0, 20.0)
+    by_feeder = [[plant.modes()[at] for at in range(4) if at % 2 == place] for place in (0, 1)]
+    assert by_feeder == [[STEP_OF["high"]] * 2, [STEP_OF["normal"]] * 2]
+    bound = plant.plan.feeder_bound if plant.plan is not None else None
+    assert bound is not None
+
+
+def test_a_feeder_above_its_cap_steps_down_before_it_switches_off() -> None:
+    plant = ModePlant(fed(4, (2 * HIGH_W, 2 * HIGH_W)), "normal")
+    plant.run(900.0, 20.0)
+    assert plant.modes() == [STEP_OF["high"]] * 4
+    site = plant.site
+    feeders = (structs.replace(site.feeders[0], power_cap_w=2 * 3_500.0), site.feeders[1])
+    plant.site = Site("s", site.classes, site.devices, site.limits, feeders)
+    plant.run(60.0, 20.0)
+    assert [plant.modes()[at] for at in (1, 3)] == [STEP_OF["high"]] * 2, "the other has room"
+    assert all(plant.activity[at] == MINE for at in (0, 2))
+    assert float(np.sum(plant.watts()[[0, 2]])) <= 2 * 3_500.0
