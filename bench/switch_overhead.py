@@ -6,6 +6,9 @@ agent says of each switch what it took, from the pass that decided it to the com
 and how much of that its engines took: to carry out an order, from its sending to its answer. All
 else is overhead: commits, round trips, polls, waits, and whatever the scheduler adds to them.
 
+A switch ends with its first verified output; what comes after (the gate, readings, the close of the
+journal) is told apart, in the figures to the durable close.
+
 Twice: with the reference miner and the reference inference server, whose work is done at low weight
 (nice 19, batch class), and with the simulated host, whose acts take no time, so that all is ours.
 """
@@ -57,6 +60,11 @@ class Row(Struct, frozen=True):
     took_us: int
     engine_us: int
     phases: dict[str, int]
+
+    @property
+    def verified_us(self) -> int:
+        """Give the time to the first verified output, from the pass that decided it."""
+        return sum(us for name, us in self.phases.items() if name != "commit")
 
 
 def run() -> list[Figure]:
@@ -170,6 +178,7 @@ class _Log:
 
 def _figures(name: str, rows: list[Row], conditions: dict[str, Any]) -> list[Figure]:
     over_ms = [(row.took_us - row.engine_us) / 1e3 for row in rows]
+    verified_ms = [(row.verified_us - row.engine_us) / 1e3 for row in rows]
     both = conditions | {
         "max_ms": round(max(over_ms), 2),
         "whole_p50_ms": _ms([row.took_us for row in rows], 0.5),
@@ -186,9 +195,13 @@ def _figures(name: str, rows: list[Row], conditions: dict[str, Any]) -> list[Fig
                 for phase in chosen[0].phases
             )
         )
+    ends = (("first verified output", verified_ms), ("durable close", over_ms))
     return [
-        at_most(f"{name}: overhead p50", quantile(over_ms, 0.5), "ms", P50_MS, both),
-        at_most(f"{name}: overhead p99", quantile(over_ms, 0.99), "ms", P99_MS, both),
+        at_most(
+            f"{name}: overhead to the {end}, p{share}", quantile(ms, share / 100), "ms", most, both
+        )
+        for end, ms in ends
+        for share, most in ((50, P50_MS), (99, P99_MS))
     ]
 
 
