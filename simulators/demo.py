@@ -145,7 +145,8 @@ async def _play(stack: Stack, report: Report, seconds: float | None, stop: async
             ),
         ]
         await _play_real(stack, report, live)
-        await _pause(stop, 4.0)
+        # However quick the real model was: the others are to be served for a while.
+        await _pause(stop, 8.0)
         await stack.customer.delete(f"/api/v1/workloads/{served[0]}")
         report.workloads[served[0]] = (await stack.wait_state(served[0], {"cancelled"}))["state"]
         report.workloads[served[1]] = (await stack.wait_state(served[1], {"completed"}))["state"]
