@@ -166,7 +166,7 @@ def _allocation() -> Figure:
     counts = np.bincount(rng.integers(0, 300, 15_700), minlength=300)
     groups = []
     for count in counts.tolist():
-        watts, rate = rng.normal(1.0, 0.03, 2)
+        watts, rate = rng.normal(1.0, 0.03, 2).tolist()
         points = ((20.0, 0.0), (1_950.0, 130.0), (3_500.0, 200.0), (4_485.0, 230.0))
         power = tuple(watts * each for each, _ in points)
         worth = tuple(
@@ -176,13 +176,13 @@ def _allocation() -> Figure:
     took_ms: list[float] = []
     for number in range(60):
         room_w = 43e6 + 2e5 * number
-        began = time.perf_counter()
+        began = time.process_time()
         made = allocate(tuple(groups), room_w)
-        took_ms.append((time.perf_counter() - began) * 1e3)
+        took_ms.append((time.process_time() - began) * 1e3)
         assert made.watts <= room_w
     conditions = {"devices": int(counts.sum()), "groups": len(groups), "gap_usd_per_h": made.gap}
     p95 = quantile(took_ms, 0.95)
-    return at_most("allocation p95", p95, "ms", ALLOCATION_TARGET_MS, conditions)
+    return at_most("allocation p95", p95, "ms of CPU", ALLOCATION_TARGET_MS, conditions)
 
 
 def _year(config: AgentConfig, market: Path, label: str = "") -> Figure:
@@ -201,6 +201,6 @@ def _year(config: AgentConfig, market: Path, label: str = "") -> Figure:
         "devices": len(site),
         "policies": len(NAMES),
         "intervals": len(frame),
-        "wall_s": round((time.perf_counter() - began) * scale, 2),
+        "wall_s": round((time.process_time() - began) * scale, 2),
     }
     return at_most(f"back-test of a year{label}", cpu_s, "s of CPU", YEAR_TARGET_S, conditions)

@@ -29,10 +29,10 @@ def at_most(name: str, value: float, unit: str, limit: float, conditions: dict[s
     """Make a figure that must not exceed a limit."""
     return Figure(
         name=name,
-        value=round(value, 4),
+        value=round(float(value), 4),
         unit=unit,
         target=f"<= {limit:g}",
-        ok=value <= limit,
+        ok=bool(value <= limit),
         conditions=conditions | machine(),
     )
 
@@ -43,10 +43,10 @@ def at_least(
     """Make a figure that must reach a limit."""
     return Figure(
         name=name,
-        value=round(value, 4),
+        value=round(float(value), 4),
         unit=unit,
         target=f">= {limit:g}",
-        ok=value >= limit,
+        ok=bool(value >= limit),
         conditions=conditions | machine(),
     )
 
