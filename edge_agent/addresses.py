@@ -1,4 +1,4 @@
-"""Addresses of the node link: ``unix:/path`` or ``tcp:host:port``."""
+"""Addresses that settings name: ``unix:/path`` or ``tcp:host:port``."""
 
 import ipaddress
 
@@ -12,7 +12,7 @@ def split_tcp(address: str) -> tuple[str, int]:
     kind, _, rest = address.partition(":")
     host, _, port = rest.rpartition(":")
     if kind != "tcp" or not host or not port.isdecimal() or not 0 <= int(port) <= 65_535:
-        raise ValueError(f"{address!r}: want unix:/path or tcp:host:port")
+        raise ValueError(f"{address!r}: want tcp:host:port")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
@@ -22,8 +22,12 @@ def check_address(address: str) -> None:
     Raises:
         ValueError: it is none.
     """
-    if not (address.startswith("unix:/") and len(address) > len("unix:/")):
+    if address.startswith("unix:/") and len(address) > len("unix:/"):
+        return
+    try:
         split_tcp(address)
+    except ValueError as exc:
+        raise ValueError(f"{address!r}: want unix:/path or tcp:host:port") from exc
 
 
 def is_local(address: str) -> bool:

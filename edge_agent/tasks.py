@@ -1,4 +1,4 @@
-"""What TaskGroups of Python 3.11 need beside them.
+"""What TaskGroups are asked for again and again, and what those of Python 3.11 need beside them.
 
 A TaskGroup whose child fails while the group is being cancelled loses the cancellation (mended in
 3.13): the awaiting task goes on as if nobody had cancelled it. So errors of the world do not reach
@@ -6,8 +6,24 @@ a group (``first_error``), or the loss is made good behind it (``obey_cancel``).
 """
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+async def of_each(
+    keys: Iterable[str], work: Callable[[str], Coroutine[Any, Any, T]], *, name: str
+) -> tuple[T, ...]:
+    """Do the same for several keys side by side; give the results in their order.
+
+    Args:
+        work: makes the coroutine of a key; one that raises ends them all. name: of the tasks, with
+            the key behind it.
+    """
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(work(key), name=f"{name}-{key}") for key in keys]
+    return tuple(task.result() for task in tasks)
 
 
 async def first_error(

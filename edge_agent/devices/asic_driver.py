@@ -26,6 +26,7 @@ from edge_agent.devices.ports import (
 )
 from edge_agent.devices.turns import Turns
 from edge_agent.ports import Clock
+from edge_agent.tasks import of_each
 from firmware_bridges.base import MinerState, ReadDetail, Reading, WorkMode, WriteState
 from firmware_bridges.commands import Command, Sleep, Wake
 from firmware_bridges.effects import Evidence, Rated, Verdict, judge
@@ -146,14 +147,11 @@ class AsicDriver:
         if request.action is not action:
             detail = f"{phase} of {switch_id} was {request.action}, now asked for {action}"
             return tuple(_refused(device_id, CODE_CONFLICT, detail) for device_id in device_ids)
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(
-                    self._within(request, device_id, deadline_s), name=f"asic-{action}-{device_id}"
-                )
-                for device_id in device_ids
-            ]
-        return tuple(task.result() for task in tasks)
+        return await of_each(
+            device_ids,
+            lambda device_id: self._within(request, device_id, deadline_s),
+            name=f"asic-{action}",
+        )
 
     def _request(self, switch_id: str, phase: str, action: AsicAction) -> _Request:
         key = (switch_id, phase)

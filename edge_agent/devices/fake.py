@@ -24,6 +24,7 @@ from edge_agent.devices.ports import (
 )
 from edge_agent.devices.readings import ReadingColumns
 from edge_agent.ports import Clock
+from edge_agent.tasks import of_each
 
 _NS: Final = 1_000_000_000
 _AMBIENT_C: Final = 25.0
@@ -202,15 +203,11 @@ class FakeFleet:
         deadline_s: float,
     ) -> tuple[DeviceOutcome, ...]:
         """Carry out one action; see `AsicFleet.apply`."""
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(
-                    self._apply_one((switch_id, phase, device_id), action, deadline_s),
-                    name=f"fake-asic-{action}-{device_id}",
-                )
-                for device_id in device_ids
-            ]
-        return tuple(task.result() for task in tasks)
+        return await of_each(
+            device_ids,
+            lambda device_id: self._apply_one((switch_id, phase, device_id), action, deadline_s),
+            name=f"fake-asic-{action}",
+        )
 
     async def set_mode(
         self,
@@ -221,15 +218,11 @@ class FakeFleet:
         deadline_s: float,
     ) -> tuple[DeviceOutcome, ...]:
         """Set a power mode; see `AsicFleet.set_mode`."""
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(
-                    self._set_one((switch_id, phase, device_id), mode, deadline_s),
-                    name=f"fake-mode-{device_id}",
-                )
-                for device_id in device_ids
-            ]
-        return tuple(task.result() for task in tasks)
+        return await of_each(
+            device_ids,
+            lambda device_id: self._set_one((switch_id, phase, device_id), mode, deadline_s),
+            name="fake-mode",
+        )
 
     async def _set_one(
         self, key: tuple[str, str, str], mode: ModePoint, deadline_s: float

@@ -28,6 +28,7 @@ from edge_agent.devices.late import LateEffects
 from edge_agent.devices.ports import AsicBridge, AsicNameplate, DeviceOutcome, OutcomeState
 from edge_agent.devices.turns import Turns
 from edge_agent.ports import Clock
+from edge_agent.tasks import of_each
 from firmware_bridges.base import MinerState, ReadDetail, Reading, WorkMode, WriteState
 from firmware_bridges.commands import Command, SetMode, SetPowerLimit, SetPowerPercent
 from firmware_bridges.errors import BridgeError, BridgeUnsupportedError
@@ -104,14 +105,11 @@ class ModeSetter:
         if request.mode != mode:
             detail = f"{phase} of {switch_id} was for {request.mode}, now for {mode}"
             return tuple(_refused(device_id, CODE_CONFLICT, detail) for device_id in device_ids)
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(
-                    self._within(request, device_id, deadline_s), name=f"asic-mode-{device_id}"
-                )
-                for device_id in device_ids
-            ]
-        return tuple(task.result() for task in tasks)
+        return await of_each(
+            device_ids,
+            lambda device_id: self._within(request, device_id, deadline_s),
+            name="asic-mode",
+        )
 
     async def _within(self, request: _Request, device_id: str, deadline_s: float) -> DeviceOutcome:
         device = self._devices.get(device_id)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from edge_agent.addresses import split_tcp
 from edge_agent.host.door import DoorLimits
 from edge_agent.host.http_server import HttpLimits
 from edge_agent.host.proxy import ProxyLimits
@@ -156,23 +157,10 @@ def load_host_config(path: Path) -> HostConfig:
     return host_config_from_toml(text, str(path))
 
 
-def listen_address(text: str) -> tuple[str, int]:
-    """Split ``tcp:host:port``.
-
-    Raises:
-        ValueError: it is no such address.
-    """
-    kind, _, rest = text.partition(":")
-    host, _, port = rest.rpartition(":")
-    if kind != "tcp" or not host or not port.isdecimal() or not 0 <= int(port) <= 65_535:
-        raise ValueError(f"{text!r}: want tcp:host:port")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
 def _check(config: HostConfig) -> Iterator[Problem]:
     for field in ("listen", "admin"):
         try:
-            listen_address(getattr(config.proxy, field))
+            split_tcp(getattr(config.proxy, field))
         except ValueError as exc:
             yield Problem(path=f"proxy.{field}", detail=str(exc))
     if config.proxy.public_url:

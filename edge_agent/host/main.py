@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+from edge_agent.addresses import split_tcp
 from edge_agent.clock import SystemClock
 from edge_agent.credentials import Credentials
 from edge_agent.host.admin import Admin
-from edge_agent.host.config import EngineConfig, GpuConfig, HostConfig, listen_address
+from edge_agent.host.config import EngineConfig, GpuConfig, HostConfig
 from edge_agent.host.gate_log import GateLine, GateLog
 from edge_agent.host.http_server import HttpLimits, bind, serving
 from edge_agent.host.ledger import HostClock, Ledger
@@ -108,8 +109,8 @@ def _movers(config: HostConfig, make_engine: EngineFactory) -> dict[tuple[str, s
 @asynccontextmanager
 async def _listening(config: HostConfig, service: HostService) -> AsyncIterator[None]:
     proxy = Proxy(service.doors, service, config.proxy.request)
-    customers = bind(*listen_address(config.proxy.listen))
-    admins = bind(*listen_address(config.proxy.admin))
+    customers = bind(*split_tcp(config.proxy.listen))
+    admins = bind(*split_tcp(config.proxy.admin))
     async with (
         serving(proxy, customers, config.proxy.http),
         serving(Admin(service), admins, HttpLimits(connections_max=_ADMINS_MAX)),

@@ -63,14 +63,12 @@ class _Away(Struct, frozen=True):
 class Mover:
     """One engine with its strategy, which may be changed while nothing is under way.
 
-    Attributes:
-        away_mib: what it freed when it last left its GPU; None: not known.
-        moved_mib: copied between GPU and host memory by the last ``off`` or ``to_work``.
-
     Args:
         act_s: longest time for one act. grace_s: between asking its process to end and killing it.
 
     Attributes:
+        away_mib: what it freed when it last left its GPU; None: not known.
+        moved_mib: copied between GPU and host memory by the last ``off`` or ``to_work``.
         seen_idle: when it was last paused, its driver saw more than its answer that it stopped.
     """
 

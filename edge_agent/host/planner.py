@@ -1,5 +1,6 @@
 """Owns the book of switch times of a host, kept over restarts, and asks the layout's pure part."""
 
+import asyncio
 import logging
 import os
 from collections.abc import Callable
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # Of the host's memory: never pinned, for whatever else runs there.
 HOST_RESERVE_MIB = 4_096
+# At the least between two writes of the book.
+KEEP_S = 1.0
 _MEMINFO = Path("/proc/meminfo")
 _KIB_PER_MIB = 1_024
 _MODE = 0o640
@@ -44,8 +47,11 @@ class BookFile:
             logger.warning("switch times start anew: %s: %s", self._path, exc)
             return Book()
 
-    def write(self, book: Book) -> None:
+    async def write(self, book: Book) -> None:
         """Replace the book at once, or not at all; a disk that is full costs no switch."""
+        await asyncio.to_thread(self._write, book)
+
+    def _write(self, book: Book) -> None:
         fresh = self._path.with_suffix(".new")
         try:
             fresh.write_bytes(encode_book(book))
@@ -65,8 +71,9 @@ class MemoryBook:
         """Give it."""
         return self.book
 
-    def write(self, book: Book) -> None:
+    async def write(self, book: Book) -> None:
         """Replace it."""
+        await asyncio.sleep(0)
         self.book = book
 
 
@@ -91,6 +98,15 @@ class Planner:
         self._kept = kept
         self._host_free_mib = host_free_mib
         self.book = kept.read()
+        self._learnt = asyncio.Event()
+
+    async def run(self) -> None:
+        """Keep what was learnt, soon after and off the loop, until cancelled."""
+        while True:
+            await self._learnt.wait()
+            self._learnt.clear()
+            await self._kept.write(self.book)
+            await asyncio.sleep(KEEP_S)
 
     def layout(self, pair: Pair) -> Layout:
         """Lay out a GPU by what is known now."""
@@ -100,7 +116,8 @@ class Planner:
             gpu.model,
             _party(gpu.miner, pair.miner),
             _party(gpu.server, pair.server),
-            host_free_mib=self._host_free_mib(),
+            # Asked of the kernel only where a plan can be made.
+            host_free_mib=None if gpu.vram_mib is None else self._host_free_mib(),
             book=self.book,
         )
 
@@ -110,7 +127,7 @@ class Planner:
         if party is not None:
             key = key_of(party, trip.strategy, model)
             self.book = observe(self.book, key, trip.seconds, done=trip.done)
-            self._kept.write(self.book)
+            self._learnt.set()
 
 
 def free_to_pin_mib() -> int | None:

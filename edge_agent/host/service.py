@@ -67,12 +67,13 @@ class HostService:
         self.access = Access(required=config.proxy.require_key)
         self.times = PhaseTimes()
         self._clock = clock
+        self._planner = planner or Planner(MemoryBook(), lambda: None)
         house = House(
             ledger,
             self.doors,
             clock.boottime_ns,
             lambda: self.watch.refresh_cards(),  # noqa: PLW0108 - the watch is made of the slots
-            planner or Planner(MemoryBook(), lambda: None),
+            self._planner,
         )
         self.slots = {
             gpu.name: Slot(
@@ -96,6 +97,7 @@ class HostService:
                 await self.watch.read_cards()
                 group.create_task(self._sensors.run(), name="host-sensors")
                 group.create_task(self.watch.run(), name="host-watch")
+                group.create_task(self._planner.run(), name="host-planner")
                 for slot in self.slots.values():
                     group.create_task(self._adopt(slot), name=f"adopt-{slot.name}")
         finally:

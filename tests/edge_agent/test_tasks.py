@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from edge_agent.tasks import first_error, obey_cancel
+from edge_agent.tasks import first_error, obey_cancel, of_each
 
 DEADLINE_S = 5.0
 
@@ -74,3 +74,31 @@ async def test_a_cancellation_is_obeyed_though_a_child_fails_in_the_same_moment(
         with pytest.raises(asyncio.CancelledError):
             await task
     assert not went_on
+
+
+async def test_results_of_each_come_in_the_order_of_the_keys() -> None:
+    turns = {"a": asyncio.Event(), "b": asyncio.Event()}
+    turns["b"].set()
+
+    async def work(key: str) -> str:
+        await turns[key].wait()
+        turns["a"].set()
+        return key.upper()
+
+    async with asyncio.timeout(DEADLINE_S):
+        assert await of_each(("a", "b"), work, name="letter") == ("A", "B")
+
+
+async def test_one_that_fails_ends_the_others_of_each() -> None:
+    ended: list[str] = []
+
+    async def work(key: str) -> None:
+        try:
+            await (fail(KeyError("bug")) if key == "bad" else for_ever())
+        finally:
+            ended.append(key)
+
+    async with asyncio.timeout(DEADLINE_S):
+        with pytest.raises(ExceptionGroup):
+            await of_each(("good", "bad"), work, name="x")
+    assert sorted(ended) == ["bad", "good"]

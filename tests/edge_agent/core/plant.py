@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import numpy as np
+from hypothesis import strategies as st
 
 from edge_agent.core import facts as f
 from edge_agent.core.optimizer import plan
@@ -19,6 +20,19 @@ from protocol.resource import MODELS, Activity
 START = datetime(2026, 1, 1, tzinfo=UTC)
 BOOT_NS = 10**12
 RATES = (GpuRate(device_class="H100", serve_usd_per_h=2.0, mine_usd_per_h=0.2),)
+
+# What may happen to a plant, in any order.
+ACTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("price"), st.sampled_from([-50.0, 10.0, 80.0, 3_000.0])),
+        st.tuples(st.just("close"), st.sampled_from(["committed", "rolled_back"])),
+        st.tuples(st.just("lease"), st.integers(1, 10)),
+        st.tuples(st.just("wait"), st.sampled_from([1.0, 5.0, 120.0])),
+        st.tuples(st.just("read"), st.just(0)),
+    ),
+    min_size=5,
+    max_size=40,
+)
 
 
 def make_site(

@@ -22,7 +22,7 @@ from edge_agent.core.snapshot import state_hash
 from edge_agent.services.state_report import problems
 from protocol.node import NodeDevice
 from protocol.resource import Activity, DeviceKind
-from tests.edge_agent.core.plant import Plant, instant, make_lease, make_site, tick
+from tests.edge_agent.core.plant import ACTS, Plant, instant, make_lease, make_site, tick
 
 
 def fed(caps_w: tuple[float, ...], asics: int = 6, gpus: int = 4, cap_w: float = 1e6) -> Site:
@@ -76,17 +76,6 @@ def off_plant(site: Site) -> Plant:
     return plant
 
 
-ACTS = st.lists(
-    st.one_of(
-        st.tuples(st.just("price"), st.sampled_from([-50.0, 10.0, 80.0, 3_000.0])),
-        st.tuples(st.just("close"), st.sampled_from(["committed", "rolled_back"])),
-        st.tuples(st.just("lease"), st.integers(1, 10)),
-        st.tuples(st.just("wait"), st.sampled_from([1.0, 5.0, 120.0])),
-        st.tuples(st.just("read"), st.just(0)),
-    ),
-    min_size=5,
-    max_size=40,
-)
 CAPS = st.tuples(*(st.sampled_from([3_800.0, 5_500.0, 9_000.0, 60_000.0]) for _ in range(2)))
 
 

@@ -11,7 +11,7 @@ from edge_agent.core.site import CODE_OF, UNKNOWN
 from protocol.lease import SitePolicy
 from protocol.node import NodeDevice
 from protocol.resource import Activity, DeviceKind
-from tests.edge_agent.core.plant import Plant, make_lease, make_site, tick
+from tests.edge_agent.core.plant import ACTS, Plant, make_lease, make_site, tick
 
 
 def true_w(plant: Plant) -> float:
@@ -32,19 +32,6 @@ def true_w(plant: Plant) -> float:
                 watts = max(watts, row.model.inrush_w)
         total += watts * row.pue
     return total
-
-
-ACTS = st.lists(
-    st.one_of(
-        st.tuples(st.just("price"), st.sampled_from([-50.0, 10.0, 80.0, 3_000.0])),
-        st.tuples(st.just("close"), st.sampled_from(["committed", "rolled_back"])),
-        st.tuples(st.just("lease"), st.integers(1, 10)),
-        st.tuples(st.just("wait"), st.sampled_from([1.0, 5.0, 120.0])),
-        st.tuples(st.just("read"), st.just(0)),
-    ),
-    min_size=5,
-    max_size=40,
-)
 
 
 @settings(max_examples=60)

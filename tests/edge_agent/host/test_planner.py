@@ -102,16 +102,16 @@ def test_a_server_that_cannot_fit_is_refused_before_anything_is_tried(tmp_path: 
     run(main())
 
 
-def test_a_book_outlives_its_host_and_a_damaged_one_is_begun_anew(tmp_path: Path) -> None:
+async def test_a_book_outlives_its_host_and_a_damaged_one_is_begun_anew(tmp_path: Path) -> None:
     path = tmp_path / "switch-times"
     kept = BookFile(path)
     assert kept.read() == Book()
     book = observe(Book(), Key("vllm", "restart", MOVE, 0, "H100"), 41.0)
-    kept.write(book)
+    await kept.write(book)
     assert BookFile(path).read() == book
     path.write_bytes(b"\x93garbage")
     assert kept.read() == Book()
-    BookFile(tmp_path / "nowhere" / "book").write(book)  # a disk that fails costs no switch
+    await BookFile(tmp_path / "nowhere" / "book").write(book)  # a disk that fails costs no switch
 
 
 def test_the_machine_tells_what_may_be_pinned() -> None:
