@@ -274,16 +274,18 @@ def _in_step(site: Site, state: SiteState, at: IntColumn, step: CodeColumn) -> S
     return replace(state, **columns)
 
 
-def outlook(site: Site, state: SiteState, values: Values) -> tuple[Outlook, FloatColumn]:
-    """Give the outlook and the prudent restart cost of each device."""
-    interval_h = site.spread([row.interval_s / SECONDS_PER_H for row in site.classes])
+def outlook(
+    site: Site, state: SiteState, values: Values, at: IntColumn | slice = slice(None)
+) -> tuple[Outlook, FloatColumn]:
+    """Give the outlook and the prudent restart cost of devices ``at``."""
+    interval_h = site.column(_interval_h)[at]
     return forecast(
         site.limits.price_knowledge,
         known_prices(state.market),
-        values.gain_on_usd_per_h * interval_h,
-        values.saved_mw * interval_h,
-        values.restart_usd,
-        np.maximum(values.revenue_usd_per_h, 0.0) * interval_h,
+        (values.mine_usd_per_h[at] - values.off_usd_per_h[at]) * interval_h,
+        values.saved_mw[at] * interval_h,
+        values.restart_usd[at],
+        np.maximum(values.revenue_usd_per_h[at], 0.0) * interval_h,
     )
 
 
@@ -406,6 +408,10 @@ def _off_codes(site: Site) -> CodeColumn:
 def _off_w(row: DeviceClass) -> float:
     is_asic = row.model.kind is DeviceKind.ASIC
     return row.model.curtailed_w if is_asic else row.model.idle_w
+
+
+def _interval_h(row: DeviceClass) -> float:
+    return row.interval_s / SECONDS_PER_H
 
 
 def _wear(row: DeviceClass) -> float:

@@ -39,7 +39,7 @@ from edge_agent.core.room import (
     shed_for_order,
     shed_mining,
 )
-from edge_agent.core.rule import judge
+from edge_agent.core.rule import Verdict, judge
 from edge_agent.core.shedding import Excess, shed_feeders, shed_for_cap
 from edge_agent.core.site import (
     CURTAILED,
@@ -81,15 +81,21 @@ _RULE_GATES = np.uint8(G.CAP | G.RAMP)
 _SKI_RENTAL = attrgetter("ski_rental")
 
 
-def plan(site: Site, state: SiteState) -> p.Plan:
-    """Plan for the instant of ``state``; acts on nothing."""
+def plan(site: Site, state: SiteState, *, acts_only: bool = False) -> p.Plan:
+    """Plan for the instant of ``state``; acts on nothing.
+
+    Args:
+        acts_only: leave out what no act comes of. What is done, the alarms, and where a cap, a ramp
+            or an order binds are the same. Money is known of changes for money alone; of other
+            devices the records say little, and there is no sum of readings and no allocation.
+    """
     values = value(site, state)
     counted = pw.counted_w(site, state)
-    power = pw.view(site, state, counted)
+    power = pw.view(site, state, counted, read=not acts_only)
     acts = ls.decide(site, state, values, power)
     # What follows plans as if the lease acts were done: a lease starts in the pass that takes it.
     state = _after(site, state, acts)
-    draft = _money(site, state, best_value(site, state))
+    draft = (_changes if acts_only else _money)(site, state, best_value(site, state))
     _reserve(site, state, draft)
     starts = _admit_starts(site, state, power)
     draft.free |= starts.waiting
@@ -117,25 +123,94 @@ def plan(site: Site, state: SiteState) -> p.Plan:
         power=power,
         alarms=_alarms(site, state, power),
         feeder_bound=draft.bound,
-        allocation=_allocation(site, state, values, counted, draft, wanted),
+        allocation=(
+            None if acts_only else _allocation(site, state, values, counted, draft, wanted)
+        ),
+    )  # fmt: skip
+
+
+class _Standing(Struct, frozen=True, eq=False):
+    """How each device stands to money before the outlook is asked.
+
+    Args:
+        gain_h: of the other way above the present one. free: money may decide.
+    """
+
+    on: FlagColumn
+    off: FlagColumn
+    gain_h: FloatColumn
+    dwelt: FlagColumn
+    fresh: FlagColumn
+    reachable: FlagColumn
+    free: FlagColumn
+
+
+def _standing(site: Site, state: SiteState, values: Values) -> _Standing:
+    on = state.activity == MINE
+    off = (state.activity == IDLE) | (state.activity == CURTAILED)
+    gain_on_h = values.gain_on_usd_per_h
+    least_ns = np.where(on, site.column(_up_ns), site.column(_down_ns))
+    dwelt = state.now_ns - state.mode_since_ns >= least_ns
+    dwelt |= off_by_order(state)
+    reachable = state.reachable & (state.quarantine_ns <= state.now_ns)
+    free = (on | off) & reachable & (state.switch_no < 0) & (state.lease_no < 0)
+    gain_h = np.where(on, -gain_on_h, gain_on_h)
+    return _Standing(on, off, gain_h, dwelt, values.quality == FRESH, reachable, free)
+
+
+def _changes(site: Site, state: SiteState, values: Values) -> Draft:
+    """Draft for money as ``_money`` does, but ask about those devices alone that may change."""
+    stand = _standing(site, state, values)
+    may = stand.free & stand.fresh & stand.dwelt
+    if site.limits.price_knowledge == "nowcast":
+        # Where the price is known the rule wants nothing that loses at it.
+        may &= stand.gain_h > 0.0
+    at = np.flatnonzero(may)
+    gain, cost = np.full(len(site), np.nan), np.full(len(site), np.nan)
+    target, reason = state.activity.copy(), np.full(len(site), _NO_REASON)
+    if len(at):
+        verdict = _verdict(site, state, values, stand.on, at)
+        gain[at], cost[at] = verdict.gain_usd, verdict.cost_usd
+        change = verdict.change & (verdict.gain_usd > verdict.cost_usd)
+        early, late = at[change & verdict.early], at[change & ~verdict.early]
+        reason[early], reason[late] = R.GAIN, R.SKI_RENTAL
+        for own in (early, late):
+            target[own] = np.where(stand.on[own], values.off_code[own], np.uint8(MINE))
+    none = np.zeros(len(site), dtype=np.uint8)
+    draft = Draft(target, reason, none, gain, cost, state.activity, stand.free)
+    return _safely(site, values, draft)
+
+
+def _safely(site: Site, values: Values, draft: Draft) -> Draft:
+    """Let what has had no value for long follow the safe policy."""
+    safe = draft.free & (values.quality == SAFE)
+    safe_code = np.uint8(MINE) if site.limits.safe_policy == "mine" else values.off_code
+    np.copyto(draft.target, safe_code, where=safe)
+    np.copyto(draft.reason, np.uint8(R.SAFE_POLICY), where=safe)
+    draft.bound = np.zeros(len(site), dtype=np.bool_) if site.feeders else None
+    return draft
+
+
+def _verdict(
+    site: Site,
+    state: SiteState,
+    values: Values,
+    on: FlagColumn,
+    at: IntColumn | slice = slice(None),
+) -> Verdict:
+    """Ask outlook and rule about devices ``at``."""
+    expected, cost = outlook(site, state, values, at)
+    return judge(
+        on[at], expected, cost, state.regret_usd[at], state.debt[at], site.column(_SKI_RENTAL)[at],
+        known=site.limits.price_knowledge == "nowcast",
     )  # fmt: skip
 
 
 def _money(site: Site, state: SiteState, values: Values) -> Draft:
-    on = state.activity == MINE
-    off = (state.activity == IDLE) | (state.activity == CURTAILED)
-    gain_h = np.where(on, -values.gain_on_usd_per_h, values.gain_on_usd_per_h)
-    expected, cost = outlook(site, state, values)
-    verdict = judge(
-        on, expected, cost, state.regret_usd, state.debt, site.column(_SKI_RENTAL),
-        known=site.limits.price_knowledge == "nowcast",
-    )  # fmt: skip
-    least_ns = np.where(on, site.column(_up_ns), site.column(_down_ns))
-    dwelt = state.now_ns - state.mode_since_ns >= least_ns
-    dwelt |= off_by_order(state)
-    fresh = values.quality == FRESH
-    reachable = state.reachable & (state.quarantine_ns <= state.now_ns)
-    free = (on | off) & reachable & (state.switch_no < 0) & (state.lease_no < 0)
+    stand = _standing(site, state, values)
+    on, off, free, fresh, dwelt = stand.on, stand.off, stand.free, stand.fresh, stand.dwelt
+    gain_h, reachable = stand.gain_h, stand.reachable
+    verdict = _verdict(site, state, values, on)
     pays = verdict.gain_usd > verdict.cost_usd
     change = free & fresh & verdict.change & pays & dwelt
     other = np.where(on, values.off_code, np.uint8(MINE))
@@ -150,10 +225,8 @@ def _money(site: Site, state: SiteState, values: Values) -> Draft:
     passed = np.array((fresh, reachable, free, pays, verdict.change, dwelt))
     gates = np.packbits(passed, axis=0, bitorder="little")[0] | _RULE_GATES
     target = np.where(change, other, state.activity)
-    safe_code = np.uint8(MINE) if site.limits.safe_policy == "mine" else values.off_code
-    np.copyto(target, safe_code, where=free & (values.quality == SAFE))
-    bound = np.zeros(len(site), dtype=np.bool_) if site.feeders else None
-    return Draft(target, reason, gates, verdict.gain_usd, cost, best, free, bound=bound)
+    draft = Draft(target, reason, gates, verdict.gain_usd, verdict.cost_usd, best, free)
+    return _safely(site, values, draft)
 
 
 def _up_ns(row: DeviceClass) -> float:

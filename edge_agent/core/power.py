@@ -194,13 +194,20 @@ def ramp_rise_w(
     return out
 
 
-def view(site: Site, state: SiteState, counted: FloatColumn | None = None) -> PowerView:
-    """Sum the site's power; what is free ends at the cap or, tighter, at a grid order's limit."""
+def view(
+    site: Site, state: SiteState, counted: FloatColumn | None = None, *, read: bool = True
+) -> PowerView:
+    """Sum the site's power; what is free ends at the cap or, tighter, at a grid order's limit.
+
+    Args:
+        counted: as of ``counted_w``, where it is at hand. read: sum the readings too.
+    """
     load = total(counted_w(site, state) if counted is None else counted)
     cap = cap_w(site, state)
     ordered = limit_w(site, state)
     free = cap - load if ordered is None else min(cap, ordered) - load
-    return PowerView(cap, load, measured_w(site, state), free, state.ramp_left_w)
+    measured = measured_w(site, state) if read else None
+    return PowerView(cap, load, measured, free, state.ramp_left_w)
 
 
 def over_cap_since(site: Site, state: SiteState) -> int:

@@ -8,9 +8,11 @@ from msgspec import structs
 from edge_agent.backtest.frame import STEP_S
 from edge_agent.backtest.rows import SECONDS_PER_H
 from edge_agent.core import facts as f
+from edge_agent.core import power as pw
 from edge_agent.core.economics import W_PER_MW, age_s
 from edge_agent.core.errors import JournalError
 from edge_agent.core.outlook import AHEAD
+from edge_agent.core.plan import PowerView
 from edge_agent.core.profit import Flows, wear_usd
 from edge_agent.core.site import (
     ACTIVITIES,
@@ -48,7 +50,7 @@ def walk_day(source: JournalSource, start: datetime, otherwise: Site | None = No
     # With settled knowledge the last price of the day is heard in the interval after it.
     last = start + timedelta(seconds=STEP_S * STEPS)
     end = last + timedelta(seconds=STEP_S)
-    for step in walk.steps(start):
+    for step in walk.steps(start, plans=False):
         worlds = ClearedWorlds(step) if worlds is None else worlds
         wall = step.row.instant.wall
         if wall <= start:
@@ -120,12 +122,14 @@ class _Making:
         missing = self._seq >= 0 and step.seq != self._seq + 1
         self._seq = step.seq
         self._hear(step, parts)
+        power = pw.view(step.site, step.entered, read=False) if step.planned else None
         if self.begin is not None:
-            self._settle(step, lived, [part for part in parts if part[0] < STEPS], missing)
+            inside = [part for part in parts if part[0] < STEPS]
+            self._settle(step, lived, power, inside, missing)
         place = int((wall - self._start).total_seconds() // STEP_S)
         if 0 <= place < STEPS and self.begin is not None:
             self._wear(lived, place)
-            self._doings.note(step, place)
+            self._doings.note(step, power, place)
 
     def done(self, notes: tuple[str, ...]) -> Day:
         """Give the day."""
@@ -179,6 +183,7 @@ class _Making:
         self,
         step: Step,
         lived: tuple[Lived, ...],
+        power: PowerView | None,
         parts: list[tuple[int, float]],
         missing: bool,  # noqa: FBT001 - one call, beside it what it means
     ) -> None:
@@ -197,7 +202,7 @@ class _Making:
                 self._world(sums, one.flows, place, dt_h)
             self._real(lived[0], place, dt_h)
             self._last(lived[-1], place, dt_h)
-            self._doings.load(step, place, dt_h, float(real.site_w.sum()))
+            self._doings.load(step, power, place, dt_h, float(real.site_w.sum()))
 
     def _world(self, sums: Sums, flow: Flows, place: int, dt_h: float) -> None:
         sums.revenue_usd[place] += float(flow.revenue_usd_per_h.sum()) * dt_h
