@@ -71,6 +71,7 @@ class Values(Struct, frozen=True, eq=False):
 
     Args:
         quality: ``Quality`` code. mine_usd_per_h, off_usd_per_h: margin of each option.
+            gain_on_usd_per_h: what mining earns above being off.
         revenue_usd_per_h: what mining brings before energy. restart_usd: cost of one off -> on
             cycle.
         energy_usd_per_wh: price of one device watt-hour, PUE and adder included.
@@ -85,12 +86,7 @@ class Values(Struct, frozen=True, eq=False):
     energy_usd_per_wh: FloatColumn
     off_code: CodeColumn
     saved_mw: FloatColumn
-
-    @property
-    def gain_on_usd_per_h(self) -> FloatColumn:
-        """Give what mining earns above being off."""
-        out: FloatColumn = self.mine_usd_per_h - self.off_usd_per_h
-        return out
+    gain_on_usd_per_h: FloatColumn
 
 
 def hashprice_usd_per_ths_day(
@@ -184,8 +180,9 @@ def energy_price(site: Site, market: MarketState) -> float | None:
     return marginal_usd_per_mwh(site.limits, full_load_mw(site), held.value)
 
 
-# A pass asks several times for the value of one state: once for two sites in one process.
-@lru_cache(maxsize=4)
+# A pass asks several times for the value of one state: once for two sites in one process, or for
+# three worlds.
+@lru_cache(maxsize=8)
 def value(site: Site, state: SiteState) -> Values:
     """Value mining and off for every device; NaN where an input was never seen."""
     market = state.market
@@ -207,15 +204,17 @@ def value(site: Site, state: SiteState) -> Values:
     revenue = mine_ths * site.spread(per_ths_h) + site.spread(flat)
     energy_usd_per_wh = site.spread(energy)
     idle_w = np.where(mode_of(state) == IDLE, site.column(_IDLE_W), site.column(_off_w))
+    mine, off = revenue - mine_w * energy_usd_per_wh, -idle_w * energy_usd_per_wh
     return Values(
         site.spread([float(quality_of(site, state, row)) for row in site.classes]).astype(np.uint8),
-        revenue - mine_w * energy_usd_per_wh,
-        -idle_w * energy_usd_per_wh,
+        mine,
+        off,
         revenue,
         _restart_usd(site, state, revenue, energy_usd_per_wh),
         energy_usd_per_wh,
         site.once(_off_codes),
         (mine_w - idle_w) * site.spread([row.pue for row in classes]) / W_PER_MW,
+        mine - off,
     )
 
 
@@ -243,9 +242,11 @@ def best_value(site: Site, state: SiteState) -> Values:
     revenue = values.revenue_usd_per_h * rate
     mine_w = _or_nameplate(state.mine_w, site.column(_MINE_W))
     pue = site.spread([row.pue for row in rows])
+    mine = revenue - mine_w * power * values.energy_usd_per_wh
     return replace(
         values,
-        mine_usd_per_h=revenue - mine_w * power * values.energy_usd_per_wh,
+        mine_usd_per_h=mine,
+        gain_on_usd_per_h=mine - values.off_usd_per_h,
         revenue_usd_per_h=revenue,
         restart_usd=_restart_usd(site, state, revenue, values.energy_usd_per_wh),
         saved_mw=values.saved_mw + mine_w * (power - 1.0) * pue / W_PER_MW,
@@ -282,7 +283,7 @@ def outlook(
     return forecast(
         site.limits.price_knowledge,
         known_prices(state.market),
-        (values.mine_usd_per_h[at] - values.off_usd_per_h[at]) * interval_h,
+        values.gain_on_usd_per_h[at] * interval_h,
         values.saved_mw[at] * interval_h,
         values.restart_usd[at],
         np.maximum(values.revenue_usd_per_h[at], 0.0) * interval_h,
@@ -308,7 +309,7 @@ def grow(
     gain = values.gain_on_usd_per_h * (dt_s / SECONDS_PER_H)
     counts = (on | off) & (values.quality == FRESH) & ~np.isnan(gain)
     # Time in a fast replay stands for more: intervals, not seconds, pay the debt back.
-    passed = dt_s / site.spread([row.interval_s for row in site.classes]) * INTERVAL_S
+    passed = site.spread([dt_s / row.interval_s * INTERVAL_S for row in site.classes])
     cost = table_of(site.limits.price_knowledge, has_ahead=True).prudence * values.restart_usd
     return (
         grow_regret(state.regret_usd, on, gain, counts),
@@ -386,7 +387,10 @@ def _restart_usd(
 
 
 def _or_nameplate(column: FloatColumn, nameplate: FloatColumn) -> FloatColumn:
-    out: FloatColumn = np.where(np.isnan(column), nameplate, column)
+    unread = np.isnan(column)
+    if not unread.any():
+        return column
+    out: FloatColumn = np.where(unread, nameplate, column)
     return out
 
 

@@ -91,7 +91,7 @@ def plan(site: Site, state: SiteState, *, acts_only: bool = False) -> p.Plan:
     """
     values = value(site, state)
     counted = pw.counted_w(site, state)
-    power = pw.view(site, state, counted, read=not acts_only)
+    power = pw.view(site, state, read=not acts_only)
     acts = ls.decide(site, state, values, power)
     # What follows plans as if the lease acts were done: a lease starts in the pass that takes it.
     state = _after(site, state, acts)

@@ -40,7 +40,7 @@ _INRUSH_W = attrgetter("model.inrush_w")
 
 
 # A pass asks several times for the count of one state: once for two sites in one process.
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def counted_w(site: Site, state: SiteState) -> FloatColumn:
     """Give what each device counts for against the cap, in site watts."""
     highest = site.once(_highest_w)
@@ -49,13 +49,20 @@ def counted_w(site: Site, state: SiteState) -> FloatColumn:
     if open_now.any():
         sides = sides_w(site, state)
         switching = np.where(_wakes(state), np.maximum(sides, inrush_w(site)), sides)
-        count = np.where(open_now, switching, count)
+        np.copyto(count, switching, where=open_now)
     unsure = ~state.reachable | (state.activity == UNKNOWN) | (state.activity == FAULT)
-    count = np.where(unsure, np.maximum(highest, count), count)
-    reading = np.where(np.isnan(state.power_w), 0.0, state.power_w)
-    out: FloatColumn = np.maximum(count, reading) * site.pue
+    np.maximum(highest, count, out=count, where=unsure)
+    # A reading that is not known is 0: less than any mode draws.
+    out: FloatColumn = np.fmax(count, state.power_w) * site.pue
     out.flags.writeable = False
     return out
+
+
+# Asked for as often.
+@lru_cache(maxsize=8)
+def counted_sum_w(site: Site, state: SiteState) -> float:
+    """Give the sum of ``counted_w``."""
+    return total(counted_w(site, state))
 
 
 def counted_after_w(site: Site, state: SiteState, target: int) -> FloatColumn:
@@ -71,7 +78,7 @@ def counted_after_w(site: Site, state: SiteState, target: int) -> FloatColumn:
 
 def plate_w(site: Site, state: SiteState, code: CodeColumn) -> FloatColumn:
     """Give what each device counts for in an activity, in device watts, before any reading."""
-    watts: FloatColumn = site.nameplate_w[site.class_of, code]
+    watts = site.plate_w(code)
     if site.steps is None:
         return watts
     np.copyto(watts, mining_w(site, state), where=code == MINE)
@@ -194,15 +201,13 @@ def ramp_rise_w(
     return out
 
 
-def view(
-    site: Site, state: SiteState, counted: FloatColumn | None = None, *, read: bool = True
-) -> PowerView:
+def view(site: Site, state: SiteState, *, read: bool = True) -> PowerView:
     """Sum the site's power; what is free ends at the cap or, tighter, at a grid order's limit.
 
     Args:
-        counted: as of ``counted_w``, where it is at hand. read: sum the readings too.
+        read: sum the readings too.
     """
-    load = total(counted_w(site, state) if counted is None else counted)
+    load = counted_sum_w(site, state)
     cap = cap_w(site, state)
     ordered = limit_w(site, state)
     free = cap - load if ordered is None else min(cap, ordered) - load
@@ -212,7 +217,7 @@ def view(
 
 def over_cap_since(site: Site, state: SiteState) -> int:
     """Give since when the counted load stands above the cap (boottime ns); -1 when it does not."""
-    if total(counted_w(site, state)) <= cap_w(site, state):
+    if counted_sum_w(site, state) <= cap_w(site, state):
         return -1
     return state.now_ns if state.over_cap_ns < 0 else state.over_cap_ns
 

@@ -462,7 +462,10 @@ def set_activity(
 
 def mode_of(state: SiteState) -> CodeColumn:
     """Give what each device physically does: its activity, and in maintenance the way it is off."""
-    out: CodeColumn = np.where(state.activity == MAINTENANCE, state.target, state.activity)
+    inside = state.activity == MAINTENANCE
+    if not inside.any():
+        return state.activity
+    out: CodeColumn = np.where(inside, state.target, state.activity)
     return out
 
 
