@@ -203,7 +203,7 @@ def value(site: Site, state: SiteState) -> Values:
     energy = [np.nan if price is None else usd_per_wh(row, price) for row in classes]
     revenue = mine_ths * site.spread(per_ths_h) + site.spread(flat)
     energy_usd_per_wh = site.spread(energy)
-    idle_w = np.where(mode_of(state) == IDLE, site.column(_IDLE_W), site.column(_off_w))
+    idle_w = _idle_w(site, state)
     mine, off = revenue - mine_w * energy_usd_per_wh, -idle_w * energy_usd_per_wh
     return Values(
         site.spread([float(quality_of(site, state, row)) for row in site.classes]).astype(np.uint8),
@@ -311,8 +311,11 @@ def grow(
     # Time in a fast replay stands for more: intervals, not seconds, pay the debt back.
     passed = site.spread([dt_s / row.interval_s * INTERVAL_S for row in site.classes])
     cost = table_of(site.limits.price_knowledge, has_ahead=True).prudence * values.restart_usd
+    misses = counts & ((on & (gain < 0.0)) | (off & (gain > 0.0)))
+    # Where all do what pays and have done so, there is nothing to regret.
+    stays = not misses.any() and not state.regret_usd.any()
     return (
-        grow_regret(state.regret_usd, on, gain, counts),
+        state.regret_usd if stays else grow_regret(state.regret_usd, on, gain, counts),
         # What an order keeps off is no doing of the outlook.
         pay_debt(state.debt, off & ~under_order(state), gain, cost, counts, passed),
     )
@@ -380,9 +383,10 @@ def _restart_usd(
         0.0 if cost is None or cost[1] is None else max(cost[1] - row.model.mine_w * hours, 0.0)
         for row, cost, hours in zip(site.classes, learnt, start_h, strict=True)
     ]
-    above = site.spread(above_wh)
-    drawn = np.where(above > 0.0, above * np.maximum(energy_usd_per_wh, 0.0), 0.0)
-    out: FloatColumn = site.spread(wear) + earned * site.spread(start_h) + drawn
+    out: FloatColumn = site.spread(wear) + earned * site.spread(start_h)
+    if any(above_wh):
+        above = site.spread(above_wh)
+        out += np.where(above > 0.0, above * np.maximum(energy_usd_per_wh, 0.0), 0.0)
     return out
 
 
@@ -391,6 +395,16 @@ def _or_nameplate(column: FloatColumn, nameplate: FloatColumn) -> FloatColumn:
     if not unread.any():
         return column
     out: FloatColumn = np.where(unread, nameplate, column)
+    return out
+
+
+def _idle_w(site: Site, state: SiteState) -> FloatColumn:
+    """Give what each device draws when off: asleep for a miner, unless it is idle."""
+    idle = (mode_of(state) == IDLE) & site.is_asic
+    off_w = site.column(_off_w)
+    if not idle.any():
+        return off_w
+    out: FloatColumn = np.where(idle, site.column(_IDLE_W), off_w)
     return out
 
 

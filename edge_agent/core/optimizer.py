@@ -60,6 +60,7 @@ from edge_agent.core.site_state import (
     HOLD_DRAIN,
     HOLD_MINE,
     HOLD_SERVE,
+    LeaseStatus,
     SiteState,
     lease_by_id,
 )
@@ -96,6 +97,8 @@ def plan(site: Site, state: SiteState, *, acts_only: bool = False) -> p.Plan:
     # What follows plans as if the lease acts were done: a lease starts in the pass that takes it.
     state = _after(site, state, acts)
     draft = (_changes if acts_only else _money)(site, state, best_value(site, state))
+    if acts_only and not acts and _is_calm(site, state, power, draft):
+        return p.Plan(intents=(), leases=(), records=_records(state, draft), power=power)
     _reserve(site, state, draft)
     starts = _admit_starts(site, state, power)
     draft.free |= starts.waiting
@@ -115,11 +118,7 @@ def plan(site: Site, state: SiteState, *, acts_only: bool = False) -> p.Plan:
     return p.Plan(
         intents=intents,
         leases=acts + lease_acts,
-        records=p.DecisionRecords(
-            state.activity, draft.best, draft.target, draft.gain_usd, draft.cost_usd,
-            draft.reason, draft.gates,
-            *(() if draft.steps is None else (draft.steps.target, draft.steps.reason)),
-        ),
+        records=_records(state, draft),
         power=power,
         alarms=_alarms(site, state, power),
         feeder_bound=draft.bound,
@@ -129,17 +128,37 @@ def plan(site: Site, state: SiteState, *, acts_only: bool = False) -> p.Plan:
     )  # fmt: skip
 
 
-class _Standing(Struct, frozen=True, eq=False):
-    """How each device stands to money before the outlook is asked.
+def _records(state: SiteState, draft: Draft) -> p.DecisionRecords:
+    return p.DecisionRecords(
+        state.activity, draft.best, draft.target, draft.gain_usd, draft.cost_usd,
+        draft.reason, draft.gates,
+        *(() if draft.steps is None else (draft.steps.target, draft.steps.reason)),
+    )  # fmt: skip
 
-    Args:
-        gain_h: of the other way above the present one. free: money may decide.
-    """
+
+def _is_calm(site: Site, state: SiteState, power: p.PowerView, draft: Draft) -> bool:
+    """Tell whether nothing but money could move a device, and money moves none."""
+    return not (
+        (draft.free & (draft.target != state.activity)).any()
+        or power.counted_w > power.cap_w
+        or state.over_cap_ns >= 0
+        or (state.policy is not None and state.policy.curtail)
+        or any(row.open for row in state.orders)
+        or any(row.status is not LeaseStatus.CLOSED for row in state.leases)
+        or (state.lease_no >= 0).any()
+        or state.hold.any()
+        or state.quarantine_ns.any()
+        or any(row.warm_reserve > 0 for row in site.classes)
+        or site.feeders
+        or site.steps is not None
+    )
+
+
+class _Standing(Struct, frozen=True, eq=False):
+    """How each device stands to money before the outlook is asked; free: money may decide."""
 
     on: FlagColumn
     off: FlagColumn
-    gain_h: FloatColumn
-    dwelt: FlagColumn
     fresh: FlagColumn
     reachable: FlagColumn
     free: FlagColumn
@@ -148,24 +167,30 @@ class _Standing(Struct, frozen=True, eq=False):
 def _standing(site: Site, state: SiteState, values: Values) -> _Standing:
     on = state.activity == MINE
     off = (state.activity == IDLE) | (state.activity == CURTAILED)
-    gain_on_h = values.gain_on_usd_per_h
-    least_ns = np.where(on, site.column(_up_ns), site.column(_down_ns))
-    dwelt = state.now_ns - state.mode_since_ns >= least_ns
-    dwelt |= off_by_order(state)
     reachable = state.reachable & (state.quarantine_ns <= state.now_ns)
     free = (on | off) & reachable & (state.switch_no < 0) & (state.lease_no < 0)
-    gain_h = np.where(on, -gain_on_h, gain_on_h)
-    return _Standing(on, off, gain_h, dwelt, values.quality == FRESH, reachable, free)
+    return _Standing(on, off, values.quality == FRESH, reachable, free)
+
+
+def _dwelt(
+    site: Site, state: SiteState, on: FlagColumn, at: IntColumn | slice = slice(None)
+) -> FlagColumn:
+    """Tell which of devices ``at`` have stayed as long as they must."""
+    least_ns = np.where(on[at], site.column(_up_ns)[at], site.column(_down_ns)[at])
+    out: FlagColumn = state.now_ns - state.mode_since_ns[at] >= least_ns
+    return out | off_by_order(state)[at]
 
 
 def _changes(site: Site, state: SiteState, values: Values) -> Draft:
     """Draft for money as ``_money`` does, but ask about those devices alone that may change."""
     stand = _standing(site, state, values)
-    may = stand.free & stand.fresh & stand.dwelt
+    may = stand.free & stand.fresh
     if site.limits.price_knowledge == "nowcast":
         # Where the price is known the rule wants nothing that loses at it.
-        may &= stand.gain_h > 0.0
+        gain_on_h = values.gain_on_usd_per_h
+        may &= (stand.on & (gain_on_h < 0.0)) | (stand.off & (gain_on_h > 0.0))
     at = np.flatnonzero(may)
+    at = at[_dwelt(site, state, stand.on, at)]
     gain, cost = np.full(len(site), np.nan), np.full(len(site), np.nan)
     target, reason = state.activity.copy(), np.full(len(site), _NO_REASON)
     if len(at):
@@ -208,8 +233,11 @@ def _verdict(
 
 def _money(site: Site, state: SiteState, values: Values) -> Draft:
     stand = _standing(site, state, values)
-    on, off, free, fresh, dwelt = stand.on, stand.off, stand.free, stand.fresh, stand.dwelt
-    gain_h, reachable = stand.gain_h, stand.reachable
+    on, off, free, fresh, reachable = (
+        stand.on, stand.off, stand.free, stand.fresh, stand.reachable,
+    )  # fmt: skip
+    dwelt = _dwelt(site, state, on)
+    gain_h = np.where(on, -values.gain_on_usd_per_h, values.gain_on_usd_per_h)
     verdict = _verdict(site, state, values, on)
     pays = verdict.gain_usd > verdict.cost_usd
     change = free & fresh & verdict.change & pays & dwelt
