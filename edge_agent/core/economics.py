@@ -75,6 +75,7 @@ class Values(Struct, frozen=True, eq=False):
             cycle.
         energy_usd_per_wh: price of one device watt-hour, PUE and adder included.
         off_code: the activity that off means for the device. saved_mw: at the meter, by being off.
+        gain_on_usd_per_h: what mining earns above being off.
     """
 
     quality: CodeColumn
@@ -85,12 +86,7 @@ class Values(Struct, frozen=True, eq=False):
     energy_usd_per_wh: FloatColumn
     off_code: CodeColumn
     saved_mw: FloatColumn
-
-    @property
-    def gain_on_usd_per_h(self) -> FloatColumn:
-        """Give what mining earns above being off."""
-        out: FloatColumn = self.mine_usd_per_h - self.off_usd_per_h
-        return out
+    gain_on_usd_per_h: FloatColumn
 
 
 def hashprice_usd_per_ths_day(
@@ -207,15 +203,18 @@ def value(site: Site, state: SiteState) -> Values:
     revenue = mine_ths * site.spread(per_ths_h) + site.spread(flat)
     energy_usd_per_wh = site.spread(energy)
     idle_w = np.where(mode_of(state) == IDLE, site.column(_IDLE_W), site.column(_off_w))
+    mine_usd, off_usd = revenue - mine_w * energy_usd_per_wh, -idle_w * energy_usd_per_wh
+    quality = np.array([quality_of(site, state, row) for row in site.classes], dtype=np.uint8)
     return Values(
-        site.spread([float(quality_of(site, state, row)) for row in site.classes]).astype(np.uint8),
-        revenue - mine_w * energy_usd_per_wh,
-        -idle_w * energy_usd_per_wh,
+        quality.take(site.class_of, mode="clip"),
+        mine_usd,
+        off_usd,
         revenue,
         _restart_usd(site, state, revenue, energy_usd_per_wh),
         energy_usd_per_wh,
         site.once(_off_codes),
         (mine_w - idle_w) * site.spread([row.pue for row in classes]) / W_PER_MW,
+        mine_usd - off_usd,
     )
 
 
@@ -235,17 +234,20 @@ def best_value(site: Site, state: SiteState) -> Values:
     per_wh = np.array([usd_per_wh(row, price + expected.usd_per_mwh) for row in rows])[:, None]
     margin = site.steps.rate_ths * usd - site.steps.power_w * per_wh
     best = np.argmax(margin[:, 1:], axis=1) + 1
-    place = site.class_of.astype(np.int64) * (site.steps.most + 1) + state.step
+    place = site.step_row(state.step)
     rate, power = (
-        _over_step(table, best).take(place) for table in (site.steps.rate_ths, site.steps.power_w)
+        _over_step(table, best).take(place, mode="clip")
+        for table in (site.steps.rate_ths, site.steps.power_w)
     )
     values = value(site, state)
     revenue = values.revenue_usd_per_h * rate
     mine_w = _or_nameplate(state.mine_w, site.column(_MINE_W))
+    mine_usd = revenue - mine_w * power * values.energy_usd_per_wh
     pue = site.spread([row.pue for row in rows])
     return replace(
         values,
-        mine_usd_per_h=revenue - mine_w * power * values.energy_usd_per_wh,
+        mine_usd_per_h=mine_usd,
+        gain_on_usd_per_h=mine_usd - values.off_usd_per_h,
         revenue_usd_per_h=revenue,
         restart_usd=_restart_usd(site, state, revenue, values.energy_usd_per_wh),
         saved_mw=values.saved_mw + mine_w * (power - 1.0) * pue / W_PER_MW,
@@ -276,7 +278,7 @@ def _in_step(site: Site, state: SiteState, at: IntColumn, step: CodeColumn) -> S
 
 def outlook(site: Site, state: SiteState, values: Values) -> tuple[Outlook, FloatColumn]:
     """Give the outlook and the prudent restart cost of each device."""
-    interval_h = site.spread([row.interval_s / SECONDS_PER_H for row in site.classes])
+    interval_h = site.column(_interval_h)
     return forecast(
         site.limits.price_knowledge,
         known_prices(state.market),
@@ -306,7 +308,7 @@ def grow(
     gain = values.gain_on_usd_per_h * (dt_s / SECONDS_PER_H)
     counts = (on | off) & (values.quality == FRESH) & ~np.isnan(gain)
     # Time in a fast replay stands for more: intervals, not seconds, pay the debt back.
-    passed = dt_s / site.spread([row.interval_s for row in site.classes]) * INTERVAL_S
+    passed = site.spread([dt_s / row.interval_s * INTERVAL_S for row in site.classes])
     cost = table_of(site.limits.price_knowledge, has_ahead=True).prudence * values.restart_usd
     return (
         grow_regret(state.regret_usd, on, gain, counts),
@@ -384,8 +386,8 @@ def _restart_usd(
 
 
 def _or_nameplate(column: FloatColumn, nameplate: FloatColumn) -> FloatColumn:
-    out: FloatColumn = np.where(np.isnan(column), nameplate, column)
-    return out
+    unknown = np.isnan(column)
+    return np.where(unknown, nameplate, column) if unknown.any() else column
 
 
 def _flat_usd_per_h(market: MarketState, row: DeviceClass) -> float:
@@ -401,6 +403,10 @@ def _off_code(row: DeviceClass) -> int:
 
 def _off_codes(site: Site) -> CodeColumn:
     return site.column(_off_code).astype(np.uint8)
+
+
+def _interval_h(row: DeviceClass) -> float:
+    return row.interval_s / SECONDS_PER_H
 
 
 def _off_w(row: DeviceClass) -> float:
