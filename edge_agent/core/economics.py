@@ -71,11 +71,11 @@ class Values(Struct, frozen=True, eq=False):
 
     Args:
         quality: ``Quality`` code. mine_usd_per_h, off_usd_per_h: margin of each option.
-            gain_on_usd_per_h: what mining earns above being off.
         revenue_usd_per_h: what mining brings before energy. restart_usd: cost of one off -> on
             cycle.
         energy_usd_per_wh: price of one device watt-hour, PUE and adder included.
         off_code: the activity that off means for the device. saved_mw: at the meter, by being off.
+        gain_on_usd_per_h: what mining earns above being off.
     """
 
     quality: CodeColumn
@@ -204,17 +204,18 @@ def value(site: Site, state: SiteState) -> Values:
     revenue = mine_ths * site.spread(per_ths_h) + site.spread(flat)
     energy_usd_per_wh = site.spread(energy)
     idle_w = _idle_w(site, state)
-    mine, off = revenue - mine_w * energy_usd_per_wh, -idle_w * energy_usd_per_wh
+    mine_usd, off_usd = revenue - mine_w * energy_usd_per_wh, -idle_w * energy_usd_per_wh
+    quality = np.array([quality_of(site, state, row) for row in site.classes], dtype=np.uint8)
     return Values(
-        site.spread([float(quality_of(site, state, row)) for row in site.classes]).astype(np.uint8),
-        mine,
-        off,
+        quality.take(site.class_of, mode="clip"),
+        mine_usd,
+        off_usd,
         revenue,
         _restart_usd(site, state, revenue, energy_usd_per_wh),
         energy_usd_per_wh,
         site.once(_off_codes),
         (mine_w - idle_w) * site.spread([row.pue for row in classes]) / W_PER_MW,
-        mine - off,
+        mine_usd - off_usd,
     )
 
 
@@ -234,19 +235,20 @@ def best_value(site: Site, state: SiteState) -> Values:
     per_wh = np.array([usd_per_wh(row, price + expected.usd_per_mwh) for row in rows])[:, None]
     margin = site.steps.rate_ths * usd - site.steps.power_w * per_wh
     best = np.argmax(margin[:, 1:], axis=1) + 1
-    place = site.class_of.astype(np.int64) * (site.steps.most + 1) + state.step
+    place = site.step_row(state.step)
     rate, power = (
-        _over_step(table, best).take(place) for table in (site.steps.rate_ths, site.steps.power_w)
+        _over_step(table, best).take(place, mode="clip")
+        for table in (site.steps.rate_ths, site.steps.power_w)
     )
     values = value(site, state)
     revenue = values.revenue_usd_per_h * rate
     mine_w = _or_nameplate(state.mine_w, site.column(_MINE_W))
+    mine_usd = revenue - mine_w * power * values.energy_usd_per_wh
     pue = site.spread([row.pue for row in rows])
-    mine = revenue - mine_w * power * values.energy_usd_per_wh
     return replace(
         values,
-        mine_usd_per_h=mine,
-        gain_on_usd_per_h=mine - values.off_usd_per_h,
+        mine_usd_per_h=mine_usd,
+        gain_on_usd_per_h=mine_usd - values.off_usd_per_h,
         revenue_usd_per_h=revenue,
         restart_usd=_restart_usd(site, state, revenue, values.energy_usd_per_wh),
         saved_mw=values.saved_mw + mine_w * (power - 1.0) * pue / W_PER_MW,
@@ -391,11 +393,8 @@ def _restart_usd(
 
 
 def _or_nameplate(column: FloatColumn, nameplate: FloatColumn) -> FloatColumn:
-    unread = np.isnan(column)
-    if not unread.any():
-        return column
-    out: FloatColumn = np.where(unread, nameplate, column)
-    return out
+    unknown = np.isnan(column)
+    return np.where(unknown, nameplate, column) if unknown.any() else column
 
 
 def _idle_w(site: Site, state: SiteState) -> FloatColumn:
@@ -423,13 +422,13 @@ def _off_codes(site: Site) -> CodeColumn:
     return site.column(_off_code).astype(np.uint8)
 
 
+def _interval_h(row: DeviceClass) -> float:
+    return row.interval_s / SECONDS_PER_H
+
+
 def _off_w(row: DeviceClass) -> float:
     is_asic = row.model.kind is DeviceKind.ASIC
     return row.model.curtailed_w if is_asic else row.model.idle_w
-
-
-def _interval_h(row: DeviceClass) -> float:
-    return row.interval_s / SECONDS_PER_H
 
 
 def _wear(row: DeviceClass) -> float:

@@ -32,6 +32,7 @@ from edge_agent.core.site import (
 from edge_agent.core.site_state import (
     HOLD_DRAIN,
     HOLD_MINE,
+    HOLD_NONE,
     LeaseEntry,
     LeaseStatus,
     SiteState,
@@ -100,7 +101,7 @@ def held_code(state: SiteState) -> CodeColumn:
     """Give the operator's hold in force on each device."""
     if not state.hold.any():
         return state.hold
-    out: CodeColumn = np.where(state.hold_until_ns > state.now_ns, state.hold, 0)
+    out: CodeColumn = np.where(state.hold_until_ns > state.now_ns, state.hold, np.uint8(HOLD_NONE))
     return out
 
 

@@ -230,7 +230,7 @@ def _mode_readings(
     site: Site, state: SiteState, mode: CodeColumn
 ) -> tuple[FloatColumn, FloatColumn]:
     """Give what each device reads when it does what a mode says: power, and hash rate."""
-    plate = site.plate_w(mode)
+    plate = site.activity_w(mode)
     mines = mode == MINE
     known = mines & ~np.isnan(state.mine_w)
     plate_ths = site.spread([row.model.hashrate_ths for row in site.classes])
