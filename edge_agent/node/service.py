@@ -199,16 +199,18 @@ class NodeService:
             self._phase(request, reply), name=f"{request.switch_id}-{request.phase.value}"
         )
 
-    async def do_phase(self, request: PhaseDo) -> PhaseDone:
-        """Carry out a phase and give its result."""
-        done = await self._runner.do(request)
+    async def do_phase(
+        self, request: PhaseDo, reply: Callable[[PhaseDone], None] = lambda _: None
+    ) -> PhaseDone:
+        """Carry out a phase and give its result; ``reply`` takes it a little earlier."""
+        done = await self._runner.do(request, reply)
         if self._session is not None:
             self._session.wake()
         return done
 
     async def _phase(self, request: PhaseDo, reply: Callable[[PhaseDone], None]) -> None:
         try:
-            reply(await self.do_phase(request))
+            await self.do_phase(request, reply)
         finally:
             self._phases_in_flight -= 1
 

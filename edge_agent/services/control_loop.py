@@ -202,6 +202,9 @@ class ControlLoop:
         if self.executor is not None:
             for row in opened:
                 self.executor.start(row.switch)
+            if opened:
+                # Nodes are asked before the work on what only tells of the pass.
+                await asyncio.sleep(0)
         self.last_plan = made
         self._order_s = self._next_order_s(state)
         self.counters.passes += 1
