@@ -165,7 +165,7 @@ class PhaseRunner:
     ) -> dict[str, DeviceOutcome]:
         outcomes: dict[str, DeviceOutcome] = {}
         jobs: list[_Job] = []
-        if request.phase is Phase.VALIDATE:
+        if request.phase is Phase.VALIDATE and not self._executor.host_up():
             # Its host is back within a second or two: nothing was touched yet, so wait for it.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline_s):
@@ -224,6 +224,20 @@ class PhaseRunner:
         if phase is Phase.HANDOVER:
             await self._register(jobs)
         stopped: dict[str, None] = {}
+        acted = await self._act_all(phase, jobs, deadline_s, stopped)
+        outcomes = {outcome.device_id: outcome for outcome in acted}
+        if phase in phases.SYNCED_PHASES and self._needs_page(phase, jobs):
+            await self._store_with_page(request, jobs, outcomes, stopped, deadline_s)
+        else:
+            await self._store(request, jobs, outcomes, stopped, walk)
+        return outcomes
+
+    async def _act_all(
+        self, phase: Phase, jobs: Sequence[_Job], deadline_s: float, stopped: dict[str, None]
+    ) -> tuple[DeviceOutcome, ...]:
+        """Act on all devices side by side, and beside PAUSE register what HANDOVER makes."""
+        if len(jobs) == 1 and phase is not Phase.PAUSE:
+            return (await self._act(phase, jobs[0], deadline_s, stopped),)
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(
@@ -234,12 +248,7 @@ class PhaseRunner:
             early = group.create_task(self._early(jobs)) if phase is Phase.PAUSE else None
         if early is not None and (error := early.result()) is not None:
             raise error
-        outcomes = {task.result().device_id: task.result() for task in tasks}
-        if phase in phases.SYNCED_PHASES and self._needs_page(phase, jobs):
-            await self._store_with_page(request, jobs, outcomes, stopped, deadline_s)
-        else:
-            await self._store(request, jobs, outcomes, stopped, walk)
-        return outcomes
+        return tuple(task.result() for task in tasks)
 
     async def _early(self, jobs: Sequence[_Job]) -> StorageError | None:
         """Register the instances of HANDOVER while the acts before it are waited for."""

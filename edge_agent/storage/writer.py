@@ -404,15 +404,15 @@ def _is_of_disk(exc: Exception) -> bool:
 
 
 def _answer(pending: _Pending) -> None:
+    # Who waits goes on after this turn of the loop, but before whatever ``on_done`` wakes up.
+    future = pending.future
+    if future is not None and not future.done():
+        if pending.error is None:
+            future.set_result(pending.value)
+        else:
+            future.set_exception(pending.error)
     if pending.error is None and pending.on_done is not None:
         pending.on_done(pending.value)
-    future = pending.future
-    if future is None or future.done():
-        return
-    if pending.error is None:
-        future.set_result(pending.value)
-    else:
-        future.set_exception(pending.error)
 
 
 def _set_up(connection: sqlite3.Connection) -> None:
