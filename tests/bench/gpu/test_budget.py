@@ -14,7 +14,7 @@ import pytest
 from bench import gpu_switch
 from bench.figure import Figure
 from bench.gpu.budget import Budget, OutOfTimeError, ended_by_signal
-from bench.gpu.plans import Plan, Target
+from bench.gpu.plans import PLANS, Plan, Target
 from bench.gpu.supervisor import Row
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -204,6 +204,6 @@ def test_workers_end_when_their_supervisor_was_killed(tmp_path: Path) -> None:
 
 def test_only_named_plans_are_measured() -> None:
     assert [plan.name for plan in gpu_switch.chosen(("swap 4", "tax"))] == ["swap 4 GB", "tax"]
-    assert len(gpu_switch.chosen(())) == len(gpu_switch.PLANS)
+    assert len(gpu_switch.chosen(())) == len(PLANS)
     with pytest.raises(SystemExit, match="no plan is named 'nonsense'; there are: resident graph"):
         gpu_switch.chosen(("nonsense",))
