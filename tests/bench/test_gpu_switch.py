@@ -5,23 +5,18 @@ What is CUDA in it is not run here, but for the kernel's arithmetic, which a C c
 
 import ctypes
 import os
-import shutil
 import struct
-import subprocess
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
 
 from bench import gpu_switch
 from bench.__main__ import main
 from bench.figure import quantile
-from bench.gpu import cuda_miner
 from bench.gpu.arena import Arena, ArenaError
 from bench.gpu.budget import BenchError
 from bench.gpu.cuda_shapes import LLAMA_7B
-from bench.gpu.cuda_source import SOURCE
 from bench.gpu.judging import judged
 from bench.gpu.plans import LARGE, Plan, Target, Tax
 from bench.gpu.plans import SMALL as SMALL_LAYERS
@@ -30,7 +25,6 @@ from bench.gpu.supervisor import Pair, Row, prepared, switches, tax
 from bench.gpu.wire import Gate
 from bench.gpu.workload import (
     GENESIS_HASH,
-    GENESIS_HEADER,
     GENESIS_NONCE,
     Options,
     hash_of,
@@ -253,29 +247,6 @@ def test_the_arena_keeps_its_addresses_and_gives_its_memory_back(tmp_path: Path)
 
 def test_the_reference_is_bitcoins_first_block() -> None:
     assert hash_of(GENESIS_NONCE)[::-1].hex() == GENESIS_HASH
-
-
-def test_the_kernels_arithmetic_is_that_of_hashlib(tmp_path: Path) -> None:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler: the kernel's source cannot be built for the CPU")
-    shell = tmp_path / "host.c"
-    shell.write_text(
-        f'#define HOST_CHECK\n#include "{SOURCE}"\n'
-        "void one(const u32 *m, const u32 *t, u32 n, u32 *o) { sha256d(m, t, n, o); }\n"
-    )
-    target = tmp_path / "host.so"
-    flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Werror"]
-    subprocess.run([compiler, *flags, "-o", str(target), str(shell)], check=True)
-    one = ctypes.CDLL(str(target)).one
-    state = (ctypes.c_uint32 * 8)(*cuda_miner.midstate_of(GENESIS_HEADER))
-    tail = (ctypes.c_uint32 * 3)(*struct.unpack(">3I", GENESIS_HEADER[64:76]))
-    out = (ctypes.c_uint32 * 8)()
-    rng = np.random.default_rng(1)
-    drawn = (int(value) for value in rng.integers(0, 1 << 32, 2_000))
-    for nonce in (0, 1, GENESIS_NONCE, 0xFFFFFFFF, *drawn):
-        one(state, tail, ctypes.c_uint32(nonce), out)
-        assert struct.pack(">8I", *out) == hash_of(nonce)
 
 
 def test_the_models_sizes_are_those_of_the_figures() -> None:
