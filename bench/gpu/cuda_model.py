@@ -19,6 +19,12 @@ _CANARY_TOKEN = 17
 _FILL = 1 << 28
 
 
+def _library() -> Any:  # noqa: ANN401 - an optional package
+    import torch  # noqa: PLC0415 - only a worker with a GPU has it
+
+    return torch
+
+
 class _Raw:
     """Memory at an address, as the array interface names it."""
 
@@ -43,9 +49,7 @@ class CudaModel:
 
     def prepare(self) -> dict[str, Any]:
         """Draw the weights, fill the KV of a prompt, capture the step."""
-        import torch  # noqa: PLC0415 - only a worker with a GPU has it
-
-        self._torch = torch
+        torch = self._torch = _library()
         self._device = torch.device("cuda:0")
         torch.zeros(1, device=self._device)  # makes the context current
         count = self._shape.weight_count(self._options.layers)

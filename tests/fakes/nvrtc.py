@@ -19,6 +19,8 @@ def load() -> Any | None:  # noqa: ANN401 - a library
     named = ctypes.util.find_library("nvrtc")
     for place in [*sorted(map(str, [*wheels, *own]), reverse=True), *([named] if named else [])]:
         try:
+            for part in Path(place).parent.glob("libnvrtc-builtins.so.*"):
+                ctypes.CDLL(str(part), mode=ctypes.RTLD_GLOBAL)  # it looks for it by its name alone
             return ctypes.CDLL(place)
         except OSError:
             continue
