@@ -112,32 +112,39 @@ def attended(query: Numbers, key: Numbers, value: Numbers) -> Numbers:
     return out.reshape(count, SHAPE.hidden)
 
 
-@pytest.mark.usefixtures("torch")
-@pytest.mark.parametrize("mode", ["eager", "graph"])
-@pytest.mark.parametrize("mirror", [False, True])
-def test_the_logits_are_those_of_the_reference(mode: str, *, mirror: bool) -> None:
+def sharp(mode: str, *, mirror: bool) -> CudaModel:
+    """Make a model whose attention tells places apart: weights as wide as at full size."""
     model = made(mode=mode, mirror=mirror)
+    with real.no_grad():
+        model._flat.mul_((4_096 / SHAPE.hidden) ** 0.5)
+        model._fill_prompt()
     model.first()
+    return model
+
+
+def check(model: CudaModel, tokens: list[int]) -> None:
     told = model._logits.float().numpy()[0]
-    tokens = [*range(1, SHAPE.prompt + 1), cuda_model._CANARY_TOKEN]
     right = reference(model._flat.double().numpy(), tokens)
-    assert right.std() > 0.05
-    # Half precision has eleven bits.
-    assert np.abs(told - right).max() < 0.02 * right.std() * 4
+    # Half precision has eleven bits, and errors add up over the layers.
+    assert np.abs(told - right).max() < 0.02 * right.std()
     assert int(model._token.item()) == int(told.argmax())
 
 
 @pytest.mark.usefixtures("torch")
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_logits_are_those_of_the_reference(mode: str, *, mirror: bool) -> None:
+    check(sharp(mode, mirror=mirror), [*range(1, SHAPE.prompt + 1), cuda_model._CANARY_TOKEN])
+
+
+@pytest.mark.usefixtures("torch")
 def test_decoding_on_is_that_of_the_reference_too() -> None:
-    model = made(mode="graph")
-    model.first()
+    model = sharp("graph", mirror=False)
     tokens = [*range(1, SHAPE.prompt + 1), cuda_model._CANARY_TOKEN]
     for _ in range(4):
         tokens.append(int(model._token.item()))
         assert model.unit() == 1
-        right = reference(model._flat.double().numpy(), tokens)
-        told = model._logits.float().numpy()[0]
-        assert np.abs(told - right).max() < 0.02 * right.std() * 4
+        check(model, tokens)
 
 
 # --- what stays, leaves and comes back ------------------------------------------------------------
@@ -178,7 +185,7 @@ def test_weights_that_left_come_back_in_chunks_on_two_streams_and_the_rest_waits
         torch.log.clear()
         model.offload()
         assert torch.log == [("synchronize", "all")]  # before the memory is taken away
-        assert not model._arena.mapped
+        assert not getattr(model._arena, "mapped", True)
         assert bool(real.isnan(model._flat).all())
         torch.log.clear()
         model.load()
