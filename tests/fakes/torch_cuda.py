@@ -24,6 +24,7 @@ def make_torch(torch: Any) -> Any:  # noqa: ANN401 - a library without types her
     """Give a module like `torch` whose GPU is the CPU; ``log`` keeps what was asked of streams."""
     fake = _Torch(torch)
     fake.cuda = _cuda(torch, fake.log)
+    fake.cuda.memory_allocated = fake.allocated
     return fake
 
 
@@ -31,6 +32,7 @@ class _Torch:
     def __init__(self, torch: Any) -> None:  # noqa: ANN401 - as above
         self._torch = torch
         self.log: list[tuple[str, ...]] = []
+        self.on_device: list[tuple[Any, int]] = []
         self.cuda: Any = None
         self.version = SimpleNamespace(cuda="stand-in")
         for name in _MAKERS:
@@ -38,6 +40,11 @@ class _Torch:
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as above
         return getattr(self._torch, name)
+
+    def allocated(self) -> int:
+        """Give the bytes of all that was made on the device and is still held by anybody."""
+        self.on_device = [(ref, size) for ref, size in self.on_device if not ref.expired()]
+        return sum(size for _ref, size in self.on_device)
 
     def device(self, name: str) -> Any:  # noqa: ANN401 - as above
         assert name.startswith("cuda"), name
@@ -58,13 +65,19 @@ class _Torch:
         return self._torch.frombuffer(memory, dtype=self._torch.float16)
 
     def _maker(self, make: Any) -> Any:  # noqa: ANN401 - as above
+        from torch.multiprocessing.reductions import StorageWeakRef
+
         def made(*words: Any, pin_memory: bool = False, **options: Any) -> Any:  # noqa: ANN401
-            on_device = _DEVICE in options
+            on_device = options.get(_DEVICE, "cpu") != "cpu"
             if on_device:
                 self._check(options[_DEVICE])
                 options[_DEVICE] = "cpu"
             assert not (pin_memory and on_device), "memory of a device is not pinned"
-            return make(*words, **options)
+            out = make(*words, **options)
+            if on_device:
+                storage = out.untyped_storage()
+                self.on_device.append((StorageWeakRef(storage), storage.nbytes()))
+            return out
 
         return made
 
