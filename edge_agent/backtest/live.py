@@ -145,7 +145,7 @@ def later(column: FloatColumn, hours: int) -> FloatColumn:
 
 def _run(rows: Rows, sheets: Sheets, memory: Memory, limits: Limits, *, known: bool) -> CodeColumn:
     count, steps = rows.asked.shape
-    of = np.array(rows.class_of)
+    of = np.array(rows.class_of, dtype=np.int64)
     every = [rows.series(at).row for at in range(count)]
     asics = np.array([rows.series(at).is_asic for at in range(count)])
     ski_rental = np.array([row.ski_rental for row in every])
