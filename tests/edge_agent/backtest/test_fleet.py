@@ -114,6 +114,22 @@ def test_notice_leaves_time_for_the_way_down() -> None:
         assert order.issued < order.due < order.until
 
 
+@pytest.mark.parametrize("knowledge", ["nowcast", "settled"])
+def test_caps_that_change_at_short_notice_come_down_no_faster_than_the_load_can(
+    market: Path, knowledge: str
+) -> None:
+    # A fall of 15 minutes is 135 kW; the caps are up to 500 kW apart and known one interval ahead.
+    duties = structs.replace(
+        DUTIES, cap_low_w=0.3e6, cap_hold_h=2.0, notice_min=15.0, fall_w_per_min=9e3
+    )
+    ground = ground_of(market, duties, knowledge)
+    assert np.ptp(ground.duty.cap_w) > 2.0 * ground.duty.fall_w
+    assert np.diff(ground.duty.ceiling_w).min() >= -ground.duty.fall_w
+    for name in ("hcp", "s1-ai-else-mine", FILL):
+        made = broken(ground.duty, settle_policy(name, ground).account.load_w)
+        assert (name, made.cap, made.ramp, made.deadline) == (name, 0, 0, 0)
+
+
 def test_the_clairvoyant_is_close_under_the_bound_of_highs(market: Path) -> None:
     pytest.importorskip("highspy", reason="the extra `hindsight` is not installed")
     ground = ground_of(market)
