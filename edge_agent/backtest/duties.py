@@ -107,9 +107,7 @@ def _steps(minutes: float) -> int:
     return max(round(minutes / STEP_MIN), 1)
 
 
-def _caps(
-    wish: Duties, steps: int, slope_w: float, rng: np.random.Generator
-) -> FloatColumn:
+def _caps(wish: Duties, steps: int, slope_w: float, rng: np.random.Generator) -> FloatColumn:
     """Draw caps that can be obeyed: one comes down no faster than the load can."""
     out, at = np.empty(steps), 0
     while at < steps:

@@ -145,6 +145,35 @@ def test_the_clairvoyant_is_close_under_the_bound_of_highs(market: Path) -> None
     assert broken(duty, own.load_w).cap == 0
 
 
+@pytest.mark.parametrize("share", [0.2, 0.35])
+def test_the_clairvoyant_of_unlike_classes_is_close_under_the_bound(
+    tmp_path: Path, share: float
+) -> None:
+    pytest.importorskip("highspy", reason="the extra `hindsight` is not installed")
+    # By merit the other class comes before the higher mode, which costs nothing to restart.
+    classes = (
+        DeviceClass(model=MODELS["S21"], modes=CURVE, wear_usd=0.5),
+        DeviceClass(model=MODELS["S19XP"], wear_usd=0.5),
+    )
+    devices = [
+        Device(device_id=f"{row.model.name}-{n}", device_class=row.model.name)
+        for row in classes
+        for n in range(100)
+    ]
+    limits = Limits(power_cap_w=share * 0.78e6, ramp_w_per_min=1e9)
+    site = Site("t", classes, tuple(devices), limits)
+    frame = load_frame(write_market(tmp_path / "m", spiky(700)), Wish())
+    rows = build_rows(site, frame, (), Demand())
+    ground = build_ground(site, rows, frame, None, "nowcast")
+    fleet, duty = ground.fleet, ground.duty
+    best = settle_policy("clairvoyant", ground).account
+    base_w = np.full(len(frame), fleet.asleep_w)
+    bound = bound_of(fleet, structs.replace(duty, rise_w=1e9, fall_w=1e9), base_w)
+    made = float(best.profit_usd.sum() - fleet.off_usd.sum())
+    assert 0.995 * bound <= made <= bound * (1.0 + 1e-9)
+    assert broken(duty, best.load_w).cap == 0
+
+
 def bound_of(fleet: Fleet, duty: Duty, base_w: np.ndarray) -> float:
     rows = tuple(
         Miners(
