@@ -1,8 +1,8 @@
 """Step series from CSV files: the value known at an instant is the last one published before it.
 
 Format: the first column whose name ends with ``_utc`` (else the very first) is the time (ISO 8601,
-UTC), the others are numbers with the unit in their name. An empty cell is unknown. Which column means what is told by the names, so that another period
-or another settlement point needs no code.
+UTC), the others are numbers with the unit in their name. An empty cell is unknown. Which column
+means what is told by the names, so that another period or another settlement point needs no code.
 
 ========================  =======================================================================
 column                    meaning and when it is known
