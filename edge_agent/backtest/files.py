@@ -161,7 +161,7 @@ def _parquet_names(path: Path) -> tuple[str, ...]:
         return tuple(str(row[0]) for row in rows.fetchall())
 
 
-def _base() -> duckdb.DuckDBPyConnection:
+def _base() -> "duckdb.DuckDBPyConnection":  # in quotes: the library tells of types held at exit
     """Open a base in memory in which a time with a zone means the same on every machine."""
     base = duckdb.connect()
     base.execute("SET TimeZone = 'UTC'")
