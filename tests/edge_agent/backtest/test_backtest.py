@@ -286,3 +286,24 @@ def test_least_times_on_and_off_hold_as_live(
     down = [length for key, length in stays[1:-1] if not key]
     assert min(up) >= 8
     assert min(down) >= 12
+
+
+@pytest.mark.parametrize("cap_w", [1e6, 30e3])
+def test_restarts_that_turn_out_dear_teach_the_back_test_to_make_fewer(
+    tmp_path: Path, cap_w: float
+) -> None:
+    # Prices are the same, and what is assumed too: only what restarts took can make a difference.
+    rng = np.random.default_rng(21)
+    level = np.where(rng.uniform(size=900) < 0.15, 230.0, 30.0)
+    prices = [f"{value:.2f}" for value in level * np.exp(rng.normal(0.0, 0.5, 900))]
+    devices = tuple(Device(device_id=f"a{n}", device_class="S21") for n in range(10))
+    limits = Limits(power_cap_w=cap_w, ramp_w_per_min=1e9)
+    site = Site("t", (DeviceClass(model=MODELS["S21"]),), devices, limits)
+    folder = write_market(tmp_path / "m", prices)
+    frame = load_frame(folder, Wish())
+    made = {
+        factor: backtest(site, rows_of(site, folder, factor), frame, ("hcp",), "nowcast")
+        for factor in (1.0, 4.0)
+    }
+    switches = {factor: report.policies["hcp"].switches for factor, report in made.items()}
+    assert 0 < switches[4.0] < 0.9 * switches[1.0]
