@@ -256,11 +256,11 @@ def _money(site: Site, state: SiteState, values: Values) -> Draft:
 
 
 def _up_ns(row: DeviceClass) -> float:
-    return max(row.dwell_s, row.min_up_s) * NS_PER_S
+    return row.least_up_s * NS_PER_S
 
 
 def _down_ns(row: DeviceClass) -> float:
-    return max(row.dwell_s, row.min_down_s) * NS_PER_S
+    return row.least_down_s * NS_PER_S
 
 
 def _reserve(site: Site, state: SiteState, draft: Draft) -> None:
