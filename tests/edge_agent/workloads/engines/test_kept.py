@@ -1,4 +1,4 @@
-"""Connections that are used again: as long as they are clean, and never at the cost of an answer."""
+"""Connections that are used again while they are clean, and never at the cost of an answer."""
 
 from __future__ import annotations
 
@@ -62,9 +62,7 @@ async def _peer() -> AsyncIterator[tuple[Peer, KeptExchange]]:
 
 
 async def _ask(carry: KeptExchange, port: int) -> bytes:
-    answer = await carry(
-        "127.0.0.1", port, REQUEST, is_complete=is_complete, deadlines=DEADLINES
-    )
+    answer = await carry("127.0.0.1", port, REQUEST, is_complete=is_complete, deadlines=DEADLINES)
     return decode_response(answer).body
 
 
