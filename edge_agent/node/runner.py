@@ -66,17 +66,15 @@ class _Job(Struct, frozen=True):
 class _Walk:
     """What is under way of one request.
 
-    Args:
-        group: of the request; what it runs raises nothing.
-
     Attributes:
+        group: of the request; what it runs raises nothing.
         results: that wait for the end of the walk. stopped: instances that it removed.
         goes_on: other phases follow the present one.
         syncing: the write of DRAIN, which gives its error: it is over before the walk is answered.
     """
 
-    def __init__(self, group: asyncio.TaskGroup) -> None:
-        self.group = group
+    def __init__(self) -> None:
+        self.group = asyncio.TaskGroup()
         self.results: dict[ResultKey, DeviceOutcome] = {}
         self.stopped: dict[str, None] = {}
         self.goes_on = False
@@ -123,12 +121,14 @@ class PhaseRunner:
         Args:
             reply: takes what is returned as soon as all is stored that must not be lost.
         """
-        async with asyncio.TaskGroup() as group:
-            walk = _Walk(group)
-            ends = await self._ends(request, walk)
-        if (error := walk.error()) is not None:
-            ends = _unsynced(request, ends, error)
+        walk = _Walk()
         try:
+            async with asyncio.TaskGroup() as walk.group:
+                ends = await self._ends(request, walk)
+            if (error := walk.error()) is not None:
+                ends = _unsynced(request, ends, error)
+                # The undo has to read the meter: nothing that came after is held for done.
+                self._forget(walk)
             done = PhaseDone(
                 switch_id=request.switch_id,
                 phase=request.phase,
@@ -139,9 +139,14 @@ class PhaseRunner:
             reply(done)
             await self._store_walk(walk)
         finally:
-            for key in walk.results:
-                self._unstored.pop(key, None)
+            self._forget(walk)
         return done
+
+    def _forget(self, walk: _Walk) -> None:
+        for key in walk.results:
+            self._unstored.pop(key, None)
+        walk.results.clear()
+        walk.stopped.clear()
 
     async def _ends(self, request: PhaseDo, walk: _Walk) -> list[PhaseEnd]:
         ends: list[PhaseEnd] = []

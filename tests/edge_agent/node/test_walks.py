@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import pytest
+
 from edge_agent.node.service import NodeService
 from edge_agent.node.store import NodeChange
 from edge_agent.storage.errors import StoreFullError
@@ -150,8 +152,10 @@ def test_a_walk_goes_on_beside_the_write_of_its_drain_and_is_answered_after_it(p
     play(scenario)
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["at-once", "once-it-mines"])
 def test_a_walk_whose_drain_was_not_stored_is_unknown_from_there_and_can_be_undone(
     play: Play,
+    late: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
     async def scenario(world: World) -> None:
         async with world.node() as node:
@@ -160,8 +164,13 @@ def test_a_walk_whose_drain_was_not_stored_is_unknown_from_there_and_can_be_undo
             one = step("d0", SERVE, MINE)
             disk = HeldDisk(node)
             disk.error = StoreFullError("no space")
+            if not late:
+                disk.let_go.set()
+            walk = asyncio.create_task(world.phase("s9", WALK[0], one, then=WALK[1:]))
+            while late and not world.host.sample()[0].mining:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.001)
             disk.let_go.set()
-            ends = (await world.phase("s9", WALK[0], one, then=WALK[1:])).walk
+            ends = (await walk).walk
             assert [end.phase for end in ends] == [Phase.VALIDATE, Phase.DRAIN]
             assert (ends[-1].outcomes[0].status, ends[-1].outcomes[0].code) == (
                 "unknown",
