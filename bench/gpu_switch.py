@@ -6,9 +6,10 @@ before. Clocks, power limits and modes of the card are left as they are. It need
 and a Python with torch (built for CUDA), cupy, numpy and msgspec; where something is missing each
 figure says what and is not judged. What is not CUDA is tested with CPU stand-ins.
 
-Figures are printed as each plan ends. ``--budget-s`` shares out the time that there is: a plan that
-needs more is cut short, says so and is not judged. ``--only`` measures some plans, by parts of
-their names; ``--rows`` keeps every switch as a JSON line.
+Figures are printed as each plan ends. With ``--budget-s`` the run ends by then: plans come in the
+order of what matters, and one that needs more time is cut short, says so and is not judged.
+``--only`` measures some plans, by parts of their names; ``--rows`` keeps every switch as a JSON
+line.
 """
 
 import asyncio
@@ -33,6 +34,9 @@ from edge_agent.workloads.switching.cuda_checkpoint import CudaCheckpointer
 SUSPEND_S = 60.0
 # Ending the workloads and printing wants some of a budget.
 LAST_S = 5.0
+# What a plan may take of a budget, in times of what is expected: the first plans matter most, and
+# one that hangs must not take all.
+SLACK = 2.0
 # The driver cannot do it at all: nothing to judge. Whatever else it refuses is a miss.
 _NOT_HERE = frozenset({"no_driver", "no_checkpoint_api", "not_supported"})
 
@@ -82,19 +86,18 @@ def _run(wanted: list[Plan | Tax], rows: Path | None, budget_s: float | None) ->
     budget = Budget(math.inf if budget_s is None else max(0.0, budget_s - LAST_S))
     with ended_by_signal(budget), _keeper(rows) as keep:
         machine = look()
-        for at, plan in enumerate(wanted):
-            part = plan.expected_s / sum(one.expected_s for one in wanted[at:])
-            share = budget.share(part) if math.isfinite(budget.left_s()) else budget
+        for plan in wanted:
+            part = budget.part(SLACK * plan.expected_s)
             why = machine.missing or lacking(plan, machine, host_free_bytes())
             if isinstance(plan, Tax):
                 if why is not None:
                     yield from untaxed(why, {"gpu": machine.facts})
                 else:
-                    yield from measured_tax("cuda", plan, share, machine)
+                    yield from measured_tax("cuda", plan, part, machine)
             elif why is not None:
                 yield from unmeasured(plan, why, {"gpu": machine.facts})
             else:
-                yield from measured(plan, "cuda", budget=share, machine=machine, keep=keep)
+                yield from measured(plan, "cuda", budget=part, machine=machine, keep=keep)
 
 
 def chosen(only: tuple[str, ...]) -> list[Plan | Tax]:
