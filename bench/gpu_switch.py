@@ -37,6 +37,8 @@ LAST_S = 5.0
 # What a plan may take of a budget, in times of what is expected: the first plans matter most, and
 # one that hangs must not take all.
 SLACK = 2.0
+# NVML_COMPUTEMODE_PROHIBITED and EXCLUSIVE_PROCESS: not ours to change.
+_ONE_AT_A_TIME = frozenset({2, 3})
 # The driver cannot do it at all: nothing to judge. Whatever else it refuses is a miss.
 _NOT_HERE = frozenset({"no_driver", "no_checkpoint_api", "not_supported"})
 
@@ -114,7 +116,9 @@ def chosen(only: tuple[str, ...]) -> list[Plan | Tax]:
 
 
 def lacking(plan: Plan | Tax, machine: Found, host_bytes: int | None) -> str | None:
-    """Give which memory a plan lacks here; None: it has enough, or nobody knows."""
+    """Give what a plan lacks here, memory above all; None: it has enough, or nobody knows."""
+    if machine.facts.get("compute_mode") in _ONE_AT_A_TIME:
+        return "the card's compute mode lets no two processes work on it"
     needs = plan.plan if isinstance(plan, Tax) else plan
     if machine.free_bytes is not None and machine.free_bytes < needs.device_bytes:
         return (

@@ -239,6 +239,14 @@ def test_a_plan_that_does_not_fit_is_left_out_and_says_what_it_needs() -> None:
     assert "of the host, 7629 are free" in str(told)
 
 
+@pytest.mark.parametrize(("mode", "fits"), [(0, True), (2, False), (3, False), (None, True)])
+def test_a_card_that_takes_one_process_is_not_measured(mode: int | None, *, fits: bool) -> None:
+    machine = Found(free_bytes=80 * GB, facts={} if mode is None else {"compute_mode": mode})
+    told = gpu_switch.lacking(GRAPH, machine, None)
+    assert (told is None) is fits
+    assert told is None or "compute mode" in told
+
+
 def test_the_host_says_what_it_could_hand_out() -> None:
     free = gpu_switch.host_free_bytes()
     assert free is not None
