@@ -15,6 +15,7 @@ pytest.importorskip("torch", reason="PyTorch is not installed")
 pytestmark = [
     pytest.mark.skipif(compiler() is None, reason="no C++ compiler here"),
     pytest.mark.timeout(240),
+    pytest.mark.slow,
 ]
 LAX = (
     Target(way="in", share=0.99, limit_ms=60_000.0),
