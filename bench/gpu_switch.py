@@ -86,20 +86,29 @@ def run(
 
 def _run(wanted: list[Plan | Tax], rows: Path | None, budget_s: float | None) -> Iterator[Figure]:
     budget = Budget(math.inf if budget_s is None else max(0.0, budget_s - LAST_S))
-    with ended_by_signal(budget), _keeper(rows) as keep:
+    with _keeper(rows) as keep:
         machine = look()
         for plan in wanted:
-            part = budget.part(SLACK * plan.expected_s)
-            why = machine.missing or lacking(plan, machine, host_free_bytes())
-            if isinstance(plan, Tax):
-                if why is not None:
-                    yield from untaxed(why, {"gpu": machine.facts})
-                else:
-                    yield from measured_tax("cuda", plan, part, machine)
-            elif why is not None:
-                yield from unmeasured(plan, why, {"gpu": machine.facts})
-            else:
-                yield from measured(plan, "cuda", budget=part, machine=machine, keep=keep)
+            # A signal between two plans finds no workers, and no figure that is not printed.
+            with ended_by_signal(budget):
+                figures = _figures_of(plan, budget, machine, keep)
+            yield from figures
+
+
+def _figures_of(
+    plan: Plan | Tax, budget: Budget, machine: Found, keep: Callable[[Row], None]
+) -> list[Figure]:
+    why = machine.missing or lacking(plan, machine, host_free_bytes())
+    if why is None and budget.left_s() <= 0.0:
+        why = "the time was up"
+    part = budget.part(SLACK * plan.expected_s)
+    if isinstance(plan, Tax):
+        if why is not None:
+            return untaxed(why, {"gpu": machine.facts})
+        return measured_tax("cuda", plan, part, machine)
+    if why is not None:
+        return unmeasured(plan, why, {"gpu": machine.facts})
+    return measured(plan, "cuda", budget=part, machine=machine, keep=keep)
 
 
 def chosen(only: tuple[str, ...]) -> list[Plan | Tax]:

@@ -220,6 +220,17 @@ def test_workers_end_when_their_supervisor_was_killed(tmp_path: Path) -> None:
     until_gone(workers)
 
 
+def test_plans_for_which_no_time_is_left_say_so_and_start_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu_switch, "look", Found)
+    monkeypatch.setattr(gpu_switch, "host_free_bytes", lambda: None)
+    monkeypatch.setattr("bench.gpu.supervisor.Pair", lambda *_words: pytest.fail("it was started"))
+    figures = list(gpu_switch.run(budget_s=0.0))
+    assert len(figures) > 20
+    assert {figure.conditions["test pending"] for figure in figures} == {"the time was up"}
+
+
 def test_only_named_plans_are_measured() -> None:
     assert [plan.name for plan in gpu_switch.chosen(("swap 4", "tax"))] == ["swap 4 GB", "tax"]
     assert len(gpu_switch.chosen(())) == len(PLANS)

@@ -152,8 +152,8 @@ def test_two_launches_are_under_way_and_the_oldest_is_waited_for(
 def test_a_kernel_that_mines_wrongly_is_not_taken(cupy: FakeCupy, gate: Gate) -> None:
     whole = cupy.RawModule
 
-    def blind(code: str, options: tuple[str, ...]) -> Any:  # noqa: ANN401 - as above
-        right = whole(code, options).get_function
+    def blind(code: str) -> Any:  # noqa: ANN401 - as above
+        right = whole(code).get_function
         return SimpleNamespace(
             get_function=lambda name: right(name) if name == "digests" else lambda *_words: None
         )
