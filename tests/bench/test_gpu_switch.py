@@ -255,7 +255,7 @@ def test_memory_that_cannot_be_used_is_given_back_and_mapped_later(
     arena.unmap()
 
 
-# --- what is measured ------------------------------------------------------------------------------
+# --- what is measured ---------------------------------------------------------------------------
 
 
 def test_the_reference_is_bitcoins_first_block() -> None:
