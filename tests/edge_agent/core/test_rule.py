@@ -61,7 +61,7 @@ def test_money_has_no_scale(
     ski_rental=st.floats(0.0, 3.0),
     known=st.booleans(),
 )
-def test_no_change_with_a_gain_at_or_below_its_cost(  # noqa: PLR0913 - one column each
+def test_no_change_with_a_gain_at_or_below_its_cost(
     gain: float,
     share: float,
     regret: float,
