@@ -62,11 +62,14 @@ def _report(args: argparse.Namespace) -> Report:
         raise UsageError(
             f"--policy {FILL}: the site has no modes, no duties, and a cap that carries all"
         )
+    from_s, to_s = _instant("--from", args.start), _instant("--to", args.end)
+    if from_s is not None and to_s is not None and to_s <= from_s:
+        raise UsageError(f"--to {args.end}: want a time after --from {args.start}")
     wish = Wish(
         price=args.price,
         day_ahead=args.day_ahead,
-        from_s=_instant("--from", args.start),
-        to_s=_instant("--to", args.end),
+        from_s=from_s,
+        to_s=to_s,
         demand_quantile=own.demand_quantile,
     )
     frame = load_frame(Path(args.market), wish)

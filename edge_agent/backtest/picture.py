@@ -12,7 +12,7 @@ from edge_agent.backtest.rows import MINE, OFF, STEP_H, Rows, account
 from edge_agent.config import Duties
 from edge_agent.core.economics import W_PER_MW
 from edge_agent.core.outlook import Knowledge
-from edge_agent.core.site import FloatColumn, Site
+from edge_agent.core.site import CodeColumn, FloatColumn, Site
 
 
 def backtest_picture(
@@ -33,12 +33,14 @@ def backtest_picture(
         accounts = {policy: row.account for policy, row in made.items()}
         shares = mode_shares(ground.fleet, made[name].counts)
         mining = sum(shares.values(), np.zeros(len(frame)))
+        if not shares:
+            # What the ceiling keeps off of the GPUs shows in the load.
+            mining = _mining(rows, miners, course(name, rows, frame, knowledge, site.limits))
         cap_w = ground.duty.limit_w
     else:
         codes = {policy: course(policy, rows, frame, knowledge, site.limits) for policy in names}
         accounts = {policy: account(rows, taken) for policy, taken in codes.items()}
-        weight = np.array([rows.weight[at] for at in miners])
-        mining = weight @ (codes[name][miners] == MINE) / weight.sum()
+        mining = _mining(rows, miners, codes[name])
         cap_w = np.full(len(frame), site.limits.power_cap_w)
     base = accounts[BASELINE].profit_usd
     return Picture(
@@ -71,6 +73,12 @@ def mode_shares(fleet: Fleet, counts: FloatColumn) -> dict[str, FloatColumn]:
         held = counts[at] if last else counts[at] - counts[at + 1]
         mode = lot.series.row.steps[lot.step].mode
         out[mode] = out.get(mode, np.zeros(counts.shape[1])) + held / devices
+    return out
+
+
+def _mining(rows: Rows, miners: list[int], codes: CodeColumn) -> FloatColumn:
+    weight = np.array([rows.weight[at] for at in miners])
+    out: FloatColumn = weight @ (codes[miners] == MINE) / max(weight.sum(), 1.0)
     return out
 
 

@@ -20,7 +20,11 @@ SUFFIXES = (".svg", ".png")
 POINTS_MAX = 4_000
 # Prices beyond this are drawn on a logarithmic scale above its half.
 SPIKE_USD_PER_MWH = 400.0
-_MODE_COLOURS = ("tab:cyan", "tab:olive", "tab:orange", "tab:pink")
+# Of two classes with modes of their own there are many: each has a colour to itself.
+_MODE_COLOURS = (
+    "tab:cyan", "tab:olive", "tab:orange", "tab:pink", "tab:purple", "tab:brown", "tab:gray",
+    "gold", "lightgreen", "navy", "salmon", "teal", "khaki", "orchid", "tan", "black",
+)  # fmt: skip
 _INCHES = (11.0, 10.0)
 _DPI = 110
 

@@ -226,6 +226,9 @@ def test_the_command_prints_the_shape_of_the_issue(
     }  # fmt: skip
     assert wanted <= set(told["policies"]["hcp"])
     assert told["policies"]["clairvoyant"]["uplift_captured"] == 100.0
+    turned = ["--from", "2025-05-02", "--to", "2025-05-01"]
+    assert main(["backtest", *options, *turned]) == 2
+    assert "--to 2025-05-01" in capsys.readouterr().err
     assert main(["backtest", *options, "--policy", "guess"]) == 2
     assert "guess" in capsys.readouterr().err
     msgspec.convert({key: value for key, value in told.items() if key != "v"}, Report)
