@@ -11,8 +11,9 @@ import numpy as np
 from msgspec import structs
 
 from bench.figure import Figure, at_least, at_most, quantile
+from edge_agent.backtest.class_series import MINE
 from edge_agent.backtest.files import time_s
-from edge_agent.backtest.fleet import settle_fleet, with_gpus
+from edge_agent.backtest.fleet import others, settle_fleet, with_gpus
 from edge_agent.backtest.frame import Frame, Wish, describe, load_frame
 from edge_agent.backtest.hindsight import two_states
 from edge_agent.backtest.hindsight_fleet import clairvoyant_fleet
@@ -20,7 +21,7 @@ from edge_agent.backtest.linear import Miners, Ramp, bound_usd
 from edge_agent.backtest.policies import NAMES
 from edge_agent.backtest.policies_fleet import build_ground
 from edge_agent.backtest.report import PolicyResult, backtest
-from edge_agent.backtest.rows import MINE, Demand, Rows, before, build_rows
+from edge_agent.backtest.rows import Demand, Rows, before, build_rows
 from edge_agent.config import AgentConfig, Duties, build_site, read_config
 from edge_agent.core.allocation import Group, allocate
 from edge_agent.core.outlook import Knowledge
@@ -140,8 +141,8 @@ def _two_programmes_capped(site: Site, rows: Rows, frame: Frame, duties: Duties)
     ground = build_ground(site, rows, frame, duties, "nowcast")
     fleet, duty = ground.fleet, ground.duty
     gpus = with_gpus(None, None, fleet, duty)
-    base_w = gpus.load_w + fleet.asleep_w
-    made = settle_fleet(fleet, clairvoyant_fleet(fleet, duty, base_w), gpus)
+    beside = others(fleet, gpus)
+    made = settle_fleet(fleet, clairvoyant_fleet(fleet, duty, beside), gpus)
     total = float(made.profit_usd.sum() - fleet.off_usd.sum())
     miners = tuple(
         Miners(
@@ -150,11 +151,12 @@ def _two_programmes_capped(site: Site, rows: Rows, frame: Frame, duties: Duties)
             cost=np.nan_to_num(lot.series.start_mine),
             rise_w=lot.rise_w,
             above=at - 1 if lot.step else -1,
+            feeder=lot.feeder,
         )
         for at, lot in enumerate(fleet.lots)
     )
-    ramp = Ramp(rise_w=duty.rise_w, fall_w=duty.fall_w, other_w=base_w)
-    bound = bound_usd(miners, duty.ceiling_w - base_w, ramp)
+    ramp = Ramp(rise_w=duty.rise_w, fall_w=duty.fall_w, other_w=beside.load_w)
+    bound = bound_usd(miners, duty.ceiling_w - beside.load_w, ramp, beside.rooms_w)
     conditions = {"span": describe(frame), "seed": duties.seed, "bound_usd": round(bound)}
     below = 100.0 * (1.0 - total / bound)
     return at_most("DP below LP bound, modes and cap", below, "%", PROGRAMMES_TARGET, conditions)
@@ -201,6 +203,6 @@ def _year(config: AgentConfig, market: Path, label: str = "") -> Figure:
         "devices": len(site),
         "policies": len(NAMES),
         "intervals": len(frame),
-        "wall_s": round((time.process_time() - began) * scale, 2),
+        "wall_s": round((time.perf_counter() - began) * scale, 2),
     }
     return at_most(f"back-test of a year{label}", cpu_s, "s of CPU", YEAR_TARGET_S, conditions)

@@ -59,13 +59,16 @@ def _report(args: argparse.Namespace) -> Report:
     own = config.backtest
     duties = _duties(own.duties, args.seed)
     if FILL in names and not has_fleet(site, duties):
-        raise UsageError(f"--policy {FILL}: the site has neither modes nor duties")
+        raise UsageError(f"--policy {FILL}: the site has no modes, duties or caps that bind")
     wish = Wish(
         price=args.price,
         day_ahead=args.day_ahead,
         from_s=_instant("--from", args.start),
         to_s=_instant("--to", args.end),
         demand_quantile=own.demand_quantile,
+        more=tuple(
+            Path(feed.directory) for feed in (config.market, *config.feeds) if feed.kind == "csv"
+        ),
     )
     frame = load_frame(Path(args.market), wish)
     demand = Demand(slices=own.demand_slices, preempt_usd=own.preempt_usd)
