@@ -197,7 +197,9 @@ def test_the_clairvoyant_stays_close_under_the_bound_that_knows_feeders(
     ground = ground_of(fed(caps_w, gpus=0, modes=modes == WITH), frame_of(seed), None, "nowcast")
     made, bound = bound_of(ground)
     assert made <= bound * (1.0 + 1e-9) + 1e-9
-    assert made >= 0.985 * bound
+    # Without modes each miner's course is its own; steps are filled in one order, by merit, which
+    # loses most on a dozen devices at prices without memory (of a real site: 0.005 %, the bench).
+    assert made >= (0.9 if modes == WITH else 0.999) * bound
 
 
 def test_a_feeder_lowers_the_bound_by_what_it_cannot_carry() -> None:
@@ -218,14 +220,15 @@ def test_the_clairvoyant_finds_the_best_course_of_whole_devices() -> None:
     devices = tuple(
         Device(device_id=f"a{n}", device_class="S21", feeder="F" if n < 2 else "") for n in range(3)
     )
-    feeder = Feeder(name="F", power_cap_w=3_750.0)
+    asleep_w = MODELS["S21"].curtailed_w
+    feeder = Feeder(name="F", power_cap_w=(3_500.0 + asleep_w) * 1.05)
     site = Site("t", classes, devices, Limits(power_cap_w=1e6), (feeder,))
     frame = make_frame(np.array([20.0, 900.0, 30.0, 2_500.0, 60.0]))
     ground = ground_of(site, frame, None, "nowcast")
     gpus = with_gpus(None, None, ground.fleet, ground.duty)
     on = [lot.feeder for lot in ground.fleet.lots]
-    rest = 3_500.0 - MODELS["S21"].curtailed_w
-    assert [lot.rise_w for lot in ground.fleet.lots] == pytest.approx([rest * 1.05] * 2)
+    rise_w = (3_500.0 - asleep_w) * 1.05
+    assert [lot.rise_w for lot in ground.fleet.lots] == pytest.approx([rise_w] * 2)
     best = max(
         float(settle_fleet(ground.fleet, np.array(course), gpus).profit_usd.sum())
         for course in itertools.product(
@@ -233,4 +236,4 @@ def test_the_clairvoyant_finds_the_best_course_of_whole_devices() -> None:
         )
     )
     made = settle_policy("clairvoyant", ground).account
-    assert made.profit_usd.sum() == pytest.approx(best, rel=2e-3)
+    assert made.profit_usd.sum() == pytest.approx(best, rel=1e-6)
