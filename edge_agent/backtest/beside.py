@@ -26,7 +26,8 @@ class Beside(Struct, frozen=True, eq=False, kw_only=True):
     Args:
         ambient_c: outside air. grid_load_mw: of the last interval that is over.
         peak_probability: that the interval is the month's peak. grid_load: row by row, from the
-            start of each. heights: of the chain, by the time of the block.
+            start of each. heights: of the chain, by the time of the block. difficulty: in force
+            from the time on.
     """
 
     ambient_c: FloatColumn | None = None
@@ -34,6 +35,7 @@ class Beside(Struct, frozen=True, eq=False, kw_only=True):
     peak_probability: FloatColumn | None = None
     grid_load: Column | None = None
     heights: Column | None = None
+    difficulty: Column | None = None
 
 
 NOTHING = Beside()
@@ -53,6 +55,7 @@ def read_beside(files: Files, more: Sequence[Path], at_s: IntColumn, notes: list
         peak_probability=_known(_first(folders, "peak_probability", notes), at_s),
         grid_load=load,
         heights=_heights(folders, notes),
+        difficulty=_difficulty(folders),
     )
 
 
@@ -104,3 +107,8 @@ def _heights(folders: Sequence[Files], notes: list[str]) -> Column | None:
             if path.suffix == ".parquet" and set(_BLOCKS) <= set(names):
                 return rising(path, *_BLOCKS)
     return None
+
+
+def _difficulty(folders: Sequence[Files]) -> Column | None:
+    paths = [path for files in folders for path in sorted(files) if "difficulty" in files[path]]
+    return read(paths[0], "difficulty") if paths else None

@@ -114,7 +114,21 @@ def _text(report: Report) -> str:
             f"{_known(row.uplift_captured):>11}{_known(row.asic_uplift_captured):>12}"
             f"{_known(row.worst_month_vs_s1, 3):>15}{row.violations:>12}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_steps(report)])
+
+
+def _steps(report: Report) -> list[str]:
+    """Say how well block times told the difficulty's steps a day ahead."""
+    apart = sorted(
+        abs(row.predicted - row.came)
+        for row in report.difficulty_steps
+        if row.predicted is not None and row.came is not None
+    )
+    if not apart:
+        return []
+    median, most = apart[len(apart) // 2], apart[-1]
+    told = f"difficulty: {len(apart)} steps, told by block times a day ahead"
+    return [f"{told} within {median:.2f} points (median), {most:.2f} at most"]
 
 
 def _known(value: float | None, places: int = 2) -> str:

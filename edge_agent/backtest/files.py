@@ -104,7 +104,7 @@ def block_time_s(path: Path, height: int) -> int | None:
 
 
 def rising(path: Path, column: str, time: str) -> Column:
-    """Read a parquet column against a time in any other one; times that run back are put in order.
+    """Read a parquet column that rises with its time, which may run back a little.
 
     Raises:
         SeriesError: no usable row.
@@ -117,7 +117,8 @@ def rising(path: Path, column: str, time: str) -> Column:
             [str(path), ROWS_MAX],
         ).fetchnumpy()
     at_s = np.asarray(rows["at_s"], dtype=np.int64)
-    return _column(f"{path.name}:{column}", at_s, np.asarray(rows["value"], dtype=np.float64), 0)
+    out = _column(f"{path.name}:{column}", at_s, np.asarray(rows["value"], dtype=np.float64), 0)
+    return Column(out.name, out.at_s, np.maximum.accumulate(out.value), out.step_s, 0)
 
 
 def time_s(text: str) -> int | None:

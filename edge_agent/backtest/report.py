@@ -4,6 +4,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
+from edge_agent.backtest.difficulty import DifficultyStep, difficulty_steps
 from edge_agent.backtest.duties import ROUNDING_W, Broken, broken
 from edge_agent.backtest.feeding import Feeding
 from edge_agent.backtest.frame import Frame, describe, month_of
@@ -68,6 +69,7 @@ class Report(Struct, frozen=True, kw_only=True):
     settled_intervals: int
     notes: tuple[str, ...]
     policies: dict[str, PolicyResult]
+    difficulty_steps: tuple[DifficultyStep, ...] = ()
 
 
 def backtest(
@@ -98,6 +100,7 @@ def backtest(
         settled_intervals=int(settled.sum()),
         notes=(*frame.notes, *rows.notes),
         policies={name: policies[name] for name in names},
+        difficulty_steps=difficulty_steps(frame.at_s, frame.beside),
     )
 
 

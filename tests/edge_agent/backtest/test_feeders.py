@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from edge_agent.backtest.feeding import caps_bind, feeding_of, most_w
-from edge_agent.backtest.fleet import others, settle_fleet, with_gpus
+from edge_agent.backtest.fleet import Others, others, settle_fleet, with_gpus
 from edge_agent.backtest.frame import Frame
+from edge_agent.backtest.governed import govern
 from edge_agent.backtest.hindsight_fleet import clairvoyant_fleet
 from edge_agent.backtest.linear import Miners, Ramp, bound_usd
 from edge_agent.backtest.policies import NAMES
@@ -159,6 +160,47 @@ def test_one_that_could_bind_and_does_not_changes_no_decision() -> None:
     )
     for name in set(EVERY) - {"clairvoyant"}:
         assert one.policies[name].profit_usd == other.policies[name].profit_usd, name
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    cap_w=st.floats(4e3, 40e3),
+    seed=st.integers(0, 10_000),
+    modes=st.sampled_from(MODES),
+    knowledge=st.sampled_from(["nowcast", "settled"]),
+)
+def test_a_feeder_that_carries_all_acts_as_the_sites_own_cap(
+    cap_w: float, seed: int, modes: str, knowledge: str
+) -> None:
+    frame = frame_of(seed)
+    one = fed((cap_w,), modes=modes == WITH)
+    every = tuple(structs.replace(row, feeder="F0") for row in one.devices)
+    none = tuple(structs.replace(row, feeder="") for row in one.devices)
+    own = structs.replace(one.limits, power_cap_w=cap_w)
+    fed_all = Site("t", one.classes, every, one.limits, one.feeders)
+    capped = Site("t", one.classes, none, own)
+    left, right = (ground_of(site, frame, None, knowledge) for site in (fed_all, capped))
+    for name in EVERY:
+        first, other = (settle_policy(name, ground).counts for ground in (left, right))
+        # The levels of the clairvoyant stand elsewhere.
+        assert name == "clairvoyant" or (first == other).all(), name
+
+
+def test_what_is_kept_for_a_ramp_stays_within_its_feeder() -> None:
+    """All are to go at once, the load may fall by 6 kW, and the feeder has room for one by then."""
+    site, frame = fed((9e3,), miners=6, gpus=0), make_frame(np.full(2, 40.0))
+    ground = ground_of(site, frame, None, "nowcast")
+    asleep_w = ground.fleet.asleep_w
+    rooms_w = np.array([[19e3, 4e3]])
+    beside = Others(load_w=np.full(2, asleep_w), rooms_w=rooms_w)
+    duty = structs.replace(ground.duty, fall_w=6e3)
+    wanted = np.array([[True, False]] * len(ground.fleet))
+    held = govern(ground.fleet, duty, beside, wanted)
+    on_it = [at for at, lot in enumerate(ground.fleet.lots) if lot.feeder == 0]
+    watts = np.array([lot.rise_w for lot in ground.fleet.lots])
+    assert held[on_it, 0].sum() == 3
+    assert held[on_it, 1].sum() == 1
+    assert (watts[on_it] @ held[on_it])[1] <= 4e3
 
 
 def test_caps_that_bind_are_told_by_the_most_that_devices_draw() -> None:

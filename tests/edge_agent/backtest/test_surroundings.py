@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from edge_agent.__main__ import main
 from edge_agent.backtest.beside import Beside
 from edge_agent.backtest.class_series import MINE, OFF, pue_of
+from edge_agent.backtest.difficulty import difficulty_steps
 from edge_agent.backtest.files import Column
 from edge_agent.backtest.frame import STEP_S, Frame, Wish, load_frame
 from edge_agent.backtest.policies import NAMES, course
@@ -241,6 +242,25 @@ def test_a_block_of_energy_settles_as_its_contract_says() -> None:
     rows = build_rows(site_of(**cover, block_resale="none"), frame, (), Demand())
     assert MINE in course("hcp", rows, frame, "nowcast", site_of().limits)[0]
     assert (course("myopic", rows, frame, "nowcast", site_of().limits)[0] == MINE).all()
+
+
+def test_block_times_tell_the_difficulty_a_day_ahead() -> None:
+    """Blocks of 540 s instead of 600: the difficulty rises by a ninth (the consensus rule)."""
+    start = int(START.timestamp())
+    at_s = start + STEP_S * np.arange(15 * 96)
+    since_s = STEP_S * np.arange(15 * 96)
+    heights = Column("h", start + since_s, 2_016.0 * 441 + np.floor(since_s / 540.0), STEP_S, 0)
+    stepped_s = start + 2_016 * 540
+    told = Column("d", np.array([start - 86_400, stepped_s]), np.array([90e12, 99e12]), 86_400, 0)
+    steps = difficulty_steps(at_s, Beside(heights=heights, difficulty=told))
+    assert [row.at.timestamp() for row in steps] == [-(-stepped_s // STEP_S) * STEP_S]
+    assert steps[0].came == pytest.approx(10.0)
+    assert steps[0].predicted == pytest.approx(100.0 / 9.0, abs=0.1)
+    # A file of difficulties that ends before the step says nothing of it.
+    ends = Column("d", told.at_s[:1], told.value[:1], 86_400, 0)
+    later = difficulty_steps(at_s, Beside(heights=heights, difficulty=ends))
+    assert [row.came for row in later] == [None]
+    assert difficulty_steps(at_s, Beside(difficulty=told)) == ()
 
 
 # --- files -------------------------------------------------------------------------------------
