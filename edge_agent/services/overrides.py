@@ -67,7 +67,7 @@ def _other_class(row: DeviceClass, overrides: Overrides) -> DeviceClass:
     model = _changed(row.model, {key: at for key, at in mine.items() if key in MODEL_FIELDS})
     own = _changed(row, {key: at for key, at in mine.items() if key in CLASS_FIELDS})
     table = mine.get(TABLE)
-    made = structs.replace(
+    made: DeviceClass = structs.replace(
         own,
         model=model,
         modes=_other_modes(row, overrides),

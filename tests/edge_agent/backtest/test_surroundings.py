@@ -31,17 +31,17 @@ from tests.edge_agent.backtest.test_fleet import CURVE, spiky
 from tests.edge_agent.core.plant import Plant, tick
 
 WARM = ((0.0, 1.02), (20.0, 1.05), (40.0, 1.25))
-PEAKS = {"peak_tariff": "12cp", "peak_usd_per_kw_year": 600.0}
+ROOMY = Limits(power_cap_w=1e6, ramp_w_per_min=1e9)
+PEAKS = replace(ROOMY, peak_tariff="12cp", peak_usd_per_kw_year=600.0)
 STEPS = 96
 
 
-def site_of(*, modes: bool = False, cap_w: float = 1e6, **limits: object) -> Site:
+def site_of(limits: Limits = ROOMY, *, modes: bool = False) -> Site:
     miner = DeviceClass(model=MODELS["S21"], pue_by_ambient_c=WARM, modes=CURVE if modes else ())
     gpus = DeviceClass(model=MODELS["H100"], pue=1.25)
     devices = [Device(device_id=f"a{n}", device_class="S21") for n in range(4)]
     devices.append(Device(device_id="g0", device_class="H100", node_id="n"))
-    own = Limits(power_cap_w=cap_w, ramp_w_per_min=1e9, **limits)  # type: ignore[arg-type]
-    return Site("t", (miner, gpus), tuple(devices), own)
+    return Site("t", (miner, gpus), tuple(devices), limits)
 
 
 def run(site: Site, frame: Frame, knowledge: Knowledge = "nowcast") -> Report:
@@ -78,7 +78,7 @@ def test_hotter_air_never_earns_more_at_prices_above_zero(
     Where prices are near the break-even a rule that forecasts may be luckier in the heat.
     """
     rng = np.random.default_rng(seed)
-    site = site_of(modes=bool(modes), cap_w=1e6 if seed % 2 else 12e3)
+    site = site_of(replace(ROOMY, power_cap_w=1e6 if seed % 2 else 12e3), modes=bool(modes))
     ambient = rng.uniform(-10.0, 40.0, STEPS)
     dear = np.exp(rng.normal(4.2, 1.2, STEPS))
     for prices, names in (
@@ -121,7 +121,7 @@ def test_the_live_plan_takes_the_same_course_in_heat_and_near_a_peak(
     ambient = rng.uniform(-10.0, 45.0, STEPS)
     ambient[20:40] = np.nan
     frame = make_frame(np.round(prices, 2), beside=replace(load, ambient_c=ambient))
-    whole = site_of(price_knowledge=knowledge, peak_stop_usd_per_day=stop_usd, **PEAKS)
+    whole = site_of(replace(PEAKS, price_knowledge=knowledge, peak_stop_usd_per_day=stop_usd))
     # A switch ends a second later; the least stay leaves room for it.
     classes = tuple(replace(row, dwell_s=890.0, warmup_s=1.0) for row in whole.classes)
     site = Site("t", classes, whole.devices[:1], whole.limits)
@@ -165,10 +165,10 @@ def test_a_peak_is_charged_in_the_grids_largest_interval_of_the_month() -> None:
     values[700], values[31 * 96 + 40] = 71_000.0, 72_000.0  # May, and June
     frame = make_frame(np.full(len(values), 40.0), beside=load_of(values))
     for tariff, peaks, charged in (("12cp", 12, (700, 31 * 96 + 40)), ("4cp", 4, (31 * 96 + 40,))):
-        site = site_of(peak_tariff=tariff, peak_usd_per_kw_year=60.0)
+        site = site_of(replace(ROOMY, peak_tariff=tariff, peak_usd_per_kw_year=60.0))
         contract = contract_of(site, frame.at_s, frame.beside, [])
         assert contract.peaks is not None
-        assert tuple(np.flatnonzero(contract.peaks.charge)) == charged
+        assert tuple(np.flatnonzero(contract.peaks.charge).tolist()) == charged
         made = run(site, frame).policies["s0-always-mine"]
         # Every kW that runs at the peak: four miners and a card that mines.
         drawn_kw = 4 * 3.5 * 1.05 + MODELS["H100"].mine_w * 1.25 / 1e3
@@ -180,16 +180,16 @@ def test_a_peak_is_charged_in_the_grids_largest_interval_of_the_month() -> None:
 def test_a_longer_peak_interval_is_metered_over_its_mean() -> None:
     values = np.full(200, 50_000.0)
     values[[60, 61, 90]] = 60_000.0, 60_000.0, 65_000.0
-    limits = {"peak_tariff": "12cp", "peak_usd_per_kw_year": 120.0, "peak_interval_s": 1_800.0}
+    limits = replace(PEAKS, peak_usd_per_kw_year=120.0, peak_interval_s=1_800.0)
     frame = make_frame(np.full(200, 40.0), beside=load_of(values))
-    contract = contract_of(site_of(**limits), frame.at_s, frame.beside, [])
+    contract = contract_of(site_of(limits), frame.at_s, frame.beside, [])
     assert contract.peaks is not None
     # 120 / 12 USD a kW over half an hour; the lone 65 GW is 57.5 GW over its half hour.
     assert np.flatnonzero(contract.peaks.charge).tolist() == [60, 61]
     assert contract.peaks.charge[60] == pytest.approx(10.0 * 1_000.0 / 0.5)
     # An hourly file can tell no shorter peak than an hour.
     hourly = load_of(np.array([50e3, 60e3, 50e3]), 3_600)
-    contract = contract_of(site_of(**PEAKS), frame.at_s[:12], hourly, [])
+    contract = contract_of(site_of(PEAKS), frame.at_s[:12], hourly, [])
     assert contract.peaks is not None
     assert np.flatnonzero(contract.peaks.charge).tolist() == [4, 5, 6, 7]
 
@@ -199,7 +199,7 @@ def test_the_charge_is_no_news_before_the_month_is_over() -> None:
     values = np.full(STEPS, 50_000.0)
     values[50] = 70_000.0
     frame = make_frame(np.full(STEPS, 40.0), beside=load_of(values))
-    site = site_of(peak_from_hour_utc=12.0, peak_to_hour_utc=13.0, peak_near=1.0, **PEAKS)
+    site = site_of(replace(PEAKS, peak_from_hour_utc=12.0, peak_to_hour_utc=13.0, peak_near=1.0))
     rows = build_rows(site, frame, (), Demand(slices=1))
     for name in set(NAMES) - {"clairvoyant", "hcp"}:
         assert (course(name, rows, frame, "nowcast", site.limits)[0] == MINE).all(), name
@@ -208,7 +208,7 @@ def test_the_charge_is_no_news_before_the_month_is_over() -> None:
 
 
 def test_without_the_grids_load_a_tariff_is_named_and_left_out() -> None:
-    made = run(site_of(**PEAKS), make_frame(np.full(8, 40.0)))
+    made = run(site_of(PEAKS), make_frame(np.full(8, 40.0)))
     assert any("peak tariff" in note for note in made.notes)
     assert made.policies["hcp"].peak_charge_usd == 0.0
 
@@ -216,7 +216,7 @@ def test_without_the_grids_load_a_tariff_is_named_and_left_out() -> None:
 def test_the_stop_loss_ends_with_the_day() -> None:
     values = np.linspace(50_000.0, 60_000.0, 200)
     frame = make_frame(np.full(200, 40.0), beside=load_of(values))
-    site = site_of(peak_stop_usd_per_day=5.0, **PEAKS)
+    site = site_of(replace(PEAKS, peak_stop_usd_per_day=5.0))
     stop = StopLoss(contract_of(site, frame.at_s, frame.beside, []).peaks)
     assert stop.counts(20)
     stop.spend(20, 4.0)
@@ -228,18 +228,19 @@ def test_the_stop_loss_ends_with_the_day() -> None:
 def test_a_block_of_energy_settles_as_its_contract_says() -> None:
     prices = np.array([20.0, 400.0, -30.0, 60.0])
     frame = make_frame(prices)
-    cover = {"block_mw": 0.1, "block_usd_per_mwh": 35.0, "block_fee_usd_per_mwh": 3.0}
-    for limits in (cover, cover | {"block_resale": "none"}, cover | {"block_mw": 0.005}):
-        site = site_of(**limits)
+    cover = replace(ROOMY, block_mw=0.1, block_usd_per_mwh=35.0, block_fee_usd_per_mwh=3.0)
+    lost = replace(cover, block_resale="none")
+    for limits in (cover, lost, replace(cover, block_mw=0.005)):
+        site = site_of(limits)
         made = run(site, frame).policies["s0-always-mine"]
         load_mw = (4 * 3_500.0 * 1.05 + MODELS["H100"].mine_w * 1.25) / 1e6
-        block, resold = limits["block_mw"], "block_resale" not in limits
+        block, resold = limits.block_mw, limits.block_resale == "spot"
         unused, over = max(block - load_mw, 0.0), max(load_mw - block, 0.0)
         paid = block * 35.0 + over * prices - (unused * (prices - 3.0) if resold else 0.0)
         # The adder is paid for what is drawn; 0.25 h an interval.
         assert made.energy_cost_usd == pytest.approx(0.25 * (paid + 5.0 * load_mw).sum(), abs=0.01)
     # Energy that may not be sold again is worth nothing unused: nobody goes off for a spike.
-    rows = build_rows(site_of(**cover, block_resale="none"), frame, (), Demand())
+    rows = build_rows(site_of(lost), frame, (), Demand())
     assert MINE in course("hcp", rows, frame, "nowcast", site_of().limits)[0]
     assert (course("myopic", rows, frame, "nowcast", site_of().limits)[0] == MINE).all()
 
