@@ -166,7 +166,7 @@ def _summed(column: FloatColumn) -> FloatColumn:
 
 
 def break_even(
-    revenue_usd_per_h: FloatColumn, saved_mw: FloatColumn, adder_usd_per_mwh: float
+    revenue_usd_per_h: FloatColumn, saved_mw: FloatColumn, adder_usd_per_mwh: FloatColumn | float
 ) -> FloatColumn:
     """Give the price at which mining earns what being off earns; NaN where nothing is saved."""
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -10,21 +10,13 @@ import pytest
 from msgspec.structs import replace
 
 from edge_agent.__main__ import main
+from edge_agent.backtest.class_series import MINE, OFF, SERVE
 from edge_agent.backtest.frame import Wish, load_frame
 from edge_agent.backtest.hindsight import three_states, two_states
 from edge_agent.backtest.policies import NAMES, course
 from edge_agent.backtest.policies_fleet import build_ground, has_fleet, settle_policy
 from edge_agent.backtest.report import Report, backtest
-from edge_agent.backtest.rows import (
-    MINE,
-    OFF,
-    SERVE,
-    Demand,
-    Rows,
-    account,
-    build_rows,
-    settle,
-)
+from edge_agent.backtest.rows import Demand, Rows, account, build_rows, settle
 from edge_agent.config import build_site, read_config
 from edge_agent.core.outlook import Knowledge
 from edge_agent.core.site import CURTAILED, Device, DeviceClass, Limits, Site
