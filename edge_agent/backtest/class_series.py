@@ -118,6 +118,8 @@ def series_of(
         revenue_h = np.full(len(frame), mine_h)
         fallback = nothing if static is None else np.full(len(frame), static.serve_usd_per_h)
         serve_h = frame.rates.get(row.class_name, fallback)
+    # What is not settled is charged for no peak either.
+    peak = None if energy.peak is None else np.where(np.isnan(settled), np.nan, energy.peak)
     revenue = revenue_h * STEP_H
     assumed = restart_usd(row, np.maximum(revenue_h, 0.0))
     serve_h = serve_h if model.serve_w > 0.0 else nothing
@@ -137,5 +139,5 @@ def series_of(
         watts=(off_w, model.mine_w, model.serve_w),
         pue=energy.pue,
         wear=row.wear_usd if is_asic else 0.0,
-        peak=energy.peak,
+        peak=peak,
     )

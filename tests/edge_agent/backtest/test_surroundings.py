@@ -290,6 +290,10 @@ def test_what_the_directory_lacks_comes_from_the_sites_own(tmp_path: Path) -> No
     assert frame.beside.ambient_c.tolist() == [30.0] * 4
     assert frame.beside.grid_load is not None
     assert frame.beside.grid_load.value.tolist() == [60_000.0] * 4
+    # The mean of an interval is known when it is over.
+    assert frame.beside.grid_load_mw is not None
+    assert np.isnan(frame.beside.grid_load_mw[0])
+    assert frame.beside.grid_load_mw[1:].tolist() == [60_000.0] * 3
     assert frame.price.tolist() == [40.0] * 4
     assert any("nowhere" in note for note in frame.notes)
 
