@@ -302,3 +302,54 @@ def test_restarts_that_turn_out_dear_teach_the_back_test_to_make_fewer(
     }
     switches = {factor: report.policies["hcp"].switches for factor, report in made.items()}
     assert 0 < switches[4.0] < 0.9 * switches[1.0]
+
+
+def market_told_until(folder: Path, until: int, *, price_of_now: bool) -> Path:
+    """Write two days of which all that is not known at interval ``until`` is another."""
+    rng = np.random.default_rng(4)
+    level = np.where(rng.uniform(size=192) < 0.2, 300.0, 60.0)
+    prices = level * np.exp(rng.normal(0.0, 0.6, 192))
+    # The dearest there is: who knew it would be off.
+    prices[until + price_of_now :] = 5_000.0
+    write_market(folder, [f"{value:.2f}" for value in prices])
+    begin = np.datetime64("2025-05-01T00:00:00")
+    now = begin + np.timedelta64(15 * until, "m")
+    # Closes of hours that are not over, and the fees of this day, are told later.
+    hours = [begin + np.timedelta64(number - 48, "h") for number in range(96)]
+    coin = [
+        f"{at}Z,0,{60_000 + 100 * number if at + np.timedelta64(1, 'h') <= now else 20_000}"
+        for number, at in enumerate(hours)
+    ]
+    (folder / "coin.csv").write_text(
+        "\n".join(["hour_start_utc,open_usd,close_usd", *coin, ""]), encoding="utf-8"
+    )
+    days = [begin + np.timedelta64(number, "D") for number in range(-3, 2)]
+    fees = [
+        f"{at}Z,50,{0.1 * number if at + np.timedelta64(1, 'D') <= now else 5.0}"
+        for number, at in enumerate(days, start=1)
+    ]
+    head = "day_utc,hashprice_usd_per_ph_day,fees_btc_per_block_derived"
+    (folder / "fees.csv").write_text("\n".join([head, *fees, ""]), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("knowledge", ["nowcast", "settled"])
+@pytest.mark.parametrize("until", [97, 118, 131])
+def test_nothing_is_decided_by_what_is_told_later(
+    tmp_path: Path, knowledge: Knowledge, until: int
+) -> None:
+    site = small_site()
+    whole = market_told_until(tmp_path / "whole", 10_000, price_of_now=True)
+    cut = market_told_until(tmp_path / "cut", until, price_of_now=knowledge == "nowcast")
+    told, later = load_frame(whole, Wish()), load_frame(cut, Wish())
+    # What an interval earns is settled by what is known at its start, its own price apart.
+    assert later.hashprice[: until + 1].tolist() == told.hashprice[: until + 1].tolist()
+    assert later.hashprice[-1] != told.hashprice[-1]
+    for name in NAMES:
+        if name == "clairvoyant":
+            continue
+        made = [
+            course(name, rows_of(site, folder), frame, knowledge, site.limits)[0, : until + 1]
+            for folder, frame in ((whole, told), (cut, later))
+        ]
+        assert (name, made[1].tolist()) == (name, made[0].tolist())

@@ -356,3 +356,26 @@ def test_a_site_without_devices_comes_to_nothing(tmp_path: Path) -> None:
     assert {(row.profit_usd, row.switches, row.uplift_captured) for row in made.values()} == {
         (0.0, 0, None)
     }
+
+
+def test_s1_is_the_mode_that_would_have_earned_most(tmp_path: Path) -> None:
+    # Under a low cap the lowest mode hashes most; with room and power that is paid for, the highest.
+    best = {}
+    for cap_w, price in ((0.5e6, "40"), (1e6, "-20")):
+        plain = site_of(gpus=0)
+        site = Site("t", plain.classes, plain.devices, Limits(power_cap_w=cap_w))
+        frame = load_frame(write_market(tmp_path / "m", [price] * 40), Wish())
+        rows = build_rows(site, frame, (), Demand())
+        made = settle_policy("s1-ai-else-mine", build_ground(site, rows, frame, None, "nowcast"))
+        fixed = {}
+        for mode in CURVE:
+            each_w = (mode.power_w - 20.0) * 1.05
+            running = min(200, int((cap_w - 200 * 20.0 * 1.05) / each_w))
+            # USD of one device and interval: revenue less the energy above that of being asleep.
+            revenue = mode.rate_ths * float(frame.hashprice[0]) * 0.98 / 24.0 * 0.25
+            energy = each_w / 1e6 * 0.25 * (float(price) + 5.0)
+            asleep = 200 * 20.0 * 1.05 / 1e6 * 0.25 * (float(price) + 5.0)
+            fixed[mode.mode] = 40 * (running * (revenue - energy) - asleep)
+        assert made.account.profit_usd.sum() == pytest.approx(max(fixed.values()), rel=1e-9)
+        best[cap_w] = max(fixed, key=lambda mode: fixed[mode])
+    assert best == {0.5e6: "low", 1e6: "high"}
