@@ -359,7 +359,7 @@ def test_a_site_without_devices_comes_to_nothing(tmp_path: Path) -> None:
 
 
 def test_s1_is_the_mode_that_would_have_earned_most(tmp_path: Path) -> None:
-    # Under a low cap the lowest mode hashes most; with room and power that is paid for, the highest.
+    # Under a low cap the lowest mode hashes most; with room and power paid for, the highest.
     best = {}
     for cap_w, price in ((0.5e6, "40"), (1e6, "-20")):
         plain = site_of(gpus=0)
