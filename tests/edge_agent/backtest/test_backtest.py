@@ -353,3 +353,18 @@ def test_nothing_is_decided_by_what_is_told_later(
             for folder, frame in ((whole, told), (cut, later))
         ]
         assert (name, made[1].tolist()) == (name, made[0].tolist())
+
+
+def test_a_service_that_is_ended_while_asked_for_costs_its_preemption(tmp_path: Path) -> None:
+    folder = write_market(tmp_path / "m", ["20"] * 5, gpu=True)
+    series = rows_of(small_site(0, 1), folder).series(0)
+    off, mine, serve = (column.tolist() for column in series.values)
+    asked = np.array([True, True, True, False, False])
+    code = np.array([SERVE, OFF, SERVE, SERVE, MINE], dtype=np.uint8)
+    start, again = series.start_serve[0], series.start_mine[4]
+    assert start == pytest.approx(2.0 * 45.0 / 3_600.0)
+    # Ended once while asked for; the end at the last interval is the customer's own.
+    expected = [
+        serve[0] - start, off[1] - 0.5, serve[2] - start, serve[3], mine[4] - again,
+    ]  # fmt: skip
+    assert settle(series, code, asked, 0.5).tolist() == pytest.approx(expected)
