@@ -100,9 +100,16 @@ def hashprice_usd_per_ths_day(
     return (subsidy_btc + fees_btc) * btc_price_usd * 86_400.0 / hashes_per_block * 1e12
 
 
-def usd_per_wh(row: DeviceClass, price_usd_per_mwh: Amount) -> Amount:
-    """Give what one device watt-hour of a class costs, PUE and adder included."""
-    return (price_usd_per_mwh + row.adder_usd_per_mwh) * row.pue / W_PER_MW
+def usd_per_wh(
+    row: DeviceClass, price_usd_per_mwh: Amount, pue: Amount | float | None = None
+) -> Amount:
+    """Give what one device watt-hour of a class costs, PUE and adder included.
+
+    Args:
+        pue: of the time; None: the constant one of the class.
+    """
+    factor = row.pue if pue is None else pue
+    return (price_usd_per_mwh + row.adder_usd_per_mwh) * factor / W_PER_MW
 
 
 def mine_usd_per_ths_h(row: DeviceClass, per_ths_day: Amount) -> Amount:

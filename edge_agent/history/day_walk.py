@@ -5,8 +5,8 @@ from datetime import datetime, timedelta
 import numpy as np
 from msgspec import Struct, structs
 
+from edge_agent.backtest.class_series import SECONDS_PER_H
 from edge_agent.backtest.frame import STEP_S
-from edge_agent.backtest.rows import SECONDS_PER_H
 from edge_agent.core import facts as f
 from edge_agent.core import power as pw
 from edge_agent.core.economics import W_PER_MW, age_s
