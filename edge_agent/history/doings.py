@@ -92,7 +92,8 @@ class Doings(Struct, eq=False):
         """Add the load of a time, and whether the pass at its end stood above the cap."""
         self.load_wh[place] += site_w * dt_h
         mines = step.before.activity == MINE
-        mines = mines[step.site.is_asic] if step.site.is_asic.any() else mines
-        self.mining_h[place] += float(mines.mean()) * dt_h
+        miners = int(np.count_nonzero(step.site.is_asic))
+        running = np.count_nonzero(mines & step.site.is_asic if miners else mines)
+        self.mining_h[place] += running / (miners or len(mines)) * dt_h
         if power is not None and power.counted_w > power.cap_w:
             self.over_cap_h += dt_h
