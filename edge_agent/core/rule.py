@@ -99,9 +99,7 @@ def grow_regret(
     return add_missed(regret_usd, np.where(on, -gain_usd, gain_usd), counts)
 
 
-def add_missed(
-    regret_usd: FloatColumn, missed_usd: FloatColumn, counts: FlagColumn
-) -> FloatColumn:
+def add_missed(regret_usd: FloatColumn, missed_usd: FloatColumn, counts: FlagColumn) -> FloatColumn:
     """Give the regret of staying after a time in which staying missed so much; never below 0."""
     out: FloatColumn = np.where(counts, np.maximum(regret_usd + missed_usd, 0.0), regret_usd)
     return out

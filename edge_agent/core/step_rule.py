@@ -241,9 +241,7 @@ def grow_step_regret(site: Site, state: SiteState, dt_s: float) -> FloatColumn:
     groups = step_groups(site, state)
     if groups is None:
         return state.step_regret_usd
-    counts = (
-        groups.grouped & (value(site, state).quality == FRESH) & (state.step_to == state.step)
-    )
+    counts = groups.grouped & (value(site, state).quality == FRESH) & (state.step_to == state.step)
     missed = groups.told(groups.miss_usd_per_h * (dt_s / SECONDS_PER_H), 0.0)
     return add_missed(state.step_regret_usd, missed, counts)
 

@@ -227,7 +227,7 @@ class _Making:
             self._doings.load(step, power, place, dt_h, totals[0].site_w)
 
     def _totals(self, lived: tuple[Lived, ...]) -> list[_Total]:
-        """Give what each world earns and draws; one that is the one before it is not summed anew."""
+        """Give what each world earns and draws; one that is its parent is not summed anew."""
         out: list[_Total] = []
         for number, one in enumerate(lived):
             same = number > 0 and one is lived[number - 1]

@@ -119,12 +119,7 @@ def mode_shares(site: Site, state: SiteState) -> dict[str, float]:
     cells = site.class_of[on] * width + state.step[on]
     counts = np.bincount(cells, minlength=len(site.classes) * width).reshape(-1, width)
     names = site.steps.names
-    held = {
-        row[step - 1]: 0
-        for step in range(1, width)
-        for row in names
-        if step <= len(row)
-    }
+    held = {row[step - 1]: 0 for step in range(1, width) for row in names if step <= len(row)}
     rest = {"unknown": 0, "fixed": 0}
     for row, count in zip(names, counts.tolist(), strict=True):
         for mode, number in zip(row, count[1:], strict=False):

@@ -55,7 +55,7 @@ class Rows:
             at_s = number * TURN_S
             wall = START + timedelta(seconds=at_s)
             instant = f.Instant("boot", (1_000 + at_s) * NS_PER_S, wall)
-            facts = (f.MarketSeen(self._tick(wall)), self._readings(number < 48))
+            facts = (f.MarketSeen(self._tick(wall)), self._readings(morning=number < 48))
             row = f.TickRow(1, instant, planned=False, facts=facts, acts=(), decided=None)
             yield StoredRow(seq=number + 1, body=f.encode_row(row), digest=None)
 
@@ -65,7 +65,7 @@ class Rows:
             btc_price_usd=65_000.0, difficulty=83.1e12, subsidy_btc=3.125, fees_btc=0.1,
         )  # fmt: skip
 
-    def _readings(self, morning: bool) -> f.ReadingsSeen:
+    def _readings(self, *, morning: bool) -> f.ReadingsSeen:
         steps = MORNING if morning else EVENING
         points = [MODES[max(step, 2) - 1] if step else MODES[1] for step in steps]
         count = len(steps)
