@@ -35,13 +35,13 @@ class Room(Struct, frozen=True, eq=False):
     """What a pass may let in.
 
     Args:
-        counted: site watts of each device. merit: USD/h of a site watt. left_w: free under the cap
-            and under an order that is near. ramp_left_w: of wake-ups and steps up. rooms_w: free on
-            each feeder. rises: False while an order binds or is near: no step goes up.
+        counted: site watts of each device. values: what mining earns on each. left_w: free under
+            the cap and under an order that is near. ramp_left_w: of wake-ups and steps up. rooms_w:
+            free on each feeder. rises: False while an order binds or is near: no step goes up.
     """
 
     counted: FloatColumn
-    merit: FloatColumn
+    values: Values
     left_w: float
     ramp_left_w: float
     rooms_w: FloatColumn
@@ -97,12 +97,11 @@ def shed_mining(
     if need_w <= 0.0:
         return 0.0
     mining = np.flatnonzero(on & (draft.target == MINE))
+    merit = merit_of(site, state, room.values)
     if draft.steps is not None:
-        chosen, still = shed_steps(
-            site, state, draft, (mining, room.merit, freed, need_w), why, within
-        )
+        chosen, still = shed_steps(site, state, draft, (mining, merit, freed, need_w), why, within)
     else:
-        order = mining[np.argsort(room.merit[mining], kind="stable")]
+        order = mining[np.argsort(merit[mining], kind="stable")]
         if not len(order):
             return need_w
         running = np.add.accumulate(freed[order])
@@ -113,9 +112,7 @@ def shed_mining(
     return still
 
 
-def shed_for_order(
-    site: Site, state: SiteState, draft: Draft, merit: FloatColumn, ask: Need
-) -> float:
+def shed_for_order(site: Site, state: SiteState, draft: Draft, room: Room, ask: Need) -> float:
     """Turn off the worst mining until the orders are kept; gives what is still missing.
 
     Nothing wakes meanwhile: it would have to go again. A change of power mode is not waited for.
@@ -125,6 +122,7 @@ def shed_for_order(
     draft.reason[wakes] = R.GRID_ORDER
     on = (draft.free | changing(site, state)) & (state.activity == MINE)
     mining = np.flatnonzero(on & (draft.target == MINE))
+    merit = merit_of(site, state, room.values)
     # One that has just failed to go is tried last.
     order = mining[np.lexsort((merit[mining], state.failures[mining] > 0))]
     chosen, missing_w = shed(site, state, ask, on & (draft.target != MINE), order)
@@ -152,8 +150,8 @@ def admit(site: Site, state: SiteState, draft: Draft, room: Room) -> float:
     The others wait. Gives the site watts that are left.
     """
     every = _wakes(site, state, draft, room)
-    if draft.steps is not None:
-        rising = rising_steps(site, state, draft, room.counted, may_rise=room.rises)
+    rising = rising_steps(site, state, draft, room.counted, may_rise=room.rises)
+    if rising is not None:
         every = _Candidates(
             *(np.concatenate(pair) for pair in zip(structs.astuple(every), rising, strict=True))
         )
@@ -193,7 +191,8 @@ def _wakes(site: Site, state: SiteState, draft: Draft, room: Room) -> _Candidate
     ramp = (
         (pw.mining_w(site, state) - site.nameplate_w[site.class_of, state.activity]) * site.pue
     )[at]
-    return _Candidates(at, np.zeros(len(at), dtype=np.int64), room.merit[at], rise, ramp)
+    merit = merit_of(site, state, room.values)[at]
+    return _Candidates(at, np.zeros(len(at), dtype=np.int64), merit, rise, ramp)
 
 
 def _turn_off(site: Site, draft: Draft, at: IntColumn, why: p.Reason) -> None:

@@ -148,25 +148,26 @@ def _items(
 
 def rising_steps(
     site: Site, state: SiteState, draft: Draft, counted: FloatColumn, *, may_rise: bool
-) -> tuple[IntColumn, IntColumn, FloatColumn, FloatColumn, FloatColumn]:
+) -> tuple[IntColumn, IntColumn, FloatColumn, FloatColumn, FloatColumn] | None:
     """Give each step up that money wants: device, step, USD/h a watt, rise of count and load.
 
     Args:
         may_rise: False while the grid limits the load, or is about to: none goes up.
+
+    Returns:
+        None where there is none.
     """
     steps, groups = draft.steps, step_groups(site, state)
-    none = np.zeros(0)
-    nothing = none.astype(np.int64), none.astype(np.int64), none, none, none
     if steps is None or groups is None:
-        return nothing
+        return None
     runs = draft.free & (state.activity == MINE) & (draft.target == MINE)
     at = np.flatnonzero(runs & (steps.target > state.step_to) & groups.grouped)
     if not len(at):
-        return nothing
+        return None
     if not may_rise:
         steps.target[at] = state.step_to[at]
         steps.reason[at] = R.STEP_LIMIT
-        return nothing
+        return None
     of, own, to = groups.row[at], state.step[at], steps.target[at]
     place = np.arange(groups.watts.shape[1])[None, :]
     there = (place >= own[:, None]) & (place < to[:, None])
