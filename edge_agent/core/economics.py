@@ -202,7 +202,9 @@ def value(site: Site, state: SiteState) -> Values:
     energy = [np.nan if price is None else usd_per_wh(row, price) for row in classes]
     revenue = mine_ths * site.spread(per_ths_h) + site.spread(flat)
     energy_usd_per_wh = site.spread(energy)
-    idle_w = np.where(mode_of(state) == IDLE, site.column(_IDLE_W), site.column(_off_w))
+    idle, idle_w = mode_of(state) == IDLE, site.column(_off_w)
+    if idle.any():
+        idle_w = np.where(idle, site.column(_IDLE_W), idle_w)
     mine_usd, off_usd = revenue - mine_w * energy_usd_per_wh, -idle_w * energy_usd_per_wh
     quality = np.array([quality_of(site, state, row) for row in site.classes], dtype=np.uint8)
     return Values(

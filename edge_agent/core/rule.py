@@ -117,8 +117,8 @@ def pay_debt(
 ) -> FloatColumn:
     """Give the open restarts after ``dt_s``: time forgives, being off pays back or adds."""
     pays = counts & off & (cost_usd > 0.0)
-    left: FloatColumn = debt - CREDIT * (dt_s / REFILL_S)
-    if pays.any():
-        left = left - np.where(pays, -gain_usd, 0.0) / np.where(pays, cost_usd, 1.0)
-    out: FloatColumn = np.maximum(left, 0.0)
+    if not pays.any() and not debt.any():
+        return debt  # nothing is owed, and nothing added
+    back = np.where(pays, -gain_usd, 0.0) / np.where(pays, cost_usd, 1.0)
+    out: FloatColumn = np.maximum(debt - CREDIT * (dt_s / REFILL_S) - back, 0.0)
     return out

@@ -41,10 +41,11 @@ def draft_steps(
     """
     if site.steps is None:
         return None
-    reason = np.where(site.has_steps & (state.step == 0), _UNKNOWN, _KEEP)
-    nothing = np.full(len(site), np.nan)
+    unknown, keep = site.has_steps & (state.step == 0), np.full(len(site), _KEEP)
+    nothing = site.once(_no_money)
     steps = StepDraft(
-        state.step_to.copy(), state.step_to.copy(), reason, nothing, nothing,
+        state.step_to.copy(), state.step_to.copy(), choose(unknown, _UNKNOWN, keep), nothing,
+        nothing,
         draft.free & (draft.target == MINE) & ~held & (values.quality == FRESH),
     )  # fmt: skip
     groups = step_groups(site, state)
@@ -178,6 +179,10 @@ def rises(site: Site, state: SiteState) -> bool:
     """Tell whether steps may go up: not while the grid limits the load, or is about to."""
     curtail = state.policy is not None and state.policy.curtail
     return not curtail and limit_w(site, state) is None
+
+
+def _no_money(site: Site) -> FloatColumn:
+    return np.full(len(site), np.nan)
 
 
 def _dwell_ns(row: DeviceClass) -> float:
