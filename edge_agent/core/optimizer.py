@@ -64,7 +64,7 @@ from edge_agent.core.site_state import (
 )
 from edge_agent.core.state_facts import apply
 from edge_agent.core.step_plan import draft_steps, rises, step_intents
-from edge_agent.core.step_room import trade
+from edge_agent.core.step_trade import trade
 from protocol.resource import ACTIVITY_CODES
 
 R = p.Reason
@@ -347,11 +347,11 @@ def _cap(
     if excess > 0.0:
         ends += shed_leases(site, state, counted, excess, ends)
     room = _let_down(site, state, draft, room)
-    left_w = admit(site, state, draft, replace(room, left_w=0.0) if missing else room)
-    # A trade looks at the site's cap alone.
-    if site.steps is not None and room.rises and need_w <= 0.0 and not site.feeders:
-        money = (values.gain_on_usd_per_h, values.restart_usd)
-        trade(site, state, draft, counted, money, left_w)
+    left = admit(site, state, draft, replace(room, left_w=0.0) if missing else room)
+    # Room that load must leave, or a lease waits for, is none to trade in.
+    calm = need_w <= 0.0 and not np.any(starts.rooms_w < 0.0) and not starts.lacking_w.any()
+    if site.steps is not None and room.rises and calm:
+        trade(site, state, draft, counted, values, left)
     return ends, tuple(_start_intent(site, state, start) for start in starts.fits)
 
 

@@ -8,11 +8,11 @@ earns more, and the other way round where it does not.
 import numpy as np
 from msgspec import Struct, structs
 
+from edge_agent.core import feeders as fd
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
 from edge_agent.core.draft import Draft
 from edge_agent.core.economics import Values
-from edge_agent.core.feeders import fitting
 from edge_agent.core.orders import Need, shed
 from edge_agent.core.site import (
     CURTAILED,
@@ -26,6 +26,7 @@ from edge_agent.core.site import (
 )
 from edge_agent.core.site_state import SiteState
 from edge_agent.core.step_room import changing, rise_steps, rising_steps, shed_steps
+from edge_agent.core.step_trade import Left
 
 R = p.Reason
 G = p.Gates
@@ -144,10 +145,10 @@ class _Candidates(Struct, frozen=True, eq=False):
     ramp_w: FloatColumn
 
 
-def admit(site: Site, state: SiteState, draft: Draft, room: Room) -> float:
+def admit(site: Site, state: SiteState, draft: Draft, room: Room) -> Left:
     """Let wake-ups and steps up in by merit while they fit under the cap and the ramp.
 
-    The others wait. Gives the site watts that are left.
+    The others wait. Gives the room that is left.
     """
     every = _wakes(site, state, draft, room)
     rising = rising_steps(site, state, draft, room.counted, may_rise=room.rises)
@@ -155,17 +156,19 @@ def admit(site: Site, state: SiteState, draft: Draft, room: Room) -> float:
         every = _Candidates(
             *(np.concatenate(pair) for pair in zip(structs.astuple(every), rising, strict=True))
         )
+    held = None if draft.bound is None else np.zeros(len(site), dtype=np.bool_)
     if not len(every.at):
-        return room.left_w
+        return Left(room.left_w, room.rooms_w, held)
     order = np.argsort(-every.merit, kind="stable")
     at, step, rise = every.at[order], every.step[order], every.rise_w[order]
     ramp = every.ramp_w[order]
     fed = None
-    if draft.bound is not None:
+    if draft.bound is not None and held is not None:
         # What its feeder has no room for takes none of the site's.
-        fed = fitting(site, at, rise, room.rooms_w)
+        fed = fd.fitting(site, at, rise, room.rooms_w)
         rise, ramp = np.where(fed, rise, 0.0), np.where(fed, ramp, 0.0)
         draft.bound[at[~fed & (step == 0)]] = True
+        held[at[~fed]] = True
     used = np.add.accumulate(np.maximum(rise, 0.0))
     fits = used <= room.left_w
     ramps = np.add.accumulate(np.maximum(ramp, 0.0)) <= room.ramp_left_w
@@ -179,7 +182,9 @@ def admit(site: Site, state: SiteState, draft: Draft, room: Room) -> float:
     taken = fits & ramps
     if draft.steps is not None:
         rise_steps(site, state, draft, (at, step), (ramps, fits))
-    return room.left_w - (float(used[taken][-1]) if taken.any() else 0.0)
+    come = fd.need_w(site, at[taken], np.maximum(rise[taken], 0.0))
+    left_w = room.left_w - (float(used[taken][-1]) if taken.any() else 0.0)
+    return Left(left_w, room.rooms_w - come, held)
 
 
 def _wakes(site: Site, state: SiteState, draft: Draft, room: Room) -> _Candidates:
