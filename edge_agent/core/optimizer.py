@@ -16,7 +16,7 @@ from edge_agent.core import leases as ls
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
 from edge_agent.core.allocation import relaxed_usd
-from edge_agent.core.draft import Draft
+from edge_agent.core.draft import Draft, choose
 from edge_agent.core.economics import FRESH, HOLD, Values, best_value, value
 from edge_agent.core.lease_shedding import shed_leases
 from edge_agent.core.mode_advice import advise
@@ -31,7 +31,6 @@ from edge_agent.core.orders import need
 from edge_agent.core.room import (
     Room,
     admit,
-    merit_of,
     off_codes,
     off_site_w,
     shed_for_order,
@@ -61,7 +60,7 @@ from edge_agent.core.site_state import (
 )
 from edge_agent.core.state_facts import apply
 from edge_agent.core.step_plan import draft_steps, rises, step_intents
-from edge_agent.core.step_room import trade
+from edge_agent.core.step_trade import trade
 from protocol.resource import ACTIVITY_CODES
 
 R = p.Reason
@@ -132,30 +131,35 @@ def _records(state: SiteState, draft: Draft) -> p.DecisionRecords:
 def _money(site: Site, state: SiteState, values: Values) -> Draft:
     on = state.activity == MINE
     off = (state.activity == IDLE) | (state.activity == CURTAILED)
+    runs_or_not, settled, unleased = on | off, state.switch_no < 0, state.lease_no < 0
     gain_h = values.gain_on_usd_per_h
     better = (on & (gain_h < 0.0)) | (~on & (gain_h > 0.0))
     verdict = verdict_of(site, state, values, on)
     stayed = dwelt(site, state, on)
     fresh = values.quality == FRESH
-    reachable = state.reachable & (state.quarantine_ns <= state.now_ns)
-    free = (on | off) & reachable & (state.switch_no < 0) & (state.lease_no < 0)
+    out_of_use = state.quarantine_ns > state.now_ns
+    reachable = state.reachable & ~out_of_use
+    free = runs_or_not & reachable & settled & unleased
     pays = verdict.gain_usd > verdict.cost_usd
     change = free & fresh & verdict.change & pays & stayed
-    other = np.where(on, values.off_code, np.uint8(MINE))
-    best = np.where(better & (on | off), other, state.activity)
+    other = choose(on, values.off_code, site.once(_mines))
+    best = choose(better & runs_or_not, other, state.activity)
     reason = _first_that_holds((
-        state.switch_no >= 0, state.lease_no >= 0, state.activity == MAINTENANCE,
-        state.quarantine_ns > state.now_ns,
-        ~state.reachable, ~(on | off), values.quality == HOLD, ~fresh,
+        ~settled, ~unleased, state.activity == MAINTENANCE, out_of_use,
+        ~state.reachable, ~runs_or_not, values.quality == HOLD, ~fresh,
         ~better, change & verdict.early, change, ~pays, ~stayed, ~verdict.credit,
     ))  # fmt: skip
     gates = np.full(len(site), _RULE_GATES)
     # In the order of their bits.
     for bit, passed in enumerate((fresh, reachable, free, pays, verdict.change, stayed)):
         gates |= passed.view(np.uint8) << np.uint8(bit)
-    target = np.where(change, other, state.activity)
+    target = choose(change, other, state.activity)
     draft = Draft(target, reason, gates, verdict.gain_usd, verdict.cost_usd, best, free)
     return safely(site, values, draft)
+
+
+def _mines(site: Site) -> CodeColumn:
+    return np.full(len(site), MINE, dtype=np.uint8)
 
 
 def _reserve(site: Site, state: SiteState, draft: Draft) -> None:
@@ -174,8 +178,8 @@ def _reserve(site: Site, state: SiteState, draft: Draft) -> None:
 def _first_that_holds(conditions: tuple[FlagColumn, ...]) -> CodeColumn:
     reason = np.full(len(conditions[0]), NO_REASON)
     for holds, code in zip(reversed(conditions), reversed(_REASON_CODES), strict=True):
-        # As copyto, but without a branch for each device: as fast where the devices differ.
-        reason ^= (reason ^ code) & -holds.view(np.uint8)
+        if holds.any():
+            reason = choose(holds, code, reason)
     return reason
 
 
@@ -289,9 +293,12 @@ def _waiting(state: SiteState, fits: tuple[ls.Start, ...]) -> FlagColumn:
 
     Money leaves them alone; orders and the cap do not.
     """
+    leased = state.lease_no >= 0
+    if not leased.any():
+        return leased
     out: FlagColumn = (
         (state.activity == MINE)
-        & (state.lease_no >= 0)
+        & leased
         & (state.switch_no < 0)
         & state.reachable
         & (state.quarantine_ns <= state.now_ns)
@@ -313,7 +320,7 @@ def _cap(
     missing = starts.missing_w
     room = Room(
         counted,
-        merit_of(site, state, values),
+        values,
         left_w=starts.left_w,
         ramp_left_w=starts.ramp_left_w,
         rooms_w=np.where(starts.lacking_w > 0.0, 0.0, starts.rooms_w),
@@ -328,15 +335,15 @@ def _cap(
     excess = shed_for_cap(site, state, draft, room, Excess(need_w, over_w), starts.waiting)
     ask = need(site, state)
     if ask is not None:
-        excess = max(excess, shed_for_order(site, state, draft, room.merit, ask))
+        excess = max(excess, shed_for_order(site, state, draft, room, ask))
     if excess > 0.0:
         ends += shed_leases(site, state, counted, excess, ends)
     room = _let_down(site, state, draft, room)
-    left_w = admit(site, state, draft, replace(room, left_w=0.0) if missing else room)
-    # A trade looks at the site's cap alone.
-    if site.steps is not None and room.rises and need_w <= 0.0 and not site.feeders:
-        money = (values.gain_on_usd_per_h, values.restart_usd)
-        trade(site, state, draft, counted, money, left_w)
+    left = admit(site, state, draft, replace(room, left_w=0.0) if missing else room)
+    # Room that load must leave, or a lease waits for, is none to trade in.
+    calm = need_w <= 0.0 and not np.any(starts.rooms_w < 0.0) and not starts.lacking_w.any()
+    if site.steps is not None and room.rises and calm:
+        trade(site, state, draft, counted, values, left)
     return ends, tuple(_start_intent(site, state, start) for start in starts.fits)
 
 
@@ -367,16 +374,17 @@ def _allocation(
 
     All else counts as it stands, and a wake-up as while it is open.
     """
-    at = np.flatnonzero(wanted & (draft.reason != R.RAMP))
-    usd = np.maximum(values.gain_on_usd_per_h[at], 0.0)
-    worth = pw.total(np.where(draft.target[at] == MINE, usd, 0.0))
+    asked, mines = wanted & (draft.reason != R.RAMP), draft.target == MINE
+    earned = np.maximum(values.gain_on_usd_per_h, 0.0)
+    worth = pw.total(np.where(asked & mines, earned, 0.0))
     if np.isnan(worth):
         return None
     # Where all run that should, no programme does better.
-    kept = bool(np.all(draft.target[at] == MINE))
+    kept = not np.any(asked & ~mines)
     if kept and not any(row.modes and not row.set_modes for row in site.classes):
         return p.AllocationView(worth, worth)
-    drawn = counted[at]
+    at = np.flatnonzero(asked)
+    usd, drawn = earned[at], counted[at]
     if np.any(state.activity[at] != MINE):
         woken = pw.counted_after_w(site, state, MINE)[at]
         drawn = np.where(state.activity[at] == MINE, drawn, woken)
