@@ -503,9 +503,9 @@ class Rows(Struct, frozen=True, eq=False):
         return column if self.whole else cast("Column", column[self.at])
 
     def put(self, column: Column, values: Column) -> Column:
-        """Give a copy of a column with these devices' values set."""
+        """Give a column with these devices' values set; the given ones themselves where whole."""
         if self.whole:
-            return cast("Column", values.astype(column.dtype))
+            return cast("Column", values.astype(column.dtype, copy=False))
         return put(column, self.at, values)
 
     def put_where(self, column: Column, holds: FlagColumn, values: Column) -> Column:
