@@ -75,6 +75,7 @@ class Values(Struct, frozen=True, eq=False):
             cycle.
         energy_usd_per_wh: price of one device watt-hour, PUE and adder included.
         off_code: the activity that off means for the device. saved_mw: at the meter, by being off.
+        gain_on_usd_per_h: what mining earns above being off.
     """
 
     quality: CodeColumn
@@ -85,12 +86,7 @@ class Values(Struct, frozen=True, eq=False):
     energy_usd_per_wh: FloatColumn
     off_code: CodeColumn
     saved_mw: FloatColumn
-
-    @property
-    def gain_on_usd_per_h(self) -> FloatColumn:
-        """Give what mining earns above being off."""
-        out: FloatColumn = self.mine_usd_per_h - self.off_usd_per_h
-        return out
+    gain_on_usd_per_h: FloatColumn
 
 
 def hashprice_usd_per_ths_day(
@@ -191,8 +187,9 @@ def energy_price(site: Site, market: MarketState) -> float | None:
     return marginal_usd_per_mwh(site.limits, full_load_mw(site), held.value)
 
 
-# A pass asks several times for the value of one state: once for two sites in one process.
-@lru_cache(maxsize=4)
+# A pass asks several times for the value of one state: once for two sites in one process, or for
+# three worlds.
+@lru_cache(maxsize=8)
 def value(site: Site, state: SiteState) -> Values:
     """Value mining and off for every device; NaN where an input was never seen."""
     market = state.market
@@ -213,16 +210,19 @@ def value(site: Site, state: SiteState) -> Values:
     energy = [np.nan if price is None else usd_per_wh(row, price) for row in classes]
     revenue = mine_ths * site.spread(per_ths_h) + site.spread(flat)
     energy_usd_per_wh = site.spread(energy)
-    idle_w = np.where(mode_of(state) == IDLE, site.column(_IDLE_W), site.column(_off_w))
+    idle_w = _idle_w(site, state)
+    mine_usd, off_usd = revenue - mine_w * energy_usd_per_wh, -idle_w * energy_usd_per_wh
+    quality = np.array([quality_of(site, state, row) for row in site.classes], dtype=np.uint8)
     return Values(
-        site.spread([float(quality_of(site, state, row)) for row in site.classes]).astype(np.uint8),
-        revenue - mine_w * energy_usd_per_wh,
-        -idle_w * energy_usd_per_wh,
+        quality.take(site.class_of, mode="clip"),
+        mine_usd,
+        off_usd,
         revenue,
         _restart_usd(site, state, revenue, energy_usd_per_wh),
         energy_usd_per_wh,
         site.once(_off_codes),
         (mine_w - idle_w) * site.spread([row.pue for row in classes]) / W_PER_MW,
+        mine_usd - off_usd,
     )
 
 
@@ -242,17 +242,20 @@ def best_value(site: Site, state: SiteState) -> Values:
     per_wh = np.array([usd_per_wh(row, price + expected.usd_per_mwh) for row in rows])[:, None]
     margin = site.steps.rate_ths * usd - site.steps.power_w * per_wh
     best = np.argmax(margin[:, 1:], axis=1) + 1
-    place = site.class_of.astype(np.int64) * (site.steps.most + 1) + state.step
+    place = site.step_row(state.step)
     rate, power = (
-        _over_step(table, best).take(place) for table in (site.steps.rate_ths, site.steps.power_w)
+        _over_step(table, best).take(place, mode="clip")
+        for table in (site.steps.rate_ths, site.steps.power_w)
     )
     values = value(site, state)
     revenue = values.revenue_usd_per_h * rate
     mine_w = _or_nameplate(state.mine_w, site.column(_MINE_W))
+    mine_usd = revenue - mine_w * power * values.energy_usd_per_wh
     pue = site.spread([row.pue for row in rows])
     return replace(
         values,
-        mine_usd_per_h=revenue - mine_w * power * values.energy_usd_per_wh,
+        mine_usd_per_h=mine_usd,
+        gain_on_usd_per_h=mine_usd - values.off_usd_per_h,
         revenue_usd_per_h=revenue,
         restart_usd=_restart_usd(site, state, revenue, values.energy_usd_per_wh),
         saved_mw=values.saved_mw + mine_w * (power - 1.0) * pue / W_PER_MW,
@@ -281,16 +284,18 @@ def _in_step(site: Site, state: SiteState, at: IntColumn, step: CodeColumn) -> S
     return replace(state, **columns)
 
 
-def outlook(site: Site, state: SiteState, values: Values) -> tuple[Outlook, FloatColumn]:
-    """Give the outlook and the prudent restart cost of each device."""
-    interval_h = site.spread([row.interval_s / SECONDS_PER_H for row in site.classes])
+def outlook(
+    site: Site, state: SiteState, values: Values, at: IntColumn | slice = slice(None)
+) -> tuple[Outlook, FloatColumn]:
+    """Give the outlook and the prudent restart cost of devices ``at``."""
+    interval_h = site.column(_interval_h)[at]
     return forecast(
         site.limits.price_knowledge,
         known_prices(state.market),
-        values.gain_on_usd_per_h * interval_h,
-        values.saved_mw * interval_h,
-        values.restart_usd,
-        np.maximum(values.revenue_usd_per_h, 0.0) * interval_h,
+        values.gain_on_usd_per_h[at] * interval_h,
+        values.saved_mw[at] * interval_h,
+        values.restart_usd[at],
+        np.maximum(values.revenue_usd_per_h[at], 0.0) * interval_h,
     )
 
 
@@ -313,10 +318,13 @@ def grow(
     gain = values.gain_on_usd_per_h * (dt_s / SECONDS_PER_H)
     counts = (on | off) & (values.quality == FRESH) & ~np.isnan(gain)
     # Time in a fast replay stands for more: intervals, not seconds, pay the debt back.
-    passed = dt_s / site.spread([row.interval_s for row in site.classes]) * INTERVAL_S
+    passed = site.spread([dt_s / row.interval_s * INTERVAL_S for row in site.classes])
     cost = table_of(site.limits.price_knowledge, has_ahead=True).prudence * values.restart_usd
+    misses = counts & ((on & (gain < 0.0)) | (off & (gain > 0.0)))
+    # Where all do what pays and have done so, there is nothing to regret.
+    stays = not misses.any() and not state.regret_usd.any()
     return (
-        grow_regret(state.regret_usd, on, gain, counts),
+        state.regret_usd if stays else grow_regret(state.regret_usd, on, gain, counts),
         # What an order keeps off is no doing of the outlook.
         pay_debt(state.debt, off & ~under_order(state), gain, cost, counts, passed),
     )
@@ -384,14 +392,25 @@ def _restart_usd(
         0.0 if cost is None or cost[1] is None else max(cost[1] - row.model.mine_w * hours, 0.0)
         for row, cost, hours in zip(site.classes, learnt, start_h, strict=True)
     ]
-    above = site.spread(above_wh)
-    drawn = np.where(above > 0.0, above * np.maximum(energy_usd_per_wh, 0.0), 0.0)
-    out: FloatColumn = site.spread(wear) + earned * site.spread(start_h) + drawn
+    out: FloatColumn = site.spread(wear) + earned * site.spread(start_h)
+    if any(above_wh):
+        above = site.spread(above_wh)
+        out += np.where(above > 0.0, above * np.maximum(energy_usd_per_wh, 0.0), 0.0)
     return out
 
 
 def _or_nameplate(column: FloatColumn, nameplate: FloatColumn) -> FloatColumn:
-    out: FloatColumn = np.where(np.isnan(column), nameplate, column)
+    unknown = np.isnan(column)
+    return np.where(unknown, nameplate, column) if unknown.any() else column
+
+
+def _idle_w(site: Site, state: SiteState) -> FloatColumn:
+    """Give what each device draws when off: asleep for a miner, unless it is idle."""
+    idle = (mode_of(state) == IDLE) & site.is_asic
+    off_w = site.column(_off_w)
+    if not idle.any():
+        return off_w
+    out: FloatColumn = np.where(idle, site.column(_IDLE_W), off_w)
     return out
 
 
@@ -408,6 +427,10 @@ def _off_code(row: DeviceClass) -> int:
 
 def _off_codes(site: Site) -> CodeColumn:
     return site.column(_off_code).astype(np.uint8)
+
+
+def _interval_h(row: DeviceClass) -> float:
+    return row.interval_s / SECONDS_PER_H
 
 
 def _off_w(row: DeviceClass) -> float:

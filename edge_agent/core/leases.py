@@ -23,6 +23,7 @@ from edge_agent.core.site import (
     SERVE,
     SWITCHING,
     UNKNOWN,
+    CodeColumn,
     FlagColumn,
     FloatColumn,
     IntColumn,
@@ -31,6 +32,7 @@ from edge_agent.core.site import (
 from edge_agent.core.site_state import (
     HOLD_DRAIN,
     HOLD_MINE,
+    HOLD_NONE,
     LeaseEntry,
     LeaseStatus,
     SiteState,
@@ -95,9 +97,11 @@ def usable(state: SiteState) -> FlagColumn:
     return out
 
 
-def held_code(state: SiteState) -> IntColumn:
+def held_code(state: SiteState) -> CodeColumn:
     """Give the operator's hold in force on each device."""
-    out: IntColumn = np.where(state.hold_until_ns > state.now_ns, state.hold, 0)
+    if not state.hold.any():
+        return state.hold
+    out: CodeColumn = np.where(state.hold_until_ns > state.now_ns, state.hold, np.uint8(HOLD_NONE))
     return out
 
 

@@ -96,8 +96,14 @@ def grow_regret(
     regret_usd: FloatColumn, on: FlagColumn, gain_usd: FloatColumn, counts: FlagColumn
 ) -> FloatColumn:
     """Give the regret of staying after a time in which being on earned ``gain_usd`` more."""
-    missed = np.where(counts, np.where(on, -gain_usd, gain_usd), 0.0)
-    out: FloatColumn = np.where(counts, np.maximum(regret_usd + missed, 0.0), regret_usd)
+    return add_missed(regret_usd, np.where(on, -gain_usd, gain_usd), counts)
+
+
+def add_missed(
+    regret_usd: FloatColumn, missed_usd: FloatColumn, counts: FlagColumn
+) -> FloatColumn:
+    """Give the regret of staying after a time in which staying missed so much; never below 0."""
+    out: FloatColumn = np.where(counts, np.maximum(regret_usd + missed_usd, 0.0), regret_usd)
     return out
 
 
@@ -111,6 +117,8 @@ def pay_debt(
 ) -> FloatColumn:
     """Give the open restarts after ``dt_s``: time forgives, being off pays back or adds."""
     pays = counts & off & (cost_usd > 0.0)
-    back = np.where(pays, -gain_usd, 0.0) / np.where(pays, cost_usd, 1.0)
-    out: FloatColumn = np.maximum(debt - CREDIT * (dt_s / REFILL_S) - back, 0.0)
+    left: FloatColumn = debt - CREDIT * (dt_s / REFILL_S)
+    if pays.any():
+        left = left - np.where(pays, -gain_usd, 0.0) / np.where(pays, cost_usd, 1.0)
+    out: FloatColumn = np.maximum(left, 0.0)
     return out

@@ -17,6 +17,8 @@ from edge_agent.core.step_plan import dwelt
 from edge_agent.core.step_rule import StepGroups, between, step_groups
 
 R = p.Reason
+_CAP, _STEP_CAP = np.uint8(R.CAP), np.uint8(R.STEP_CAP)
+_NONE: IntColumn = np.zeros(0, dtype=np.int64)
 # What frees room for another must earn there, within so long, more than both changes cost. The
 # price of room under a cap moves as slowly as the cap and the coin do.
 TRADE_H = 4.0
@@ -124,11 +126,9 @@ def _items(
     classes, pue = site.class_of[at], site.pue[at]
     loss = merit[at][:, None].repeat(steps.most, axis=1)
     if groups is not None:
-        row_of = np.full(len(site), -1, dtype=np.int64)
-        row_of[groups.at] = groups.of
-        known = (own > 0) & (row_of[at] >= 0)
+        known = (own > 0) & groups.grouped[at]
         density = groups.usd_per_h / np.maximum(groups.watts, 1.0)
-        loss[known] = density[row_of[at][known]]
+        loss[known] = density[groups.row[at[known]]]
     place = np.arange(steps.most)[None, :]
     watts = np.diff(steps.power_w[classes, 1:], axis=1) * pue[:, None]
     first = steps.power_w[classes, 1] * pue - off_w[at]
@@ -160,13 +160,14 @@ def rising_steps(
     if steps is None or groups is None:
         return nothing
     runs = draft.free & (state.activity == MINE) & (draft.target == MINE)
-    ups = np.flatnonzero((runs & (steps.target > state.step_to))[groups.at])
-    at, of = groups.at[ups], groups.of[ups]
+    at = np.flatnonzero(runs & (steps.target > state.step_to) & groups.grouped)
+    if not len(at):
+        return nothing
     if not may_rise:
         steps.target[at] = state.step_to[at]
         steps.reason[at] = R.STEP_LIMIT
         return nothing
-    own, to = state.step[at].astype(np.int64), steps.target[at].astype(np.int64)
+    of, own, to = groups.row[at], state.step[at], steps.target[at]
     place = np.arange(groups.watts.shape[1])[None, :]
     there = (place >= own[:, None]) & (place < to[:, None])
     row = np.repeat(np.arange(len(at)), there.shape[1]).reshape(there.shape)[there]
@@ -206,11 +207,9 @@ def rise_steps(
     steps.target[asking] = reached[asking]
     part = asking[(reached[asking] > state.step[asking]) & (reached < steps.wanted)[asking]]
     steps.reason[part] = R.STEP_GAIN
-    of = np.full(len(site), -1, dtype=np.int64)
-    of[groups.at] = groups.of
-    own = state.step[part].astype(np.int64)
-    steps.gain_usd[part] = between(of[part], own, reached[part], groups.worth_usd)
-    steps.cost_usd[part] = groups.cost_usd[of[part], reached[part] - 1]
+    of, own = groups.row[part], state.step[part].astype(np.int64)
+    steps.gain_usd[part] = between(of, own, reached[part], groups.worth_usd)
+    steps.cost_usd[part] = groups.cost_usd[of, reached[part] - 1]
 
 
 class _Waiting(Struct, frozen=True, eq=False):
@@ -243,16 +242,14 @@ def trade(
     if steps is None or groups is None:
         return
     waiting = _waiting(site, state, draft, groups, counted, values)
-    if not len(waiting.need_w):
+    if waiting is None:
         return
     settled = steps.may & (steps.target == state.step) & (steps.wanted == state.step)
-    row_of = np.full(len(site), -1, dtype=np.int64)
-    row_of[groups.at] = groups.of
-    at = np.flatnonzero(settled & may_step(site, state) & (state.step > 1) & (row_of >= 0))
-    at = at[dwelt(site, state, at)]
+    settled &= may_step(site, state) & (state.step > 1) & groups.grouped
+    at = np.flatnonzero(settled & dwelt(site, state))
     if not len(at):
         return
-    own, of = state.step[at].astype(np.int64), row_of[at]
+    own, of = state.step[at].astype(np.int64), groups.row[at]
     place = np.arange(groups.watts.shape[1])[None, :]
     there = (place < own[:, None]) & (place > 0)
     freed = np.maximum(groups.watts[of], 1.0)
@@ -293,15 +290,18 @@ def _waiting(
     groups: StepGroups,
     counted: FloatColumn,
     values: tuple[FloatColumn, FloatColumn],
-) -> _Waiting:
+) -> _Waiting | None:
     steps = draft.steps
     assert steps is not None, "only called with steps"
     gain_on, restart = values
-    off = np.flatnonzero(draft.free & (draft.reason == R.CAP) & (gain_on > 0.0))
-    need = (pw.counted_after_w(site, state, MINE) - counted)[off] if len(off) else np.zeros(0)
+    capped, held_up = draft.free & (draft.reason == _CAP), steps.reason == _STEP_CAP
+    off = np.flatnonzero(capped & (gain_on > 0.0)) if capped.any() else _NONE
     # Of each the next step only: it earns more a watt than those above it.
-    ups = np.flatnonzero((steps.reason == R.STEP_CAP)[groups.at])
-    of, own = groups.of[ups], state.step[groups.at[ups]].astype(np.int64)
+    ups = np.flatnonzero(held_up & groups.grouped) if held_up.any() else _NONE
+    if not len(off) and not len(ups):
+        return None
+    need = (pw.counted_after_w(site, state, MINE) - counted)[off] if len(off) else np.zeros(0)
+    of, own = groups.row[ups], state.step[ups].astype(np.int64)
     asleep_w = site.nameplate_w[site.class_of[off], state.activity[off]]
     wakes_w = (pw.mining_w(site, state)[off] - asleep_w) * site.pue[off]
     draws = np.concatenate((wakes_w, groups.watts[of, own]))
