@@ -140,12 +140,18 @@ def _look(
 ) -> None:
     """Estimate share and gain of a block of devices into ``out``."""
     share, gain = out
-    alone, company = _alone(seen, ahead), _company(seen, ahead)
-    share[:] = _sum(table.share, alone, cost_in_revenue, company)
-    if table.gain:
-        gain[:] = _sum(table.gain, alone, cost_in_revenue, company)
-    prudent = _gain(table.prudence * cost_in_revenue)
+    alone, prudent = _alone(seen, ahead), _gain(table.prudence * cost_in_revenue)
     # A comparison with NaN is false: what is not known is asked for.
+    if not prudent.most < LIGHT_TO:
+        company = _company(seen, ahead)
+        share[:] = _sum(table.share, alone, cost_in_revenue, company)
+        if table.gain:
+            gain[:] = _sum(table.gain, alone, cost_in_revenue, company)
+    else:
+        # The light set holds alone: what it is mixed with has no part.
+        share[:] = 0.0
+        if table.gain:
+            gain[:] = 0.0
     if not prudent.most <= USUAL_TO:
         part = _within(prudent.column - USUAL_TO, DEAR_FROM - USUAL_TO)
         _mix(table.dear, part, alone, prudent.column, out)

@@ -12,6 +12,7 @@ many hours a month, so much forgone margin a day; then the charge counts as noth
 """
 
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 import numpy as np
 from msgspec import Struct
@@ -122,21 +123,30 @@ def _today(held: PeakState, wall: datetime) -> PeakState:
     return held if held.spent_day == day else replace(held, spent_day=day, forgone_usd=0.0)
 
 
-def spend(
-    site: Site, state: SiteState, gain_on_usd_per_h: FloatColumn, saved_mw: FloatColumn, dt_s: float
-) -> PeakState:
-    """Count what was off for a peak, after ``dt_s`` more at the values that held meanwhile.
+class Margins(Protocol):
+    """What is asked of the values of a pass."""
 
-    Args:
-        gain_on_usd_per_h: of mining above being off, the expected charge included.
-    """
+    @property
+    def gain_on_usd_per_h(self) -> FloatColumn:
+        """Give what mining earns above being off, the expected charge included."""
+        ...
+
+    @property
+    def saved_mw(self) -> FloatColumn:
+        """Give what being off saves at the meter."""
+        ...
+
+
+def spend(site: Site, state: SiteState, margins: Margins, dt_s: float) -> PeakState:
+    """Count what was off for a peak, after ``dt_s`` more at the values that held meanwhile."""
     held, wall = state.market.peak, state.instant.wall
     peak = expect(site.limits, held, wall, state.now_ns)
     if peak.usd_per_mwh <= 0.0:
         return held
-    plain = gain_on_usd_per_h + saved_mw * peak.usd_per_mwh
+    gain_h = margins.gain_on_usd_per_h
+    plain = gain_h + margins.saved_mw * peak.usd_per_mwh
     off = (state.activity == CURTAILED) | (state.activity == IDLE)
-    forgone = total(np.where(off, for_peak(plain, gain_on_usd_per_h), 0.0))
+    forgone = total(np.where(off, for_peak(plain, gain_h), 0.0))
     return spent(held, wall, forgone * dt_s / SECONDS_PER_H, dt_s)
 
 

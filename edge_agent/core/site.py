@@ -336,7 +336,7 @@ class Site:
         )
         return out
 
-    def step_row(self, step: CodeColumn) -> IntColumn:
+    def step_row(self, step: CodeColumn) -> npt.NDArray[np.unsignedinteger]:
         """Give the place of each device's step in a raveled table over class and step.
 
         Raises:
@@ -397,13 +397,18 @@ class Site:
                 raise SiteError("unknown_feeder", f"devices[{device.device_id}].feeder")
 
 
-def _activity_row(site: Site) -> IntColumn:
-    return site.class_of * ACTIVITIES
+def _activity_row(site: Site) -> npt.NDArray[np.unsignedinteger]:
+    return _row_of(site, ACTIVITIES)
 
 
-def _step_row(site: Site) -> IntColumn:
-    width = 0 if site.steps is None else site.steps.most + 1
-    return site.class_of * width
+def _step_row(site: Site) -> npt.NDArray[np.unsignedinteger]:
+    return _row_of(site, 0 if site.steps is None else site.steps.most + 1)
+
+
+def _row_of(site: Site, width: int) -> npt.NDArray[np.unsignedinteger]:
+    """Give where the row of each device's class begins; in the least type, to which codes add."""
+    least = np.min_scalar_type(len(site.classes) * width)
+    return (site.class_of * width).astype(least)
 
 
 def _frozen_i4(values: list[int]) -> IndexColumn:

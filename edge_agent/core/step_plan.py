@@ -4,7 +4,7 @@ import numpy as np
 from msgspec import Struct
 
 from edge_agent.core import plan as p
-from edge_agent.core.draft import Draft, StepDraft
+from edge_agent.core.draft import Draft, StepDraft, choose
 from edge_agent.core.economics import FRESH, Values
 from edge_agent.core.order_facts import limit_w
 from edge_agent.core.site import (
@@ -41,10 +41,11 @@ def draft_steps(
     """
     if site.steps is None:
         return None
-    reason = np.where(site.has_steps & (state.step == 0), _UNKNOWN, _KEEP)
-    nothing = np.full(len(site), np.nan)
+    unknown, keep = site.has_steps & (state.step == 0), np.full(len(site), _KEEP)
+    nothing = site.once(_no_money)
     steps = StepDraft(
-        state.step_to.copy(), state.step_to.copy(), reason, nothing, nothing,
+        state.step_to.copy(), state.step_to.copy(), choose(unknown, _UNKNOWN, keep), nothing,
+        nothing,
         draft.free & (draft.target == MINE) & ~held & (values.quality == FRESH),
     )  # fmt: skip
     groups = step_groups(site, state)
@@ -68,10 +69,9 @@ def _want(site: Site, state: SiteState, groups: StepGroups, steps: StepDraft) ->
     latest = np.maximum(ski_rental * near, np.nextafter(near, np.inf))
     latest = np.where(groups.side == 0, np.inf, latest)
     grouped = groups.grouped
-    steps.gain_usd = regret.copy()
-    steps.cost_usd = groups.told(near, np.nan)
+    steps.gain_usd, steps.cost_usd = regret.copy(), groups.told(near, np.nan)
     waits = groups.told(np.where(groups.side == 0, _KEEP, _WAITS), _KEEP)
-    np.copyto(steps.reason, waits, where=grouped)
+    steps.reason = choose(grouped, waits, steps.reason)
     due = regret >= groups.told(np.where(early, -np.inf, latest), np.inf)
     due &= steps.may & grouped
     if not due.any():
@@ -84,12 +84,13 @@ def _want(site: Site, state: SiteState, groups: StepGroups, steps: StepDraft) ->
     for holds, code in (
         (wish.early, _GAIN), (~pays, _WAITS), (~stayed, _DWELL), (~moves, _REFUSED)
     ):  # fmt: skip
-        np.copyto(reason, code, where=holds)
-    np.copyto(steps.wanted, wish.step, where=due)
-    np.copyto(steps.target, wish.step, where=due & pays & stayed & moves)
-    np.copyto(steps.reason, reason, where=due)
-    np.copyto(steps.gain_usd, wish.gain_usd, where=due)
-    np.copyto(steps.cost_usd, wish.cost_usd, where=due)
+        if holds.any():
+            reason = choose(holds, code, reason)
+    steps.wanted = choose(due, wish.step, steps.wanted)
+    steps.target = choose(due & pays & stayed & moves, wish.step, steps.target)
+    steps.reason = choose(due, reason, steps.reason)
+    steps.gain_usd = np.where(due, wish.gain_usd, steps.gain_usd)
+    steps.cost_usd = np.where(due, wish.cost_usd, steps.cost_usd)
 
 
 class _Wish(Struct, frozen=True, eq=False):
@@ -178,6 +179,10 @@ def rises(site: Site, state: SiteState) -> bool:
     """Tell whether steps may go up: not while the grid limits the load, or is about to."""
     curtail = state.policy is not None and state.policy.curtail
     return not curtail and limit_w(site, state) is None
+
+
+def _no_money(site: Site) -> FloatColumn:
+    return np.full(len(site), np.nan)
 
 
 def _dwell_ns(row: DeviceClass) -> float:

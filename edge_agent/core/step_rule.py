@@ -40,7 +40,7 @@ class StepGroups(Struct, frozen=True, eq=False, kw_only=True):
 
     Args:
         row: group of each device of the site, and one past the last for those in none.
-        place: class of each group.
+        grouped: those in one. place: class of each group.
         step: present step of each group. count: steps of its class.
         watts: (group, step - 1), what a step adds at the meter. usd_per_h: what it earns.
         cost_usd: of a change up into it, prudent. worth_usd: over the expected stay, of going
@@ -51,6 +51,7 @@ class StepGroups(Struct, frozen=True, eq=False, kw_only=True):
     """
 
     row: IntColumn
+    grouped: FlagColumn
     place: IntColumn
     step: IntColumn
     count: IntColumn
@@ -65,18 +66,12 @@ class StepGroups(Struct, frozen=True, eq=False, kw_only=True):
     miss_usd_per_h: FloatColumn
     near_cost_usd: FloatColumn
 
-    @property
-    def grouped(self) -> FlagColumn:
-        """Tell which devices are in a group."""
-        out: FlagColumn = self.row < len(self.step)
-        return out
-
     def group_of(self, index: int) -> int | None:
         """Give the group of a device; None when it is in none."""
         of = int(self.row[index])
         return of if of < len(self.step) else None
 
-    def told(self, of_group: npt.NDArray[Any], otherwise: float) -> npt.NDArray[Any]:
+    def told(self, of_group: npt.NDArray[Any], otherwise: float | np.uint8) -> npt.NDArray[Any]:
         """Tell each device its group's value of a column; those in none have another."""
         table = np.append(of_group, np.array([otherwise], dtype=of_group.dtype))
         out: npt.NDArray[Any] = table.take(self.row, mode="clip")
@@ -94,7 +89,8 @@ def step_groups(site: Site, state: SiteState) -> StepGroups | None:
     size = len(site.classes) * width * _GRAINS
     inside = (state.step > 0) & (state.activity == MINE) & site.has_steps
     # Every device has a place; the one past the last is of those that are in no group.
-    code = np.where(inside, site.step_row(state.step) * _GRAINS + _grain(site, state), size)
+    place = site.step_row(state.step).astype(np.int64) * _GRAINS
+    code = np.where(inside, place + _grain(site, state), size)
     there = np.zeros(size + 1, dtype=np.bool_)
     there[code] = True
     seen = np.flatnonzero(there[:size])
@@ -103,7 +99,7 @@ def step_groups(site: Site, state: SiteState) -> StepGroups | None:
     factor: FloatColumn = (_LEAST + _GRAIN * (seen % _GRAINS)).astype(np.float64)
     owner, own = seen // (_GRAINS * width), seen // _GRAINS % width
     money = _money(site, state, value(site, state), per_ths, owner, factor)
-    return _judged(site, number.take(code, mode="clip"), (owner, own), money)
+    return _judged(site, (number.take(code, mode="clip"), inside), (owner, own), money)
 
 
 class _Money(Struct, frozen=True, eq=False):
@@ -158,7 +154,7 @@ def _money(
 
 def _judged(
     site: Site,
-    row: IntColumn,
+    devices: tuple[IntColumn, FlagColumn],
     groups: tuple[IntColumn, IntColumn],
     money: _Money,
 ) -> StepGroups:
@@ -185,7 +181,8 @@ def _judged(
     side = np.where(miss <= 0.0, 0, np.where(above >= below, 1, -1))
     near = np.where(side > 0, np.minimum(own, most - 1), own - 1)
     return StepGroups(
-        row=row,
+        row=devices[0],
+        grouped=devices[1],
         place=owner,
         step=own,
         count=count,
@@ -204,18 +201,16 @@ def _judged(
 
 def _reach(own: IntColumn, early: np.ndarray, on: np.ndarray, *, up: bool) -> IntColumn:
     """Give how far each group goes: step after step, until one is not wanted."""
-    most = early.shape[1]
-    reached = own.copy()
-    going = np.ones(len(own), dtype=np.bool_)
-    rows = np.arange(len(own))
-    for _ in range(most):
-        # Upwards the step above is entered; downwards the present one is left.
-        index = reached if up else reached - 1
-        inside = (index < most) & (index >= (0 if up else 1))
-        index = np.minimum(np.maximum(index, 0), most - 1)
-        going &= inside & early[rows, index] & (on[rows, index] != up)
-        reached = np.where(going, reached + (1 if up else -1), reached)
-    return reached
+    place = np.arange(early.shape[1])
+    if up:
+        # The step above is entered, and so on; those below are behind.
+        goes = np.logical_and.accumulate((early & ~on) | (place < own[:, None]), axis=1)
+        reached: IntColumn = goes.sum(axis=1, dtype=np.int64)
+        return reached
+    # The present one is left, and so on down; those above are behind.
+    goes = np.logical_and.accumulate(((early & on) | (place >= own[:, None]))[:, ::-1], axis=1)
+    left: IntColumn = early.shape[1] - goes.sum(axis=1, dtype=np.int64)
+    return left
 
 
 def between(of: IntColumn, one: IntColumn, other: IntColumn, of_step: FloatColumn) -> FloatColumn:
@@ -241,9 +236,7 @@ def grow_step_regret(site: Site, state: SiteState, dt_s: float) -> FloatColumn:
     groups = step_groups(site, state)
     if groups is None:
         return state.step_regret_usd
-    counts = (
-        groups.grouped & (value(site, state).quality == FRESH) & (state.step_to == state.step)
-    )
+    counts = groups.grouped & (value(site, state).quality == FRESH) & (state.step_to == state.step)
     missed = groups.told(groups.miss_usd_per_h * (dt_s / SECONDS_PER_H), 0.0)
     return add_missed(state.step_regret_usd, missed, counts)
 

@@ -88,9 +88,7 @@ def _real(step: Step) -> OtherWorld:
     return OtherWorld(step.site, step.site, everyone, Overrides(), step.before)
 
 
-def _begins(
-    kind: Trouble, parent: OtherWorld, step: Step, pair: Pair | None
-) -> bool:
+def _begins(kind: Trouble, parent: OtherWorld, step: Step, pair: Pair | None) -> bool:
     """Say whether a world sets out from its parent with a row; a pair: how the parent lived it."""
     if troubled(kind, parent.site, parent.state, step.row.facts):
         return True
