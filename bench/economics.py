@@ -201,6 +201,6 @@ def _year(config: AgentConfig, market: Path, label: str = "") -> Figure:
         "devices": len(site),
         "policies": len(NAMES),
         "intervals": len(frame),
-        "wall_s": round((time.process_time() - began) * scale, 2),
+        "wall_s": round((time.perf_counter() - began) * scale, 2),
     }
     return at_most(f"back-test of a year{label}", cpu_s, "s of CPU", YEAR_TARGET_S, conditions)

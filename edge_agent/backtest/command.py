@@ -59,7 +59,9 @@ def _report(args: argparse.Namespace) -> Report:
     own = config.backtest
     duties = _duties(own.duties, args.seed)
     if FILL in names and not has_fleet(site, duties):
-        raise UsageError(f"--policy {FILL}: the site has neither modes nor duties")
+        raise UsageError(
+            f"--policy {FILL}: the site has no modes, no duties, and a cap that carries all"
+        )
     wish = Wish(
         price=args.price,
         day_ahead=args.day_ahead,

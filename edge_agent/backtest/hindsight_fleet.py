@@ -5,30 +5,93 @@ them runs does not matter, and the cheapest joules come first and go last. Level
 distances, at the whole steps, and, moving with time, at the ceiling and as near above and below
 the last ceiling as a ramp leads. The linear programme of ``linear`` is the bound it is checked
 against.
+
+Classes whose restarts cost unlike do not go in the order of merit alone. A site of several begins
+with the best of that course, of those with one class before all others, and of each step's own
+best one as far as the duties let it; then it finds the best course of one class beside those of
+the others, class by class. That is the best course found, not a proven optimum.
 """
 
 import numpy as np
 
 from edge_agent.backtest.duties import Duty
 from edge_agent.backtest.fleet import Fleet
+from edge_agent.backtest.governed import govern
+from edge_agent.backtest.hindsight import two_states
+from edge_agent.backtest.rows import MINE
 from edge_agent.core.site import FloatColumn
 
 LEVELS = 72
+# Of one class beside the others, of which there may be many.
+_OWN_LEVELS = 24
+_SWEEPS = 3
+# A sweep that gains less than this share ends them.
+_LEAST_GAIN = 1e-4
 
 
 def clairvoyant_fleet(fleet: Fleet, duty: Duty, base_w: FloatColumn) -> FloatColumn:
     """Give the devices (in fractions) that hold each step in each interval."""
     order = list(fleet.order)
+    by_merit = _filled(fleet, order, duty, base_w, LEVELS)
+    classes = sorted({lot.of_class for lot in fleet.lots})
+    if len(classes) == 1:
+        return by_merit
+    alone = [two_states(lot.series.gain, lot.series.start_mine) == MINE for lot in fleet.lots]
+    begun = [by_merit, govern(fleet, duty, base_w, np.stack(alone))]
+    for of in classes:
+        first = sorted(order, key=lambda at: fleet.lots[at].of_class != of)
+        begun.append(_filled(fleet, first, duty, base_w, _OWN_LEVELS))
+    made = max(begun, key=lambda counts: _worth(fleet, counts))
+    return _beside(fleet, made, duty, base_w)
+
+
+def _beside(fleet: Fleet, made: FloatColumn, duty: Duty, base_w: FloatColumn) -> FloatColumn:
+    """Find the best course of each class beside those of the others, as long as that gains."""
+    classes = sorted({lot.of_class for lot in fleet.lots})
+    watts = np.array([lot.rise_w for lot in fleet.lots])
+    worth = _worth(fleet, made)
+    for _ in range(_SWEEPS):
+        before = worth
+        for of in classes:
+            own = [at for at in fleet.order if fleet.lots[at].of_class == of]
+            others = made.copy()
+            others[own] = 0.0
+            tried = others + _filled(fleet, own, duty, base_w + watts @ others, _OWN_LEVELS)
+            if (found := _worth(fleet, tried)) > worth:
+                made, worth = tried, found
+        if worth - before <= _LEAST_GAIN * abs(worth):
+            break
+    return made
+
+
+def _worth(fleet: Fleet, counts: FloatColumn) -> float:
+    """Give what a course earns above all asleep."""
+    out = 0.0
+    for lot, held in zip(fleet.lots, counts, strict=True):
+        rise = np.maximum(np.diff(held, prepend=held[0]), 0.0)
+        earned = held * np.nan_to_num(lot.series.gain)
+        out += float(np.sum(earned - rise * np.nan_to_num(lot.series.start_mine)))
+    return out
+
+
+def _filled(
+    fleet: Fleet, order: list[int], duty: Duty, base_w: FloatColumn, level_count: int
+) -> FloatColumn:
+    """Give the best course of some lots, filled in their order; all others hold nothing.
+
+    Args:
+        base_w: load of all that is none of these lots.
+    """
     lots = [fleet.lots[at] for at in order]
     sizes = np.array([lot.count * lot.rise_w for lot in lots])
     gain = np.stack([np.nan_to_num(lot.series.gain) / lot.rise_w for lot in lots])
     cost = np.stack([np.nan_to_num(lot.series.start_mine) / lot.rise_w for lot in lots])
     edges = np.concatenate(([0.0], np.cumsum(sizes)))
-    fixed = np.unique(np.concatenate((np.linspace(0.0, edges[-1], LEVELS), edges)))
+    fixed = np.unique(np.concatenate((np.linspace(0.0, edges[-1], level_count), edges)))
     room = np.clip(duty.ceiling_w - base_w, 0.0, edges[-1])
     levels = _best(fixed, room, (edges, gain, cost), (duty, base_w))
     filled = np.clip(levels[None, :] - edges[:-1, None], 0.0, sizes[:, None])
-    out = np.empty_like(filled)
+    out = np.zeros((len(fleet), len(base_w)))
     out[order] = filled / np.array([lot.rise_w for lot in lots])[:, None]
     return out
 

@@ -145,11 +145,12 @@ def later(column: FloatColumn, hours: int) -> FloatColumn:
 
 def _run(rows: Rows, sheets: Sheets, memory: Memory, limits: Limits, *, known: bool) -> CodeColumn:
     count, steps = rows.asked.shape
-    of = np.array(rows.class_of)
+    of = np.array(rows.class_of, dtype=np.int64)
     every = [rows.series(at).row for at in range(count)]
     asics = np.array([rows.series(at).is_asic for at in range(count)])
     ski_rental = np.array([row.ski_rental for row in every])
-    dwell = np.array([row.dwell_s for row in every]) / STEP_S
+    up = np.array([row.least_up_s for row in every]) / STEP_S
+    down = np.array([row.least_down_s for row in every]) / STEP_S
     state = np.full(count, MINE, dtype=np.uint8)
     regret, debt = np.zeros(count), np.zeros(count)
     stayed = np.full(count, np.inf)
@@ -179,7 +180,7 @@ def _run(rows: Rows, sheets: Sheets, memory: Memory, limits: Limits, *, known: b
         change = none
         if fresh[at] or safe[at]:
             # Who served until now has had its change, and who is asked will.
-            free = ~asked & ~serves & (stayed >= dwell)
+            free = ~asked & ~serves & (stayed >= np.where(on, up, down))
             if fresh[at]:
                 outlook = Outlook(expected, share)
                 found = wants(on, outlook, cost, regret, debt, ski_rental, known=known)

@@ -8,7 +8,7 @@ import numpy as np
 from msgspec import Struct
 
 from edge_agent.backtest.duties import Duty
-from edge_agent.backtest.fleet import Fleet
+from edge_agent.backtest.fleet import Fleet, Lot
 from edge_agent.backtest.frame import STEP_S
 from edge_agent.backtest.governed import begin
 from edge_agent.backtest.live import Memory, Sheets, remember
@@ -73,7 +73,7 @@ def _run(
     memory, sheets = seen
     count, steps = len(fleet), len(base_w)
     ski_rental = np.array([lot.series.row.ski_rental for lot in fleet.lots])
-    dwell = np.array([lot.series.row.dwell_s for lot in fleet.lots]) / STEP_S
+    stays = np.array([_stays_s(lot) for lot in fleet.lots]).T / STEP_S
     total = np.array([float(lot.count) for lot in fleet.lots])
     watts = np.array([lot.rise_w for lot in fleet.lots])
     zero, never = np.zeros(count), np.zeros(count, dtype=np.bool_)
@@ -93,7 +93,7 @@ def _run(
             now.debt = pay_debt(now.debt, now.left, last_gain, last_cost, ~never, STEP_S)
         now.stayed = now.stayed + 1.0
         if fresh[at]:
-            standing = Standing(regret_usd=now.regret, debt=now.debt, dwelt=now.stayed >= dwell)
+            standing = Standing(regret_usd=now.regret, debt=now.debt, dwelt=now.stayed >= stays)
             worths = weigh(Outlook(expected, share), cost, standing, ski_rental, known=known)
         else:
             safe = bool(memory.safe[at])
@@ -112,6 +112,12 @@ def _run(
         out[at] = held
         last_gain, last_cost = gain, cost
     return Course(counts=np.ascontiguousarray(out.T), gap_usd=gaps)
+
+
+def _stays_s(lot: Lot) -> tuple[float, float]:
+    """Give the least stay on and off; a higher step is no cycle of the device: the dwell counts."""
+    row = lot.series.row
+    return (row.dwell_s, row.dwell_s) if lot.step else (row.least_up_s, row.least_down_s)
 
 
 def _hands(fleet: Fleet) -> list[_Hand]:

@@ -18,6 +18,7 @@ from edge_agent.backtest.rows import MINE, Account, Rows
 from edge_agent.config import Duties
 from edge_agent.core.outlook import Knowledge
 from edge_agent.core.site import FloatColumn, Limits, Site
+from protocol.resource import DeviceKind
 
 FILL = "fill"
 BASELINE = "s1-ai-else-mine"
@@ -49,8 +50,26 @@ class Settled(Struct, frozen=True, eq=False, kw_only=True):
 
 
 def has_fleet(site: Site, duties: Duties | None) -> bool:
-    """Say whether a site needs more than on and off under a cap that stands."""
-    return duties is not None or any(row.modes for row in site.classes)
+    """Say whether a site needs more than each device on or off by itself.
+
+    It does with modes, with duties, and where its cap cannot carry everything at once.
+    """
+    return (
+        duties is not None
+        or any(row.modes for row in site.classes)
+        or _most_w(site) > site.limits.power_cap_w
+    )
+
+
+def _most_w(site: Site) -> float:
+    """Give the highest load at the meter that courses of a back-test can come to."""
+    by_class = np.bincount(site.class_of, minlength=len(site.classes)).tolist()
+    most_w = 0.0
+    for row, count in zip(site.classes, by_class, strict=True):
+        model = row.model
+        off_w = model.curtailed_w if model.kind is DeviceKind.ASIC else model.idle_w
+        most_w += count * max(model.mine_w, model.serve_w, off_w) * row.pue
+    return most_w
 
 
 def build_ground(
@@ -79,7 +98,9 @@ def settle_policy(name: str, ground: Ground) -> Settled:
     gpus = _gpus(name, ground)
     base_w = gpus.load_w + ground.fleet.asleep_w
     gap: FloatColumn | None = None
-    if name == "hcp":
+    if not ground.fleet.lots:
+        counts = np.zeros((0, len(base_w)))
+    elif name == "hcp":
         prices = (ground.frame.price, ground.frame.day_ahead)
         made = hcp_fleet(ground.fleet, ground.duty, base_w, prices, ground.knowledge, ground.limits)
         counts, gap = made.counts, made.gap_usd

@@ -84,6 +84,7 @@ def backtest(
     else:
         policies = _on_off(site, rows, frame, wanted, knowledge)
     settled = ~np.isnan(frame.price) & ~np.isnan(frame.hashprice)
+    above = _above_best(policies)
     return Report(
         site=site.site_id,
         devices=len(site),
@@ -91,9 +92,18 @@ def backtest(
         span=describe(frame),
         intervals=len(frame),
         settled_intervals=int(settled.sum()),
-        notes=frame.notes,
+        notes=(*frame.notes, *above),
         policies={name: policies[name] for name in names},
     )
+
+
+def _above_best(policies: dict[str, PolicyResult]) -> tuple[str, ...]:
+    """Say where a policy came out above the clairvoyant: of unlike classes it is a best found."""
+    best_usd = policies[BEST].profit_usd
+    above = [name for name, row in policies.items() if row.profit_usd > best_usd + 0.01]
+    if not above:
+        return ()
+    return (f"{', '.join(above)}: above the best course found with all known; U counts against it",)
 
 
 def _on_off(

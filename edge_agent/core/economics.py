@@ -180,8 +180,9 @@ def energy_price(site: Site, market: MarketState) -> float | None:
     return marginal_usd_per_mwh(site.limits, full_load_mw(site), held.value)
 
 
-# A pass asks several times for the value of one state: once for two sites in one process.
-@lru_cache(maxsize=4)
+# A pass asks several times for the value of one state: once for two sites in one process, or for
+# three worlds.
+@lru_cache(maxsize=8)
 def value(site: Site, state: SiteState) -> Values:
     """Value mining and off for every device; NaN where an input was never seen."""
     market = state.market
@@ -202,9 +203,7 @@ def value(site: Site, state: SiteState) -> Values:
     energy = [np.nan if price is None else usd_per_wh(row, price) for row in classes]
     revenue = mine_ths * site.spread(per_ths_h) + site.spread(flat)
     energy_usd_per_wh = site.spread(energy)
-    idle, idle_w = mode_of(state) == IDLE, site.column(_off_w)
-    if idle.any():
-        idle_w = np.where(idle, site.column(_IDLE_W), idle_w)
+    idle_w = _idle_w(site, state)
     mine_usd, off_usd = revenue - mine_w * energy_usd_per_wh, -idle_w * energy_usd_per_wh
     quality = np.array([quality_of(site, state, row) for row in site.classes], dtype=np.uint8)
     return Values(
@@ -278,16 +277,18 @@ def _in_step(site: Site, state: SiteState, at: IntColumn, step: CodeColumn) -> S
     return replace(state, **columns)
 
 
-def outlook(site: Site, state: SiteState, values: Values) -> tuple[Outlook, FloatColumn]:
-    """Give the outlook and the prudent restart cost of each device."""
-    interval_h = site.column(_interval_h)
+def outlook(
+    site: Site, state: SiteState, values: Values, at: IntColumn | slice = slice(None)
+) -> tuple[Outlook, FloatColumn]:
+    """Give the outlook and the prudent restart cost of devices ``at``."""
+    interval_h = site.column(_interval_h)[at]
     return forecast(
         site.limits.price_knowledge,
         known_prices(state.market),
-        values.gain_on_usd_per_h * interval_h,
-        values.saved_mw * interval_h,
-        values.restart_usd,
-        np.maximum(values.revenue_usd_per_h, 0.0) * interval_h,
+        values.gain_on_usd_per_h[at] * interval_h,
+        values.saved_mw[at] * interval_h,
+        values.restart_usd[at],
+        np.maximum(values.revenue_usd_per_h[at], 0.0) * interval_h,
     )
 
 
@@ -312,8 +313,11 @@ def grow(
     # Time in a fast replay stands for more: intervals, not seconds, pay the debt back.
     passed = site.spread([dt_s / row.interval_s * INTERVAL_S for row in site.classes])
     cost = table_of(site.limits.price_knowledge, has_ahead=True).prudence * values.restart_usd
+    misses = counts & ((on & (gain < 0.0)) | (off & (gain > 0.0)))
+    # Where all do what pays and have done so, there is nothing to regret.
+    stays = not misses.any() and not state.regret_usd.any()
     return (
-        grow_regret(state.regret_usd, on, gain, counts),
+        state.regret_usd if stays else grow_regret(state.regret_usd, on, gain, counts),
         # What an order keeps off is no doing of the outlook.
         pay_debt(state.debt, off & ~under_order(state), gain, cost, counts, passed),
     )
@@ -381,15 +385,26 @@ def _restart_usd(
         0.0 if cost is None or cost[1] is None else max(cost[1] - row.model.mine_w * hours, 0.0)
         for row, cost, hours in zip(site.classes, learnt, start_h, strict=True)
     ]
-    above = site.spread(above_wh)
-    drawn = np.where(above > 0.0, above * np.maximum(energy_usd_per_wh, 0.0), 0.0)
-    out: FloatColumn = site.spread(wear) + earned * site.spread(start_h) + drawn
+    out: FloatColumn = site.spread(wear) + earned * site.spread(start_h)
+    if any(above_wh):
+        above = site.spread(above_wh)
+        out += np.where(above > 0.0, above * np.maximum(energy_usd_per_wh, 0.0), 0.0)
     return out
 
 
 def _or_nameplate(column: FloatColumn, nameplate: FloatColumn) -> FloatColumn:
     unknown = np.isnan(column)
     return np.where(unknown, nameplate, column) if unknown.any() else column
+
+
+def _idle_w(site: Site, state: SiteState) -> FloatColumn:
+    """Give what each device draws when off: asleep for a miner, unless it is idle."""
+    idle = (mode_of(state) == IDLE) & site.is_asic
+    off_w = site.column(_off_w)
+    if not idle.any():
+        return off_w
+    out: FloatColumn = np.where(idle, site.column(_IDLE_W), off_w)
+    return out
 
 
 def _flat_usd_per_h(market: MarketState, row: DeviceClass) -> float:

@@ -38,7 +38,7 @@ from edge_agent.core.room import (
     shed_for_order,
     shed_mining,
 )
-from edge_agent.core.rule import judge
+from edge_agent.core.rule import Verdict, judge
 from edge_agent.core.shedding import Excess, shed_feeders, shed_for_cap
 from edge_agent.core.site import (
     CURTAILED,
@@ -59,6 +59,7 @@ from edge_agent.core.site_state import (
     HOLD_DRAIN,
     HOLD_MINE,
     HOLD_SERVE,
+    LeaseStatus,
     SiteState,
     lease_by_id,
 )
@@ -80,15 +81,23 @@ _RULE_GATES = np.uint8(G.CAP | G.RAMP)
 _SKI_RENTAL = attrgetter("ski_rental")
 
 
-def plan(site: Site, state: SiteState) -> p.Plan:
-    """Plan for the instant of ``state``; acts on nothing."""
+def plan(site: Site, state: SiteState, *, acts_only: bool = False) -> p.Plan:
+    """Plan for the instant of ``state``; acts on nothing.
+
+    Args:
+        acts_only: leave out what no act comes of. What is done, the alarms, and where a cap, a ramp
+            or an order binds are the same. Money is known of changes for money alone; of other
+            devices the records say little, and there is no sum of readings and no allocation.
+    """
     values = value(site, state)
     counted = pw.counted_w(site, state)
-    power = pw.view(site, state)
+    power = pw.view(site, state, read=not acts_only)
     acts = ls.decide(site, state, values, power)
     # What follows plans as if the lease acts were done: a lease starts in the pass that takes it.
     state = _after(site, state, acts)
-    draft = _money(site, state, best_value(site, state))
+    draft = (_changes if acts_only else _money)(site, state, best_value(site, state))
+    if acts_only and not acts and _is_calm(site, state, power, draft):
+        return p.Plan(intents=(), leases=(), records=_records(state, draft), power=power)
     _reserve(site, state, draft)
     starts = _admit_starts(site, state, power)
     draft.free |= starts.waiting
@@ -108,16 +117,110 @@ def plan(site: Site, state: SiteState) -> p.Plan:
     return p.Plan(
         intents=intents,
         leases=acts + lease_acts,
-        records=p.DecisionRecords(
-            state.activity, draft.best, draft.target, draft.gain_usd, draft.cost_usd,
-            draft.reason, draft.gates,
-            *(() if draft.steps is None else (draft.steps.target, draft.steps.reason)),
-        ),
+        records=_records(state, draft),
         power=power,
         alarms=_alarms(site, state, power),
         feeder_bound=draft.bound,
-        allocation=_allocation(site, state, values, counted, draft, wanted),
+        allocation=(
+            None if acts_only else _allocation(site, state, values, counted, draft, wanted)
+        ),
+    )
+
+
+def _records(state: SiteState, draft: Draft) -> p.DecisionRecords:
+    return p.DecisionRecords(
+        state.activity, draft.best, draft.target, draft.gain_usd, draft.cost_usd,
+        draft.reason, draft.gates,
+        *(() if draft.steps is None else (draft.steps.target, draft.steps.reason)),
     )  # fmt: skip
+
+
+def _is_calm(site: Site, state: SiteState, power: p.PowerView, draft: Draft) -> bool:
+    """Tell whether nothing but money could move a device, and money moves none."""
+    return not (
+        (draft.free & (draft.target != state.activity)).any()
+        or power.counted_w > power.cap_w
+        or state.over_cap_ns >= 0
+        or (state.policy is not None and state.policy.curtail)
+        or any(row.open for row in state.orders)
+        or any(row.status is not LeaseStatus.CLOSED for row in state.leases)
+        or (state.lease_no >= 0).any()
+        or state.hold.any()
+        or state.quarantine_ns.any()
+        or any(row.warm_reserve > 0 for row in site.classes)
+        or site.feeders
+        or site.steps is not None
+    )
+
+
+def _changes(site: Site, state: SiteState, values: Values) -> Draft:
+    """Draft for money as ``_money`` does, but ask about those devices alone that may change."""
+    on = state.activity == MINE
+    off = (state.activity == IDLE) | (state.activity == CURTAILED)
+    free = (on | off) & state.reachable & (state.switch_no < 0) & (state.lease_no < 0)
+    free &= state.quarantine_ns <= state.now_ns
+    may = free & (values.quality == FRESH)
+    if site.limits.price_knowledge == "nowcast":
+        # Where the price is known the rule wants nothing that loses at it.
+        gain_h = values.gain_on_usd_per_h
+        may &= (on & (gain_h < 0.0)) | (off & (gain_h > 0.0))
+    at = np.flatnonzero(may)
+    at = at[_dwelt(site, state, on, at)]
+    nothing = np.full(len(site), np.nan)
+    none = np.zeros(len(site), dtype=np.uint8)
+    draft = Draft(
+        state.activity.copy(), np.full(len(site), _NO_REASON), none, nothing, nothing,
+        state.activity, free,
+    )  # fmt: skip
+    if len(at):
+        _change(values, draft, at, _verdict(site, state, values, on, at))
+    return _safely(site, values, draft)
+
+
+def _change(values: Values, draft: Draft, at: IntColumn, verdict: Verdict) -> None:
+    """Let those of devices ``at`` change that the rule wants changed, and that it pays for."""
+    draft.gain_usd, draft.cost_usd = draft.gain_usd.copy(), draft.cost_usd.copy()
+    draft.gain_usd[at], draft.cost_usd[at] = verdict.gain_usd, verdict.cost_usd
+    change = verdict.change & (verdict.gain_usd > verdict.cost_usd)
+    for moved, why in ((verdict.early, R.GAIN), (~verdict.early, R.SKI_RENTAL)):
+        own = at[change & moved]
+        draft.reason[own] = why
+        mines = draft.target[own] == MINE
+        draft.target[own] = np.where(mines, values.off_code[own], np.uint8(MINE))
+
+
+def _verdict(
+    site: Site,
+    state: SiteState,
+    values: Values,
+    on: FlagColumn,
+    at: IntColumn | slice = slice(None),
+) -> Verdict:
+    """Ask outlook and rule about devices ``at``."""
+    expected, cost = outlook(site, state, values, at)
+    return judge(
+        on[at], expected, cost, state.regret_usd[at], state.debt[at], site.column(_SKI_RENTAL)[at],
+        known=site.limits.price_knowledge == "nowcast",
+    )  # fmt: skip
+
+
+def _dwelt(
+    site: Site, state: SiteState, on: FlagColumn, at: IntColumn | slice = slice(None)
+) -> FlagColumn:
+    """Tell which of devices ``at`` have stayed as long as they must."""
+    least_ns = np.where(on[at], site.column(_up_ns)[at], site.column(_down_ns)[at])
+    out: FlagColumn = state.now_ns - state.mode_since_ns[at] >= least_ns
+    return out | off_by_order(state)[at]
+
+
+def _safely(site: Site, values: Values, draft: Draft) -> Draft:
+    """Let what has had no value for long follow the safe policy."""
+    safe = draft.free & (values.quality == SAFE)
+    safe_code = np.uint8(MINE) if site.limits.safe_policy == "mine" else values.off_code
+    np.copyto(draft.target, safe_code, where=safe)
+    np.copyto(draft.reason, np.uint8(R.SAFE_POLICY), where=safe)
+    draft.bound = np.zeros(len(site), dtype=np.bool_) if site.feeders else None
+    return draft
 
 
 def _money(site: Site, state: SiteState, values: Values) -> Draft:
@@ -126,14 +229,8 @@ def _money(site: Site, state: SiteState, values: Values) -> Draft:
     runs_or_not, settled, unleased = on | off, state.switch_no < 0, state.lease_no < 0
     gain_h = values.gain_on_usd_per_h
     better = (on & (gain_h < 0.0)) | (~on & (gain_h > 0.0))
-    expected, cost = outlook(site, state, values)
-    verdict = judge(
-        on, expected, cost, state.regret_usd, state.debt, site.column(_SKI_RENTAL),
-        known=site.limits.price_knowledge == "nowcast",
-    )  # fmt: skip
-    least_ns = np.where(on, site.column(_up_ns), site.column(_down_ns))
-    dwelt = state.now_ns - state.mode_since_ns >= least_ns
-    dwelt |= off_by_order(state)
+    verdict = _verdict(site, state, values, on)
+    dwelt = _dwelt(site, state, on)
     fresh = values.quality == FRESH
     out_of_use = state.quarantine_ns > state.now_ns
     reachable = state.reachable & ~out_of_use
@@ -152,10 +249,8 @@ def _money(site: Site, state: SiteState, values: Values) -> Draft:
     for bit, passed in enumerate((fresh, reachable, free, pays, verdict.change, dwelt)):
         gates |= passed.view(np.uint8) << np.uint8(bit)
     target = choose(change, other, state.activity)
-    safe_code = np.uint8(MINE) if site.limits.safe_policy == "mine" else values.off_code
-    np.copyto(target, safe_code, where=free & (values.quality == SAFE))
-    bound = np.zeros(len(site), dtype=np.bool_) if site.feeders else None
-    return Draft(target, reason, gates, verdict.gain_usd, cost, best, free, bound=bound)
+    draft = Draft(target, reason, gates, verdict.gain_usd, verdict.cost_usd, best, free)
+    return _safely(site, values, draft)
 
 
 def _mines(site: Site) -> CodeColumn:
@@ -163,11 +258,11 @@ def _mines(site: Site) -> CodeColumn:
 
 
 def _up_ns(row: DeviceClass) -> float:
-    return max(row.dwell_s, row.min_up_s) * NS_PER_S
+    return row.least_up_s * NS_PER_S
 
 
 def _down_ns(row: DeviceClass) -> float:
-    return max(row.dwell_s, row.min_down_s) * NS_PER_S
+    return row.least_down_s * NS_PER_S
 
 
 def _reserve(site: Site, state: SiteState, draft: Draft) -> None:

@@ -40,7 +40,7 @@ _INRUSH_W = attrgetter("model.inrush_w")
 
 
 # A pass asks several times for the count of one state: once for two sites in one process.
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def counted_w(site: Site, state: SiteState) -> FloatColumn:
     """Give what each device counts for against the cap, in site watts."""
     count = mode_plate_w(site, state)
@@ -59,7 +59,7 @@ def counted_w(site: Site, state: SiteState) -> FloatColumn:
 
 
 # A pass asks several times for the count of one state: once for two sites in one process.
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def counted_total_w(site: Site, state: SiteState) -> float:
     """Give the sum of what the devices count for, in site watts."""
     return total(counted_w(site, state))
@@ -209,13 +209,18 @@ def ramp_rise_w(
     return out
 
 
-def view(site: Site, state: SiteState) -> PowerView:
-    """Sum the site's power; what is free ends at the cap or, tighter, at a grid order's limit."""
+def view(site: Site, state: SiteState, *, read: bool = True) -> PowerView:
+    """Sum the site's power; what is free ends at the cap or, tighter, at a grid order's limit.
+
+    Args:
+        read: sum the readings too.
+    """
     load = counted_total_w(site, state)
     cap = cap_w(site, state)
     ordered = limit_w(site, state)
     free = cap - load if ordered is None else min(cap, ordered) - load
-    return PowerView(cap, load, measured_w(site, state), free, state.ramp_left_w)
+    measured = measured_w(site, state) if read else None
+    return PowerView(cap, load, measured, free, state.ramp_left_w)
 
 
 def over_cap_since(site: Site, state: SiteState) -> int:

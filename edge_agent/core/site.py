@@ -100,6 +100,16 @@ class DeviceClass(Struct, frozen=True, kw_only=True):
     set_modes: bool = False
 
     @property
+    def least_up_s(self) -> float:
+        """Give the least time on before a change for money alone."""
+        return max(self.dwell_s, self.min_up_s)
+
+    @property
+    def least_down_s(self) -> float:
+        """Give the least time off before a change for money alone."""
+        return max(self.dwell_s, self.min_down_s)
+
+    @property
     def class_name(self) -> str:
         """Give the name used in leases."""
         return self.name or self.model.name

@@ -7,6 +7,7 @@ import numpy as np
 from msgspec import Struct
 
 from edge_agent.core import facts as f
+from edge_agent.core.plan import PowerView
 from edge_agent.core.site import MINE, FloatColumn
 from edge_agent.services.journal_walk import Step
 from protocol.resource import Activity
@@ -56,8 +57,12 @@ class Doings(Struct, eq=False):
             faults=Counter(),
         )
 
-    def note(self, step: Step, place: int) -> None:
-        """Count what a row says and does."""
+    def note(self, step: Step, power: PowerView | None, place: int) -> None:
+        """Count what a row says and does.
+
+        Args:
+            power: as the pass of the row saw it; None: there was none.
+        """
         for fact in step.row.acts:
             if isinstance(fact, f.SwitchOpened):
                 what = f"mode {fact.mode}" if fact.mode else fact.to_activity.value
@@ -72,8 +77,7 @@ class Doings(Struct, eq=False):
                 self.faults["node_lost"] += 1
             elif isinstance(said, f.NodeSaid):
                 self.faults[said.event.kind.value] += 1
-        if step.made is not None:
-            power = step.made.power
+        if power is not None:
             self.passes += 1
             self.margin_w = min(self.margin_w, power.cap_w - power.counted_w)
             self.cap_w[place] = np.fmin(self.cap_w[place], power.cap_w)
@@ -82,11 +86,13 @@ class Doings(Struct, eq=False):
             self.limit_w[place] = np.fmin(self.limit_w[place], limit_w)
             self.counted_w[place] = np.fmax(self.counted_w[place], power.counted_w)
 
-    def load(self, step: Step, place: int, dt_h: float, site_w: float) -> None:
+    def load(
+        self, step: Step, power: PowerView | None, place: int, dt_h: float, site_w: float
+    ) -> None:
         """Add the load of a time, and whether the pass at its end stood above the cap."""
         self.load_wh[place] += site_w * dt_h
         mines = step.before.activity == MINE
         mines = mines[step.site.is_asic] if step.site.is_asic.any() else mines
         self.mining_h[place] += float(mines.mean()) * dt_h
-        if step.made is not None and step.made.power.counted_w > step.made.power.cap_w:
+        if power is not None and power.counted_w > power.cap_w:
             self.over_cap_h += dt_h

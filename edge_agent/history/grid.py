@@ -129,7 +129,7 @@ def rule_course(grid: Grid, foresight: Foresight) -> FlagColumn:
     site, memory = grid.day.site, _as_known(grid, foresight)
     knowledge = site.limits.price_knowledge if foresight == "then" else "nowcast"
     ski_rental = site.column(_ski_rental)
-    dwell_s = site.column(_dwell_s)
+    up_s, down_s = site.column(_least_up_s), site.column(_least_down_s)
     worth = _worth(grid) if foresight == "all" else None
     state = grid.begins_on.copy()
     regret, debt = grid.begin.regret_usd, grid.begin.debt
@@ -143,7 +143,7 @@ def rule_course(grid: Grid, foresight: Foresight) -> FlagColumn:
         verdict = judge(
             state, outlook, cost, regret, debt, ski_rental, known=knowledge == "nowcast"
         )
-        choice = (grid.chosen_h[at] > 0.0) & (stayed_s >= dwell_s)
+        choice = (grid.chosen_h[at] > 0.0) & (stayed_s >= np.where(state, up_s, down_s))
         if memory.fresh[at]:
             change = verdict.change & (verdict.gain_usd > verdict.cost_usd) & choice
         else:
@@ -272,5 +272,9 @@ def _ski_rental(row: DeviceClass) -> float:
     return row.ski_rental
 
 
-def _dwell_s(row: DeviceClass) -> float:
-    return row.dwell_s
+def _least_up_s(row: DeviceClass) -> float:
+    return row.least_up_s
+
+
+def _least_down_s(row: DeviceClass) -> float:
+    return row.least_down_s

@@ -1,8 +1,8 @@
 """Step series from CSV files: the value known at an instant is the last one published before it.
 
-Format: the first column is the time (ISO 8601, UTC), the others are numbers with the unit in their
-name. An empty cell is unknown. Which column means what is told by the names, so that another period
-or another settlement point needs no code.
+Format: the first column whose name ends with ``_utc`` (else the very first) is the time (ISO 8601,
+UTC), the others are numbers with the unit in their name. An empty cell is unknown. Which column
+means what is told by the names, so that another period or another settlement point needs no code.
 
 ========================  =======================================================================
 column                    meaning and when it is known
@@ -143,6 +143,11 @@ def load_market(folder: Path) -> MarketData:
     )
 
 
+def time_column(header: Sequence[str]) -> str:
+    """Give the name of the column that holds the time: the first ``*_utc``, else the first."""
+    return next((name for name in header if name.endswith("_utc")), header[0])
+
+
 def dearest_hour_ms(price: Series) -> int:
     """Give the start of the hour with the highest mean price (the first of equals)."""
     sums: dict[int, list[float]] = {}
@@ -162,7 +167,7 @@ def _file_order(path: Path) -> tuple[bool, bool, str]:
 
 
 def _header(path: Path) -> list[str]:
-    with path.open(newline="", encoding="utf-8") as stream:
+    with path.open(newline="", encoding="utf-8-sig") as stream:
         return next(csv.reader(stream), [])
 
 
@@ -183,7 +188,8 @@ def _beside(path: Path, column: str) -> Series:
 
 def _cells(path: Path, column: str) -> Iterator[tuple[int, float | None]]:
     for number, row in _rows(path):
-        yield _time_ms(path, number, next(iter(row.values()))), _number(path, number, column, row)
+        at_ms = _time_ms(path, number, row[time_column(tuple(row))])
+        yield at_ms, _number(path, number, column, row)
 
 
 def _offers(path: Path) -> dict[str, Series]:
@@ -203,7 +209,7 @@ def _offers(path: Path) -> dict[str, Series]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    with path.open(newline="", encoding="utf-8") as stream:
+    with path.open(newline="", encoding="utf-8-sig") as stream:
         for number, row in enumerate(csv.DictReader(stream), start=2):
             if number > ROWS_MAX:
                 raise SeriesError("too_long", f"more than {ROWS_MAX} lines", path.name)

@@ -2,11 +2,12 @@
 
 Phases that are asked for at once are each carried out as if asked for alone: another request may
 come between two of them, and ends the walk where it ends the switch. What no reading and no
-assignment depends on is stored in one write at the end of the walk, before it is answered.
+assignment depends on is stored in one write once the walk was answered: lost, it is done again.
 """
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -41,6 +42,8 @@ from protocol.node import (
 from protocol.resource import Activity
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 _FORWARD_PHASES = frozenset(Phase) - phases.RETRIED_PHASES
 _HOLDING_PHASES = _FORWARD_PHASES - {Phase.VALIDATE, Phase.COMMIT}
@@ -98,34 +101,40 @@ class PhaseRunner:
         self._emit = emit
         self._unstored: dict[ResultKey, DeviceOutcome] = {}
 
-    async def do(self, request: PhaseDo) -> PhaseDone:
-        """Carry out a phase on its devices and those to follow, or give the stored results."""
+    async def do(self, request: PhaseDo, reply: Callable[[PhaseDone], None]) -> PhaseDone:
+        """Carry out a phase on its devices and those to follow, or give the stored results.
+
+        Args:
+            reply: takes what is returned as soon as all is stored that must not be lost.
+        """
         walk = _Walk()
-        ends: list[PhaseEnd] = []
         try:
-            for one in request.walk:
-                began_ns = self._clock.boottime_ns()
-                asked = structs.replace(request, phase=one.phase, deadline_ms=one.deadline_ms)
-                outcomes = await self._phase(asked, walk)
-                took_us = max(self._clock.boottime_ns() - began_ns, 0) // 1_000
-                ends.append(PhaseEnd(phase=one.phase, outcomes=outcomes, took_us=took_us))
-                if any(outcome.status != "done" for outcome in outcomes):
-                    break
+            ends = await self._ends(request, walk)
+            done = PhaseDone(
+                switch_id=request.switch_id,
+                phase=request.phase,
+                outcomes=ends[0].outcomes,
+                took_us=ends[0].took_us,
+                then=tuple(ends[1:]),
+            )
+            reply(done)
             await self._store_walk(walk)
-        except StorageError as exc:
-            # What was done is done; asked again it is done again, and then remembered.
-            unknown = tuple(_outcome(one, "unknown", exc.code, exc.detail) for one in request.steps)
-            ends[-1] = structs.replace(ends[-1], outcomes=unknown)
         finally:
             for key in walk.results:
                 self._unstored.pop(key, None)
-        return PhaseDone(
-            switch_id=request.switch_id,
-            phase=request.phase,
-            outcomes=ends[0].outcomes,
-            took_us=ends[0].took_us,
-            then=tuple(ends[1:]),
-        )
+        return done
+
+    async def _ends(self, request: PhaseDo, walk: _Walk) -> list[PhaseEnd]:
+        ends: list[PhaseEnd] = []
+        for one in request.walk:
+            began_ns = self._clock.boottime_ns()
+            asked = structs.replace(request, phase=one.phase, deadline_ms=one.deadline_ms)
+            outcomes = await self._phase(asked, walk)
+            took_us = max(self._clock.boottime_ns() - began_ns, 0) // 1_000
+            ends.append(PhaseEnd(phase=one.phase, outcomes=outcomes, took_us=took_us))
+            if any(outcome.status != "done" for outcome in outcomes):
+                break
+        return ends
 
     async def _phase(self, request: PhaseDo, walk: _Walk) -> tuple[DeviceOutcome, ...]:
         """Carry out one phase, with its devices held."""
@@ -156,7 +165,7 @@ class PhaseRunner:
     ) -> dict[str, DeviceOutcome]:
         outcomes: dict[str, DeviceOutcome] = {}
         jobs: list[_Job] = []
-        if request.phase is Phase.VALIDATE:
+        if request.phase is Phase.VALIDATE and not self._executor.host_up():
             # Its host is back within a second or two: nothing was touched yet, so wait for it.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline_s):
@@ -215,6 +224,20 @@ class PhaseRunner:
         if phase is Phase.HANDOVER:
             await self._register(jobs)
         stopped: dict[str, None] = {}
+        acted = await self._act_all(phase, jobs, deadline_s, stopped)
+        outcomes = {outcome.device_id: outcome for outcome in acted}
+        if phase in phases.SYNCED_PHASES and self._needs_page(phase, jobs):
+            await self._store_with_page(request, jobs, outcomes, stopped, deadline_s)
+        else:
+            await self._store(request, jobs, outcomes, stopped, walk)
+        return outcomes
+
+    async def _act_all(
+        self, phase: Phase, jobs: Sequence[_Job], deadline_s: float, stopped: dict[str, None]
+    ) -> tuple[DeviceOutcome, ...]:
+        """Act on all devices side by side, and beside PAUSE register what HANDOVER makes."""
+        if len(jobs) == 1 and phase is not Phase.PAUSE:
+            return (await self._act(phase, jobs[0], deadline_s, stopped),)
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(
@@ -222,12 +245,18 @@ class PhaseRunner:
                 )
                 for job in jobs
             ]
-        outcomes = {task.result().device_id: task.result() for task in tasks}
-        if phase in phases.SYNCED_PHASES and self._needs_page(phase, jobs):
-            await self._store_with_page(request, jobs, outcomes, stopped, deadline_s)
-        else:
-            await self._store(request, jobs, outcomes, stopped, walk)
-        return outcomes
+            early = group.create_task(self._early(jobs)) if phase is Phase.PAUSE else None
+        if early is not None and (error := early.result()) is not None:
+            raise error
+        return tuple(task.result() for task in tasks)
+
+    async def _early(self, jobs: Sequence[_Job]) -> StorageError | None:
+        """Register the instances of HANDOVER while the acts before it are waited for."""
+        try:
+            await self._register(jobs)
+        except StorageError as exc:
+            return exc
+        return None
 
     async def _register(self, jobs: Sequence[_Job]) -> None:
         """Know every instance before its host does: no meter may run that nobody would read."""
@@ -342,8 +371,12 @@ class PhaseRunner:
     async def _store_walk(self, walk: _Walk) -> None:
         """Store unsynced what only saves doing it again."""
         change = NodeChange(results=tuple(walk.results.items()), meters=self._stopped(walk.stopped))
-        if change != NodeChange():
+        if change == NodeChange():
+            return
+        try:
             await self._memory.commit(change, sync=False)
+        except StorageError as exc:
+            logger.warning("results not kept, asked for again they are made again: %s", exc)
 
     def _stopped(self, names: dict[str, None]) -> tuple[MeterState, ...]:
         return tuple(

@@ -109,7 +109,7 @@ def pairs(
     """
     world: OtherWorld | None = None
     based: Site | None = None
-    for step in Walk(source, otherwise).steps(from_at):
+    for step in Walk(source, otherwise).steps(from_at, plans=False):
         wall = step.row.instant.wall
         if to_at is not None and wall > to_at:
             return
@@ -186,7 +186,7 @@ class _Sums(Struct):
         step = pair.step
         self.first = step.row.instant.wall if self.first is None else self.first
         self.last = step.row.instant.wall
-        self.passes += step.made is not None
+        self.passes += step.planned
         self.apart_fleets = self.apart_fleets or pair.site.digest != step.site.digest
         dt_s = _elapsed_s(step)
         was = profit_usd_per_h(step.site, step.before)
@@ -241,7 +241,7 @@ def both(world: OtherWorld, step: Step) -> Pair:
     before = world.state
     facts = world.facts_of(step)
     entered = enter(world.site, before, step.row.instant, facts)
-    made = plan(world.site, entered) if step.row.planned else None
+    made = plan(world.site, entered, acts_only=True) if step.row.planned else None
     acts = () if made is None else _acts(world, step, entered, made)
     state = act(world.site, entered, acts)
     world.moved(step, state, acts)
@@ -252,10 +252,12 @@ def _acts(world: OtherWorld, step: Step, entered: SiteState, made: Plan) -> tupl
     """Give what the other world does; where it is what was done, the same facts with their ids."""
     wall = step.row.instant.wall
     done = {_key(fact): fact for fact in step.row.acts}
+    room = _ROOM_MAX
     opened = sum(isinstance(fact, f.SwitchOpened) for fact in step.row.acts)
-    # An agent without room for all its intents leaves the last ones for later.
-    short = step.made is not None and opened < len(step.made.intents)
-    room = opened if short else _ROOM_MAX
+    if opened < len(made.intents):
+        # An agent without room for all its intents leaves the last ones for later.
+        was = step.acts()
+        room = opened if was is not None and opened < len(was.intents) else room
     facts: list[f.Fact] = list(tell(entered, made.leases, wall, 0).facts)
     facts += [
         open_switch(world.site, entered, intent, world.new_id).fact

@@ -4,6 +4,7 @@ from msgspec import Struct
 
 from edge_agent.workloads.engine import (
     EngineCapabilities,
+    EngineSpec,
     EngineState,
     PauseMode,
     Probe,
@@ -13,7 +14,7 @@ from edge_agent.workloads.engine import (
 )
 from edge_agent.workloads.engine_time import engine_acts
 from edge_agent.workloads.engines.api import ApiEngine
-from edge_agent.workloads.engines.base import CONTEXT_MIB, PROBE_S
+from edge_agent.workloads.engines.base import CONTEXT_MIB, PROBE_S, EnginePorts
 from edge_agent.workloads.engines.evidence import Deadline, until, within
 from edge_agent.workloads.engines.reference import (
     capabilities_of,
@@ -56,6 +57,10 @@ class ReferenceServer(ApiEngine):
         spec: The engine. ports: to the machine.
     """
 
+    def __init__(self, spec: EngineSpec, ports: EnginePorts) -> None:
+        super().__init__(spec, ports)
+        self._told = ServerStatus(state="", in_flight=0)
+
     def capabilities(self) -> EngineCapabilities:
         """Give what it can do: it also drops its weights and brings them back from host memory."""
         given = capabilities_of(CONTEXT_MIB, ours=self._program.ours, releases=True)
@@ -94,12 +99,11 @@ class ReferenceServer(ApiEngine):
             await self._api.act(f"/pause?mode={mode}&{timeout_of(deadline)}", deadline)
             acked_ns = self._now_ns()
             await until(lambda: self._lacks(EngineState.WARM, deadline), deadline)
-            status = await self._status(deadline)
             return Receipt(
                 acked_ns=acked_ns,
                 idle_ns=self._now_ns(),
-                evidence=f"its state is {status.state}",
-                inflight_left=status.in_flight,
+                evidence=f"its state is {self._told.state}",
+                inflight_left=self._told.in_flight,
             )
 
     async def offload(self, deadline_s: float) -> Receipt:
@@ -126,8 +130,7 @@ class ReferenceServer(ApiEngine):
     async def resume(self, deadline_s: float) -> Receipt:
         """Let it work again; logits that are right are its first sign of work."""
         async with within("resume", deadline_s) as deadline:
-            await self._start(deadline, quick=True)
-            logits = await self._resumed(deadline)
+            logits = await self._ordered(self._resumed, deadline)
             acked_ns = self._now_ns()
             await until(lambda: self._lacks(EngineState.ACTIVE, deadline), deadline)
             self._judge(logits, learn=False)
@@ -155,7 +158,8 @@ class ReferenceServer(ApiEngine):
         refuse_unready(status.state, status.detail)
 
     async def _status(self, deadline: Deadline) -> ServerStatus:
-        return await self._api.get("/status", ServerStatus, deadline)
+        self._told = await self._api.get("/status", ServerStatus, deadline)
+        return self._told
 
     async def _resumed(self, deadline: Deadline) -> str:
         """Order a resume; gives the hash of the logits that came of it."""

@@ -13,6 +13,7 @@ from edge_agent.__main__ import main
 from edge_agent.backtest.frame import Wish, load_frame
 from edge_agent.backtest.hindsight import three_states, two_states
 from edge_agent.backtest.policies import NAMES, course
+from edge_agent.backtest.policies_fleet import build_ground, has_fleet, settle_policy
 from edge_agent.backtest.report import Report, backtest
 from edge_agent.backtest.rows import (
     MINE,
@@ -258,3 +259,51 @@ def test_the_literal_rule_of_gpus_is_that_of_one_card_at_a_time(
             state = best if best != state and value[best] - value[state] > cost else state
             assert (at, code) == (at, state)
     assert {OFF, MINE, SERVE} <= set(made.ravel().tolist())
+
+
+@pytest.mark.parametrize("knowledge", ["nowcast", "settled"])
+@pytest.mark.parametrize("cap_w", [1e6, 30e3])
+def test_least_times_on_and_off_hold_as_live(
+    tmp_path: Path, knowledge: Knowledge, cap_w: float
+) -> None:
+    # Dear and cheap in turns of an hour: without least times every turn is a change.
+    prices = (["20"] * 4 + ["900"] * 4) * 20
+    row = DeviceClass(model=MODELS["S21"], dwell_s=0.0, min_up_s=7_200.0, min_down_s=10_800.0)
+    devices = tuple(Device(device_id=f"a{n}", device_class="S21") for n in range(10))
+    # Under the lower cap not all of the ten fit, and steps are allocated.
+    site = Site("t", (row,), devices, Limits(power_cap_w=cap_w, ramp_w_per_min=1e9))
+    frame = load_frame(write_market(tmp_path / "m", prices), Wish())
+    rows = build_rows(site, frame, (), Demand())
+    if has_fleet(site, None):
+        counts = settle_policy("hcp", build_ground(site, rows, frame, None, knowledge)).counts[0]
+        on = (counts > 0.0).tolist()
+        assert set(counts.tolist()) == {0.0, 8.0}
+    else:
+        on = (course("hcp", rows, frame, knowledge, site.limits)[0] == MINE).tolist()
+    stays = [(key, len(list(group))) for key, group in itertools.groupby(on)]
+    # The first and the last stay are cut off by the span.
+    up = [length for key, length in stays[1:-1] if key]
+    down = [length for key, length in stays[1:-1] if not key]
+    assert min(up) >= 8
+    assert min(down) >= 12
+
+
+@pytest.mark.parametrize("cap_w", [1e6, 30e3])
+def test_restarts_that_turn_out_dear_teach_the_back_test_to_make_fewer(
+    tmp_path: Path, cap_w: float
+) -> None:
+    # Prices are the same, and what is assumed too: only what restarts took can make a difference.
+    rng = np.random.default_rng(21)
+    level = np.where(rng.uniform(size=900) < 0.15, 230.0, 30.0)
+    prices = [f"{value:.2f}" for value in level * np.exp(rng.normal(0.0, 0.5, 900))]
+    devices = tuple(Device(device_id=f"a{n}", device_class="S21") for n in range(10))
+    limits = Limits(power_cap_w=cap_w, ramp_w_per_min=1e9)
+    site = Site("t", (DeviceClass(model=MODELS["S21"]),), devices, limits)
+    folder = write_market(tmp_path / "m", prices)
+    frame = load_frame(folder, Wish())
+    made = {
+        factor: backtest(site, rows_of(site, folder, factor), frame, ("hcp",), "nowcast")
+        for factor in (1.0, 4.0)
+    }
+    switches = {factor: report.policies["hcp"].switches for factor, report in made.items()}
+    assert 0 < switches[4.0] < 0.9 * switches[1.0]
