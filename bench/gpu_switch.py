@@ -6,9 +6,10 @@ before. Clocks, power limits and modes of the card are left as they are. It need
 and a Python with torch (built for CUDA), cupy, numpy and msgspec; where something is missing each
 figure says what and is not judged. What is not CUDA is tested with CPU stand-ins.
 
-Figures are printed as each plan ends. ``--budget-s`` shares out the time that there is: a plan that
-needs more is cut short, says so and is not judged. ``--only`` measures some plans, by parts of
-their names; ``--rows`` keeps every switch as a JSON line.
+Figures are printed as each plan ends. With ``--budget-s`` the run ends by then: plans come in the
+order of what matters, and one that needs more time is cut short, says so and is not judged.
+``--only`` measures some plans, by parts of their names; ``--rows`` keeps every switch as a JSON
+line.
 """
 
 import asyncio
@@ -33,6 +34,11 @@ from edge_agent.workloads.switching.cuda_checkpoint import CudaCheckpointer
 SUSPEND_S = 60.0
 # Ending the workloads and printing wants some of a budget.
 LAST_S = 5.0
+# What a plan may take of a budget, in times of what is expected: the first plans matter most, and
+# one that hangs must not take all.
+SLACK = 2.0
+# NVML_COMPUTEMODE_PROHIBITED and EXCLUSIVE_PROCESS: not ours to change.
+_ONE_AT_A_TIME = frozenset({2, 3})
 # The driver cannot do it at all: nothing to judge. Whatever else it refuses is a miss.
 _NOT_HERE = frozenset({"no_driver", "no_checkpoint_api", "not_supported"})
 
@@ -80,21 +86,29 @@ def run(
 
 def _run(wanted: list[Plan | Tax], rows: Path | None, budget_s: float | None) -> Iterator[Figure]:
     budget = Budget(math.inf if budget_s is None else max(0.0, budget_s - LAST_S))
-    with ended_by_signal(budget), _keeper(rows) as keep:
+    with _keeper(rows) as keep:
         machine = look()
-        for at, plan in enumerate(wanted):
-            part = plan.expected_s / sum(one.expected_s for one in wanted[at:])
-            share = budget.share(part) if math.isfinite(budget.left_s()) else budget
-            why = machine.missing or lacking(plan, machine, host_free_bytes())
-            if isinstance(plan, Tax):
-                if why is not None:
-                    yield from untaxed(why, {"gpu": machine.facts})
-                else:
-                    yield from measured_tax("cuda", plan, share, machine)
-            elif why is not None:
-                yield from unmeasured(plan, why, {"gpu": machine.facts})
-            else:
-                yield from measured(plan, "cuda", budget=share, machine=machine, keep=keep)
+        for plan in wanted:
+            # A signal between two plans finds no workers, and no figure that is not printed.
+            with ended_by_signal(budget):
+                figures = _figures_of(plan, budget, machine, keep)
+            yield from figures
+
+
+def _figures_of(
+    plan: Plan | Tax, budget: Budget, machine: Found, keep: Callable[[Row], None]
+) -> list[Figure]:
+    why = machine.missing or lacking(plan, machine, host_free_bytes())
+    if why is None and budget.left_s() <= 0.0:
+        why = "the time was up"
+    part = budget.part(SLACK * plan.expected_s)
+    if isinstance(plan, Tax):
+        if why is not None:
+            return untaxed(why, {"gpu": machine.facts})
+        return measured_tax("cuda", plan, part, machine)
+    if why is not None:
+        return unmeasured(plan, why, {"gpu": machine.facts})
+    return measured(plan, "cuda", budget=part, machine=machine, keep=keep)
 
 
 def chosen(only: tuple[str, ...]) -> list[Plan | Tax]:
@@ -111,7 +125,9 @@ def chosen(only: tuple[str, ...]) -> list[Plan | Tax]:
 
 
 def lacking(plan: Plan | Tax, machine: Found, host_bytes: int | None) -> str | None:
-    """Give which memory a plan lacks here; None: it has enough, or nobody knows."""
+    """Give what a plan lacks here, memory above all; None: it has enough, or nobody knows."""
+    if machine.facts.get("compute_mode") in _ONE_AT_A_TIME:
+        return "the card's compute mode lets no two processes work on it"
     needs = plan.plan if isinstance(plan, Tax) else plan
     if machine.free_bytes is not None and machine.free_bytes < needs.device_bytes:
         return (

@@ -21,6 +21,8 @@ SWITCHES = 120
 _WATCHED = ("agent-", "node-", "gpu-")
 _SEEN_SHARE = 0.5
 _NS_PER_MS = 1e6
+# An exchange of the host with an engine; a look asks where it stands and has it do nothing.
+_ENGINE, _LOOK = "gpu ask:/", "/status"
 
 
 class Span(Struct, frozen=True):
@@ -112,9 +114,26 @@ def timelines(spans: list[Span]) -> dict[str, dict[str, Any]]:
         by_way[way].append(row)
     return {
         way: {"switches": len(rows), "whole_ms": round(quantile(whole[way], 0.5), 2)}
+        | _waits(rows)
         | _medians(rows)
         for way, rows in by_way.items()
     }
+
+
+def _waits(rows: list[list[tuple[str, float, float]]]) -> dict[str, str]:
+    """Give how long each switch waited for its engines' answers, and how many there were."""
+    told = {}
+    for kind, is_look in (("looks", True), ("orders_and_answers", False)):
+        waits = [
+            [took for key, _, took in row if _ENGINE in key and (_LOOK in key) is is_look]
+            for row in rows
+        ]
+        sums = [sum(one) for one in waits]
+        number = quantile([len(one) for one in waits], 0.5)
+        told[f"engine_{kind}"] = (
+            f"{number} in p50 {quantile(sums, 0.5):.2f} p90 {quantile(sums, 0.9):.2f} ms"
+        )
+    return told
 
 
 def _medians(rows: list[list[tuple[str, float, float]]]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""How long may still be measured: a budget that is shared out over plans, and ends at a signal."""
+"""How long may still be measured: a budget of which plans take parts, and that a signal ends."""
 
 import contextlib
 import math
@@ -40,9 +40,10 @@ class Budget:
         own = max(0.0, self._end_s - self._now_s())
         return own if self._whole is None else min(own, self._whole.left_s())
 
-    def share(self, part: float) -> "Budget":
-        """Give a part of what is left as a budget of its own."""
-        return Budget(self.left_s() * part, self._now_s, self)
+    def part(self, most_s: float) -> "Budget":
+        """Give some of what is left as a budget of its own; without an end it has none either."""
+        left_s = self.left_s()
+        return Budget(min(most_s, left_s) if math.isfinite(left_s) else left_s, self._now_s, self)
 
     def check(self) -> None:
         """Do nothing while something is left.

@@ -52,7 +52,7 @@ class CudaMiner:
         import cupy  # noqa: PLC0415 - only a worker with a GPU has it
 
         self._cupy = cupy
-        module = cupy.RawModule(code=SOURCE.read_text(), options=("-std=c++14",))
+        module = cupy.RawModule(code=SOURCE.read_text(encoding="utf-8"))
         self._search, self._digests = (module.get_function(n) for n in ("search", "digests"))
         self._midstate = cupy.asarray(midstate_of(GENESIS_HEADER), dtype=cupy.uint32)
         tail = struct.unpack(">3I", GENESIS_HEADER[64:76])

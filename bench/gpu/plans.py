@@ -27,8 +27,8 @@ class Plan(Struct, frozen=True, kw_only=True):
 
     Args:
         stop_word: the miner's kernel polls it, and its launches are long.
-        expected_s: what it takes about, its workloads' start included; a guess that shares out a
-            budget and judges nothing.
+        expected_s: what it takes about, its workloads' start included; a guess that bounds its part
+            of a budget and judges nothing.
     """
 
     name: str

@@ -193,7 +193,7 @@ def with_cupy(cupy: Any) -> Found:  # noqa: ANN401 - an optional package
         facts["cuda_of_cupy"] = int(cupy.cuda.runtime.runtimeGetVersion())
         if int(cupy.cuda.runtime.getDeviceCount()) < 1:
             return Found(missing="cupy finds no GPU", facts=facts)
-        module = cupy.RawModule(code=SOURCE.read_text(encoding="utf-8"), options=("-std=c++14",))
+        module = cupy.RawModule(code=SOURCE.read_text(encoding="utf-8"))
         module.get_function("search")
     except Exception as exc:  # noqa: BLE001 - as above
         return Found(missing=f"cupy: {_words(exc)}", facts=facts)

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ANSWER_S = 180.0
 # A process that was killed goes when the driver lets it: freeing a large context takes a while.
 END_S = 30.0
+PROGRAM = "bench.gpu.worker"
 _STDERR = 2
 
 
@@ -40,7 +41,7 @@ class Worker:
         told = msgspec.json.encode(options).decode()
         words = [role, backend, str(theirs.fileno()), str(gate.fd), told]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bench.gpu.worker", *words],
+            [sys.executable, "-m", PROGRAM, *words],
             cwd=ROOT,
             pass_fds=(theirs.fileno(), gate.fd),
             stdin=subprocess.DEVNULL,

@@ -48,6 +48,7 @@ class Broken(Struct, frozen=True, kw_only=True):
     cap: int
     ramp: int
     deadline: int
+    feeder: int = 0
 
 
 def plain(steps: int, cap_w: float) -> Duty:

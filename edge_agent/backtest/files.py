@@ -5,7 +5,7 @@ in its first ``*_utc`` column (ISO 8601, UTC), or parquet of the same columns.
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -104,13 +104,31 @@ def block_time_s(path: Path, height: int) -> int | None:
     return None if row is None else int(row[0]) // 1_000_000_000
 
 
+def rising(path: Path, column: str, time: str) -> Column:
+    """Read a parquet column that rises with its time, which may run back a little.
+
+    Raises:
+        SeriesError: no usable row.
+    """
+    with duckdb.connect() as base:
+        rows = base.execute(
+            f'SELECT epoch_ns("{time}"::TIMESTAMP_NS) // 1000000000 AS at_s,'  # noqa: S608 - names of the file's own schema
+            f' "{column}"::DOUBLE AS value FROM read_parquet(?)'
+            f' WHERE "{time}" IS NOT NULL AND "{column}" IS NOT NULL ORDER BY value LIMIT ?',
+            [str(path), ROWS_MAX],
+        ).fetchnumpy()
+    at_s = np.asarray(rows["at_s"], dtype=np.int64)
+    out = _column(f"{path.name}:{column}", at_s, np.asarray(rows["value"], dtype=np.float64), 0)
+    return Column(out.name, out.at_s, np.maximum.accumulate(out.value), out.step_s, 0)
+
+
 def time_s(text: str) -> int | None:
     """Read an ISO 8601 time; one without a zone is UTC; None when it is no time."""
     try:
         at = datetime.fromisoformat(text.strip())
-    except ValueError:
+        return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
+    except (ValueError, OverflowError):  # an offset may take a time out of the calendar
         return None
-    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
 
 
 def _cells(path: Path, column: str, where: Where) -> Iterator[tuple[int | None, float | None]]:
@@ -176,12 +194,14 @@ def _number(text: str) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _column(name: str, times: list[int], values: list[float], broken: int) -> Column:
-    if not times:
+def _column(
+    name: str, times: Sequence[int] | IntColumn, values: Sequence[float] | FloatColumn, broken: int
+) -> Column:
+    if not len(times):
         raise SeriesError("no_rows", "holds no usable row", name)
     at_s = np.array(times, dtype=np.int64)
     order = np.argsort(at_s, kind="stable")
-    at_s, value = at_s[order], np.array(values)[order]
+    at_s, value = at_s[order], np.array(values, dtype=np.float64)[order]
     last = np.r_[at_s[1:] != at_s[:-1], True]  # of rows with one time the last one counts
     at_s, value = at_s[last], value[last]
     # A single row stands for a day.

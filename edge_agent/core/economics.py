@@ -6,7 +6,7 @@ device holds, and later follows the safe policy.
 """
 
 from enum import IntEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from operator import attrgetter
 from typing import TypeVar
 
@@ -26,7 +26,7 @@ from edge_agent.core.outlook import (
 )
 from edge_agent.core.peaks import expect
 from edge_agent.core.restart import belief_of
-from edge_agent.core.rule import grow_regret, pay_debt
+from edge_agent.core.rule import forgive, grow_regret, pay_debt
 from edge_agent.core.site import (
     CURTAILED,
     IDLE,
@@ -66,27 +66,45 @@ class Quality(IntEnum):
 FRESH, HOLD, SAFE = (int(quality) for quality in Quality)
 
 
-class Values(Struct, frozen=True, eq=False):
+class Values(Struct, frozen=True, eq=False, dict=True):
     """Value columns.
 
     Args:
-        quality: ``Quality`` code. mine_usd_per_h, off_usd_per_h: margin of each option.
-        revenue_usd_per_h: what mining brings before energy. restart_usd: cost of one off -> on
-            cycle.
+        site, state: what is valued. quality: ``Quality`` code.
+        mine_usd_per_h, off_usd_per_h: margin of each option; gain_on_usd_per_h: of mining above
+            being off. revenue_usd_per_h: what mining brings before energy.
         energy_usd_per_wh: price of one device watt-hour, PUE and adder included.
-        off_code: the activity that off means for the device. saved_mw: at the meter, by being off.
-        gain_on_usd_per_h: what mining earns above being off.
+        off_code: the activity that off means for the device. mine_w, off_w: device watts of both.
+        step_power: of the step that is valued over the present one; None: it is that.
     """
 
+    site: Site
+    state: SiteState
     quality: CodeColumn
     mine_usd_per_h: FloatColumn
     off_usd_per_h: FloatColumn
+    gain_on_usd_per_h: FloatColumn
     revenue_usd_per_h: FloatColumn
-    restart_usd: FloatColumn
     energy_usd_per_wh: FloatColumn
     off_code: CodeColumn
-    saved_mw: FloatColumn
-    gain_on_usd_per_h: FloatColumn
+    mine_w: FloatColumn
+    off_w: FloatColumn
+    step_power: FloatColumn | None = None
+
+    @cached_property
+    def restart_usd(self) -> FloatColumn:
+        """Give the cost of one off -> on cycle; most passes of a replay ask for none."""
+        return _restart_usd(self.site, self.state, self.revenue_usd_per_h, self.energy_usd_per_wh)
+
+    @cached_property
+    def saved_mw(self) -> FloatColumn:
+        """Give what being off saves at the meter."""
+        rows = [class_at(row, self.state.market, self.state.now_ns) for row in self.site.classes]
+        pue = self.site.spread([row.pue for row in rows])
+        out: FloatColumn = (self.mine_w - self.off_w) * pue / W_PER_MW
+        if self.step_power is not None:
+            out += self.mine_w * (self.step_power - 1.0) * pue / W_PER_MW
+        return out
 
 
 def hashprice_usd_per_ths_day(
@@ -100,9 +118,16 @@ def hashprice_usd_per_ths_day(
     return (subsidy_btc + fees_btc) * btc_price_usd * 86_400.0 / hashes_per_block * 1e12
 
 
-def usd_per_wh(row: DeviceClass, price_usd_per_mwh: Amount) -> Amount:
-    """Give what one device watt-hour of a class costs, PUE and adder included."""
-    return (price_usd_per_mwh + row.adder_usd_per_mwh) * row.pue / W_PER_MW
+def usd_per_wh(
+    row: DeviceClass, price_usd_per_mwh: Amount, pue: Amount | float | None = None
+) -> Amount:
+    """Give what one device watt-hour of a class costs, PUE and adder included.
+
+    Args:
+        pue: of the time; None: the constant one of the class.
+    """
+    factor = row.pue if pue is None else pue
+    return (price_usd_per_mwh + row.adder_usd_per_mwh) * factor / W_PER_MW
 
 
 def mine_usd_per_ths_h(row: DeviceClass, per_ths_day: Amount) -> Amount:
@@ -207,15 +232,17 @@ def value(site: Site, state: SiteState) -> Values:
     mine_usd, off_usd = revenue - mine_w * energy_usd_per_wh, -idle_w * energy_usd_per_wh
     quality = np.array([quality_of(site, state, row) for row in site.classes], dtype=np.uint8)
     return Values(
+        site,
+        state,
         quality.take(site.class_of, mode="clip"),
         mine_usd,
         off_usd,
+        mine_usd - off_usd,
         revenue,
-        _restart_usd(site, state, revenue, energy_usd_per_wh),
         energy_usd_per_wh,
         site.once(_off_codes),
-        (mine_w - idle_w) * site.spread([row.pue for row in classes]) / W_PER_MW,
-        mine_usd - off_usd,
+        mine_w,
+        idle_w,
     )
 
 
@@ -242,16 +269,13 @@ def best_value(site: Site, state: SiteState) -> Values:
     )
     values = value(site, state)
     revenue = values.revenue_usd_per_h * rate
-    mine_w = _or_nameplate(state.mine_w, site.column(_MINE_W))
-    mine_usd = revenue - mine_w * power * values.energy_usd_per_wh
-    pue = site.spread([row.pue for row in rows])
+    mine_usd = revenue - values.mine_w * power * values.energy_usd_per_wh
     return replace(
         values,
         mine_usd_per_h=mine_usd,
         gain_on_usd_per_h=mine_usd - values.off_usd_per_h,
         revenue_usd_per_h=revenue,
-        restart_usd=_restart_usd(site, state, revenue, values.energy_usd_per_wh),
-        saved_mw=values.saved_mw + mine_w * (power - 1.0) * pue / W_PER_MW,
+        step_power=power,
     )
 
 
@@ -309,18 +333,21 @@ def grow(
     on = state.activity == MINE
     off = (state.activity == IDLE) | (state.activity == CURTAILED)
     gain = values.gain_on_usd_per_h * (dt_s / SECONDS_PER_H)
-    counts = (on | off) & (values.quality == FRESH) & ~np.isnan(gain)
+    counts = (on | off) & (values.quality == FRESH)
+    if np.isnan(gain).any():
+        counts &= ~np.isnan(gain)
     # Time in a fast replay stands for more: intervals, not seconds, pay the debt back.
     passed = site.spread([dt_s / row.interval_s * INTERVAL_S for row in site.classes])
-    cost = table_of(site.limits.price_knowledge, has_ahead=True).prudence * values.restart_usd
     misses = counts & ((on & (gain < 0.0)) | (off & (gain > 0.0)))
     # Where all do what pays and have done so, there is nothing to regret.
     stays = not misses.any() and not state.regret_usd.any()
-    return (
-        state.regret_usd if stays else grow_regret(state.regret_usd, on, gain, counts),
-        # What an order keeps off is no doing of the outlook.
-        pay_debt(state.debt, off & ~under_order(state), gain, cost, counts, passed),
-    )
+    regret = state.regret_usd if stays else grow_regret(state.regret_usd, on, gain, counts)
+    # What an order keeps off is no doing of the outlook.
+    waits = counts & off & ~under_order(state)
+    if not waits.any():
+        return regret, forgive(state.debt, passed)
+    cost = table_of(site.limits.price_knowledge, has_ahead=True).prudence * values.restart_usd
+    return regret, pay_debt(state.debt, waits, gain, cost, counts, passed)
 
 
 def break_even_usd_per_mwh(site: Site, state: SiteState, index: int) -> float | None:

@@ -237,7 +237,7 @@ def _by_node(site: Site, candidates: IntColumn, total: FloatColumn, count: int) 
     best: IntColumn = np.argsort(-total, kind="stable")
     nodes = site.node_of[candidates]
     whole: list[tuple[float, int, IntColumn]] = []
-    for node in np.unique(nodes):
+    for node in np.flatnonzero(np.bincount(nodes + 1)) - 1:
         own = best[nodes[best] == node][:count]
         if len(own) == count:
             whole.append((-pw.total(total[own]), int(node), own))
@@ -249,8 +249,8 @@ def _by_node(site: Site, candidates: IntColumn, total: FloatColumn, count: int) 
 
 def _locality(site: Site, candidates: IntColumn, count: int) -> FloatColumn:
     nodes = site.node_of[candidates]
-    _, inverse, counts = np.unique(nodes, return_inverse=True, return_counts=True)
-    out: FloatColumn = np.minimum(counts[inverse] / count, 1.0)
+    beside = np.bincount(nodes + 1)[nodes + 1]  # -1 is no node
+    out: FloatColumn = np.minimum(beside / count, 1.0)
     return out
 
 

@@ -6,8 +6,6 @@ dwell. No value, or a stale one: hold, then the safe policy.
 One group of devices (class, from, to, reason) becomes one intent.
 """
 
-from operator import attrgetter
-
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
@@ -19,15 +17,15 @@ from edge_agent.core import plan as p
 from edge_agent.core import power as pw
 from edge_agent.core.allocation import relaxed_usd
 from edge_agent.core.draft import Draft, choose
-from edge_agent.core.economics import FRESH, HOLD, SAFE, Values, best_value, outlook, value
+from edge_agent.core.economics import FRESH, HOLD, Values, best_value, value
 from edge_agent.core.lease_shedding import shed_leases
 from edge_agent.core.mode_advice import advise
+from edge_agent.core.money import NO_REASON, changes, dwelt, is_calm, safely, verdict_of
 from edge_agent.core.order_facts import (
     coming_limit_w,
     is_missed,
     limit_w,
     missed_text,
-    off_by_order,
 )
 from edge_agent.core.orders import need
 from edge_agent.core.room import (
@@ -38,7 +36,6 @@ from edge_agent.core.room import (
     shed_for_order,
     shed_mining,
 )
-from edge_agent.core.rule import Verdict, judge
 from edge_agent.core.shedding import Excess, shed_feeders, shed_for_cap
 from edge_agent.core.site import (
     CURTAILED,
@@ -49,7 +46,6 @@ from edge_agent.core.site import (
     NS_PER_S,
     SERVE,
     CodeColumn,
-    DeviceClass,
     FlagColumn,
     FloatColumn,
     IntColumn,
@@ -59,7 +55,6 @@ from edge_agent.core.site_state import (
     HOLD_DRAIN,
     HOLD_MINE,
     HOLD_SERVE,
-    LeaseStatus,
     SiteState,
     lease_by_id,
 )
@@ -76,9 +71,7 @@ _REASONS = (
     R.SAFE_POLICY, R.KEEP_BEST, R.GAIN, R.SKI_RENTAL, R.GAIN_BELOW_COST, R.DWELL, R.CREDIT,
 )  # fmt: skip
 _REASON_CODES = tuple(np.uint8(reason) for reason in _REASONS)
-_NO_REASON = np.uint8(R.HYSTERESIS)
 _RULE_GATES = np.uint8(G.CAP | G.RAMP)
-_SKI_RENTAL = attrgetter("ski_rental")
 
 
 def plan(site: Site, state: SiteState, *, acts_only: bool = False) -> p.Plan:
@@ -95,8 +88,8 @@ def plan(site: Site, state: SiteState, *, acts_only: bool = False) -> p.Plan:
     acts = ls.decide(site, state, values, power)
     # What follows plans as if the lease acts were done: a lease starts in the pass that takes it.
     state = _after(site, state, acts)
-    draft = (_changes if acts_only else _money)(site, state, best_value(site, state))
-    if acts_only and not acts and _is_calm(site, state, power, draft):
+    draft = (changes if acts_only else _money)(site, state, best_value(site, state))
+    if acts_only and not acts and is_calm(site, state, power, draft):
         return p.Plan(intents=(), leases=(), records=_records(state, draft), power=power)
     _reserve(site, state, draft)
     starts = _admit_starts(site, state, power)
@@ -135,134 +128,38 @@ def _records(state: SiteState, draft: Draft) -> p.DecisionRecords:
     )  # fmt: skip
 
 
-def _is_calm(site: Site, state: SiteState, power: p.PowerView, draft: Draft) -> bool:
-    """Tell whether nothing but money could move a device, and money moves none."""
-    return not (
-        (draft.free & (draft.target != state.activity)).any()
-        or power.counted_w > power.cap_w
-        or state.over_cap_ns >= 0
-        or (state.policy is not None and state.policy.curtail)
-        or any(row.open for row in state.orders)
-        or any(row.status is not LeaseStatus.CLOSED for row in state.leases)
-        or (state.lease_no >= 0).any()
-        or state.hold.any()
-        or state.quarantine_ns.any()
-        or any(row.warm_reserve > 0 for row in site.classes)
-        or site.feeders
-        or site.steps is not None
-    )
-
-
-def _changes(site: Site, state: SiteState, values: Values) -> Draft:
-    """Draft for money as ``_money`` does, but ask about those devices alone that may change."""
-    on = state.activity == MINE
-    off = (state.activity == IDLE) | (state.activity == CURTAILED)
-    free = (on | off) & state.reachable & (state.switch_no < 0) & (state.lease_no < 0)
-    free &= state.quarantine_ns <= state.now_ns
-    may = free & (values.quality == FRESH)
-    if site.limits.price_knowledge == "nowcast":
-        # Where the price is known the rule wants nothing that loses at it.
-        gain_h = values.gain_on_usd_per_h
-        may &= (on & (gain_h < 0.0)) | (off & (gain_h > 0.0))
-    at = np.flatnonzero(may)
-    at = at[_dwelt(site, state, on, at)]
-    nothing = np.full(len(site), np.nan)
-    none = np.zeros(len(site), dtype=np.uint8)
-    draft = Draft(
-        state.activity.copy(), np.full(len(site), _NO_REASON), none, nothing, nothing,
-        state.activity, free,
-    )  # fmt: skip
-    if len(at):
-        _change(values, draft, at, _verdict(site, state, values, on, at))
-    return _safely(site, values, draft)
-
-
-def _change(values: Values, draft: Draft, at: IntColumn, verdict: Verdict) -> None:
-    """Let those of devices ``at`` change that the rule wants changed, and that it pays for."""
-    draft.gain_usd, draft.cost_usd = draft.gain_usd.copy(), draft.cost_usd.copy()
-    draft.gain_usd[at], draft.cost_usd[at] = verdict.gain_usd, verdict.cost_usd
-    change = verdict.change & (verdict.gain_usd > verdict.cost_usd)
-    for moved, why in ((verdict.early, R.GAIN), (~verdict.early, R.SKI_RENTAL)):
-        own = at[change & moved]
-        draft.reason[own] = why
-        mines = draft.target[own] == MINE
-        draft.target[own] = np.where(mines, values.off_code[own], np.uint8(MINE))
-
-
-def _verdict(
-    site: Site,
-    state: SiteState,
-    values: Values,
-    on: FlagColumn,
-    at: IntColumn | slice = slice(None),
-) -> Verdict:
-    """Ask outlook and rule about devices ``at``."""
-    expected, cost = outlook(site, state, values, at)
-    return judge(
-        on[at], expected, cost, state.regret_usd[at], state.debt[at], site.column(_SKI_RENTAL)[at],
-        known=site.limits.price_knowledge == "nowcast",
-    )  # fmt: skip
-
-
-def _dwelt(
-    site: Site, state: SiteState, on: FlagColumn, at: IntColumn | slice = slice(None)
-) -> FlagColumn:
-    """Tell which of devices ``at`` have stayed as long as they must."""
-    least_ns = np.where(on[at], site.column(_up_ns)[at], site.column(_down_ns)[at])
-    out: FlagColumn = state.now_ns - state.mode_since_ns[at] >= least_ns
-    return out | off_by_order(state)[at]
-
-
-def _safely(site: Site, values: Values, draft: Draft) -> Draft:
-    """Let what has had no value for long follow the safe policy."""
-    safe = draft.free & (values.quality == SAFE)
-    safe_code = np.uint8(MINE) if site.limits.safe_policy == "mine" else values.off_code
-    np.copyto(draft.target, safe_code, where=safe)
-    np.copyto(draft.reason, np.uint8(R.SAFE_POLICY), where=safe)
-    draft.bound = np.zeros(len(site), dtype=np.bool_) if site.feeders else None
-    return draft
-
-
 def _money(site: Site, state: SiteState, values: Values) -> Draft:
     on = state.activity == MINE
     off = (state.activity == IDLE) | (state.activity == CURTAILED)
     runs_or_not, settled, unleased = on | off, state.switch_no < 0, state.lease_no < 0
     gain_h = values.gain_on_usd_per_h
     better = (on & (gain_h < 0.0)) | (~on & (gain_h > 0.0))
-    verdict = _verdict(site, state, values, on)
-    dwelt = _dwelt(site, state, on)
+    verdict = verdict_of(site, state, values, on)
+    stayed = dwelt(site, state, on)
     fresh = values.quality == FRESH
     out_of_use = state.quarantine_ns > state.now_ns
     reachable = state.reachable & ~out_of_use
     free = runs_or_not & reachable & settled & unleased
     pays = verdict.gain_usd > verdict.cost_usd
-    change = free & fresh & verdict.change & pays & dwelt
+    change = free & fresh & verdict.change & pays & stayed
     other = choose(on, values.off_code, site.once(_mines))
     best = choose(better & runs_or_not, other, state.activity)
     reason = _first_that_holds((
         ~settled, ~unleased, state.activity == MAINTENANCE, out_of_use,
         ~state.reachable, ~runs_or_not, values.quality == HOLD, ~fresh,
-        ~better, change & verdict.early, change, ~pays, ~dwelt, ~verdict.credit,
+        ~better, change & verdict.early, change, ~pays, ~stayed, ~verdict.credit,
     ))  # fmt: skip
     gates = np.full(len(site), _RULE_GATES)
     # In the order of their bits.
-    for bit, passed in enumerate((fresh, reachable, free, pays, verdict.change, dwelt)):
+    for bit, passed in enumerate((fresh, reachable, free, pays, verdict.change, stayed)):
         gates |= passed.view(np.uint8) << np.uint8(bit)
     target = choose(change, other, state.activity)
     draft = Draft(target, reason, gates, verdict.gain_usd, verdict.cost_usd, best, free)
-    return _safely(site, values, draft)
+    return safely(site, values, draft)
 
 
 def _mines(site: Site) -> CodeColumn:
     return np.full(len(site), MINE, dtype=np.uint8)
-
-
-def _up_ns(row: DeviceClass) -> float:
-    return row.least_up_s * NS_PER_S
-
-
-def _down_ns(row: DeviceClass) -> float:
-    return row.least_down_s * NS_PER_S
 
 
 def _reserve(site: Site, state: SiteState, draft: Draft) -> None:
@@ -279,7 +176,7 @@ def _reserve(site: Site, state: SiteState, draft: Draft) -> None:
 
 
 def _first_that_holds(conditions: tuple[FlagColumn, ...]) -> CodeColumn:
-    reason = np.full(len(conditions[0]), _NO_REASON)
+    reason = np.full(len(conditions[0]), NO_REASON)
     for holds, code in zip(reversed(conditions), reversed(_REASON_CODES), strict=True):
         if holds.any():
             reason = choose(holds, code, reason)

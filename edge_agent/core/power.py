@@ -30,7 +30,7 @@ from edge_agent.core.site import (
     IntColumn,
     Site,
 )
-from edge_agent.core.site_state import OFF_CODES, SiteState, mode_of
+from edge_agent.core.site_state import SiteState, is_off, mode_of
 
 # Refill below the ramp, so that bucket and refill together stay within one minute's ramp.
 BUCKET_S = 6.0
@@ -205,7 +205,7 @@ def ramp_rise_w(
     if site.steps is not None and target == MINE:
         after_w = mining_w(site, state)[at]
     rise = (after_w - site.nameplate_w[classes, origin]) * site.pue[at]
-    out: FloatColumn = np.where(np.isin(origin, OFF_CODES), np.maximum(rise, 0.0), 0.0)
+    out: FloatColumn = np.where(is_off(origin), np.maximum(rise, 0.0), 0.0)
     return out
 
 

@@ -107,6 +107,12 @@ def add_missed(regret_usd: FloatColumn, missed_usd: FloatColumn, counts: FlagCol
     return out
 
 
+def forgive(debt: FloatColumn, dt_s: FloatColumn | float) -> FloatColumn:
+    """Give the open restarts after ``dt_s`` in which nothing was off: time alone forgives."""
+    out: FloatColumn = np.maximum(debt - CREDIT * (dt_s / REFILL_S), 0.0)
+    return out
+
+
 def pay_debt(
     debt: FloatColumn,
     off: FlagColumn,

@@ -5,8 +5,8 @@ from datetime import datetime, timedelta
 import numpy as np
 from msgspec import Struct, structs
 
+from edge_agent.backtest.class_series import SECONDS_PER_H
 from edge_agent.backtest.frame import STEP_S
-from edge_agent.backtest.rows import SECONDS_PER_H
 from edge_agent.core import facts as f
 from edge_agent.core import power as pw
 from edge_agent.core.economics import W_PER_MW, age_s
@@ -129,6 +129,7 @@ class _Making:
         self._before: tuple[float, ...] = ()
         self._seq = -1
         self._unsettled_s = 0.0
+        self._brought = np.zeros(count)
         self._doing: CodeColumn | None = None
         self._doing_h = 0.0
 
@@ -154,6 +155,7 @@ class _Making:
         """Give the day."""
         assert self.begin is not None, "asked for only once the day has begun"
         self._spend(None)
+        self._devices.could_wh[:] *= self.site.pue
         with np.errstate(invalid="ignore"):
             heard = self._price[:, 0] / np.where(self._price[:, 1] > 0.0, self._price[:, 1], np.nan)
         known = self.site.limits.price_knowledge == "nowcast"
@@ -225,7 +227,7 @@ class _Making:
             self._doings.load(step, power, place, dt_h, totals[0].site_w)
 
     def _totals(self, lived: tuple[Lived, ...]) -> list[_Total]:
-        """Give what each world earns and draws; the one before it is not summed again."""
+        """Give what each world earns and draws; one that is its parent is not summed anew."""
         out: list[_Total] = []
         for number, one in enumerate(lived):
             same = number > 0 and one is lived[number - 1]
@@ -233,10 +235,15 @@ class _Making:
         return out
 
     def _total(self, flow: Flows) -> _Total:
-        adder = self.site.column(_adder)
-        fees = float((flow.site_w * adder).sum()) / W_PER_MW if adder.any() else 0.0
+        fees = 0.0
+        if any(row.adder_usd_per_mwh for row in self.site.classes):
+            fees = float((flow.site_w * self.site.column(_adder)).sum()) / W_PER_MW
         revenue, site_w = float(flow.revenue_usd_per_h.sum()), float(flow.site_w.sum())
         return _Total(revenue, site_w, fees, flow.serve_usd_per_h)
+
+    def _grow(self, column: FloatColumn, by_h: FloatColumn, dt_h: float) -> None:
+        """Add what a time brings, without a new column for it."""
+        column += np.multiply(by_h, dt_h, out=self._brought)
 
     def _spend(self, doing: CodeColumn | None) -> None:
         """Add the time of what devices did until now; most rows change nobody's activity."""
@@ -246,8 +253,8 @@ class _Making:
 
     def _real(self, one: Lived, place: int, dt_h: float) -> None:
         own, flow = self._devices, one.flows
-        own.revenue_usd[place] += flow.revenue_usd_per_h * dt_h
-        own.wh[place] += flow.site_w * dt_h
+        self._grow(own.revenue_usd[place], flow.revenue_usd_per_h, dt_h)
+        self._grow(own.wh[place], flow.site_w, dt_h)
         if one.before.activity is not self._doing:
             self._spend(one.before.activity)
         self._doing_h += dt_h
@@ -255,11 +262,11 @@ class _Making:
     def _last(self, one: Lived, place: int, dt_h: float) -> None:
         """Note what each device could earn by mining, and what is no choice of the rule."""
         own, state, flow = self._devices, one.before, one.flows
-        own.could_usd[place] += flow.could_usd_per_h * dt_h
+        self._grow(own.could_usd[place], flow.could_usd_per_h, dt_h)
         mine_w, unread = state.mine_w, np.isnan(state.mine_w)
         if unread.any():
             mine_w = np.where(unread, self.site.nameplate_w[self.site.class_of, MINE], mine_w)
-        own.could_wh[place] += mine_w * (self.site.pue * dt_h)
+        self._grow(own.could_wh[place], mine_w, dt_h)
         busy = np.flatnonzero(is_busy(state))
         own.busy_h[place, busy] += dt_h
         own.busy_wh[place, busy] += flow.site_w[busy] * dt_h

@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 from msgspec import Struct
 
+from edge_agent.backtest.class_series import STEP_H
 from edge_agent.backtest.frame import STEP_S
 from edge_agent.backtest.hindsight import many_two_states
 from edge_agent.backtest.live import Memory, remember
 from edge_agent.backtest.policies import STRIKE_WAIT
-from edge_agent.backtest.rows import STEP_H
 from edge_agent.core.economics import W_PER_MW, restart_usd, usd_per_wh
 from edge_agent.core.outlook import Known, Outlook, forecast, table_of
 from edge_agent.core.rule import grow_regret, judge, pay_debt

@@ -44,6 +44,10 @@ _NOT_AT_WORK = frozenset(
 )
 _COLD = frozenset({EngineState.ABSENT, EngineState.FAILED, EngineState.STARTING})
 _OFF_MEMORY = frozenset({EngineState.OFFLOADED, EngineState.CHECKPOINTED})
+# What an engine is whose driver has just seen it pause.
+_PAUSED = Probe(
+    state=EngineState.WARM, started=True, live=True, ready=False, detail="seen to pause"
+)
 _SILENT = Probe(state=EngineState.FAILED, started=False, live=False, ready=False, detail="silent")
 
 
@@ -247,6 +251,8 @@ class Mover:
         took_s = asyncio.get_running_loop().time() - began_s
         self.away_mib = freed_mib
         self._away = _Away(self.strategy, took_s, freed_mib)
+        if self.seen_idle and self._stays:
+            self._seen = _Seen(_PAUSED, asyncio.get_running_loop().time())
 
     async def _ended(self) -> bool:
         """End what did not work when it should; False: it is somebody else's to end."""

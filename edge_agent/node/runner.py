@@ -16,7 +16,7 @@ from typing import TypeVar
 from msgspec import Struct, structs
 
 from edge_agent.node import phases
-from edge_agent.node.desk import Decision, MeterDesk, event_of
+from edge_agent.node.desk import Decision, Harvested, MeterDesk, event_of
 from edge_agent.node.devices import DeviceBook, Slot
 from edge_agent.node.errors import EvidenceError
 from edge_agent.node.executor import HOST_LOOK_S, ActExecutor
@@ -64,11 +64,25 @@ class _Job(Struct, frozen=True):
 
 
 class _Walk:
-    """Results that wait for the end of a walk, and the instances that it removed."""
+    """What is under way of one request.
+
+    Attributes:
+        group: of the request; what it runs raises nothing.
+        results: that wait for the end of the walk. stopped: instances that it removed.
+        goes_on: other phases follow the present one.
+        syncing: the write of DRAIN, which gives its error: it is over before the walk is answered.
+    """
 
     def __init__(self) -> None:
+        self.group = asyncio.TaskGroup()
         self.results: dict[ResultKey, DeviceOutcome] = {}
         self.stopped: dict[str, None] = {}
+        self.goes_on = False
+        self.syncing: asyncio.Task[Exception | None] | None = None
+
+    def error(self) -> Exception | None:
+        """Give what became of the write, once the group has ended."""
+        return None if self.syncing is None else self.syncing.result()
 
 
 class PhaseRunner:
@@ -109,7 +123,12 @@ class PhaseRunner:
         """
         walk = _Walk()
         try:
-            ends = await self._ends(request, walk)
+            async with asyncio.TaskGroup() as walk.group:
+                ends = await self._ends(request, walk)
+            if (error := walk.error()) is not None:
+                ends = _unsynced(request, ends, error)
+                # The undo has to read the meter: nothing that came after is held for done.
+                self._forget(walk)
             done = PhaseDone(
                 switch_id=request.switch_id,
                 phase=request.phase,
@@ -120,13 +139,19 @@ class PhaseRunner:
             reply(done)
             await self._store_walk(walk)
         finally:
-            for key in walk.results:
-                self._unstored.pop(key, None)
+            self._forget(walk)
         return done
+
+    def _forget(self, walk: _Walk) -> None:
+        for key in walk.results:
+            self._unstored.pop(key, None)
+        walk.results.clear()
+        walk.stopped.clear()
 
     async def _ends(self, request: PhaseDo, walk: _Walk) -> list[PhaseEnd]:
         ends: list[PhaseEnd] = []
         for one in request.walk:
+            walk.goes_on = one is not request.walk[-1]
             began_ns = self._clock.boottime_ns()
             asked = structs.replace(request, phase=one.phase, deadline_ms=one.deadline_ms)
             outcomes = await self._phase(asked, walk)
@@ -227,7 +252,7 @@ class PhaseRunner:
         acted = await self._act_all(phase, jobs, deadline_s, stopped)
         outcomes = {outcome.device_id: outcome for outcome in acted}
         if phase in phases.SYNCED_PHASES and self._needs_page(phase, jobs):
-            await self._store_with_page(request, jobs, outcomes, stopped, deadline_s)
+            await self._store_with_page(request, jobs, outcomes, stopped, deadline_s, walk)
         else:
             await self._store(request, jobs, outcomes, stopped, walk)
         return outcomes
@@ -323,26 +348,57 @@ class PhaseRunner:
         outcomes: dict[str, DeviceOutcome],
         stopped: dict[str, None],
         deadline_s: float,
+        walk: _Walk,
     ) -> None:
-        before = dict(outcomes)
+        before, read = dict(outcomes), asyncio.Event()
 
         def decide(page: Harvest) -> Decision:
             outcomes.update(before)
+            read.set()
             return self._decide(request, jobs, outcomes, page)
 
+        deed = partial(self._desk.harvest, decide, stopped=stopped)
+        if request.phase is Phase.DRAIN and walk.goes_on:
+            await self._sync_beside(deed, read, walk)
+            return
         try:
-            deed = partial(self._desk.harvest, decide, stopped=stopped)
             harvested = await _with_host(request.phase, deed, deadline_s)
         except (DriverRefusedError, DriverUnavailableError):
             if request.phase is not Phase.QUARANTINE:
                 raise
             # The mark matters more than the meters, which the next page reads.
             outcomes.update(_all(jobs, "failed", "driver_unavailable", "marked, not made safe"))
-            await self._store(request, jobs, outcomes, stopped, _Walk())
+            await self._store(request, jobs, outcomes, stopped, walk)
             return
         for event in harvested.events:
             self._emit(event)
         self._tell(request.phase, harvested.decision)
+
+    async def _sync_beside(
+        self, deed: Callable[[], Awaitable[Harvested]], read: asyncio.Event, walk: _Walk
+    ) -> None:
+        """Wait until the page of DRAIN is read; what it gives is synced while the walk goes on.
+
+        The host keeps a meter that is shut, so that a node which dies before the write reads it
+        again. Nobody is told of the reading, nor of the walk, before it is durable.
+        """
+
+        async def synced() -> Exception | None:
+            try:
+                harvested = await deed()
+            except (StorageError, DriverRefusedError, DriverUnavailableError) as exc:
+                return exc
+            finally:
+                read.set()
+            for event in harvested.events:
+                self._emit(event)
+            return None
+
+        walk.syncing = walk.group.create_task(synced(), name="phase-sync")
+        await read.wait()
+        if walk.syncing.done() and (error := walk.syncing.result()) is not None:
+            walk.syncing = None
+            raise error
 
     async def _store(
         self,
@@ -492,6 +548,14 @@ async def _with_host(phase: Phase, deed: Callable[[], Awaitable[T]], deadline_s:
             if phase is not Phase.ROLLBACK or loop.time() + HOST_LOOK_S >= deadline_s:
                 raise
         await asyncio.sleep(HOST_LOOK_S)
+
+
+def _unsynced(request: PhaseDo, ends: list[PhaseEnd], error: Exception) -> list[PhaseEnd]:
+    """Give a walk whose DRAIN was not made durable: it went no further than that for certain."""
+    code = getattr(error, "code", "storage")
+    unknown = tuple(_outcome(one, "unknown", code, str(error)) for one in request.steps)
+    at = next(place for place, end in enumerate(ends) if end.phase is Phase.DRAIN)
+    return [*ends[:at], structs.replace(ends[at], outcomes=unknown)]
 
 
 def _outcome(step: DeviceStep, status: str, code: str = "", detail: str = "") -> DeviceOutcome:

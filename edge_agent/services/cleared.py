@@ -112,10 +112,13 @@ def sick(site: Site, state: SiteState) -> FlagColumn:
     """
     out: FlagColumn = (state.activity == FAULT) | (state.quarantine_ns > state.now_ns)
     away = np.flatnonzero(~state.reachable)
-    unheard = state.now_ns - state.heard_ns[away] > int(UNHEARD_S * NS_PER_S)
-    out[away] |= (state.read_ns[away] > 0) | unheard
-    none = np.flatnonzero((state.hashrate_ths == 0.0) & site.is_asic & _settled(state))
-    out[none] |= _should_hash(site, state, none)
+    if len(away):
+        unheard = state.now_ns - state.heard_ns[away] > int(UNHEARD_S * NS_PER_S)
+        out[away] |= (state.read_ns[away] > 0) | unheard
+    hashless = (state.activity == MINE) & (state.hashrate_ths == 0.0) & site.is_asic
+    if hashless.any():
+        none = np.flatnonzero(hashless & _settled(state))
+        out[none] |= _should_hash(site, state, none)
     return out
 
 

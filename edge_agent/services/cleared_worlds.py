@@ -13,7 +13,7 @@ from edge_agent.core.site_state import SiteState
 from edge_agent.services.cleared import Cleared, Trouble, bound, troubled
 from edge_agent.services.journal_walk import Step
 from edge_agent.services.other_world import OtherWorld
-from edge_agent.services.overrides import Overrides
+from edge_agent.services.override_keys import Overrides
 from edge_agent.services.what_if import Pair, both
 
 KINDS = tuple(Trouble)

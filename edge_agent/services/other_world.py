@@ -20,7 +20,6 @@ from edge_agent.core.site import (
 )
 from edge_agent.core.site_state import (
     LeaseStatus,
-    MarketState,
     SiteState,
     Slot,
     lease_by_id,
@@ -28,14 +27,8 @@ from edge_agent.core.site_state import (
 )
 from edge_agent.core.snapshot import COLUMNS, STEP_COLUMNS
 from edge_agent.services.journal_walk import Step
-from edge_agent.services.overrides import (
-    Overrides,
-    other_hours,
-    other_number,
-    other_policy,
-    other_rates,
-    other_tick,
-)
+from edge_agent.services.override_keys import Overrides
+from edge_agent.services.overrides import other_market, other_policy, other_tick
 from protocol.node import NodeDevice, NodeEventKind
 from protocol.resource import Activity, DeviceKind
 
@@ -182,20 +175,10 @@ class OtherWorld:
             state = replace(state, **columns)
         return replace(
             state,
-            market=self._market(state.market),
+            market=other_market(state.market, self._overrides),
             switch_costs=tuple(row for row in state.switch_costs if not self._assumed(row)),
             policy=other_policy(state.policy, self.site.site_id, self._overrides),
         )
-
-    def _market(self, market: MarketState) -> MarketState:
-        changes: dict[str, object] = dict(other_hours(market, self._overrides))
-        for name in self._overrides.market:
-            held = getattr(market, name)
-            if held is not None:
-                number = other_number(name, held.value, self._overrides)
-                changes[name] = replace(held, value=number)
-        rates = other_rates(market.gpu_rates, self._overrides)
-        return replace(market, gpu_rates=rates, **changes)
 
     def _kind_of(self, class_name: str) -> DeviceKind:
         at = self.base.class_index(class_name)

@@ -196,9 +196,8 @@ class SwitchExecutor:
     def _asks_of_fleet(self, switch: Switch, ask: Ask) -> list[Coroutine[Any, Any, Said]]:
         actions: dict[AsicAction | ModePoint, list[str]] = {}
         for device in ask.devices:
-            action = (
-                _mode_of(switch, ask, device) if switch.mode else _action_of(switch, ask, device)
-            )
+            chosen = _mode_of if switch.mode else _action_of
+            action: AsicAction | ModePoint | None = chosen(switch, ask, device)
             if action is not None:
                 actions.setdefault(action, []).append(device.device_id)
         return [

@@ -9,10 +9,12 @@ of their kind, succeed, and read as their mode does. So equal values give equal 
 from collections.abc import Iterator
 from datetime import datetime
 
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
 from edge_agent.core import facts as f
+from edge_agent.core import feeders as fd
 from edge_agent.core import power as pw
 from edge_agent.core.optimizer import plan
 from edge_agent.core.passes import act, enter
@@ -25,7 +27,8 @@ from edge_agent.services.intents import open_switch
 from edge_agent.services.journal_walk import Step, Walk
 from edge_agent.services.lease_events import tell
 from edge_agent.services.other_world import OtherWorld
-from edge_agent.services.overrides import Overrides, other_site
+from edge_agent.services.override_keys import Overrides
+from edge_agent.services.overrides import other_site
 from protocol.resource import Activity
 
 VIEW_VERSION = 1
@@ -63,7 +66,8 @@ class WhatIfReport(Struct, frozen=True, kw_only=True):
             by_conditions_usd is what the other world does to the decisions as they were (None when
             the fleets differ) and by_decisions_usd what deciding differently adds.
         unvalued_s: time in which a price was unknown, or the machine was down.
-        over_cap_s: counted load above the cap in force: as it was, and as it would have been.
+        over_cap_was_s, over_cap_would_s: counted load above the cap in force.
+        over_feeder_was_s, over_feeder_would_s: above that of any feeder.
     """
 
     v: int
@@ -81,6 +85,8 @@ class WhatIfReport(Struct, frozen=True, kw_only=True):
     unvalued_s: float
     over_cap_was_s: float
     over_cap_would_s: float
+    over_feeder_was_s: float
+    over_feeder_would_s: float
 
 
 class Pair(Struct, frozen=True, kw_only=True, eq=False):
@@ -163,6 +169,8 @@ def what_if(
         unvalued_s=sums.unvalued_s,
         over_cap_was_s=sums.over_was_s,
         over_cap_would_s=sums.over_would_s,
+        over_feeder_was_s=sums.feeder_was_s,
+        over_feeder_would_s=sums.feeder_would_s,
     )
 
 
@@ -179,6 +187,8 @@ class _Sums(Struct):
     unvalued_s: float = 0.0
     over_was_s: float = 0.0
     over_would_s: float = 0.0
+    feeder_was_s: float = 0.0
+    feeder_would_s: float = 0.0
     apart_fleets: bool = False
 
     def add(self, pair: Pair) -> None:
@@ -202,6 +212,8 @@ class _Sums(Struct):
             self.same_acts_usd += same * dt_s / _SECONDS_PER_H
         self.over_was_s += dt_s * _over_cap(step.site, step.before)
         self.over_would_s += dt_s * _over_cap(pair.site, pair.before)
+        self.feeder_was_s += dt_s * _over_feeder(step.site, step.before)
+        self.feeder_would_s += dt_s * _over_feeder(pair.site, pair.before)
         self.was_usd -= _wear(step.site, step.entered, step.row.acts)
         self.would_usd -= _wear(pair.site, pair.state, pair.acts)
         if not self.apart_fleets:
@@ -211,6 +223,12 @@ class _Sums(Struct):
 def _over_cap(site: Site, state: SiteState) -> bool:
     power = pw.view(site, state)
     return power.counted_w > power.cap_w
+
+
+def _over_feeder(site: Site, state: SiteState) -> bool:
+    if not site.feeders:
+        return False
+    return bool(np.any(fd.rooms_w(site, pw.counted_w(site, state)) < 0.0))
 
 
 def _elapsed_s(step: Step) -> float:

@@ -242,7 +242,20 @@ def test_the_arena_keeps_its_addresses_and_gives_its_memory_back(tmp_path: Path)
         Arena(1, str(library))
 
 
-# --- the kernel ------------------------------------------------------------------------------
+def test_memory_that_cannot_be_used_is_given_back_and_mapped_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arena = Arena(2 << 20, str(build(tmp_path)))
+    arena.unmap()
+    with monkeypatch.context() as wrong:
+        wrong.setattr("bench.gpu.arena._READ_WRITE", 1)
+        with pytest.raises(ArenaError, match="cuMemSetAccess gave 1"):
+            arena.map()
+    arena.map()
+    arena.unmap()
+
+
+# --- what is measured ---------------------------------------------------------------------------
 
 
 def test_the_reference_is_bitcoins_first_block() -> None:

@@ -4,30 +4,28 @@ Source: nvrtc.h 13.0.
 """
 
 import ctypes
-import ctypes.util
 import sys
 from pathlib import Path
 from typing import Any
 
 
-def load() -> Any | None:  # noqa: ANN401 - a library
-    """Load the newest libnvrtc of this machine: CUDA's own, or that of a wheel; None: none."""
-    wheels = [
+def found() -> list[str]:
+    """Find every libnvrtc of this machine: CUDA's own, and those of wheels."""
+    wheels = (
         path for folder in map(Path, sys.path) for path in folder.glob("nvidia/*/lib/libnvrtc.so.*")
-    ]
+    )
     own = Path("/usr/local/cuda/lib64").glob("libnvrtc.so.*")
-    named = ctypes.util.find_library("nvrtc")
-    for place in [*sorted(map(str, [*wheels, *own]), reverse=True), *([named] if named else [])]:
-        try:
-            for part in Path(place).parent.glob("libnvrtc-builtins.so.*"):
-                ctypes.CDLL(str(part), mode=ctypes.RTLD_GLOBAL)  # it looks for it by its name alone
-            return ctypes.CDLL(place)
-        except OSError:
-            continue
-    return None
+    return sorted({str(path.resolve()) for path in (*wheels, *own)})
 
 
-def compiled(nvrtc: Any, source: str, architecture: str, *options: str) -> tuple[bytes, bytes, str]:  # noqa: ANN401 - a library
+def load(place: str) -> Any:  # noqa: ANN401 - a library
+    """Load one of them."""
+    for part in Path(place).parent.glob("libnvrtc-builtins.so.*"):
+        ctypes.CDLL(str(part), mode=ctypes.RTLD_GLOBAL)  # it looks for it by its name alone
+    return ctypes.CDLL(place)
+
+
+def compiled(nvrtc: Any, source: str, architecture: str) -> tuple[bytes, bytes, str]:  # noqa: ANN401 - a library
     """Compile a source; give its PTX, its machine code (none for a virtual target), and the log.
 
     Raises:
@@ -37,9 +35,8 @@ def compiled(nvrtc: Any, source: str, architecture: str, *options: str) -> tuple
     text, name = source.encode(), b"kernel.cu"
     code = nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, name, 0, None, None)
     assert code == 0, f"nvrtcCreateProgram gave {code}"
-    words = [f"--gpu-architecture={architecture}".encode(), *(one.encode() for one in options)]
-    told = (ctypes.c_char_p * len(words))(*words)
-    failed = nvrtc.nvrtcCompileProgram(program, len(words), told)
+    told = (ctypes.c_char_p * 1)(f"--gpu-architecture={architecture}".encode())
+    failed = nvrtc.nvrtcCompileProgram(program, 1, told)
     log = _text(nvrtc, program, "ProgramLog").decode(errors="replace").rstrip("\0\n ")
     if failed:
         raise ValueError(log)

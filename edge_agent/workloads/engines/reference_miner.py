@@ -14,6 +14,7 @@ from edge_agent.workloads.engine import (
     Probe,
     Receipt,
 )
+from edge_agent.workloads.engine_time import engine_acts
 from edge_agent.workloads.engines.api import ApiEngine
 from edge_agent.workloads.engines.base import PROBE_S, EnginePorts
 from edge_agent.workloads.engines.evidence import Deadline, until, within
@@ -210,7 +211,9 @@ class ReferenceMiner(ApiEngine):
                 return f"it answered yes, and is {status.state}"
             return "" if now > before else "it answered yes, and hashes nothing"
 
-        await until(lacking, deadline)
+        if await lacking():
+            with engine_acts():  # its first batch is on its way
+                await until(lacking, deadline)
         return now
 
 

@@ -1,5 +1,7 @@
 """Our own inference server: the hash of its logits must be the same after each switch."""
 
+from typing import Final
+
 from msgspec import Struct
 
 from edge_agent.workloads.engine import (
@@ -24,6 +26,8 @@ from edge_agent.workloads.engines.reference import (
     timeout_of,
 )
 from edge_agent.workloads.errors import DriverRefusedError, Refusal, WorkloadError
+
+_AT_WORK: Final = "active"
 
 
 class ServerStatus(Struct, frozen=True):
@@ -76,11 +80,16 @@ class ReferenceServer(ApiEngine):
         """Ask where it stands; ready = active, and its logits are right."""
         try:
             async with within("probe", PROBE_S) as deadline:
+                # Where it was at work a moment ago, right logits say both at once.
+                at_work = self._told.state == _AT_WORK and self._knows_canary()
+                if at_work and (tried := await self._tried(deadline)) is not None:
+                    return tried
                 status = await self._status(deadline)
                 state = state_of(status.state)
                 if state is not EngineState.ACTIVE or not self._knows_canary():
                     return live_probe(state, ready=False, detail=status.state)
-                return await self._tried(deadline)
+                tried = await self._tried(deadline)
+                return tried or live_probe(state, ready=False, detail="it refuses the canary")
         except WorkloadError as exc:
             return await self._silent(exc)
 
@@ -139,8 +148,7 @@ class ReferenceServer(ApiEngine):
     async def canary(self, prompt: str, deadline_s: float) -> str:
         """Give the hash of its logits for the prompt that is built into it."""
         async with within("canary", deadline_s) as deadline:
-            with engine_acts():
-                return await self._logits(deadline)
+            return await self._logits(deadline)
 
     async def sample(self) -> TokenSample:
         """Read its counters."""
@@ -168,12 +176,16 @@ class ReferenceServer(ApiEngine):
         return logits if logits is not None else await self._logits(deadline)
 
     async def _logits(self, deadline: Deadline) -> str:
-        return (await self._api.get("/canary", LogitsHash, deadline)).logits_sha256
+        with engine_acts():
+            return (await self._api.get("/canary", LogitsHash, deadline)).logits_sha256
 
-    async def _tried(self, deadline: Deadline) -> Probe:
+    async def _tried(self, deadline: Deadline) -> Probe | None:
+        """Have it give its logits; None: it says that it is not at work."""
         try:
             self._judge(await self._logits(deadline), learn=False)
         except DriverRefusedError as exc:
+            if exc.answer_code == Refusal.BUSY:
+                return None
             return live_probe(EngineState.FAILED, ready=False, detail=str(exc))
         return live_probe(EngineState.ACTIVE, ready=True, detail="logits are right")
 

@@ -15,6 +15,7 @@ from bench import gpu_switch
 from bench.figure import Figure
 from bench.gpu.budget import Budget, OutOfTimeError, ended_by_signal
 from bench.gpu.plans import PLANS, Plan, Target
+from bench.gpu.probe import Found
 from bench.gpu.supervisor import Row
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -37,22 +38,39 @@ class Clock:
         return self.now
 
 
-def test_a_share_ends_with_its_part_or_with_the_whole() -> None:
+def test_a_part_ends_by_itself_or_with_the_whole() -> None:
     clock = Clock()
     whole = Budget(100.0, clock)
-    quarter = whole.share(0.25)
-    assert quarter.left_s() == 25.0
+    first = whole.part(25.0)
+    assert first.left_s() == 25.0
     clock.now += 30.0
-    assert quarter.left_s() == 0.0
+    assert first.left_s() == 0.0
     with pytest.raises(OutOfTimeError):
-        quarter.check()
-    # What one plan did not need, the next may have.
-    assert whole.share(1.0).left_s() == 70.0
-    rest = whole.share(1.0)
+        first.check()
+    assert whole.part(1_000.0).left_s() == 70.0
+    rest = whole.part(50.0)
     whole.end()
     assert rest.left_s() == 0.0
-    assert Budget().left_s() == math.inf
-    Budget().check()
+    endless = Budget()
+    assert endless.part(25.0).left_s() == math.inf
+    endless.check()
+
+
+def test_nobody_waits_for_one_plan_until_all_the_time_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left: list[float] = []
+
+    def measured(*_words: object, budget: Budget, **_options: object) -> list[Figure]:
+        left.append(budget.left_s())
+        return []
+
+    monkeypatch.setattr(gpu_switch, "look", Found)
+    monkeypatch.setattr(gpu_switch, "host_free_bytes", lambda: None)
+    monkeypatch.setattr(gpu_switch, "measured", measured)
+    assert list(gpu_switch.run(budget_s=1_005.0, only=("resident",))) == []
+    expected = [plan.expected_s for plan in PLANS if "resident" in plan.name]
+    assert left == pytest.approx([gpu_switch.SLACK * one for one in expected], rel=0.01)
 
 
 def test_sigterm_ends_the_budget_and_is_what_it_was_before_afterwards() -> None:
@@ -71,9 +89,9 @@ def test_a_plan_whose_time_is_up_gives_what_it_has_and_is_not_judged() -> None:
 
     def keep(row: Row) -> None:
         rows.append(row)
-        clock.now += len(rows) == 4  # one second: all there is
+        clock.now += 1_000.0 if len(rows) == 4 else 0.0  # all there is
 
-    budget = Budget(1.0, clock)
+    budget = Budget(1_000.0, clock)
     figures = gpu_switch.measured(PLAN, "cpu", budget=budget, keep=keep, suspender=Never())
     assert len(rows) == 4
     quantile, wrong = figures
@@ -200,6 +218,17 @@ def test_workers_end_when_their_supervisor_was_killed(tmp_path: Path) -> None:
         process.communicate(timeout=PATIENCE_S)
     assert len(workers) == 2
     until_gone(workers)
+
+
+def test_plans_for_which_no_time_is_left_say_so_and_start_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu_switch, "look", Found)
+    monkeypatch.setattr(gpu_switch, "host_free_bytes", lambda: None)
+    monkeypatch.setattr("bench.gpu.supervisor.Pair", lambda *_words: pytest.fail("it was started"))
+    figures = list(gpu_switch.run(budget_s=0.0))
+    assert len(figures) > 20
+    assert {figure.conditions["test pending"] for figure in figures} == {"the time was up"}
 
 
 def test_only_named_plans_are_measured() -> None:

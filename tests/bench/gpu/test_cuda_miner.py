@@ -16,6 +16,7 @@ from bench.gpu.cuda_miner import CudaMiner, midstate_of
 from bench.gpu.cuda_source import SOURCE
 from bench.gpu.wire import Gate
 from bench.gpu.workload import GENESIS_HEADER, GENESIS_NONCE, Options, hash_of, known_digest
+from tests.bench.gpu.fake_cupy import FakeCupy
 from tests.fakes.cuda_host import Array, HostKernel, compiler, kernels
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler here")
@@ -106,63 +107,6 @@ def test_a_stop_word_ends_a_search_and_one_that_is_clear_does_not(
 # --- the host's side -----------------------------------------------------------------------------
 
 
-class FakeCupy(SimpleNamespace):
-    """What the miner uses of CuPy; events and streams keep the order of what was asked."""
-
-    def __init__(self, made: dict[str, HostKernel]) -> None:
-        log: list[str] = []
-        launches: list[tuple[int, int]] = []
-
-        class RawModule:
-            def __init__(self, code: str, options: tuple[str, ...]) -> None:
-                assert code == SOURCE.read_text()
-                assert all(option.startswith("-") for option in options)
-
-            def get_function(self, name: str) -> Any:  # noqa: ANN401 - a kernel
-                def call(grid: Any, block: Any, arguments: Any) -> None:  # noqa: ANN401 - as CuPy
-                    log.append(name)
-                    if name == "search":
-                        launches.append((int(arguments[2]), grid[0] * block[0] * int(arguments[3])))
-                    made[name](grid, block, arguments)
-
-                return call
-
-        class Event:
-            def __init__(self, *, disable_timing: bool) -> None:
-                assert disable_timing
-                self.recorded = False
-
-            def record(self) -> None:
-                log.append("record")
-                self.recorded = True
-
-            def synchronize(self) -> None:
-                assert self.recorded, "an event that was not recorded waits for nothing"
-                log.append("wait")
-
-        stream = SimpleNamespace(synchronize=lambda: log.append("drain"))
-        properties = {"multiProcessorCount": 1, "name": b"stand-in"}
-        registered: list[tuple[int, int, int]] = []
-        runtime = SimpleNamespace(
-            getDeviceProperties=lambda _: properties,
-            hostRegister=lambda *words: registered.append(words),
-        )
-        super().__init__(
-            RawModule=RawModule,
-            asarray=lambda values, dtype: Array(np.array(values, dtype=dtype)),
-            asnumpy=lambda array: array.values,
-            zeros=lambda count, dtype: Array(np.zeros(count, dtype=dtype)),
-            empty=lambda count, dtype: Array(np.zeros(count, dtype=dtype)),
-            uint32=np.uint32,
-            uintp=np.uintp,
-            cuda=SimpleNamespace(Event=Event, get_current_stream=lambda: stream, runtime=runtime),
-            __version__="stand-in",
-            log=log,
-            launches=launches,
-            registered=registered,
-        )
-
-
 @pytest.fixture
 def cupy(made: dict[str, HostKernel], monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
     fake = FakeCupy(made)
@@ -208,8 +152,8 @@ def test_two_launches_are_under_way_and_the_oldest_is_waited_for(
 def test_a_kernel_that_mines_wrongly_is_not_taken(cupy: FakeCupy, gate: Gate) -> None:
     whole = cupy.RawModule
 
-    def blind(code: str, options: tuple[str, ...]) -> Any:  # noqa: ANN401 - as above
-        right = whole(code, options).get_function
+    def blind(code: str) -> Any:  # noqa: ANN401 - as above
+        right = whole(code).get_function
         return SimpleNamespace(
             get_function=lambda name: right(name) if name == "digests" else lambda *_words: None
         )

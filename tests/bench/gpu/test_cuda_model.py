@@ -1,6 +1,5 @@
 """The bench's model without a GPU: PyTorch's own arithmetic on the CPU, CUDA stood in for."""
 
-import mmap
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from bench.gpu import cuda_model
 from bench.gpu.cuda_model import CudaModel
 from bench.gpu.cuda_shapes import Shape
 from bench.gpu.workload import Options
+from tests.bench.gpu.fake_arena import FakeArena
 from tests.fakes.torch_cuda import make_torch
 
 real = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -18,31 +18,6 @@ real = pytest.importorskip("torch", reason="PyTorch is not installed")
 SHAPE = Shape(hidden=64, heads=4, mlp=176, vocabulary=300, context=24, prompt=6)
 LAYERS = 3
 Numbers = npt.NDArray[np.float64]
-
-
-class FakeArena:
-    """Addresses in the host; what is mapped anew, or taken away, holds no numbers."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._memory = mmap.mmap(-1, size)
-        view = np.frombuffer(self._memory, dtype=np.uint8)
-        self.address = view.ctypes.data
-        self._view = view
-        self.mapped = True
-        self.spoil()
-
-    def spoil(self) -> None:
-        self._view[:] = 0xFF  # NaN in every place
-
-    def map(self) -> None:
-        if not self.mapped:
-            self.spoil()
-        self.mapped = True
-
-    def unmap(self) -> None:
-        self.mapped = False
-        self.spoil()
 
 
 @pytest.fixture

@@ -185,9 +185,8 @@ def test_torch_that_does_not_compute_says_why(changes: dict[str, Any], words: st
 def test_cupy_compiles_the_kernel_or_says_why() -> None:
     asked: list[str] = []
 
-    def module(code: str, options: tuple[str, ...]) -> Any:  # noqa: ANN401 - as above
+    def module(code: str) -> Any:  # noqa: ANN401 - as above
         assert "void search(" in code
-        assert options
         return SimpleNamespace(get_function=asked.append)
 
     runtime = SimpleNamespace(runtimeGetVersion=lambda: 13_000, getDeviceCount=lambda: 1)
@@ -237,6 +236,14 @@ def test_a_plan_that_does_not_fit_is_left_out_and_says_what_it_needs() -> None:
     assert named("swap 14 GB").host_bytes == (16 << 30) + (4 << 30)
     told = gpu_switch.lacking(named("swap 14 GB"), Found(), 8 * GB)
     assert "of the host, 7629 are free" in str(told)
+
+
+@pytest.mark.parametrize(("mode", "fits"), [(0, True), (2, False), (3, False), (None, True)])
+def test_a_card_that_takes_one_process_is_not_measured(mode: int | None, *, fits: bool) -> None:
+    machine = Found(free_bytes=80 * GB, facts={} if mode is None else {"compute_mode": mode})
+    told = gpu_switch.lacking(GRAPH, machine, None)
+    assert (told is None) is fits
+    assert told is None or "compute mode" in told
 
 
 def test_the_host_says_what_it_could_hand_out() -> None:

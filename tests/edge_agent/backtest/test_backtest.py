@@ -10,21 +10,13 @@ import pytest
 from msgspec.structs import replace
 
 from edge_agent.__main__ import main
+from edge_agent.backtest.class_series import MINE, OFF, SERVE
 from edge_agent.backtest.frame import Wish, load_frame
 from edge_agent.backtest.hindsight import three_states, two_states
 from edge_agent.backtest.policies import NAMES, course
 from edge_agent.backtest.policies_fleet import build_ground, has_fleet, settle_policy
 from edge_agent.backtest.report import Report, backtest
-from edge_agent.backtest.rows import (
-    MINE,
-    OFF,
-    SERVE,
-    Demand,
-    Rows,
-    account,
-    build_rows,
-    settle,
-)
+from edge_agent.backtest.rows import Demand, Rows, account, build_rows, settle
 from edge_agent.config import build_site, read_config
 from edge_agent.core.outlook import Knowledge
 from edge_agent.core.site import CURTAILED, Device, DeviceClass, Limits, Site
@@ -226,6 +218,9 @@ def test_the_command_prints_the_shape_of_the_issue(
     }  # fmt: skip
     assert wanted <= set(told["policies"]["hcp"])
     assert told["policies"]["clairvoyant"]["uplift_captured"] == 100.0
+    turned = ["--from", "2025-05-02", "--to", "2025-05-01"]
+    assert main(["backtest", *options, *turned]) == 2
+    assert "--to 2025-05-01" in capsys.readouterr().err
     assert main(["backtest", *options, "--policy", "guess"]) == 2
     assert "guess" in capsys.readouterr().err
     msgspec.convert({key: value for key, value in told.items() if key != "v"}, Report)
@@ -307,3 +302,69 @@ def test_restarts_that_turn_out_dear_teach_the_back_test_to_make_fewer(
     }
     switches = {factor: report.policies["hcp"].switches for factor, report in made.items()}
     assert 0 < switches[4.0] < 0.9 * switches[1.0]
+
+
+def market_told_until(folder: Path, until: int, *, price_of_now: bool) -> Path:
+    """Write two days of which all that is not known at interval ``until`` is another."""
+    rng = np.random.default_rng(4)
+    level = np.where(rng.uniform(size=192) < 0.2, 300.0, 60.0)
+    prices = level * np.exp(rng.normal(0.0, 0.6, 192))
+    # The dearest there is: who knew it would be off.
+    prices[until + price_of_now :] = 5_000.0
+    write_market(folder, [f"{value:.2f}" for value in prices])
+    begin = np.datetime64("2025-05-01T00:00:00")
+    now = begin + np.timedelta64(15 * until, "m")
+    # Closes of hours that are not over, and the fees of this day, are told later.
+    hours = [begin + np.timedelta64(number - 48, "h") for number in range(96)]
+    coin = [
+        f"{at}Z,0,{60_000 + 100 * number if at + np.timedelta64(1, 'h') <= now else 20_000}"
+        for number, at in enumerate(hours)
+    ]
+    (folder / "coin.csv").write_text(
+        "\n".join(["hour_start_utc,open_usd,close_usd", *coin, ""]), encoding="utf-8"
+    )
+    days = [begin + np.timedelta64(number, "D") for number in range(-3, 2)]
+    fees = [
+        f"{at}Z,50,{0.1 * number if at + np.timedelta64(1, 'D') <= now else 5.0}"
+        for number, at in enumerate(days, start=1)
+    ]
+    head = "day_utc,hashprice_usd_per_ph_day,fees_btc_per_block_derived"
+    (folder / "fees.csv").write_text("\n".join([head, *fees, ""]), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("knowledge", ["nowcast", "settled"])
+@pytest.mark.parametrize("until", [97, 118, 131])
+def test_nothing_is_decided_by_what_is_told_later(
+    tmp_path: Path, knowledge: Knowledge, until: int
+) -> None:
+    site = small_site()
+    whole = market_told_until(tmp_path / "whole", 10_000, price_of_now=True)
+    cut = market_told_until(tmp_path / "cut", until, price_of_now=knowledge == "nowcast")
+    told, later = load_frame(whole, Wish()), load_frame(cut, Wish())
+    # What an interval earns is settled by what is known at its start, its own price apart.
+    assert later.hashprice[: until + 1].tolist() == told.hashprice[: until + 1].tolist()
+    assert later.hashprice[-1] != told.hashprice[-1]
+    for name in NAMES:
+        if name == "clairvoyant":
+            continue
+        made = [
+            course(name, rows_of(site, folder), frame, knowledge, site.limits)[0, : until + 1]
+            for folder, frame in ((whole, told), (cut, later))
+        ]
+        assert (name, made[1].tolist()) == (name, made[0].tolist())
+
+
+def test_a_service_that_is_ended_while_asked_for_costs_its_preemption(tmp_path: Path) -> None:
+    folder = write_market(tmp_path / "m", ["20"] * 5, gpu=True)
+    series = rows_of(small_site(0, 1), folder).series(0)
+    off, mine, serve = (column.tolist() for column in series.values)
+    asked = np.array([True, True, True, False, False])
+    code = np.array([SERVE, OFF, SERVE, SERVE, MINE], dtype=np.uint8)
+    start, again = series.start_serve[0], series.start_mine[4]
+    assert start == pytest.approx(2.0 * 45.0 / 3_600.0)
+    # Ended once while asked for; the end at the last interval is the customer's own.
+    expected = [
+        serve[0] - start, off[1] - 0.5, serve[2] - start, serve[3], mine[4] - again,
+    ]  # fmt: skip
+    assert settle(series, code, asked, 0.5).tolist() == pytest.approx(expected)

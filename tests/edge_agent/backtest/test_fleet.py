@@ -9,11 +9,11 @@ from msgspec import structs
 
 from edge_agent.__main__ import main
 from edge_agent.backtest.duties import Duty, Order, broken, draw
-from edge_agent.backtest.fleet import Fleet, build_fleet, settle_fleet, with_gpus
+from edge_agent.backtest.fleet import Fleet, Others, build_fleet, others, settle_fleet, with_gpus
 from edge_agent.backtest.frame import Wish, load_frame
 from edge_agent.backtest.hindsight_fleet import clairvoyant_fleet
 from edge_agent.backtest.linear import Miners, Ramp, bound_usd
-from edge_agent.backtest.live_fleet import hcp_fleet
+from edge_agent.backtest.live_fleet import Rule, hcp_fleet
 from edge_agent.backtest.policies import NAMES
 from edge_agent.backtest.policies_fleet import FILL, Ground, build_ground, settle_policy
 from edge_agent.backtest.report import backtest
@@ -59,6 +59,13 @@ def ground_of(folder: Path, duties: Duties | None = DUTIES, knowledge: str = "no
     site, frame = site_of(), load_frame(folder, Wish())
     rows = build_rows(site, frame, (), Demand(slices=2))
     return build_ground(site, rows, frame, duties, knowledge)  # type: ignore[arg-type]
+
+
+def ours(ground: Ground) -> np.ndarray:
+    """Our course of the miners alone: no GPUs beside them."""
+    beside = others(ground.fleet, with_gpus(None, None, ground.fleet, ground.duty))
+    rule = Rule(knowledge=ground.knowledge, limits=ground.limits)
+    return hcp_fleet(ground.fleet, ground.duty, beside, ground.frame, ground.contract, rule).counts
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +142,11 @@ def test_the_clairvoyant_is_close_under_the_bound_of_highs(market: Path) -> None
     ground = ground_of(market)
     fleet, duty = ground.fleet, ground.duty
     gpus = with_gpus(None, None, fleet, duty)
-    base_w = gpus.load_w + fleet.asleep_w
-    counts = clairvoyant_fleet(fleet, duty, base_w)
+    beside = others(fleet, gpus)
+    counts = clairvoyant_fleet(fleet, duty, beside)
     own = settle_fleet(fleet, counts, gpus)
     made = float(own.profit_usd.sum() - fleet.off_usd.sum())
-    bound = bound_of(fleet, duty, base_w)
+    bound = bound_of(fleet, duty, beside)
     # Some 70 levels of a small site in a week that is spikes and orders throughout.
     assert 0.99 * bound <= made <= bound * (1.0 + 1e-9)
     assert broken(duty, own.load_w).cap == 0
@@ -167,24 +174,25 @@ def test_the_clairvoyant_of_unlike_classes_is_close_under_the_bound(
     ground = build_ground(site, rows, frame, None, "nowcast")
     fleet, duty = ground.fleet, ground.duty
     best = settle_policy("clairvoyant", ground).account
-    base_w = np.full(len(frame), fleet.asleep_w)
-    bound = bound_of(fleet, structs.replace(duty, rise_w=1e9, fall_w=1e9), base_w)
+    steps = len(frame)
+    beside = Others(load_w=np.full(steps, fleet.asleep_w), rooms_w=np.zeros((0, steps)))
+    bound = bound_of(fleet, structs.replace(duty, rise_w=1e9, fall_w=1e9), beside)
     made = float(best.profit_usd.sum() - fleet.off_usd.sum())
     assert 0.995 * bound <= made <= bound * (1.0 + 1e-9)
     assert broken(duty, best.load_w).cap == 0
 
 
-def bound_of(fleet: Fleet, duty: Duty, base_w: np.ndarray) -> float:
+def bound_of(fleet: Fleet, duty: Duty, beside: Others) -> float:
     rows = tuple(
         Miners(
             weight=float(lot.count), gain=np.nan_to_num(lot.series.gain),
             cost=np.nan_to_num(lot.series.start_mine), rise_w=lot.rise_w,
-            above=place - 1 if lot.step else -1,
+            above=place - 1 if lot.step else -1, feeder=lot.feeder,
         )
         for place, lot in enumerate(fleet.lots)
     )  # fmt: skip
-    ramp = Ramp(rise_w=duty.rise_w, fall_w=duty.fall_w, other_w=base_w)
-    return bound_usd(rows, duty.ceiling_w - base_w, ramp)
+    ramp = Ramp(rise_w=duty.rise_w, fall_w=duty.fall_w, other_w=beside.load_w)
+    return bound_usd(rows, duty.ceiling_w - beside.load_w, ramp, beside.rooms_w)
 
 
 def test_without_duties_and_modes_both_ways_of_settling_agree(tmp_path: Path) -> None:
@@ -206,10 +214,7 @@ def test_ours_comes_back_after_a_spike_in_the_best_mode(tmp_path: Path) -> None:
     prices = ["25"] * 8 + ["4000"] * 6 + ["25"] * 8
     folder = write_market(tmp_path / "m", prices)
     ground = ground_of(folder, None)
-    base_w = np.full(len(prices), ground.fleet.asleep_w)
-    counts = hcp_fleet(
-        ground.fleet, ground.duty, base_w, (ground.frame.price, None), "nowcast", ground.limits
-    ).counts
+    counts = ours(ground)
     assert counts[:, 8:14].max() == 0.0
     assert counts[:, -1].tolist() == counts[:, 0].tolist()
     assert counts[0, -1] == 200.0
@@ -300,10 +305,7 @@ def test_a_change_for_money_stays_for_the_least_dwell(tmp_path: Path) -> None:
     site = Site("t", classes, devices, Limits(power_cap_w=1e6))
     frame = load_frame(folder, Wish())
     ground = build_ground(site, build_rows(site, frame, (), Demand()), frame, None, "nowcast")
-    base_w = np.full(len(frame), ground.fleet.asleep_w)
-    counts = hcp_fleet(
-        ground.fleet, ground.duty, base_w, (frame.price, None), "nowcast", ground.limits
-    ).counts
+    counts = ours(ground)
     at = np.flatnonzero(np.diff(counts[0]))
     assert len(at) > 4
     assert np.diff(at).min() >= 4
@@ -354,3 +356,26 @@ def test_a_site_without_devices_comes_to_nothing(tmp_path: Path) -> None:
     assert {(row.profit_usd, row.switches, row.uplift_captured) for row in made.values()} == {
         (0.0, 0, None)
     }
+
+
+def test_s1_is_the_mode_that_would_have_earned_most(tmp_path: Path) -> None:
+    # Under a low cap the lowest mode hashes most; with room and power paid for, the highest.
+    best = {}
+    for cap_w, price in ((0.5e6, "40"), (1e6, "-20")):
+        plain = site_of(gpus=0)
+        site = Site("t", plain.classes, plain.devices, Limits(power_cap_w=cap_w))
+        frame = load_frame(write_market(tmp_path / "m", [price] * 40), Wish())
+        rows = build_rows(site, frame, (), Demand())
+        made = settle_policy("s1-ai-else-mine", build_ground(site, rows, frame, None, "nowcast"))
+        fixed = {}
+        for mode in CURVE:
+            each_w = (mode.power_w - 20.0) * 1.05
+            running = min(200, int((cap_w - 200 * 20.0 * 1.05) / each_w))
+            # USD of one device and interval: revenue less the energy above that of being asleep.
+            revenue = mode.rate_ths * float(frame.hashprice[0]) * 0.98 / 24.0 * 0.25
+            energy = each_w / 1e6 * 0.25 * (float(price) + 5.0)
+            asleep = 200 * 20.0 * 1.05 / 1e6 * 0.25 * (float(price) + 5.0)
+            fixed[mode.mode] = 40 * (running * (revenue - energy) - asleep)
+        assert made.account.profit_usd.sum() == pytest.approx(max(fixed.values()), rel=1e-9)
+        best[cap_w] = max(fixed, key=lambda mode: fixed[mode])
+    assert best == {0.5e6: "low", 1e6: "high"}

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from edge_agent.backtest.class_series import MINE as ON
 from edge_agent.backtest.frame import Frame
 from edge_agent.backtest.hindsight import many_two_states, two_states
 from edge_agent.backtest.policies import course
-from edge_agent.backtest.rows import MINE as ON
 from edge_agent.backtest.rows import Demand, build_rows
 from edge_agent.core.facts import Instant
 from edge_agent.core.site import MINE, Device, DeviceClass, Limits, Site

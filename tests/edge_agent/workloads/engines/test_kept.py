@@ -1,4 +1,4 @@
-"""Connections that are used again: as long as they are clean, never at the cost of an answer."""
+"""Connections that are used again while they are clean, and never at the cost of an answer."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ class Peer:
         self.connections = 0
         self.requests = 0
         self.answer: Callable[[int], bytes] = lambda _: OK
+        self.last_words = b""
+        self.may_end = asyncio.Event()
+        self.may_end.set()
         self.ends_after: Callable[[int], bool] = lambda _: False
         self.gate = asyncio.Event()
         self.gate.set()
@@ -41,6 +44,9 @@ class Peer:
                 writer.write(self.answer(number))
                 await writer.drain()
                 if self.ends_after(number):
+                    await self.may_end.wait()
+                    writer.write(self.last_words)
+                    await writer.drain()
                     return
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -91,6 +97,18 @@ async def test_a_connection_that_was_closed_meanwhile_is_not_used() -> None:
         await peer.ended.wait()
         assert await _ask(carry, peer.port) == b"{}"
         assert (peer.connections, peer.requests) == (2, 2)
+
+
+async def test_what_a_server_says_before_it_closes_is_no_answer_to_the_next_request() -> None:
+    async with _peer() as (peer, carry):
+        peer.ends_after = lambda number: number == 1
+        peer.last_words = b"HTTP/1.1 408 Late\r\nContent-Length: 4\r\n\r\nlate"
+        peer.may_end.clear()
+        await _ask(carry, peer.port)
+        peer.may_end.set()
+        await peer.ended.wait()
+        assert await _ask(carry, peer.port) == b"{}"
+        assert peer.connections == 2
 
 
 async def test_one_that_breaks_without_an_answer_is_asked_once_more_on_a_new_one() -> None:
