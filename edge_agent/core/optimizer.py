@@ -147,7 +147,7 @@ def _money(site: Site, state: SiteState, values: Values) -> Draft:
     reason = _first_that_holds((
         ~settled, ~unleased, state.activity == MAINTENANCE, out_of_use,
         ~state.reachable, ~runs_or_not, values.quality == HOLD, ~fresh,
-        ~better, change & verdict.early, change, ~pays, ~stayed, ~verdict.credit,
+        ~better & ~change, change & verdict.early, change, ~pays, ~stayed, ~verdict.credit,
     ))  # fmt: skip
     gates = np.full(len(site), _RULE_GATES)
     # In the order of their bits.
