@@ -274,16 +274,23 @@ def _in_step(site: Site, state: SiteState, at: IntColumn, step: CodeColumn) -> S
     return replace(state, **columns)
 
 
-def outlook(site: Site, state: SiteState, values: Values) -> tuple[Outlook, FloatColumn]:
-    """Give the outlook and the prudent restart cost of each device."""
-    interval_h = site.spread([row.interval_s / SECONDS_PER_H for row in site.classes])
+def outlook(
+    site: Site, state: SiteState, values: Values, at: IntColumn | None = None
+) -> tuple[Outlook, FloatColumn]:
+    """Give the outlook and the prudent restart cost of each device.
+
+    Args:
+        at: of these alone, in this order; None: of all.
+    """
+    picked = slice(None) if at is None else at
+    interval_h = site.spread([row.interval_s / SECONDS_PER_H for row in site.classes])[picked]
     return forecast(
         site.limits.price_knowledge,
         known_prices(state.market),
-        values.gain_on_usd_per_h * interval_h,
-        values.saved_mw * interval_h,
-        values.restart_usd,
-        np.maximum(values.revenue_usd_per_h, 0.0) * interval_h,
+        values.gain_on_usd_per_h[picked] * interval_h,
+        values.saved_mw[picked] * interval_h,
+        values.restart_usd[picked],
+        np.maximum(values.revenue_usd_per_h[picked], 0.0) * interval_h,
     )
 
 
@@ -332,18 +339,26 @@ def break_even_usd_per_mwh(site: Site, state: SiteState, index: int) -> float | 
     return revenue / (saved_w * row.pue / W_PER_MW) - added
 
 
-def learnt_cost(state: SiteState, row: DeviceClass) -> tuple[float, float | None] | None:
+def learnt_cost(
+    state: SiteState, row: DeviceClass, *, ready: bool = False
+) -> tuple[float, float | None] | None:
     """Give seconds and Wh of one off -> on cycle of a GPU, as learnt; None: not enough was.
 
     The way off counts once it is learnt as well; until then it is free, as in the constant. Energy
     is known when that of each way is.
+
+    Args:
+        ready: of one whose miner is held ready.
     """
     if row.model.kind is DeviceKind.ASIC or not state.switch_costs:
         return None
     ways = {
         (cost.from_activity, cost.to_activity): cost
         for cost in state.switch_costs
-        if cost.device_class == row.class_name and cost.samples >= COST_SAMPLES_MIN
+        if cost.device_class == row.class_name
+        and cost.samples >= COST_SAMPLES_MIN
+        # The way off is to nothing that could be made ready.
+        and cost.ready == (ready and cost.to_activity is Activity.MINE)
     }
     on = ways.get((Activity.IDLE, Activity.MINE))
     if on is None:
@@ -380,7 +395,20 @@ def _restart_usd(
     above = site.spread(above_wh)
     drawn = np.where(above > 0.0, above * np.maximum(energy_usd_per_wh, 0.0), 0.0)
     out: FloatColumn = site.spread(wear) + earned * site.spread(start_h) + drawn
+    _ready_usd(site, state, earned, out)
     return out
+
+
+def _ready_usd(site: Site, state: SiteState, earned: FloatColumn, cost_usd: FloatColumn) -> None:
+    """Put in what a restart costs where the miner is held ready, once that was learnt."""
+    for entry in state.prepares:
+        at = site.index_of(entry.device_id)
+        if at is None or not entry.ready or entry.enters is not Activity.MINE:
+            continue
+        learnt = learnt_cost(state, site.classes[int(site.class_of[at])], ready=True)
+        if learnt is not None:
+            # A way that was learnt to be no shorter is none.
+            cost_usd[at] = min(cost_usd[at], earned[at] * learnt[0] / SECONDS_PER_H)
 
 
 def _or_nameplate(column: FloatColumn, nameplate: FloatColumn) -> FloatColumn:

@@ -48,6 +48,8 @@ from edge_agent.workloads.ports import (
     InstanceSpec,
     MeterPage,
     Moved,
+    Ready,
+    Wish,
 )
 from firmware_bridges.errors import (
     BridgeRefusedError,
@@ -515,6 +517,13 @@ class LocalDriver:
             host.access.replace(table)
 
         await self._ask(ask)
+
+    async def prewarm(self, wishes: tuple[Wish, ...], for_s: float) -> tuple[Ready, ...]:
+        async def ask(host: HostService) -> tuple[Ready, ...]:
+            await asyncio.sleep(0)
+            return host.prewarmer.take(wishes, for_s)
+
+        return await self._ask(ask)
 
     async def mine(self, gpu: str, *, on: bool) -> int:
         return await self._ask(lambda host: host.mine(gpu, on=on))
