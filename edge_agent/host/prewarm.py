@@ -16,7 +16,7 @@ Theory of operation.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 
 from edge_agent.host.errors import RefusedError, SilentEngineError
@@ -57,12 +57,20 @@ class Prewarmer:
 
     Args:
         planner: says what fits and what it is worth. look_s: period of looking after each GPU.
+        read_cards: reads every card anew, in a short time or not at all.
     """
 
-    def __init__(self, slots: Mapping[str, Slot], planner: Planner, look_s: float) -> None:
+    def __init__(
+        self,
+        slots: Mapping[str, Slot],
+        planner: Planner,
+        look_s: float,
+        read_cards: Callable[[], Awaitable[None]],
+    ) -> None:
         self._slots = slots
         self._planner = planner
         self._look_s = look_s
+        self._read_cards = read_cards
         self._tended = {name: _Tended() for name in slots}
         self.counts: Counter[tuple[str, str]] = Counter()
 
@@ -144,10 +152,7 @@ class Prewarmer:
         now_s = asyncio.get_running_loop().time()
         if now_s < tended.again_s:
             return
-        judged = self._planner.judge(Pair(slot.config, slot.miner, slot.server), wish, role)
-        code, detail = judged.code, judged.detail
-        if slot.facts is not None and not slot.facts.healthy:
-            code, detail = "gpu_lost", slot.facts.reason
+        code, detail = self._objection(slot, role, wish)
         mover = _mover(slot, role)
         if code or mover is None:
             tended.ready = _said(wish, PrepareStage.REFUSED, code, detail)
@@ -159,6 +164,17 @@ class Prewarmer:
         tended.ready = _said(wish, PrepareStage.PREPARING)
         self.counts[slot.name, "begun"] += 1
         await self._start(slot, tended, role, mover, wish)
+
+    def _objection(self, slot: Slot, role: str, wish: Wish) -> tuple[str, str]:
+        """Say why an engine is not made ready; an empty code: it is."""
+        if slot.facts is not None and not slot.facts.healthy:
+            return "gpu_lost", slot.facts.reason
+        miner = slot.config.miner
+        hashes_first = role == "miner" and miner is not None and not miner.starts_paused
+        if hashes_first and slot.instance is not None:
+            return "serving", "its miner hashes when it starts, and customers are served"
+        judged = self._planner.judge(Pair(slot.config, slot.miner, slot.server), wish, role)
+        return judged.code, judged.detail
 
     async def _start(
         self, slot: Slot, tended: _Tended, role: str, mover: Mover, wish: Wish
@@ -207,6 +223,7 @@ class Prewarmer:
             return  # a switch has taken it, or is about to: it looks for itself
         if not await _is_paused(mover, role):
             raise RefusedError("at_work", f"{mover.engine_id} says that it is ready, and works")
+        await self._read_cards()
         if excess := slot.over_claim():
             raise RefusedError("over_claim", excess)
 

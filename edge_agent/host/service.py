@@ -87,8 +87,10 @@ class HostService:
             )
             for gpu in config.gpus
         }
-        self.prewarmer = Prewarmer(self.slots, self._planner, config.limits.look_s)
         self.watch = Watch(self.slots, sensors, ledger, clock, config.limits)
+        self.prewarmer = Prewarmer(
+            self.slots, self._planner, config.limits.look_s, self.watch.refresh_cards
+        )
         self._group: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
