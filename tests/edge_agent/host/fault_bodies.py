@@ -35,7 +35,7 @@ class Body:
         self.starts = True
         self.started = 0
         self.slow_s = LATENCY_S
-        self.born: Callable[[StandIn], None] = lambda standin: None
+        self.born: Callable[[StandIn], None] = lambda _standin: None
         self.standin: StandIn | None = make()
 
     @property
