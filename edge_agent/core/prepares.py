@@ -5,8 +5,9 @@ Theory of operation.
    is ready is not let go at the first doubt. Whether it fits and pays its node's host says.
 2. At most so many per node; none while a switch of the device is open, and then what was ready
    stays as it is: the switch uses it.
-3. A device that is off draws more while it makes an engine ready: that has to fit under the cap, an
-   order, its feeder and the ramp, and goes when the room is wanted.
+3. A device that is off draws more while it makes an engine ready: that has to fit under the cap,
+   an order, its feeder and the ramp, with room left for a start in earnest; it goes when it is
+   wanted.
 4. What ends otherwise than by a switch leaves the device alone for a while.
 """
 
@@ -30,6 +31,8 @@ from protocol.resource import Activity
 Outcome = f.PrepareOutcome
 _SAID = {PrepareStatus.REFUSED: Outcome.REFUSED, PrepareStatus.FAILED: Outcome.FAILED}
 _ENTERED = (Activity.MINE, Activity.SERVE)
+# A start in earnest finds as much room left as one that is only likely takes.
+SPARE_FACTOR = 2.0
 
 
 def prepare_acts(site: Site, state: SiteState, made: Plan) -> tuple[f.Fact, ...]:
@@ -66,6 +69,10 @@ def _end(
         return None
     elif mode_of(state)[at] == CODE_OF[entry.enters]:
         outcome = Outcome.USED if entry.ready else Outcome.LATE
+    elif state.now_ns - entry.since_ns > int(limits.expire_s * NS_PER_S):
+        outcome = Outcome.EXPIRED
+    elif not state.reachable[at]:
+        return None  # its node is away, as at each start of the agent, and goes by what it heard
     elif not _fit(site, state, at) or not state.owner or limits.per_node <= 0:
         outcome = Outcome.LOST
     elif entry.status in _SAID:
@@ -74,8 +81,6 @@ def _end(
         outcome = Outcome.POWER
     elif row is None or row.probability < limits.keep_chance:
         outcome, detail = Outcome.TURNED, "" if row is None else f"chance {row.probability:.2f}"
-    elif state.now_ns - entry.since_ns > int(limits.expire_s * NS_PER_S):
-        outcome = Outcome.EXPIRED
     if outcome is None:
         return None
     return f.PrepareEnded(entry.device_id, outcome, entry.ready, detail)
@@ -137,13 +142,15 @@ class _Room:
         rise_w = float(rise[0])
         origin = mode_of(self._state)[place]
         ramp_w = pw.total(pw.ramp_rise_w(site, self._state, place, origin, code))
-        if rise_w > 0.0 and (rise_w > self._left_w or ramp_w > self._ramp_w):
+        if rise_w > 0.0 and (
+            SPARE_FACTOR * rise_w > self._left_w or SPARE_FACTOR * ramp_w > self._ramp_w
+        ):
             return False
         if site.feeders:
-            left = self._feeders - fd.need_w(site, place, rise)
-            if rise_w > 0.0 and np.any(left < 0.0):
+            need = fd.need_w(site, place, rise)
+            if rise_w > 0.0 and np.any(SPARE_FACTOR * need > np.maximum(self._feeders, 0.0)):
                 return False
-            self._feeders = left
+            self._feeders = self._feeders - need
         self._left_w -= rise_w
         self._ramp_w -= ramp_w
         return True

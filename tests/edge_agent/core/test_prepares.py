@@ -26,8 +26,8 @@ MINE, SERVE, IDLE = Activity.MINE, Activity.SERVE, Activity.IDLE
 Out = f.PrepareOutcome
 
 
-def ready_site(gpus: int = 4, cap_w: float = 60_000.0, **limits: float) -> Site:
-    plain = make_site(gpus=gpus, cap_w=cap_w)
+def ready_site(cap_w: float = 60_000.0, **limits: float) -> Site:
+    plain = make_site(cap_w=cap_w)
     prewarm = PrewarmLimits(**{"per_node": 1, **limits})  # type: ignore[arg-type]
     return Site(plain.site_id, plain.classes, plain.devices, plain.limits, (), prewarm)
 
@@ -212,7 +212,7 @@ def test_what_is_not_used_expires() -> None:
     assert ends(plant) == [Out.EXPIRED]
 
 
-def test_a_device_that_is_drained_or_lost_holds_nothing() -> None:
+def test_a_device_that_is_drained_holds_nothing_and_one_out_of_reach_what_its_node_heard() -> None:
     plant = expecting()
     plant.step(1.0, f.OperatorHeld(asked(plant), f.HoldMode.DRAIN, None, "x"))
     assert Out.LOST in ends(plant)
@@ -220,8 +220,10 @@ def test_a_device_that_is_drained_or_lost_holds_nothing() -> None:
     at = plant.site.index_of(asked(plant))
     assert at is not None
     node = plant.site.devices[at].node_id
-    plant.step(1.0, f.NodeLost(str(node)))
-    assert Out.LOST in ends(plant)
+    plant.step(1.0, *said(plant), f.NodeLost(str(node)))
+    assert ends(plant) == []
+    gone = [row for row in plant.state.prepares if plant.site.index_of(row.device_id) == at]
+    assert [row.status for row in gone] == [PrepareStatus.ASKED]
 
 
 def test_a_store_that_is_not_the_owner_asks_for_nothing() -> None:
@@ -272,8 +274,9 @@ def test_the_ramp_pays_for_it_and_without_room_nothing_is_asked() -> None:
     spent_w = plain.state.ramp_left_w - plant.state.ramp_left_w
     assert spent_w == pytest.approx(load_w - plain_w)
     assert spent_w > 0.0
-    assert not _idle(cap_w=plain_w + 1.0).state.prepares
-    assert not _idle(cap_w=plain_w - 1.0).state.prepares
+    each_w = spent_w / len(plant.state.prepares)
+    assert len(_idle(cap_w=plain_w + 2.0 * each_w + 1.0).state.prepares) == 1
+    assert not _idle(cap_w=plain_w + 2.0 * each_w - 1.0).state.prepares
 
 
 def test_one_that_ended_on_the_way_counts_until_its_node_says_that_it_is_gone() -> None:
