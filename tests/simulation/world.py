@@ -46,6 +46,7 @@ from protocol.event import SiteLive
 from protocol.ids import IdSource
 from protocol.market import MarketTick
 from protocol.node import PrepareStage
+from protocol.resource import Activity
 from protocol.telemetry import Metric
 from protocol.units import EPOCH, to_ms
 from simulators.gpu_host import GpuError, GpuHost, MeterView, TruthLine
@@ -187,6 +188,7 @@ class SiteWorld:
             self.host, refusal=GpuError, latency_s=lambda: self.rng.expovariate(1 / 0.03)
         )
         self.ready_rng = random.Random(f"{world.seed}:{self.site_id}:ready")
+        self.stages: dict[tuple[str, Activity], PrepareStage] = {}
         self.driver.readiness = self._ready
         world_clock = SimClock(now_s, START, host=f"world-{self.site_id}")
         self.fleet = self._new_fleet(world_clock)
@@ -246,9 +248,11 @@ class SiteWorld:
 
     def _ready(self, wish: Wish) -> Ready:
         """Make an engine ready, or not, or lose it again: hosts do all of that."""
-        stages = [*3 * [PrepareStage.PREPARED], *PrepareStage]
-        stage = self.ready_rng.choice(stages) if wish.begin else PrepareStage.PREPARED
-        return Ready(gpu=wish.gpu, enters=wish.enters, stage=stage)
+        key = (wish.gpu, wish.enters)
+        if key not in self.stages or self.ready_rng.random() < 0.1:
+            stages = [*6 * [PrepareStage.PREPARED], *PrepareStage]
+            self.stages[key] = self.ready_rng.choice(stages)
+        return Ready(gpu=wish.gpu, enters=wish.enters, stage=self.stages[key])
 
     def _new_fleet(self, clock: SimClock) -> FakeFleet:
         plate = AsicNameplate(hashrate_ths=200.0, power_w=3_500.0, sleep_power_w=20.0)
