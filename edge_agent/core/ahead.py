@@ -24,12 +24,15 @@ class Ahead(Struct, frozen=True, kw_only=True):
     why: str
 
 
-def ahead(site: Site, state: SiteState) -> tuple[Ahead, ...]:
+def ahead(site: Site, state: SiteState, *, idle: bool = True) -> tuple[Ahead, ...]:
     """Give what GPUs will likely enter, in index order; at most once each activity.
 
     The outlook's share is the part of a restart that the future is worth: a device that is off
     stays off 1 / share intervals, one that is on stays on 1 / (1 - share). So the share, or what it
     lacks to 1, is the chance of a change within an interval.
+
+    Args:
+        idle: tell also of those that will go idle; there is nothing to make ready for that.
     """
     gpus = site.once(gpus_of)
     if not len(gpus):
@@ -37,22 +40,20 @@ def ahead(site: Site, state: SiteState) -> tuple[Ahead, ...]:
     reserved = _reserved(site, state)
     values = value(site, state)
     coming = {} if site.prewarm is None else _coming(site, state, values)
-    expected, _ = outlook(site, state, values, gpus)
+    shares = _shares(site, state, values, gpus, idle=idle)
+    serving = gpus[state.activity[gpus] == SERVE].tolist()
     horizon_s = 0.0 if site.prewarm is None else site.prewarm.horizon_s
     out: list[Ahead] = []
-    for place, at in enumerate(gpus.tolist()):
+    for at in sorted({*reserved, *coming, *shares, *serving}):
         device_id = site.devices[at].device_id
-        if device_id in reserved:
-            why = f"lease {reserved[device_id]} waits for it"
+        if at in reserved:
+            why = f"lease {reserved[at]} waits for it"
             out.append(_certain(device_id, Activity.SERVE, 0.0, why))
             continue
         ends = _ends(state, values, at, horizon_s)
         if ends is not None:
             out.append(_certain(device_id, Activity.MINE, *ends))
-        if at in coming:
-            out.append(coming[at])
-        share = _by_outlook(site, state, values, at, float(expected.share[place]))
-        out += [] if share is None else [share]
+        out += [rows[at] for rows in (coming, shares) if at in rows]
     return tuple(out)
 
 
@@ -66,21 +67,30 @@ def _certain(device_id: str, enters: Activity, within_s: float, why: str) -> Ahe
     return Ahead(device_id=device_id, enters=enters, probability=1.0, within_s=within_s, why=why)
 
 
-def _by_outlook(
-    site: Site, state: SiteState, values: Values, at: int, share: float
-) -> Ahead | None:
-    on = bool(state.activity[at] == MINE)
-    off = int(state.activity[at]) in (IDLE, CURTAILED)
-    free = int(state.lease_no[at]) < 0 and int(state.switch_no[at]) < 0
-    if not (on or off) or not free or values.quality[at] != FRESH or not 0.0 <= share <= 1.0:
-        return None
-    return Ahead(
-        device_id=site.devices[at].device_id,
-        enters=Activity.IDLE if on else Activity.MINE,
-        probability=1.0 - share if on else share,
-        within_s=site.classes[int(site.class_of[at])].interval_s,
-        why=f"outlook share {share:.2f}",
-    )
+def _shares(
+    site: Site, state: SiteState, values: Values, gpus: IntColumn, *, idle: bool
+) -> dict[int, Ahead]:
+    """Give what the outlook says of the GPUs that money alone moves."""
+    on = state.activity[gpus] == MINE
+    off = (state.activity[gpus] == IDLE) | (state.activity[gpus] == CURTAILED)
+    asked = (on | off) if idle else off
+    asked &= (state.lease_no[gpus] < 0) & (state.switch_no[gpus] < 0)
+    asked &= values.quality[gpus] == FRESH
+    picked, mines = gpus[asked], on[asked]
+    if not len(picked):
+        return {}
+    share = outlook(site, state, values, picked)[0].share
+    return {
+        at: Ahead(
+            device_id=site.devices[at].device_id,
+            enters=Activity.IDLE if is_on else Activity.MINE,
+            probability=1.0 - part if is_on else part,
+            within_s=site.classes[int(site.class_of[at])].interval_s,
+            why=f"outlook share {part:.2f}",
+        )
+        for at, is_on, part in zip(picked.tolist(), mines.tolist(), share.tolist(), strict=True)
+        if 0.0 <= part <= 1.0
+    }
 
 
 def _ends(state: SiteState, values: Values, at: int, horizon_s: float) -> tuple[float, str] | None:
@@ -134,19 +144,19 @@ def _given(site: Site, state: SiteState, values: Values, free: IntColumn) -> int
     return site.index_of(scores[0].device_id) if scores else None
 
 
-def _reserved(site: Site, state: SiteState) -> dict[str, str]:
+def _reserved(site: Site, state: SiteState) -> dict[int, str]:
     """Give the lease of each device that is taken for one and does not serve it yet."""
-    waiting: dict[str, str] = {}
+    waiting: dict[int, str] = {}
     for entry in state.leases:
         if entry.status in _WAITING and entry.lease is not None:
             waiting |= dict.fromkeys(_unserved(site, state, entry), entry.lease_id)
     return waiting
 
 
-def _unserved(site: Site, state: SiteState, entry: LeaseEntry) -> list[str]:
+def _unserved(site: Site, state: SiteState, entry: LeaseEntry) -> list[int]:
     found = [(slot, site.index_of(slot.device_id)) for slot in entry.slots]
     return [
-        slot.device_id
+        at
         for slot, at in found
         if at is not None
         and not (slot.serving or slot.completed)

@@ -31,6 +31,8 @@ from protocol.resource import Activity
 Outcome = f.PrepareOutcome
 _SAID = {PrepareStatus.REFUSED: Outcome.REFUSED, PrepareStatus.FAILED: Outcome.FAILED}
 _ENTERED = (Activity.MINE, Activity.SERVE)
+# What a node says whose host holds nothing ready.
+UNSUPPORTED = "unsupported"
 # A start in earnest finds as much room left as one that is only likely takes.
 SPARE_FACTOR = 2.0
 
@@ -44,7 +46,7 @@ def prepare_acts(site: Site, state: SiteState, made: Plan) -> tuple[f.Fact, ...]
     limits = site.prewarm
     if limits is None or (limits.per_node <= 0 and not state.prepares):
         return ()
-    expected = {(row.device_id, row.enters): row for row in ahead(site, state)}
+    expected = {(row.device_id, row.enters): row for row in ahead(site, state, idle=False)}
     found = ((row, _end(site, state, limits, made, row, expected)) for row in state.prepares)
     ended = {row.device_id: fact for row, fact in found if row.live and fact is not None}
     return (*ended.values(), *_asked(site, state, limits, made, expected, frozenset(ended)))
@@ -99,6 +101,7 @@ def _asked(
     busy = {int(at) for intent in made.intents for at in intent.indices}
     held = Counter(_node(site, row) for row in state.prepares if row.live)
     room = _Room(site, state, made)
+    unable = {_node(site, row) for row in state.prepares if _unable(row, state.now_ns)}
     likely = [
         row
         for row in expected.values()
@@ -112,7 +115,8 @@ def _asked(
         if at is None or at in busy or rests or row.device_id in ended:
             continue
         node = site.devices[at].node_id or ""
-        if state.switch_no[at] >= 0 or not _fit(site, state, at) or held[node] >= limits.per_node:
+        full = held[node] >= limits.per_node or node in unable
+        if full or state.switch_no[at] >= 0 or not _fit(site, state, at):
             continue
         if room.take(at, row.enters):
             held[node] += 1
@@ -160,6 +164,11 @@ def _fit(site: Site, state: SiteState, at: int) -> bool:
     """Tell whether a device may hold an engine ready: in use, and in nobody's hands."""
     free = bool(ls.usable(state)[at]) and int(ls.held_code(state)[at]) == 0
     return free and site.devices[at].node_id is not None and int(state.activity[at]) != CURTAILED
+
+
+def _unable(entry: PrepareEntry, now_ns: int) -> bool:
+    """Tell whether a device rests because its node's host knows nothing of this."""
+    return not entry.live and now_ns < entry.until_ns and entry.detail.startswith(UNSUPPORTED)
 
 
 def _is_off(state: SiteState, at: int) -> bool:

@@ -202,6 +202,18 @@ def test_a_device_that_refused_or_failed_is_left_alone_for_long(stage: PrepareSt
     assert text is None or "vram" in text
 
 
+def test_a_node_whose_host_holds_nothing_ready_is_not_asked_for_the_next_device() -> None:
+    plant = expecting()
+    at = plant.site.index_of(asked(plant))
+    assert at is not None
+    plant.step(5.0, *said(plant, PrepareStage.REFUSED, "unsupported"))
+    for _ in range(3):
+        plant.step(5.0, *said(plant), plant.readings())
+    live = [plant.site.index_of(row.device_id) for row in plant.state.prepares if row.live]
+    nodes = {plant.site.devices[one].node_id for one in live if one is not None}
+    assert plant.site.devices[at].node_id not in nodes
+
+
 def test_what_is_not_used_expires() -> None:
     plant = expecting(expire_s=1_000.0, keep_chance=0.0)
     since_s = (plant.state.now_ns - plant.state.prepares[0].since_ns) / NS_PER_S

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from simulators.engine_server import StandIn
+    from simulators.engine_server import Reply, StandIn
+    from simulators.http_wire import HttpRequest
 
 MINE, SERVE = Activity.MINE, Activity.SERVE
 PREPARED, FAILED, REFUSED = PrepareStage.PREPARED, PrepareStage.FAILED, PrepareStage.REFUSED
@@ -416,6 +417,30 @@ def test_nothing_begins_while_a_switch_is_under_way(tmp_path: Path) -> None:
 
         await world.switch(MINE, Activity.IDLE, before=before)
         assert set(seen) == {0}
+
+    _play(tmp_path, scenario)
+
+
+def test_a_switch_that_meets_a_start_waits_for_it_and_serves_on(tmp_path: Path) -> None:
+    async def scenario(world: FaultWorld, beats: Beats) -> None:
+        def slowly(standin: StandIn) -> None:
+            answer = standin.answer
+
+            async def answered(request: HttpRequest, lie: Lie | None) -> Reply:
+                if request.path == "/pause":  # it looks as if it were at work meanwhile
+                    await asyncio.sleep(0.4)
+                return await answer(request, lie)
+
+            standin.answer = answered  # type: ignore[method-assign]
+
+        server = world.bodies["server"]
+        server.born = slowly
+        beats.want(SERVE)
+        await until(lambda: server.alive, 10)
+        await _serve(world)
+        for _ in range(20):
+            await asyncio.sleep(0.1)
+            assert world.able()
 
     _play(tmp_path, scenario)
 
