@@ -24,6 +24,7 @@ from tests.edge_agent.core.plant import ACTS, Plant, instant, make_lease, make_s
 
 MINE, SERVE, IDLE = Activity.MINE, Activity.SERVE, Activity.IDLE
 Out = f.PrepareOutcome
+PREPARING = PrepareStage.PREPARING
 
 
 def ready_site(cap_w: float = 60_000.0, **limits: float) -> Site:
@@ -324,6 +325,10 @@ def test_a_restart_costs_what_was_learnt_of_ready_ones_on_that_device_alone() ->
         plant.site, plant.state, instant(plant.at_s + 1), (*said(plant), plain, ready)
     )
     cost = value(plant.site, plant.state).restart_usd
+    half = enter(plant.site, plant.state, instant(plant.at_s + 2), said(plant, PREPARING))
+    assert value(plant.site, half).restart_usd[6:10] == pytest.approx(
+        np.full(4, 0.2 * 0.98 / 360.0)
+    )
     held = [row.device_id for row in plant.state.prepares if row.ready]
     usd_per_s = 0.2 * 0.98 / 3_600.0  # the rate of the plant, less its pool's fee
     for at in range(6, 10):

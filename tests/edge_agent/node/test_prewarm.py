@@ -112,11 +112,21 @@ def test_a_host_is_told_each_second_while_something_is_wanted_and_never_otherwis
     play(scenario)
 
 
-def test_a_host_that_knows_of_none_is_asked_once_and_nothing_else_suffers(play: Play) -> None:
+def test_a_host_that_knows_of_none_is_asked_once_and_nothing_else_suffers(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scenario(world: World) -> None:
+        ask, asked = world.driver.prewarm, list[int]()
+
+        async def prewarm(wishes: tuple[Wish, ...], for_s: float) -> tuple[Ready, ...]:
+            asked.append(len(wishes))
+            return await ask(wishes, for_s)
+
+        monkeypatch.setattr(world.driver, "prewarm", prewarm)
         async with world.node(), world.agent():
             world.sink.wanted = (_one(),)
             await asyncio.sleep(6.5)
+            assert asked == [1]
             (row,) = _told(world)
             assert (row.stage, row.code) == (REFUSED, "unsupported")
             await world.serve("d0", lease_work())
