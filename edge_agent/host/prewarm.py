@@ -199,18 +199,19 @@ class Prewarmer:
         Raises:
             RefusedError, SilentEngineError: it does not come.
         """
-        starting = asyncio.ensure_future(mover.warm(mover.engine.spec.start_s))
-        try:
+        async with asyncio.TaskGroup() as group:
+            starting = group.create_task(_started(mover), name=f"ready-{mover.engine_id}")
             while not starting.done():
                 await asyncio.wait({starting}, timeout=self._look_s)
                 wish = self._wanted(tended)
-                if wish is None or ROLES[wish.enters] != role:
-                    return False
-            await starting
-        finally:
-            starting.cancel()
-            with suppress(asyncio.CancelledError, RefusedError, SilentEngineError):
-                await starting
+                if not starting.done() and (wish is None or ROLES[wish.enters] != role):
+                    starting.cancel()
+                    break
+        if starting.cancelled():
+            return False
+        failure = starting.result()
+        if failure is not None:
+            raise failure
         return True
 
     async def _check(self, slot: Slot, mover: Mover, role: str) -> None:
@@ -262,6 +263,15 @@ class Prewarmer:
             tended.stuck = False
             tended.held.discard(role)
             self.counts[slot.name, "let_go"] += 1
+
+
+async def _started(mover: Mover) -> RefusedError | SilentEngineError | None:
+    """Warm an engine up; gives why it does not come, so that no group ends by it."""
+    try:
+        await mover.warm(mover.engine.spec.start_s)
+    except (RefusedError, SilentEngineError) as exc:
+        return exc
+    return None
 
 
 def _mover(slot: Slot, role: str) -> Mover | None:
