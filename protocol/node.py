@@ -28,6 +28,8 @@ from protocol.units import (
 
 # More GPUs than one host has.
 PREPARE_MAX = 64
+# The code of an engine that is ready whether anybody asks or not.
+STANDING = "standing"
 # An agent that is started anew says again what it wants before this.
 PREPARE_LAPSES_S = 30.0
 
@@ -321,7 +323,7 @@ class PrepareStage(StrEnum):
 
 
 class Prepared(Struct, frozen=True, kw_only=True):
-    """What became of a ``Prepare``; ``code``: why not, or how, stable for programs."""
+    """What became of a ``Prepare``; ``code``: why not, or ``STANDING``; stable for programs."""
 
     device_id: Ident
     enters: Activity

@@ -273,6 +273,8 @@ class PrepareOutcome(StrEnum):
     FAILED = "failed"
     # The device is gone, out of use, or in other hands.
     LOST = "lost"
+    # It is ready anyway, and nothing need be held.
+    STANDING = "standing"
     # The power is wanted elsewhere.
     POWER = "power"
 

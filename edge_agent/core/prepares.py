@@ -29,10 +29,17 @@ from edge_agent.core.site_state import SiteState, mode_of
 from protocol.resource import Activity
 
 Outcome = f.PrepareOutcome
-_SAID = {PrepareStatus.REFUSED: Outcome.REFUSED, PrepareStatus.FAILED: Outcome.FAILED}
+_SAID = {
+    PrepareStatus.REFUSED: Outcome.REFUSED,
+    PrepareStatus.FAILED: Outcome.FAILED,
+    # What was made ready is kept: this is what was so before.
+    PrepareStatus.PREPARED: Outcome.STANDING,
+}
 _ENTERED = (Activity.MINE, Activity.SERVE)
 # What a node says whose host holds nothing ready.
 UNSUPPORTED = "unsupported"
+# Of a site that has it switched off: what was asked for before ends.
+NOTHING = PrewarmLimits()
 # A start in earnest finds as much room left as one that is only likely takes.
 SPARE_FACTOR = 2.0
 
@@ -43,8 +50,8 @@ def prepare_acts(site: Site, state: SiteState, made: Plan) -> tuple[f.Fact, ...]
     Args:
         state: that the plan was made from.
     """
-    limits = site.prewarm
-    if limits is None or (limits.per_node <= 0 and not state.prepares):
+    limits = site.prewarm or NOTHING
+    if limits.per_node <= 0 and not state.prepares:
         return ()
     expected = {(row.device_id, row.enters): row for row in ahead(site, state, idle=False)}
     found = ((row, _end(site, state, limits, made, row, expected)) for row in state.prepares)
@@ -77,7 +84,7 @@ def _end(
         return None  # its node is away, as at each start of the agent, and goes by what it heard
     elif not _fit(site, state, at) or not state.owner or limits.per_node <= 0:
         outcome = Outcome.LOST
-    elif entry.status in _SAID:
+    elif entry.status in _SAID and not entry.ready:
         outcome, detail = _SAID[entry.status], f"{entry.code}: {entry.detail}"
     elif _is_off(state, at) and _short(site, state, made, at):
         outcome = Outcome.POWER

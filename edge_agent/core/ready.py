@@ -8,6 +8,7 @@ from enum import StrEnum
 from msgspec import Struct
 from msgspec.structs import replace
 
+from protocol.node import STANDING
 from protocol.resource import Activity
 
 ARRIVALS_KEPT = 8
@@ -47,7 +48,7 @@ class PrepareEntry(Struct, frozen=True, array_like=True):
     @property
     def draws(self) -> bool:
         """Tell whether it may draw what a start draws."""
-        return self.leaving or (self.live and not self.ready)
+        return self.leaving or (self.live and self.status is not PrepareStatus.PREPARED)
 
     @property
     def live(self) -> bool:
@@ -56,8 +57,8 @@ class PrepareEntry(Struct, frozen=True, array_like=True):
 
     @property
     def ready(self) -> bool:
-        """Tell whether the engine was seen to be ready."""
-        return self.status is PrepareStatus.PREPARED
+        """Tell whether the engine was made ready, and seen to be so."""
+        return self.status is PrepareStatus.PREPARED and self.code != STANDING
 
 
 class Arrivals(Struct, frozen=True, array_like=True):

@@ -17,7 +17,12 @@ from protocol.lease import LeaseState
 
 DETAIL_CHARS_MAX = 200
 # After these the device is left alone for the long rest, after the others for the short one.
-BARRING = (f.PrepareOutcome.EXPIRED, f.PrepareOutcome.REFUSED, f.PrepareOutcome.FAILED)
+BARRING = (
+    f.PrepareOutcome.EXPIRED,
+    f.PrepareOutcome.REFUSED,
+    f.PrepareOutcome.FAILED,
+    f.PrepareOutcome.STANDING,
+)
 ENTERED = (f.PrepareOutcome.USED, f.PrepareOutcome.LATE)
 SHORT_REST_S = 30.0
 

@@ -27,7 +27,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         token_credential: names the secret that its API wants; empty = none.
         strategy: how it leaves its GPU and comes back; None: the cheapest that it can.
         starts_paused: of a miner: its program does not hash before it is told to, so that it may be
-            made ready beside work that is served.
+            made ready beside what else its GPU does.
     """
 
     kind: Ident

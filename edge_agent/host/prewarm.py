@@ -25,7 +25,7 @@ from edge_agent.host.planner import Pair, Planner
 from edge_agent.host.slot import Slot
 from edge_agent.workloads.engine import EngineState, HashSample, PauseMode, Strategy
 from edge_agent.workloads.ports import Ready, Wish
-from protocol.node import PrepareStage
+from protocol.node import STANDING, PrepareStage
 from protocol.resource import Activity
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class Prewarmer:
         if at_work:
             self._used(slot, tended, role)
         elif mover is not None and paused:
-            code = "" if role in tended.held else "standing"
+            code = "" if role in tended.held else STANDING
             tended.ready = _said(wish, PrepareStage.PREPARED, code)
         elif at_work is None or slot.lock.locked() or not wish.begin:
             return  # an act is under way, or nobody knows yet
@@ -170,9 +170,8 @@ class Prewarmer:
         if slot.facts is not None and not slot.facts.healthy:
             return "gpu_lost", slot.facts.reason
         miner = slot.config.miner
-        hashes_first = role == "miner" and miner is not None and not miner.starts_paused
-        if hashes_first and slot.instance is not None:
-            return "serving", "its miner hashes when it starts, and customers are served"
+        if role == "miner" and miner is not None and not miner.starts_paused:
+            return "hashes_first", "its miner hashes when it starts: nothing would tell it apart"
         judged = self._planner.judge(Pair(slot.config, slot.miner, slot.server), wish, role)
         return judged.code, judged.detail
 

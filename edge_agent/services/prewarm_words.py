@@ -11,11 +11,11 @@ WH_PER_MWH = 1e6
 
 
 def wanted(site: Site, state: SiteState, node_id: str) -> tuple[Prepare, ...]:
-    """Give all that a node is to hold ready now; a store that does not own the site wants nothing.
+    """Give all that a node is to hold ready now: nothing where it is off, or the site is another's.
 
     The decision's numbers: nobody bills by them.
     """
-    if not state.owner:
+    if not state.owner or site.prewarm is None:
         return ()
     found = [(row, site.index_of(row.device_id)) for row in state.prepares if row.live]
     return tuple(

@@ -18,7 +18,7 @@ from edge_agent.core.ready_facts import SHORT_REST_S
 from edge_agent.core.site import NS_PER_S, Site
 from edge_agent.core.snapshot import decode_state, encode_state, state_hash
 from protocol.lease import LeaseState, WorkloadSpec
-from protocol.node import Prepared, PrepareStage
+from protocol.node import STANDING, Prepared, PrepareStage
 from protocol.resource import Activity
 from tests.edge_agent.core.plant import ACTS, Plant, instant, make_lease, make_site, tick
 
@@ -201,6 +201,25 @@ def test_a_device_that_refused_or_failed_is_left_alone_for_long(stage: PrepareSt
     assert barred is not None
     assert not barred.live
     assert text is None or "vram" in text
+
+
+def test_what_is_ready_anyway_is_neither_held_nor_counted() -> None:
+    plant = expecting()
+    device = asked(plant)
+    plant.step(5.0, *said(plant, PrepareStage.PREPARED, STANDING))
+    (fact,) = plant.prepares[:1]
+    assert isinstance(fact, f.PrepareEnded)
+    assert (fact.device_id, fact.outcome, fact.ready) == (device, Out.STANDING, False)
+
+
+def test_a_site_that_was_switched_off_lets_go_of_what_it_had_asked_for() -> None:
+    plant = expecting()
+    plain = make_site()
+    plant.site = plain
+    plant.step(1.0, plant.readings())
+    assert ends(plant) == [Out.LOST]
+    plant.step(700.0, plant.readings())
+    assert plant.prepares == ()
 
 
 def test_a_node_whose_host_holds_nothing_ready_is_not_asked_for_the_next_device() -> None:

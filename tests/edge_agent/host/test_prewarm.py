@@ -186,13 +186,13 @@ def test_a_miner_is_held_ready_while_its_gpu_serves(tmp_path: Path) -> None:
     _play(tmp_path, scenario)
 
 
-def test_a_miner_that_hashes_from_its_start_is_not_started_beside_customers(
+def test_a_miner_that_hashes_from_its_start_is_not_started_before_its_time(
     tmp_path: Path,
 ) -> None:
     async def scenario(world: FaultWorld, beats: Beats) -> None:
         await _serve(world)
         beats.want(MINE)
-        assert (await beats.see(REFUSED)).code == "serving"
+        assert (await beats.see(REFUSED)).code == "hashes_first"
         assert not world.bodies["miner"].alive
         assert world.serving()
 
