@@ -130,7 +130,7 @@ def test_switches_to_what_was_ready_teach_a_cost_of_their_own() -> None:
 
     async def script(agent: Agent) -> None:
         world.nodes.stage = lambda _one: PrepareStage.PREPARED
-        await _demand(agent, leases=60)
+        await _demand(agent, leases=30)
         moves = {row.ready for row in agent.state.switch_costs if row.to_activity is SERVE}
         assert moves == {True}
         kept = CostLearner(agent.site, agent.state.switch_costs)
@@ -148,13 +148,13 @@ EAGER = PrewarmLimits(
 
 @pytest.fixture(scope="module")
 def days(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the journal of three days with restarts, of a site that pre-warms."""
+    """Give the journal of two days with restarts, of a site that pre-warms."""
     path = tmp_path_factory.mktemp("ready") / "core.sqlite"
-    world = JournalWorld(path, site=build_site(prewarm=EAGER), turn_s=300.0, price_at=spiky(3))
+    world = JournalWorld(path, site=build_site(prewarm=EAGER), turn_s=600.0, price_at=spiky(3))
     world.nodes.stage = lambda one: (
         PrepareStage.PREPARED if one.within_s > 60.0 else PrepareStage.PREPARING
     )
-    live(world, 3)
+    live(world, 2)
     return path
 
 
