@@ -81,7 +81,9 @@ class Prewarmer:
         for name, tended in self._tended.items():
             wish = by_gpu.get(name)
             if _other(wish, tended.wish):
-                tended.again_s, tended.ready = 0.0, None
+                tended.again_s = 0.0
+                # What is wanted no longer is told until it is gone.
+                tended.ready = tended.ready if wish is None else None
                 tended.wake.set()
             tended.wish, tended.until_s = wish, until_s
         return tuple(tended.ready for tended in self._tended.values() if tended.ready is not None)
@@ -116,7 +118,8 @@ class Prewarmer:
             if held != role:
                 await self._let_go(slot, tended, held)
         if wish is None or role is None:
-            tended.wish = tended.ready = None
+            tended.wish = None
+            tended.ready = tended.ready if tended.held else None
             return
         await self._hold(slot, tended, role, wish)
 

@@ -43,7 +43,7 @@ class PrewarmDesk:
 
     @property
     def due(self) -> bool:
-        """Tell whether the host is to be told now: while anything is wanted, and once after."""
+        """Tell whether the host is to be told now: while anything is wanted, or there still."""
         return bool(self._live() or self._told_any) and not self._one.locked()
 
     async def tell(self) -> None:
@@ -64,13 +64,20 @@ class PrewarmDesk:
             except DriverUnavailableError:
                 self._said = {}
             else:
-                self._told_any = bool(wishes)
+                self._told_any = bool(wishes or ready)
                 self._said = {one.gpu: one for one in ready}
 
     def prepared(self) -> tuple[Prepared, ...]:
-        """Give how everything that is wanted stands, as far as it is known."""
-        rows = (self._row(one) for one in self._live())
-        return tuple(row for row in rows if row is not None)
+        """Give how all stands that is wanted, or is not gone yet, as far as it is known."""
+        live = self._live()
+        rows = (self._row(one) for one in live)
+        wanted = {one.device_id for one in live}
+        left = (
+            _told(slot.device_id, self._said[slot.gpu])
+            for slot in self._book.slots.values()
+            if slot.gpu in self._said and slot.device_id not in wanted
+        )
+        return (*(row for row in rows if row is not None), *left)
 
     def _live(self) -> tuple[Prepare, ...]:
         return self._wanted if self._clock.boottime_ns() < self._until_ns else ()
@@ -85,13 +92,7 @@ class PrewarmDesk:
         said = self._said.get(slot.gpu)
         if said is None or said.enters is not one.enters:
             return None
-        return Prepared(
-            device_id=one.device_id,
-            enters=one.enters,
-            stage=said.stage,
-            code=said.code,
-            detail=said.detail,
-        )
+        return _told(one.device_id, said)
 
     def _wishes(self) -> tuple[Wish, ...]:
         now_ns = self._clock.boottime_ns()
@@ -116,6 +117,16 @@ class PrewarmDesk:
 def _busy(slot: Slot, now_ns: int) -> bool:
     """Tell whether a switch or a safety act of the device is under way."""
     return slot.lock.locked() or slot.acting or now_ns < slot.held_until_ns
+
+
+def _told(device_id: str, said: Ready) -> Prepared:
+    return Prepared(
+        device_id=device_id,
+        enters=said.enters,
+        stage=said.stage,
+        code=said.code,
+        detail=said.detail,
+    )
 
 
 def _refused(one: Prepare, code: str) -> Prepared:

@@ -181,6 +181,30 @@ def test_nothing_is_to_begin_between_two_phases_of_a_switch(play: Play) -> None:
     play(scenario)
 
 
+def test_what_is_wanted_no_longer_is_told_until_its_host_says_that_it_is_gone(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(world: World) -> None:
+        leaving = [_ready(Wish(gpu="gpu0", enters=Activity.SERVE, probability=1.0, within_s=1.0))]
+
+        async def prewarm(wishes: tuple[Wish, ...], for_s: float) -> tuple[Ready, ...]:
+            assert for_s == FOR_S
+            return tuple(_ready(wish) for wish in wishes) or tuple(leaving)
+
+        monkeypatch.setattr(world.driver, "prewarm", prewarm)
+        async with world.node(), world.agent():
+            world.sink.wanted = (_one(),)
+            await asyncio.sleep(4.5)
+            world.sink.wanted = ()
+            await asyncio.sleep(8)
+            assert [row.device_id for row in _told(world)] == ["d0"]
+            leaving.clear()
+            await asyncio.sleep(2.5)
+            assert _told(world) == ()
+
+    play(scenario)
+
+
 def test_an_agent_from_the_past_wants_nothing_here(play: Play) -> None:
     async def scenario(world: World) -> None:
         world.driver.readiness = _ready
