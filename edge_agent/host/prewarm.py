@@ -19,6 +19,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 
+from msgspec.structs import replace
+
 from edge_agent.host.errors import RefusedError, SilentEngineError
 from edge_agent.host.moves import STILL_S, Mover
 from edge_agent.host.planner import Pair, Planner
@@ -118,7 +120,8 @@ class Prewarmer:
             if held != role:
                 await self._let_go(slot, tended, held)
         if wish is None or role is None:
-            tended.wish = None
+            # Letting go took its time: there may be another wish by now.
+            tended.wish = self._wanted(tended)
             tended.ready = tended.ready if tended.held else None
             return
         await self._hold(slot, tended, role, wish)
@@ -255,6 +258,9 @@ class Prewarmer:
             if mover.strategy is not Strategy.RESTART and not end:
                 tended.held.discard(role)  # the host keeps such engines ready anyway
                 return
+            if tended.ready is not None:
+                # Ready no more, and not gone yet.
+                tended.ready = replace(tended.ready, stage=PrepareStage.PREPARING, code="leaving")
             try:
                 await mover.off(PauseMode.ABORT)
             except (RefusedError, SilentEngineError) as exc:

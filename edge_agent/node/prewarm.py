@@ -17,7 +17,7 @@ from protocol.node import PREPARE_LAPSES_S, Prepare, Prepared, PrepareStage
 logger = logging.getLogger(__name__)
 
 # The node says it each second; a host without its node lets go after so long.
-FOR_S = 15.0
+FOR_S = 60.0
 # What a host answers that knows of none.
 _UNKNOWN_OP = "bad_request"
 
