@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="name all benches")
     parser.add_argument("--market", type=Path, help="directory of real prices, for `economics`")
     parser.add_argument("--rows", type=Path, help="file for the raw rows, for `gpu-switch`")
+    parser.add_argument("--budget-s", type=float, help="seconds for all of it, for `gpu-switch`")
+    parser.add_argument(
+        "--only", action="append", help="part of a plan's name, for `gpu-switch`; may be repeated"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per figure")
     args = parser.parse_args(argv)
     names = bench_names()
@@ -28,12 +33,16 @@ def main(argv: list[str] | None = None) -> int:
     if args.name not in names:
         parser.error(f"no bench {args.name}; there are: {', '.join(names)}")
     module = importlib.import_module(f"bench.{args.name.replace('-', '_')}")
-    given = {"market": args.market, "rows": args.rows}
+    given = {"market": args.market, "rows": args.rows, "budget_s": args.budget_s}
+    given["only"] = tuple(args.only) if args.only else None
     options = {name: value for name, value in given.items() if value is not None}
-    figures: list[Figure] = module.run(**options)
-    for figure in figures:
-        print(msgspec.json.encode(figure).decode() if args.json else _text(figure))
-    return 1 if any(figure.ok is False for figure in figures) else 0
+    missed = False
+    figures: Iterable[Figure] = module.run(**options)
+    for figure in figures:  # some benches give each as it is known
+        told = msgspec.json.encode(figure).decode() if args.json else _text(figure)
+        print(told, flush=True)
+        missed |= figure.ok is False
+    return 1 if missed else 0
 
 
 def bench_names() -> list[str]:

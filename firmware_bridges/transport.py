@@ -55,6 +55,8 @@ class _OneShot:
         "_socket",
         "_timer",
         "answered",
+        "keeps",
+        "kept",
     )
 
     def __init__(
@@ -69,6 +71,9 @@ class _OneShot:
         self._timer: asyncio.TimerHandle | None = None
         self._answer_s = 0.0
         self.answered: asyncio.Future[bytes] = loop.create_future()
+        # Whether the connection is to outlast a whole answer, and it, once it did.
+        self.keeps = False
+        self.kept: socket.socket | None = None
 
     def open(self, host: str, port: int, deadlines: Deadlines) -> None:
         """Begin to connect; whatever happens is told by the future."""
@@ -87,6 +92,14 @@ class _OneShot:
             deadlines.connect_s, self._no_connection, deadlines.connect_s
         )
         self._loop.add_writer(self._socket, self._connected)
+
+    def go_on(self, connection: socket.socket, deadlines: Deadlines) -> None:
+        """Use a connection that stands."""
+        self._answer_s = deadlines.answer_s
+        self._socket = connection
+        self._timer = self._loop.call_later(self._answer_s, self._no_answer)
+        self._loop.add_reader(connection, self._readable)
+        self._send()
 
     def close(self) -> None:
         """Let go of the connection, at once; asked again, nothing happens."""
@@ -150,7 +163,14 @@ class _OneShot:
             detail = f"answer over {ANSWER_BYTES_MAX} bytes"
             self._fail(BridgeGarbledError(self._address, detail, sent=True))
         elif self._is_complete(self._buffer, start):
+            if self.keeps:
+                self._keep(self._socket)
             self._finish()
+
+    def _keep(self, connection: socket.socket) -> None:
+        self._loop.remove_writer(connection)
+        self._loop.remove_reader(connection)
+        self.kept, self._socket = connection, None
 
     def _ended(self) -> None:
         if self._buffer:
@@ -213,3 +233,41 @@ async def exchange(
         return await shot.answered
     finally:
         shot.close()
+
+
+async def exchange_on(
+    connection: socket.socket | None,
+    host: str,
+    port: int,
+    request: bytes,
+    *,
+    is_complete: IsComplete,
+    deadlines: Deadlines,
+) -> tuple[bytes, socket.socket | None]:
+    """Do as ``exchange`` does, on a connection that stands already, and leave it open.
+
+    Args:
+        connection: To the same place, with nothing under way on it; None: a new one.
+        host, port, request, is_complete, deadlines: As of ``exchange``.
+
+    Returns:
+        The answer, and the connection where it still stands: the caller's to close.
+
+    Raises:
+        BridgeError: As of ``exchange``; the connection is closed then.
+    """
+    shot = _OneShot(asyncio.get_running_loop(), f"{host}:{port}", request, is_complete)
+    shot.keeps = True
+    if connection is None:
+        shot.open(host, port, deadlines)
+    else:
+        shot.go_on(connection, deadlines)
+    try:
+        answer = await shot.answered
+    except BaseException:
+        if shot.kept is not None:
+            shot.kept.close()
+        raise
+    finally:
+        shot.close()
+    return answer, shot.kept

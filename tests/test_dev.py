@@ -137,3 +137,75 @@ def test_wrong_seeds_are_a_usage_error() -> None:
     done = dev_script("test", "--seeds", "many")
     assert done.returncode == 2
     assert "--seeds wants a whole number above 0" in done.stderr
+
+
+# --- the python of a GPU machine --------------------------------------------------------------
+
+
+def test_a_locked_package_keeps_its_version_and_every_hash(dev: ModuleType) -> None:
+    text = (
+        "msg==1.0 \\\n    --hash=sha256:aa\nmsgspec==0.22.0 ; python_version >= '3' \\\n"
+        "    --hash=sha256:bb \\\n    --hash=sha256:cc\nnumpy==2.4.6 \\\n    --hash=sha256:dd\n"
+    )
+    wanted = dev.locked(text, "msgspec").replace("\\\n", " ").split()
+    assert wanted == ["msgspec==0.22.0", "--hash=sha256:bb", "--hash=sha256:cc"]
+    assert dev.locked(text, "torch") is None
+    real = dev.locked((ROOT / "requirements.lock").read_text(), "msgspec")
+    assert real.count("--hash=sha256:") > 10
+
+
+def test_what_an_interpreter_lacks_is_asked_of_it(dev: ModuleType, tmp_path: Path) -> None:
+    assert dev.missing_of(sys.executable, ["msgspec", "no_such_package"]) == ["no_such_package"]
+    assert dev.missing_of(tmp_path / "no-python", ["msgspec"]) is None
+
+
+def test_the_first_python_that_has_torch_and_cupy_is_taken(
+    dev: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has = {"/a/python3": {"torch"}, "/b/python": {"torch", "cupy", "msgspec"}}
+    monkeypatch.setattr(dev, "gpu_pythons", lambda: ["/none", *has])
+    monkeypatch.setattr(
+        dev,
+        "missing_of",
+        lambda python, names: [n for n in names if n not in has[python]] if python in has else None,
+    )
+    assert dev.gpu_python() == ("/b/python", {})
+    has["/b/python"].discard("cupy")
+    assert dev.gpu_python() is None
+
+
+def test_msgspec_is_put_beside_a_python_that_lacks_only_it_or_the_way_is_told(
+    dev: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dev, "CACHE", tmp_path)
+    monkeypatch.setattr(dev, "gpu_pythons", lambda: [sys.executable])
+    monkeypatch.setattr(
+        dev, "missing_of", lambda _python, names: [n for n in names if n == "msgspec"]
+    )
+    # An index that has nothing, as on a machine from which nothing can be reached.
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(dev.DevError, match="has torch and cupy, but not msgspec") as told:
+        dev.gpu_python()
+    assert "PIP_FIND_LINKS=DIR ./dev bench gpu-switch" in told.value.command
+    monkeypatch.setattr(dev, "install_beside", lambda _python, target: target.mkdir() or True)
+    (tmp_path / "gpu").mkdir(exist_ok=True)
+    monkeypatch.setenv("PYTHONPATH", "/theirs")
+    python, env = dev.gpu_python()
+    assert python == sys.executable
+    assert env["PYTHONPATH"].endswith(f"{os.pathsep}/theirs")
+
+
+def test_a_gpu_bench_asks_for_no_broker(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    class BecameError(Exception):
+        pass
+
+    def become(command: list[str], _env: dict[str, str]) -> None:
+        raise BecameError(command)
+
+    monkeypatch.setattr(dev, "become", become)
+    monkeypatch.setattr(dev, "provide_broker", lambda: pytest.fail("a broker was asked for"))
+    monkeypatch.setattr(dev, "gpu_python", lambda: ("/b/python", {}))
+    with pytest.raises(BecameError) as command:
+        dev.bench(["gpu-switch", "--json"])
+    assert command.value.args == (["/b/python", "-m", "bench", "gpu-switch", "--json"],)

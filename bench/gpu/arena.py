@@ -83,9 +83,13 @@ class Arena:
         except ArenaError:
             self._call("cuMemRelease", handle)
             raise
-        access = _Access(_Location(_DEVICE, 0), _READ_WRITE)
-        self._call("cuMemSetAccess", at, size, ctypes.byref(access), ctypes.c_size_t(1))
         self._handle = handle.value
+        access = _Access(_Location(_DEVICE, 0), _READ_WRITE)
+        try:
+            self._call("cuMemSetAccess", at, size, ctypes.byref(access), ctypes.c_size_t(1))
+        except ArenaError:
+            self.unmap()
+            raise
 
     def unmap(self) -> None:
         """Take the memory away; nothing may be under way on it."""

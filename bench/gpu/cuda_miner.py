@@ -8,15 +8,20 @@ import ctypes
 import hashlib
 import struct
 import time
-from pathlib import Path
 from typing import Any
 
 from bench.gpu.arena import ArenaError
-from bench.gpu.cuda_facts import facts_of
+from bench.gpu.cuda_source import SOURCE
 from bench.gpu.wire import Gate
-from bench.gpu.workload import BATCH, BATCH_FIRST, GENESIS_HEADER, Options, hash_of
+from bench.gpu.workload import (
+    BATCH,
+    BATCH_FIRST,
+    GENESIS_HEADER,
+    GENESIS_NONCE,
+    Options,
+    hash_of,
+)
 
-SOURCE = Path(__file__).with_name("sha256d.cu")
 DEPTH = 2
 _THREADS = 256
 _BLOCKS_PER_SM = 16
@@ -47,7 +52,7 @@ class CudaMiner:
         import cupy  # noqa: PLC0415 - only a worker with a GPU has it
 
         self._cupy = cupy
-        module = cupy.RawModule(code=SOURCE.read_text(), options=("-std=c++14",))
+        module = cupy.RawModule(code=SOURCE.read_text(encoding="utf-8"))
         self._search, self._digests = (module.get_function(n) for n in ("search", "digests"))
         self._midstate = cupy.asarray(midstate_of(GENESIS_HEADER), dtype=cupy.uint32)
         tail = struct.unpack(">3I", GENESIS_HEADER[64:76])
@@ -58,7 +63,8 @@ class CudaMiner:
         self._blocks = int(properties["multiProcessorCount"]) * _BLOCKS_PER_SM
         self._check()
         self._fit()
-        return facts_of() | {
+        return {
+            "backend": "cuda",
             "cupy": cupy.__version__,
             "card": properties["name"].decode(),
             "launch_ms": self._options.launch_ms,
@@ -120,6 +126,20 @@ class CudaMiner:
         for at in range(_CHECKED):
             if digests[32 * at : 32 * at + 32] != hash_of(first + at):
                 raise ValueError(f"the kernel's hash of nonce {first + at} is wrong")
+
+        self._check_search()
+
+    def _check_search(self) -> None:
+        """Let the kernel that mines find what is known: one nonce, in one launch around it."""
+        self._nonce = GENESIS_NONCE - self._per_launch() // 2
+        self._launch()
+        self.drain()
+        count, *nonces = (int(word) for word in self._cupy.asnumpy(self._found))
+        found = nonces[:count]
+        # Another nonce may meet the limit by chance; each must.
+        wrong = [nonce for nonce in found if hash_of(nonce)[-4:] != bytes(4)]
+        if GENESIS_NONCE not in found or wrong:
+            raise ValueError(f"the kernel that mines found {found}, of which {wrong} are wrong")
 
     def _fit(self) -> None:
         """Choose the nonces per thread so that a launch takes about as long as asked."""

@@ -2,7 +2,8 @@
 
 For a swap all weights lie in one arena, so that they can leave and come back under the same
 addresses, and a captured graph of the decode step stays valid; else in plain memory, which every
-driver can checkpoint. Written for a GPU that was not at hand.
+driver can checkpoint. Written for a GPU that was not at hand: tests run it on the CPU, with a
+stand-in for what PyTorch has of CUDA.
 """
 
 import hashlib
@@ -10,15 +11,18 @@ import time
 from typing import Any
 
 from bench.gpu.arena import Arena
-from bench.gpu.cuda_facts import facts_of
+from bench.gpu.cuda_shapes import LLAMA_7B, Shape
 from bench.gpu.workload import Options
 
-HIDDEN, HEADS, MLP, VOCABULARY = 4_096, 32, 11_008, 32_000
-HEAD = HIDDEN // HEADS
-CONTEXT, PROMPT = 256, 16
 CHUNK_BYTES, STREAMS = 256 << 20, 2
 _CANARY_TOKEN = 17
 _FILL = 1 << 28
+
+
+def _library() -> Any:  # noqa: ANN401 - an optional package
+    import torch  # noqa: PLC0415 - only a worker with a GPU has it
+
+    return torch
 
 
 class _Raw:
@@ -30,34 +34,25 @@ class _Raw:
         }  # fmt: skip
 
 
-def shapes(layers: int) -> list[tuple[int, int]]:
-    """Give the weights in their order in the arena."""
-    square, up, down = (HIDDEN, HIDDEN), (HIDDEN, MLP), (MLP, HIDDEN)
-    per_layer = [square, square, square, square, up, up, down]
-    return [(VOCABULARY, HIDDEN), *(per_layer * layers), (HIDDEN, VOCABULARY)]
-
-
-def weight_count(layers: int) -> int:
-    """Give how many numbers the weights are."""
-    return sum(rows * columns for rows, columns in shapes(layers))
-
-
 class CudaModel:
-    """One decode step after another, with a batch of one."""
+    """One decode step after another, with a batch of one.
 
-    def __init__(self, options: Options) -> None:
+    Args:
+        shape: of the model; another one in tests.
+    """
+
+    def __init__(self, options: Options, shape: Shape = LLAMA_7B) -> None:
         self._options = options
+        self._shape = shape
         self._graph: Any = None
         self._mirror: Any = None
 
     def prepare(self) -> dict[str, Any]:
         """Draw the weights, fill the KV of a prompt, capture the step."""
-        import torch  # noqa: PLC0415 - only a worker with a GPU has it
-
-        self._torch = torch
+        torch = self._torch = _library()
         self._device = torch.device("cuda:0")
         torch.zeros(1, device=self._device)  # makes the context current
-        count = weight_count(self._options.layers)
+        count = self._shape.weight_count(self._options.layers)
         self._flat = self._weights(count)
         generator = torch.Generator(device=self._device).manual_seed(1)
         for at in range(0, count, _FILL):
@@ -66,34 +61,37 @@ class CudaModel:
         with torch.no_grad():
             self._make_views()
             self._make_state()
-            self._fill_prompt()
             if self._options.mode == "graph":
                 self._capture()
-            self.first()
-        return (
-            facts_of()
-            | mirror
-            | {
-                "torch": str(torch.__version__),
-                "cuda": str(torch.version.cuda),
-                "card": str(torch.cuda.get_device_name(0)),
-                "weights_bytes": 2 * count,
-            }
-        )
+            self._fill_prompt()
+        digest = self.first()
+        # A digest of what is no number is as stable as any, and shows nothing.
+        if not bool(torch.isfinite(self._logits).all().item()):
+            raise ValueError("the logits are no numbers")
+        if self.first() != digest:
+            raise ValueError("the logits of the fixed prompt are not the same twice")
+        return mirror | {
+            "backend": "cuda",
+            "torch": str(torch.__version__),
+            "cuda": str(torch.version.cuda),
+            "card": str(torch.cuda.get_device_name(0)),
+            "weights_bytes": 2 * count,
+            "reserved_mib": int(torch.cuda.memory_reserved()) >> 20,
+        }
 
     def first(self) -> str:
         """Give the digest of the logits after the fixed prompt."""
         self._token.fill_(_CANARY_TOKEN)
-        self._position.fill_(PROMPT)
+        self._position.fill_(self._shape.prompt)
         self._step()
         logits = self._logits.cpu().numpy().tobytes()
         return hashlib.sha256(logits).hexdigest()
 
     def unit(self) -> int:
         """Decode one token and wait for it, as a server that streams does."""
-        self._position.add_(1).remainder_(CONTEXT)
+        self._position.add_(1).remainder_(self._shape.context)
         # The prompt's places keep the prompt.
-        self._position.clamp_(min=PROMPT + 1)
+        self._position.clamp_(min=self._shape.prompt + 1)
         self._step()
         self._torch.cuda.current_stream().synchronize()
         return 1
@@ -128,7 +126,7 @@ class CudaModel:
         self._arena = Arena(2 * count)
         return torch.as_tensor(_Raw(self._arena.address, count), device=self._device)
 
-    def _pin(self) -> dict[str, float]:
+    def _pin(self) -> dict[str, Any]:
         torch = self._torch
         began = time.perf_counter()
         self._mirror = torch.empty(self._flat.numel(), dtype=torch.float16, pin_memory=True)
@@ -146,7 +144,7 @@ class CudaModel:
 
     def _make_views(self) -> None:
         views, at = [], 0
-        for rows, columns in shapes(self._options.layers):
+        for rows, columns in self._shape.weights(self._options.layers):
             views.append(self._flat[at : at + rows * columns].view(rows, columns))
             at += rows * columns
         self._embedding, self._head = views[0], views[-1]
@@ -154,20 +152,21 @@ class CudaModel:
         self._layers = [inner[at : at + 7] for at in range(0, len(inner), 7)]
 
     def _make_state(self) -> None:
-        torch, device = self._torch, self._device
-        half, kv = torch.float16, (self._options.layers, HEADS, CONTEXT, HEAD)
+        torch, device, shape = self._torch, self._device, self._shape
+        half = torch.float16
+        kv = (self._options.layers, shape.heads, shape.context, shape.head)
         self._keys = torch.zeros(kv, dtype=half, device=device)
         self._values = torch.zeros(kv, dtype=half, device=device)
         self._token = torch.zeros(1, dtype=torch.int64, device=device)
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
-        self._logits = torch.zeros(1, VOCABULARY, dtype=half, device=device)
-        self._places = torch.arange(CONTEXT, device=device)
-        powers = torch.arange(0, HEAD, 2, device=device, dtype=torch.float32) / HEAD
+        self._logits = torch.zeros(1, shape.vocabulary, dtype=half, device=device)
+        self._places = torch.arange(shape.context, device=device)
+        powers = torch.arange(0, shape.head, 2, device=device, dtype=torch.float32) / shape.head
         angles = self._places.float()[:, None] / (10_000.0**powers)[None, :]
         self._cos, self._sin = angles.cos().half(), angles.sin().half()
 
     def _fill_prompt(self) -> None:
-        for place in range(PROMPT):
+        for place in range(self._shape.prompt):
             self._token.fill_(place + 1)
             self._position.fill_(place)
             self._decode()
@@ -198,7 +197,7 @@ class CudaModel:
     def _decode(self) -> None:
         torch = self._torch
         x = self._embedding.index_select(0, self._token)
-        mask = (self._places <= self._position).view(1, 1, CONTEXT)
+        mask = (self._places <= self._position).view(1, 1, self._shape.context)
         for number, layer in enumerate(self._layers):
             x = x + self._attend(number, layer, _norm(torch, x), mask)
             y = _norm(torch, x)
@@ -207,20 +206,21 @@ class CudaModel:
         self._token.copy_(self._logits.argmax(dim=-1))
 
     def _attend(self, number: int, layer: list[Any], x: Any, mask: Any) -> Any:  # noqa: ANN401 - tensors of an optional package
-        torch = self._torch
-        query, key = (self._turn((x @ layer[at]).view(HEADS, 1, HEAD)) for at in (0, 1))
-        value = (x @ layer[2]).view(HEADS, 1, HEAD)
+        torch, one = self._torch, (self._shape.heads, 1, self._shape.head)
+        query, key = (self._turn((x @ layer[at]).view(one)) for at in (0, 1))
+        value = (x @ layer[2]).view(one)
         keys, values = self._keys[number], self._values[number]
         keys.index_copy_(1, self._position, key)
         values.index_copy_(1, self._position, value)
-        scores = (query @ keys.transpose(1, 2)) * (HEAD**-0.5)
+        scores = (query @ keys.transpose(1, 2)) * (self._shape.head**-0.5)
         shares = torch.softmax(scores.float().masked_fill(~mask, float("-inf")), dim=-1).half()
-        return (shares @ values).view(1, HIDDEN) @ layer[3]
+        return (shares @ values).view(1, self._shape.hidden) @ layer[3]
 
     def _turn(self, x: Any) -> Any:  # noqa: ANN401 - tensors of an optional package
-        cos = self._cos.index_select(0, self._position).view(1, 1, HEAD // 2)
-        sin = self._sin.index_select(0, self._position).view(1, 1, HEAD // 2)
-        one, two = x[..., : HEAD // 2], x[..., HEAD // 2 :]
+        half = self._shape.head // 2
+        cos = self._cos.index_select(0, self._position).view(1, 1, half)
+        sin = self._sin.index_select(0, self._position).view(1, 1, half)
+        one, two = x[..., :half], x[..., half:]
         return self._torch.cat((one * cos - two * sin, two * cos + one * sin), dim=-1)
 
 

@@ -1,28 +1,21 @@
 """The supervisor without CUDA: starts the workloads, switches between them, keeps every row."""
 
 import contextlib
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import msgspec
 from msgspec import Struct
 
-from bench.gpu.wire import Gate, Order, Said, now_ns, pair, receive_said, send
-from bench.gpu.workload import Options, known_digest
+from bench.gpu.budget import BenchError, Budget
+from bench.gpu.wire import Gate, now_ns
+from bench.gpu.workers import Worker
+from bench.gpu.workload import Options
 
-ROOT = Path(__file__).resolve().parents[2]
 MS = 1e6
-ANSWER_S = 180.0
 # A window may pass without any work on a crowded machine.
 WINDOWS_MAX = 500
-
-
-class BenchError(Exception):
-    """A worker failed or fell silent: what it said, for the figure's conditions."""
+SETTLE_S = 1.0
 
 
 class Suspender(Protocol):
@@ -62,103 +55,29 @@ class Row(Struct, frozen=True, kw_only=True):
     verified: bool
 
 
-class Worker:
-    """One workload as a child process.
-
-    Args:
-        role: ``mine`` or ``infer``. backend: ``cpu`` or ``cuda``.
-    """
-
-    def __init__(self, role: str, backend: str, options: Options, gate: Gate) -> None:
-        self.role = role
-        # A miner's is known; a model's is that of its own first answer.
-        self.digest: str | None = known_digest() if role == "mine" else None
-        self.facts: dict[str, Any] = {}
-        self._gate = gate
-        self._wire, theirs = pair()
-        self._wire.settimeout(ANSWER_S)
-        words = [role, backend, str(theirs.fileno()), str(gate.fd)]
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "bench.gpu.worker",
-                *words,
-                msgspec.json.encode(options).decode(),
-            ],
-            cwd=ROOT,
-            pass_fds=(theirs.fileno(), gate.fd),
-            stdin=subprocess.DEVNULL,
-        )
-        theirs.close()
-
-    def start(self) -> None:
-        """Wait until it is loaded and warm."""
-        self._expect("hello")
-        self.facts = self.do("prepare").facts
-
-    def prepare(self) -> None:
-        """Start it, and see or learn its first output."""
-        self.start()
-        if self.run().digest != self.digest:
-            raise BenchError(f"{self.role}: a wrong first output")
-        self.pause()
-
-    def tell(self, op: str) -> None:
-        """Give an order."""
-        send(self._wire, Order(op=op))
-
-    def do(self, op: str) -> Said:
-        """Give an order and wait until it is carried out."""
-        self.tell(op)
-        return self._expect(op)
-
-    def run(self) -> Said:
-        """Open the gate and wait for the first verified output."""
-        self._gate.open(self.role)
-        self.tell("run")
-        said = self._expect("first")
-        self.digest = self.digest or said.digest
-        return said
-
-    def pause(self) -> Said:
-        """Shut the gate and wait until nothing is under way."""
-        self._gate.shut(self.role)
-        return self._expect("paused")
-
-    def end(self) -> None:
-        """Kill it; safe to call again."""
-        self.process.kill()
-        self.process.wait()
-        self._wire.close()
-
-    def _expect(self, op: str) -> Said:
-        try:
-            said = receive_said(self._wire)
-        except (TimeoutError, ConnectionError) as exc:
-            raise BenchError(f"{self.role}: no {op}: {exc}") from exc
-        if said is None or said.op != op:
-            detail = "it is gone" if said is None else f"{said.op}: {said.detail}"
-            raise BenchError(f"{self.role}: {op} was not done: {detail}")
-        return said
-
-
 class Pair:
     """A miner and a model on one device; the miner works when it is made.
 
     Args:
         backend: ``cpu`` or ``cuda``. suspender: for the checkpoint strategy.
+        budget: nothing is waited for beyond it.
     """
 
     def __init__(
-        self, backend: str, miner: Options, model: Options, suspender: Suspender | None = None
+        self,
+        backend: str,
+        miner: Options,
+        model: Options,
+        suspender: Suspender | None = None,
+        budget: Budget | None = None,
     ) -> None:
+        self.budget = budget or Budget()
         self._backend = backend
         self._options = {"mine": miner, "infer": model}
         self._suspender = suspender
         self.gate = Gate.make()
         self._workers = {
-            role: Worker(role, backend, options, self.gate)
+            role: Worker(role, backend, options, self.gate, self.budget)
             for role, options in self._options.items()
         }
         self._steps: dict[str, tuple[Callable[[], None], Callable[[], None], bool]] = {
@@ -186,7 +105,7 @@ class Pair:
     def begin(self, role: str) -> None:
         """Start one side anew, paused; what its first output must be is known."""
         known = self._workers[role].digest
-        worker = Worker(role, self._backend, self._options[role], self.gate)
+        worker = Worker(role, self._backend, self._options[role], self.gate, self.budget)
         worker.digest = known
         self._workers[role] = worker
         worker.start()
@@ -220,6 +139,7 @@ class Pair:
         ready_ns = now_ns()
         entering = self.infer if inward else self.mine
         first = entering.run()
+        verified = first.digest == entering.digest
         done_ns = now_ns()
         if not inward and late:
             off()
@@ -228,14 +148,14 @@ class Pair:
             mode=self._options["infer"].mode,
             way=way,
             number=number,
-            total_ms=(first.at_ns - start_ns) / MS,
+            total_ms=(done_ns - start_ns) / MS,
             pause_ms=(idle_ns - start_ns) / MS,
             save_ms=(saved_ns - idle_ns) / MS,
             activate_ms=(ready_ns - saved_ns) / MS,
-            verify_ms=(first.at_ns - ready_ns) / MS,
+            verify_ms=(done_ns - ready_ns) / MS,
             idle_gap_ms=(first.began_ns - idle_ns) / MS,
             after_ms=(now_ns() - done_ns) / MS,
-            verified=first.digest == entering.digest,
+            verified=verified,
         )
 
     def rate(self, role: str, window_s: float) -> float:
@@ -246,6 +166,7 @@ class Pair:
         """
         began_ns, before = now_ns(), self.gate.count(role)
         for _ in range(WINDOWS_MAX):
+            self.budget.check()
             time.sleep(window_s)
             done = self.gate.count(role) - before
             if done > 0:
@@ -255,7 +176,7 @@ class Pair:
     def close(self) -> None:
         """End both."""
         for worker in self._workers.values():
-            worker.end()
+            worker.leave()
         self.gate.close()
 
     def _offload(self) -> None:
@@ -288,10 +209,14 @@ def _nothing() -> None:
 
 @contextlib.contextmanager
 def prepared(
-    backend: str, miner: Options, model: Options, suspender: Suspender | None = None
+    backend: str,
+    miner: Options,
+    model: Options,
+    suspender: Suspender | None = None,
+    budget: Budget | None = None,
 ) -> Iterator[Pair]:
     """Give a warm pair with the miner at work; both end with the block."""
-    made = Pair(backend, miner, model, suspender)
+    made = Pair(backend, miner, model, suspender, budget)
     try:
         made.prepare()
         yield made
@@ -299,15 +224,18 @@ def prepared(
         made.close()
 
 
-def switch_often(pair_: Pair, strategy: str, count: int) -> list[Row]:
-    """Switch ``count`` times each way."""
+def switches(pair_: Pair, strategy: str, count: int) -> Iterator[Row]:
+    """Switch ``count`` times each way.
+
+    Raises:
+        OutOfTimeError: before all were done.
+    """
     pair_.set_out(strategy)
-    rows: list[Row] = []
     for number in range(count):
-        rows.append(pair_.switch(strategy, "in", number))
-        rows.append(pair_.switch(strategy, "out", number))
+        for way in ("in", "out"):
+            pair_.budget.check()
+            yield pair_.switch(strategy, way, number)
     pair_.come_back(strategy)
-    return rows
 
 
 def tax(
@@ -316,15 +244,21 @@ def tax(
     """Give the rate of the side that works beside a paused one over its rate alone, and all rates.
 
     The other is ended for ``alone`` and comes back for the next round: rates that drift, as a card
-    that warms up, meet both alike. Of the ratios the median counts.
+    that warms up, meet both alike. Of the ratios the median counts. Before each window the side
+    has ``SETTLE_S``: the driver clears away a context that ended, and not at the cost of ``alone``.
     """
     other = "infer" if role == "mine" else "mine"
     rates: list[tuple[float, float]] = []
     for _ in range(rounds):
-        beside = pair_.rate(role, window_s)
+        beside = _settled(pair_, role, window_s)
         pair_.end(other)
-        alone = pair_.rate(role, window_s)
+        alone = _settled(pair_, role, window_s)
         pair_.begin(other)
         rates.append((beside, alone))
     ratios = sorted(beside / alone for beside, alone in rates)
     return ratios[len(ratios) // 2], rates
+
+
+def _settled(pair_: Pair, role: str, window_s: float) -> float:
+    pair_.rate(role, min(SETTLE_S, window_s))
+    return pair_.rate(role, window_s)

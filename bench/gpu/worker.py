@@ -5,6 +5,7 @@ It does nothing until told, works while its gate is open, and blocks on the wire
 
 import contextlib
 import importlib
+import os
 import signal
 import socket
 import sys
@@ -33,11 +34,12 @@ def make(backend: str, role: str, options: Options, gate: Gate) -> Workload:
 
 def serve(work: Workload, wire: socket.socket, gate: Gate, role: str) -> None:
     """Obey until told to quit or left alone."""
+    supervisor = os.getppid()
     send(wire, Said(op="hello", at_ns=now_ns()))
     while (order := receive_order(wire)) is not None and order.op != "quit":
         try:
             if order.op == "run":
-                _run(work, wire, gate, role)
+                _run(work, wire, gate, role, supervisor)
                 continue
             facts = work.prepare() if order.op == "prepare" else {}
             if order.op == "offload":
@@ -53,11 +55,12 @@ def serve(work: Workload, wire: socket.socket, gate: Gate, role: str) -> None:
         send(wire, Said(op=order.op, at_ns=now_ns(), facts=facts))
 
 
-def _run(work: Workload, wire: socket.socket, gate: Gate, role: str) -> None:
+def _run(work: Workload, wire: socket.socket, gate: Gate, role: str, supervisor: int) -> None:
     began_ns = now_ns()
     digest = work.first()
     send(wire, Said(op="first", at_ns=now_ns(), began_ns=began_ns, digest=digest))
-    while gate.is_open(role):
+    # A supervisor that was killed shuts no gate: without it the card would be kept busy for ever.
+    while gate.is_open(role) and os.getppid() == supervisor:
         gate.add(role, work.unit())
     work.drain()
     send(wire, Said(op="paused", at_ns=now_ns()))

@@ -59,13 +59,19 @@ def _report(args: argparse.Namespace) -> Report:
     own = config.backtest
     duties = _duties(own.duties, args.seed)
     if FILL in names and not has_fleet(site, duties):
-        raise UsageError(f"--policy {FILL}: the site has neither modes nor duties")
+        raise UsageError(f"--policy {FILL}: the site has no modes, duties or caps that bind")
+    from_s, to_s = _instant("--from", args.start), _instant("--to", args.end)
+    if from_s is not None and to_s is not None and to_s <= from_s:
+        raise UsageError(f"--to {args.end}: want a time after --from {args.start}")
     wish = Wish(
         price=args.price,
         day_ahead=args.day_ahead,
-        from_s=_instant("--from", args.start),
-        to_s=_instant("--to", args.end),
+        from_s=from_s,
+        to_s=to_s,
         demand_quantile=own.demand_quantile,
+        more=tuple(
+            Path(feed.directory) for feed in (config.market, *config.feeds) if feed.kind == "csv"
+        ),
     )
     frame = load_frame(Path(args.market), wish)
     demand = Demand(slices=own.demand_slices, preempt_usd=own.preempt_usd)
@@ -111,7 +117,21 @@ def _text(report: Report) -> str:
             f"{_known(row.uplift_captured):>11}{_known(row.asic_uplift_captured):>12}"
             f"{_known(row.worst_month_vs_s1, 3):>15}{row.violations:>12}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_steps(report)])
+
+
+def _steps(report: Report) -> list[str]:
+    """Say how well block times told the difficulty's steps a day ahead."""
+    apart = sorted(
+        abs(row.predicted - row.came)
+        for row in report.difficulty_steps
+        if row.predicted is not None and row.came is not None
+    )
+    if not apart:
+        return []
+    median, most = apart[len(apart) // 2], apart[-1]
+    told = f"difficulty: {len(apart)} steps, told by block times a day ahead"
+    return [f"{told} within {median:.2f} points (median), {most:.2f} at most"]
 
 
 def _known(value: float | None, places: int = 2) -> str:

@@ -48,6 +48,7 @@ class Broken(Struct, frozen=True, kw_only=True):
     cap: int
     ramp: int
     deadline: int
+    feeder: int = 0
 
 
 def plain(steps: int, cap_w: float) -> Duty:
@@ -64,8 +65,8 @@ def draw(wish: Duties, steps: int, grain_w: float = 0.0) -> Duty:
     """
     caps, orders = np.random.default_rng(wish.seed).spawn(2)
     rise_w, fall_w = wish.rise_w_per_min * STEP_MIN, wish.fall_w_per_min * STEP_MIN
-    cap = _caps(wish, steps, caps)
     slope_w = fall_w - 2.0 * grain_w
+    cap = _caps(wish, steps, slope_w, caps)
     made = _orders(wish, steps, slope_w, orders)
     limit, ceiling = cap.copy(), cap.copy()
     for ahead in range(1, _steps(wish.notice_min) + 1):
@@ -107,11 +108,14 @@ def _steps(minutes: float) -> int:
     return max(round(minutes / STEP_MIN), 1)
 
 
-def _caps(wish: Duties, steps: int, rng: np.random.Generator) -> FloatColumn:
+def _caps(wish: Duties, steps: int, slope_w: float, rng: np.random.Generator) -> FloatColumn:
+    """Draw caps that can be obeyed: one comes down no faster than the load can."""
     out, at = np.empty(steps), 0
     while at < steps:
         end = at + max(round(rng.exponential(wish.cap_hold_h) * HOUR_S / STEP_S), 1)
-        out[at:end] = rng.uniform(wish.cap_low_w, wish.cap_high_w)
+        drawn_w = rng.uniform(wish.cap_low_w, wish.cap_high_w)
+        down_w = out[at - 1] - max(slope_w, 0.0) * np.arange(1, min(end, steps) - at + 1)
+        out[at:end] = np.maximum(drawn_w, down_w) if at else drawn_w
         at = end
     return out
 

@@ -1,11 +1,11 @@
 """Columns of a market directory as arrays; a broken cell is unknown and counted, never fatal.
 
 Which file is what is told by the names of its columns, as in ``market.series``; CSV with the time
-in its first column (ISO 8601, UTC), or parquet of the same columns.
+in its first ``*_utc`` column (ISO 8601, UTC), or parquet of the same columns.
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from edge_agent.core.site import FloatColumn, IntColumn
 from edge_agent.market.errors import SeriesError
+from edge_agent.market.series import time_column
 
 ROWS_MAX = 2_000_000
 Where = tuple[tuple[str, frozenset[str]], ...]
@@ -51,14 +52,14 @@ def files_of(folder: Path) -> dict[Path, tuple[str, ...]]:
     """Give the column names of every file of a directory.
 
     Raises:
-        SeriesError: it is no directory.
+        SeriesError: it is no directory, or holds a file that is not what its name says.
     """
     if not folder.is_dir():
         raise SeriesError("no_directory", "is no directory", str(folder))
     out: dict[Path, tuple[str, ...]] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix == ".csv":
-            with path.open(newline="", encoding="utf-8", errors="replace") as stream:
+            with path.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
                 out[path] = tuple(next(csv.reader(stream), []))
         elif path.suffix == ".parquet":
             out[path] = _parquet_names(path)
@@ -88,14 +89,14 @@ def read(path: Path, column: str, where: Where = ()) -> Column:
 
 def hours(path: Path, column: str) -> FloatColumn:
     """Read a column whose rows are consecutive hours of a trace with no date."""
-    with path.open(newline="", encoding="utf-8") as stream:
+    with path.open(newline="", encoding="utf-8-sig") as stream:
         found = [_number(row.get(column, "")) for row in csv.DictReader(stream)]
     return np.array([np.nan if value is None else value for value in found])
 
 
 def block_time_s(path: Path, height: int) -> int | None:
     """Give the header time of a block, or None when the file does not hold it."""
-    with duckdb.connect() as base:
+    with _base() as base:
         row = base.execute(
             "SELECT epoch_ns(block_time_utc::TIMESTAMP_NS) FROM read_parquet(?) WHERE height = ?",
             [str(path), height],
@@ -103,13 +104,31 @@ def block_time_s(path: Path, height: int) -> int | None:
     return None if row is None else int(row[0]) // 1_000_000_000
 
 
+def rising(path: Path, column: str, time: str) -> Column:
+    """Read a parquet column that rises with its time, which may run back a little.
+
+    Raises:
+        SeriesError: no usable row.
+    """
+    with duckdb.connect() as base:
+        rows = base.execute(
+            f'SELECT epoch_ns("{time}"::TIMESTAMP_NS) // 1000000000 AS at_s,'  # noqa: S608 - names of the file's own schema
+            f' "{column}"::DOUBLE AS value FROM read_parquet(?)'
+            f' WHERE "{time}" IS NOT NULL AND "{column}" IS NOT NULL ORDER BY value LIMIT ?',
+            [str(path), ROWS_MAX],
+        ).fetchnumpy()
+    at_s = np.asarray(rows["at_s"], dtype=np.int64)
+    out = _column(f"{path.name}:{column}", at_s, np.asarray(rows["value"], dtype=np.float64), 0)
+    return Column(out.name, out.at_s, np.maximum.accumulate(out.value), out.step_s, 0)
+
+
 def time_s(text: str) -> int | None:
     """Read an ISO 8601 time; one without a zone is UTC; None when it is no time."""
     try:
         at = datetime.fromisoformat(text.strip())
-    except ValueError:
+        return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
+    except (ValueError, OverflowError):  # an offset may take a time out of the calendar
         return None
-    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
 
 
 def _cells(path: Path, column: str, where: Where) -> Iterator[tuple[int | None, float | None]]:
@@ -119,10 +138,10 @@ def _cells(path: Path, column: str, where: Where) -> Iterator[tuple[int | None, 
 
 
 def _csv_cells(path: Path, column: str, where: Where) -> Iterator[tuple[int | None, float | None]]:
-    with path.open(newline="", encoding="utf-8", errors="replace") as stream:
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
         rows = csv.reader(stream)
         header = next(rows, [])
-        at = header.index(column)
+        at, when = header.index(column), header.index(time_column(header))
         tests = [(header.index(name), cells) for name, cells in where]
         for number, row in enumerate(rows):
             if number > ROWS_MAX:
@@ -130,14 +149,14 @@ def _csv_cells(path: Path, column: str, where: Where) -> Iterator[tuple[int | No
             if len(row) != len(header):
                 yield None, None
             elif all(row[place] in cells for place, cells in tests):
-                yield time_s(row[0]), _number(row[at])
+                yield time_s(row[when]), _number(row[at])
 
 
 def _parquet_cells(path: Path, column: str) -> Iterator[tuple[int | None, float | None]]:
-    first = _parquet_names(path)[0]
-    with duckdb.connect() as base:
+    when = time_column(_parquet_names(path))
+    with _base() as base:
         rows = base.execute(
-            f'SELECT epoch_ns("{first}"::TIMESTAMP_NS) AS at_ns, "{column}"::DOUBLE AS value'  # noqa: S608 - names of the file's own schema
+            f'SELECT epoch_ns("{when}"::TIMESTAMP_NS) AS at_ns, "{column}"::DOUBLE AS value'  # noqa: S608 - names of the file's own schema
             " FROM read_parquet(?)",
             [str(path)],
         ).fetchall()
@@ -150,11 +169,21 @@ def _parquet_cells(path: Path, column: str) -> Iterator[tuple[int | None, float 
 
 
 def _parquet_names(path: Path) -> tuple[str, ...]:
-    with duckdb.connect() as base:
-        rows = base.execute(
-            "SELECT name FROM parquet_schema(?) WHERE num_children IS NULL", [str(path)]
-        )
+    with _base() as base:
+        try:
+            rows = base.execute(
+                "SELECT name FROM parquet_schema(?) WHERE num_children IS NULL", [str(path)]
+            )
+        except duckdb.Error as exc:
+            raise SeriesError("bad_parquet", "is no parquet file", str(path)) from exc
         return tuple(str(row[0]) for row in rows.fetchall())
+
+
+def _base() -> "duckdb.DuckDBPyConnection":  # in quotes: the library tells of types held at exit
+    """Open a base in memory in which a time with a zone means the same on every machine."""
+    base = duckdb.connect()
+    base.execute("SET TimeZone = 'UTC'")
+    return base
 
 
 def _number(text: str) -> float | None:
@@ -165,12 +194,14 @@ def _number(text: str) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _column(name: str, times: list[int], values: list[float], broken: int) -> Column:
-    if not times:
+def _column(
+    name: str, times: Sequence[int] | IntColumn, values: Sequence[float] | FloatColumn, broken: int
+) -> Column:
+    if not len(times):
         raise SeriesError("no_rows", "holds no usable row", name)
     at_s = np.array(times, dtype=np.int64)
     order = np.argsort(at_s, kind="stable")
-    at_s, value = at_s[order], np.array(values)[order]
+    at_s, value = at_s[order], np.array(values, dtype=np.float64)[order]
     last = np.r_[at_s[1:] != at_s[:-1], True]  # of rows with one time the last one counts
     at_s, value = at_s[last], value[last]
     # A single row stands for a day.

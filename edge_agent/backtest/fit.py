@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from msgspec import Struct
 
+from edge_agent.backtest.class_series import STEP_H
 from edge_agent.backtest.files import time_s
 from edge_agent.backtest.frame import Frame, Wish, load_frame
 from edge_agent.backtest.live import later, remember
-from edge_agent.backtest.rows import STEP_H
 from edge_agent.core.economics import W_PER_MW, mine_usd_per_ths_h, restart_usd
 from edge_agent.core.outlook import (
     AHEAD,

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from msgspec import Struct
 
+from edge_agent.backtest.beside import NOTHING, Beside, read_beside
 from edge_agent.backtest.files import Column, block_time_s, files_of, hours, read
 from edge_agent.core.economics import hashprice_usd_per_ths_day
 from edge_agent.core.site import FloatColumn, IntColumn
@@ -21,6 +22,8 @@ DAY_S = 86_400
 HOUR_S = 3_600
 HALVING_BLOCKS = 210_000
 EPOCH_BLOCKS = 2_016
+# Forty years: beyond it a time in the file is wrong, and the columns would fill the memory.
+INTERVALS_MAX = 1_500_000
 _SXM = frozenset({"SXM4", "SXM5", ""})
 _AHEAD = ("dam_spp_usd_per_mwh",)
 
@@ -32,6 +35,7 @@ class Frame(Struct, frozen=True, eq=False, kw_only=True):
         at_s: start of each interval. price: settled by it. day_ahead: of its hour; None: no such
             file. hashprice: USD per TH/s and day. rates: offer per GPU class. demand: requested
             share of the GPUs, 0..1; None: no such file. notes: what is missing, for a person.
+        beside: what a directory tells beside prices.
     """
 
     at_s: IntColumn
@@ -41,6 +45,7 @@ class Frame(Struct, frozen=True, eq=False, kw_only=True):
     rates: dict[str, FloatColumn]
     demand: FloatColumn | None
     notes: tuple[str, ...]
+    beside: Beside = NOTHING
 
     def __len__(self) -> int:
         return len(self.at_s)
@@ -52,7 +57,8 @@ class Wish(Struct, frozen=True, kw_only=True):
     Args:
         price: ``FILE:COLUMN`` of the settled price, and of the day-ahead price; empty: by the
             names of the columns, the hub average first. demand_quantile: the hour of requests that
-            asks for all GPUs.
+            asks for all GPUs. more: further directories, for columns beside prices that this one
+            lacks.
     """
 
     price: str = ""
@@ -60,13 +66,14 @@ class Wish(Struct, frozen=True, kw_only=True):
     from_s: int | None = None
     to_s: int | None = None
     demand_quantile: float = 0.75
+    more: tuple[Path, ...] = ()
 
 
 def load_frame(folder: Path, wish: Wish) -> Frame:
     """Read a market directory.
 
     Raises:
-        SeriesError: no directory, no price, or nothing that gives a hashprice.
+        SeriesError: no directory, no price, a span too long, or nothing that gives a hashprice.
     """
     files = files_of(folder)
     notes: list[str] = []
@@ -85,14 +92,18 @@ def load_frame(folder: Path, wish: Wish) -> Frame:
         notes.append("no day-ahead prices: the outlook goes without")
     hashprice = _hashprice(files, at_s, notes)
     _count(notes, "intervals without a hashprice (nothing settled)", hashprice)
+    rates = _rates(files, at_s, notes)
+    demand = _demand(files, at_s, wish.demand_quantile, notes)
+    beside = read_beside(files, wish.more, at_s, notes)
     return Frame(
         at_s=at_s,
         price=on_grid,
         day_ahead=None if ahead is None else ahead.held(at_s, max(ahead.step_s, HOUR_S)),
         hashprice=hashprice,
-        rates=_rates(files, at_s, notes),
-        demand=_demand(files, at_s, wish.demand_quantile, notes),
+        rates=rates,
+        demand=demand,
         notes=tuple(notes),
+        beside=beside,
     )
 
 
@@ -123,6 +134,10 @@ def _grid(price: Column, wish: Wish) -> IntColumn:
     end = int(price.at_s[-1]) + price.step_s
     end = end if wish.to_s is None else min(end, wish.to_s)
     first = -(-max(first, int(price.at_s[0])) // STEP_S) * STEP_S
+    if end - first > INTERVALS_MAX * STEP_S:
+        years = (end - first) // (365 * DAY_S)
+        detail = f"spans {years} years: a time in it is wrong, or give --from and --to"
+        raise SeriesError("too_long", detail, price.name)
     return np.arange(first, end, STEP_S, dtype=np.int64)
 
 

@@ -5,7 +5,8 @@ It pays the same starts and preemptions as any policy, and begins in the same st
 
 import numpy as np
 
-from edge_agent.backtest.rows import MINE, OFF, SERVE, ClassSeries, Rows
+from edge_agent.backtest.class_series import MINE, OFF, SERVE, ClassSeries
+from edge_agent.backtest.rows import Rows
 from edge_agent.core.site import CodeColumn, FlagColumn, FloatColumn
 
 

@@ -23,7 +23,8 @@ class Miners(Struct, frozen=True, eq=False, kw_only=True):
     Args:
         weight: devices. gain, cost: USD per device and interval; unknown intervals hold 0.
         rise_w: watts at the meter of mining above being off. base_w: of being off.
-        above: place of the row whose share this one may not exceed; -1: none.
+        above: place of the row whose share this one may not exceed; -1: none. feeder: on which
+            the rows hang; -1: none.
     """
 
     weight: float
@@ -32,6 +33,7 @@ class Miners(Struct, frozen=True, eq=False, kw_only=True):
     rise_w: float = 0.0
     base_w: float = 0.0
     above: int = -1
+    feeder: int = -1
 
 
 class Ramp(Struct, frozen=True, eq=False, kw_only=True):
@@ -43,12 +45,15 @@ class Ramp(Struct, frozen=True, eq=False, kw_only=True):
 
 
 def bound_usd(
-    rows: tuple[Miners, ...], cap_w: FloatColumn | None = None, ramp: Ramp | None = None
+    rows: tuple[Miners, ...],
+    cap_w: FloatColumn | None = None,
+    ramp: Ramp | None = None,
+    feeders_w: FloatColumn | None = None,
 ) -> float:
     """Give the most that the rows can earn above being off throughout.
 
     Args:
-        cap_w: for the rows alone.
+        cap_w: for the rows alone. feeders_w: the same for each feeder (feeders, T).
 
     Raises:
         LinearError: no HiGHS, or no optimum.
@@ -66,6 +71,8 @@ def bound_usd(
     model.col_lower_ = np.zeros(model.num_col_)
     model.col_upper_ = np.ones(model.num_col_)
     held = _constraints(rows, steps, cap_w, ramp)
+    if feeders_w is not None:
+        _add_feeders(held, rows, feeders_w)
     model.num_row_ = len(held.lower)
     model.row_lower_, model.row_upper_ = held.lower, held.upper
     model.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
@@ -130,3 +137,15 @@ def _constraints(
         factors = watts + [-each for each in watts]
         held.add(both, factors, ramp.rise_w - change, -ramp.fall_w - change)
     return held
+
+
+def _add_feeders(held: _Rows, rows: tuple[Miners, ...], feeders_w: FloatColumn) -> None:
+    steps = feeders_w.shape[1]
+    for feeder, room_w in enumerate(feeders_w):
+        own = [place for place, row in enumerate(rows) if row.feeder == feeder]
+        if own:
+            shares = [2 * steps * place + np.arange(steps) for place in own]
+            watts = [rows[place].weight * rows[place].rise_w for place in own]
+            base_w = sum(rows[place].weight * rows[place].base_w for place in own)
+            # A feeder that others have filled carries none of these.
+            held.add(shares, watts, np.maximum(room_w - base_w, 0.0))

@@ -8,13 +8,17 @@ then the safe policy, at the ages of the site's limits.
 import numpy as np
 from msgspec import Struct
 
+from edge_agent.backtest.class_series import MINE, OFF, SERVE, STEP_H, ClassSeries
 from edge_agent.backtest.frame import HOUR_S, STEP_S
-from edge_agent.backtest.rows import MINE, OFF, SERVE, STEP_H, ClassSeries, Rows
+from edge_agent.backtest.rows import Rows
+from edge_agent.backtest.tariff import Contract, StopLoss
 from edge_agent.core.economics import W_PER_MW
 from edge_agent.core.outlook import AHEAD, Knowledge, Known, Outlook, forecast
+from edge_agent.core.peaks import for_peak
+from edge_agent.core.power import total
 from edge_agent.core.restart import RestartBelief, believed_usd, learn, lost_s
 from edge_agent.core.rule import grow_regret, pay_debt, wants
-from edge_agent.core.site import CodeColumn, FlagColumn, FloatColumn, Limits
+from edge_agent.core.site import CodeColumn, FlagColumn, FloatColumn, IntColumn, Limits
 
 
 class Memory(Struct, frozen=True, eq=False, kw_only=True):
@@ -58,31 +62,64 @@ def hcp(
 ) -> CodeColumn:
     """Give the course of our decision."""
     memory = remember(price, knowledge, limits)
-    sheets = Sheets(rows.classes, tuple(range(len(rows.classes))), memory, ahead, knowledge)
+    sight = Sight(memory=memory, ahead=ahead, knowledge=knowledge, contract=rows.contract)
+    sheets = Sheets(rows.classes, tuple(range(len(rows.classes))), sight)
     return _run(rows, sheets, memory, limits, known=knowledge == "nowcast")
+
+
+class Sight(Struct, frozen=True, eq=False, kw_only=True):
+    """What a decision sees of the market.
+
+    Args:
+        ahead: day-ahead price of each interval's hour; None: there is none.
+    """
+
+    memory: Memory
+    ahead: FloatColumn | None
+    knowledge: Knowledge
+    contract: Contract
 
 
 class Sheets:
     """What the decision sees of each row over time, made again when a restart has taught.
+
+    Where a peak of the grid is expected there are two of each: with the charge, and without it for
+    when the stop-loss has ended it.
 
     Args:
         every: the rows. of_class: whose restarts teach about each row.
     """
 
     def __init__(
-        self,
-        every: tuple[ClassSeries, ...],
-        of_class: tuple[int, ...],
-        memory: Memory,
-        ahead: FloatColumn | None,
-        knowledge: Knowledge,
+        self, every: tuple[ClassSeries, ...], of_class: tuple[int, ...], sight: Sight
     ) -> None:
-        self._every, self._of_class = every, of_class
-        self._memory, self._ahead, self._knowledge = memory, ahead, knowledge
+        self._every, self._of_class, self._sight = every, of_class, sight
         self._beliefs = dict.fromkeys(of_class, RestartBelief())
-        columns = [self._sheet(row, 1.0) for row in every]
+        peaks = sight.contract.peaks
+        charges = [np.zeros(1)] if peaks is None else [np.zeros(1), peaks.expected]
+        self._charges = charges
         # (T, column, row): known gain, outlook gain, share, prudent cost.
-        self.by_time: FloatColumn = np.ascontiguousarray(np.stack(columns).transpose(2, 1, 0))
+        self._by_time = [
+            np.ascontiguousarray(
+                np.stack([_sheet(row, 1.0, charge, sight) for row in every]).transpose(2, 1, 0)
+            )
+            for charge in charges
+        ]
+        self.stop_loss = StopLoss(peaks)
+
+    def at(self, at: int) -> FloatColumn:
+        """Give (known gain, outlook gain, share, prudent cost) by row for an interval."""
+        out: FloatColumn = self._by_time[self.stop_loss.counts(at)][at]
+        return out
+
+    def stood_off(self, at: int, off: FloatColumn, of: IntColumn | slice) -> None:
+        """Count what devices that were off in an interval forwent for a peak of the grid.
+
+        Args:
+            at: an interval that counts. off: devices. of: the row of each.
+        """
+        plain, with_charge = (sheet[at, 0, of] for sheet in self._by_time)
+        self.stop_loss.spend(at, total(off * for_peak(plain, with_charge)))
 
     def restarted(self, of_class: int, devices: float, true_factor: float) -> None:
         """Learn from devices of a class that woke: how long they took, and the energy of it."""
@@ -97,38 +134,32 @@ class Sheets:
             return
         for place, owner in enumerate(self._of_class):
             if owner == of_class:
-                self.by_time[:, :, place] = self._sheet(self._every[place], after.used).T
+                for sheet, charge in zip(self._by_time, self._charges, strict=True):
+                    made = _sheet(self._every[place], after.used, charge, self._sight)
+                    sheet[:, :, place] = made.T
 
-    def _sheet(self, series: ClassSeries, factor: float) -> FloatColumn:
-        return _class_sheet(series, factor, self._memory, self._ahead, self._knowledge)
 
-
-def _class_sheet(
-    series: ClassSeries,
-    factor: float,
-    memory: Memory,
-    ahead: FloatColumn | None,
-    knowledge: Knowledge,
-) -> FloatColumn:
+def _sheet(series: ClassSeries, factor: float, charge: FloatColumn, sight: Sight) -> FloatColumn:
     """Give (known gain, outlook gain, share, prudent cost) over time.
 
     Args:
-        factor: believed restart cost over the assumed one.
+        factor: believed restart cost over the assumed one. charge: expected for peaks, USD/MWh.
     """
-    saved_w = (series.watts[MINE] - series.watts[OFF]) * series.row.pue
+    saved_w = (series.watts[MINE] - series.watts[OFF]) * series.pue
     saved_mwh = saved_w * STEP_H / W_PER_MW
-    now = memory.prices[0]
+    prices = sight.memory.prices
+    now = sight.contract.marginal(prices[0]) + charge
     gain = series.revenue - saved_mwh * (now + series.row.adder_usd_per_mwh)
 
     def told(hours: tuple[FloatColumn, ...]) -> tuple[Outlook, FloatColumn]:
-        known = Known(price=now, older=memory.prices[1:], ahead=hours)
+        known = Known(price=prices[0], older=prices[1:], ahead=hours)
         cost = believed_usd(series.wear, series.assumed_start - series.wear, factor)
-        return forecast(knowledge, known, gain, saved_mwh, cost, series.revenue)
+        return forecast(sight.knowledge, known, gain, saved_mwh, cost, series.revenue)
 
     outlook, cost = told(())
     columns = [gain, outlook.gain, outlook.share, cost]
-    if ahead is not None:
-        hours = tuple(later(ahead, number) for number in range(AHEAD))
+    if sight.ahead is not None:
+        hours = tuple(later(sight.ahead, number) for number in range(AHEAD))
         better, better_cost = told(hours)
         has = ~np.isnan(hours[0] + hours[1] + hours[2])
         pairs = ((gain, gain), (better.gain, outlook.gain), (better.share, outlook.share))
@@ -145,11 +176,12 @@ def later(column: FloatColumn, hours: int) -> FloatColumn:
 
 def _run(rows: Rows, sheets: Sheets, memory: Memory, limits: Limits, *, known: bool) -> CodeColumn:
     count, steps = rows.asked.shape
-    of = np.array(rows.class_of)
+    of, weight = np.array(rows.class_of, dtype=np.int64), np.array(rows.weight)
     every = [rows.series(at).row for at in range(count)]
     asics = np.array([rows.series(at).is_asic for at in range(count)])
     ski_rental = np.array([row.ski_rental for row in every])
-    dwell = np.array([row.dwell_s for row in every]) / STEP_S
+    up = np.array([row.least_up_s for row in every]) / STEP_S
+    down = np.array([row.least_down_s for row in every]) / STEP_S
     state = np.full(count, MINE, dtype=np.uint8)
     regret, debt = np.zeros(count), np.zeros(count)
     stayed = np.full(count, np.inf)
@@ -160,7 +192,7 @@ def _run(rows: Rows, sheets: Sheets, memory: Memory, limits: Limits, *, known: b
     any_asked: list[bool] = np.asarray(by_time.any(axis=1)).tolist()
     fresh, safe = memory.fresh.tolist(), memory.safe.tolist()
     for at in range(steps):
-        gain, expected, share, cost = sheets.by_time[at][:, of]
+        gain, expected, share, cost = sheets.at(at)[:, of]
         serves, on, asked = state == SERVE, state == MINE, by_time[at]
         counts = none
         if at and fresh[at - 1]:
@@ -179,7 +211,7 @@ def _run(rows: Rows, sheets: Sheets, memory: Memory, limits: Limits, *, known: b
         change = none
         if fresh[at] or safe[at]:
             # Who served until now has had its change, and who is asked will.
-            free = ~asked & ~serves & (stayed >= dwell)
+            free = ~asked & ~serves & (stayed >= np.where(on, up, down))
             if fresh[at]:
                 outlook = Outlook(expected, share)
                 found = wants(on, outlook, cost, regret, debt, ski_rental, known=known)
@@ -196,5 +228,7 @@ def _run(rows: Rows, sheets: Sheets, memory: Memory, limits: Limits, *, known: b
                 sheets.restarted(int(of[row]), rows.weight[row], rows.true_restart)
             state = state.astype(np.uint8)
         out[at] = state
+        if sheets.stop_loss.counts(at):
+            sheets.stood_off(at, np.where(state == OFF, weight, 0.0), of)
         last_gain, last_cost = gain, cost
     return np.ascontiguousarray(out.T)

@@ -8,18 +8,19 @@ import numpy as np
 from msgspec import Struct
 
 from edge_agent.backtest.duties import Duty
-from edge_agent.backtest.fleet import Fleet
-from edge_agent.backtest.frame import STEP_S
+from edge_agent.backtest.fleet import Fleet, Lot, Others
+from edge_agent.backtest.frame import STEP_S, Frame
 from edge_agent.backtest.governed import begin
-from edge_agent.backtest.live import Memory, Sheets, remember
+from edge_agent.backtest.live import Memory, Sheets, Sight, remember
+from edge_agent.backtest.tariff import Contract
 from edge_agent.core.allocation import Allocation, Group, allocate
 from edge_agent.core.outlook import Knowledge, Outlook
 from edge_agent.core.rule import grow_regret, pay_debt
-from edge_agent.core.site import FlagColumn, FloatColumn, Limits
+from edge_agent.core.site import FlagColumn, FloatColumn, IntColumn, Limits
 from edge_agent.core.worth import LEAST, RUNS_OR_NOT, Standing, Worths, weigh
 
-# First lot, devices and watts by option of a class.
-_Hand = tuple[int, float, tuple[float, ...]]
+# First lot, devices, watts by option, and feeder of a group.
+_Hand = tuple[int, float, tuple[float, ...], int]
 
 
 class Course(Struct, frozen=True, eq=False, kw_only=True):
@@ -27,6 +28,13 @@ class Course(Struct, frozen=True, eq=False, kw_only=True):
 
     counts: FloatColumn
     gap_usd: FloatColumn
+
+
+class Rule(Struct, frozen=True, kw_only=True):
+    """What a decision goes by: which price it knows, and the site's limits."""
+
+    knowledge: Knowledge
+    limits: Limits
 
 
 class _Fleeting(Struct, eq=False):
@@ -41,43 +49,40 @@ class _Fleeting(Struct, eq=False):
     roomy: FlagColumn  # the last allocation left room for more of the step
 
 
+class _Seen(Struct, frozen=True, eq=False):
+    """The sheets of each step of each class, and which of them a lot has."""
+
+    memory: Memory
+    sheets: Sheets
+    of: IntColumn
+
+
 def hcp_fleet(
-    fleet: Fleet,
-    duty: Duty,
-    base_w: FloatColumn,
-    prices: tuple[FloatColumn, FloatColumn | None],
-    knowledge: Knowledge,
-    limits: Limits,
+    fleet: Fleet, duty: Duty, beside: Others, frame: Frame, contract: Contract, rule: Rule
 ) -> Course:
-    """Give the course of our decision.
-
-    Args:
-        base_w: load of all that is no lot. prices: settled, and day-ahead where there is one.
-    """
-    memory = remember(prices[0], knowledge, limits)
-    every = tuple(lot.series for lot in fleet.lots)
-    owners = tuple(lot.of_class for lot in fleet.lots)
-    sheets = Sheets(every, owners, memory, prices[1], knowledge)
-    return _run(fleet, duty, base_w, (memory, sheets), limits, known=knowledge == "nowcast")
+    """Give the course of our decision."""
+    memory = remember(frame.price, rule.knowledge, rule.limits)
+    every = {(lot.of_class, lot.step): lot.series for lot in fleet.lots}
+    places = list(every)
+    of = np.array([places.index((lot.of_class, lot.step)) for lot in fleet.lots], dtype=np.int64)
+    sight = Sight(memory=memory, ahead=frame.day_ahead, knowledge=rule.knowledge, contract=contract)
+    sheets = Sheets(tuple(every.values()), tuple(of_class for of_class, _ in places), sight)
+    return _run(fleet, duty, beside, _Seen(memory, sheets, of), rule)
 
 
-def _run(
-    fleet: Fleet,
-    duty: Duty,
-    base_w: FloatColumn,
-    seen: tuple[Memory, Sheets],
-    limits: Limits,
-    *,
-    known: bool,
-) -> Course:
-    memory, sheets = seen
+def _run(fleet: Fleet, duty: Duty, beside: Others, seen: _Seen, rule: Rule) -> Course:
+    memory, sheets, limits = seen.memory, seen.sheets, rule.limits
+    known = rule.knowledge == "nowcast"
+    base_w = beside.load_w
     count, steps = len(fleet), len(base_w)
     ski_rental = np.array([lot.series.row.ski_rental for lot in fleet.lots])
-    dwell = np.array([lot.series.row.dwell_s for lot in fleet.lots]) / STEP_S
+    stays = np.array([_stays_s(lot) for lot in fleet.lots]).T / STEP_S
     total = np.array([float(lot.count) for lot in fleet.lots])
     watts = np.array([lot.rise_w for lot in fleet.lots])
     zero, never = np.zeros(count), np.zeros(count, dtype=np.bool_)
-    start = np.array(begin(fleet, float(duty.ceiling_w[0] - base_w[0])))
+    feeder = np.array([lot.feeder for lot in fleet.lots], dtype=np.int64)
+    rooms = np.ascontiguousarray(beside.rooms_w.T)
+    start = np.array(begin(fleet, float(duty.ceiling_w[0] - base_w[0]), rooms[0].tolist()))
     now = _Fleeting(
         start, np.zeros((2, count)), zero, np.full(count, np.inf), never,
         float(base_w[0] + np.sum(start * watts)), never,
@@ -86,14 +91,14 @@ def _run(
     last_gain, last_cost = zero, np.ones(count)
     fresh, ceilings, bases = memory.fresh.tolist(), duty.ceiling_w.tolist(), base_w.tolist()
     for at in range(steps):
-        gain, expected, share, cost = sheets.by_time[at]
+        gain, expected, share, cost = sheets.at(at)[:, seen.of]
         if at and fresh[at - 1]:
             both = np.array((now.held > 0.0, (now.held < total) & (now.roomy | now.left)))
             now.regret = grow_regret(now.regret, RUNS_OR_NOT, last_gain, both)
             now.debt = pay_debt(now.debt, now.left, last_gain, last_cost, ~never, STEP_S)
         now.stayed = now.stayed + 1.0
         if fresh[at]:
-            standing = Standing(regret_usd=now.regret, debt=now.debt, dwelt=now.stayed >= dwell)
+            standing = Standing(regret_usd=now.regret, debt=now.debt, dwelt=now.stayed >= stays)
             worths = weigh(Outlook(expected, share), cost, standing, ski_rental, known=known)
         else:
             safe = bool(memory.safe[at])
@@ -103,26 +108,45 @@ def _run(
             ceiling = min(ceiling, now.load_w + duty.rise_w)
         least = now.load_w - duty.fall_w - base if at else 0.0
         groups, owners = _groups(hands, now.held, worths)
-        made = allocate(groups, ceiling - base, least_w=max(least, 0.0))
+        fed = tuple(rooms[at].tolist())
+        made = allocate(groups, ceiling - base, fed, least_w=max(least, 0.0))
         gaps[at] = made.gap
         held = _counts(count, made, owners)
         _move(now, held, worths, fleet, sheets)
         now.load_w = base + float(np.sum(held * watts))
-        now.roomy = ceiling - now.load_w > watts
+        now.roomy = _room_w(ceiling - now.load_w, rooms[at], held * watts, feeder) > watts
         out[at] = held
+        if sheets.stop_loss.counts(at):
+            sheets.stood_off(at, total - held, seen.of)
         last_gain, last_cost = gain, cost
     return Course(counts=np.ascontiguousarray(out.T), gap_usd=gaps)
 
 
+def _stays_s(lot: Lot) -> tuple[float, float]:
+    """Give the least stay on and off; a higher step is no cycle of the device: the dwell counts."""
+    row = lot.series.row
+    return (row.dwell_s, row.dwell_s) if lot.step else (row.least_up_s, row.least_down_s)
+
+
 def _hands(fleet: Fleet) -> list[_Hand]:
-    """Give each class: its first lot, its devices, and the watts of its options."""
+    """Give each group: its first lot, its devices, the watts of its options, and its feeder."""
     out: list[_Hand] = []
     for place, lot in enumerate(fleet.lots):
         if lot.step:
-            first, count, watts = out[-1]
-            out[-1] = (first, count, (*watts, watts[-1] + lot.rise_w))
+            first, count, watts, feeder = out[-1]
+            out[-1] = (first, count, (*watts, watts[-1] + lot.rise_w), feeder)
         else:
-            out.append((place, float(lot.count), (0.0, 0.0 + lot.rise_w)))
+            out.append((place, float(lot.count), (0.0, 0.0 + lot.rise_w), lot.feeder))
+    return out
+
+
+def _room_w(
+    room_w: float, rooms_w: FloatColumn, load_w: FloatColumn, feeder: IntColumn
+) -> FloatColumn:
+    """Give the room that is left for each lot, on the site and on its feeder."""
+    left = rooms_w - np.bincount(feeder + 1, load_w, len(rooms_w) + 1)[1:]
+    # A lot on no feeder takes the last place.
+    out: FloatColumn = np.minimum(np.append(left, np.inf)[feeder], room_w)
     return out
 
 
@@ -141,7 +165,7 @@ def _groups(
     groups: list[Group] = []
     owners: list[tuple[int, int]] = []
     keep, start, counts = worths.keep_usd.tolist(), worths.start_usd.tolist(), held.tolist()
-    for first, count, watts in hands:
+    for first, count, watts, feeder in hands:
         size = len(watts) - 1
         above = [count, *counts[first : first + size], 0.0]
         for mode in range(size + 1):
@@ -155,7 +179,7 @@ def _groups(
                 own = min(own, -LEAST) if refused else own
                 refused = own < 0.0
                 worth.append(worth[-1] + own)
-            groups.append(Group(count=devices, watts=watts, worth=tuple(worth)))
+            groups.append(Group(count=devices, watts=watts, worth=tuple(worth), feeder=feeder))
             owners.append((first, size))
     return tuple(groups), tuple(owners)
 

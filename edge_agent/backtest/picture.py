@@ -2,17 +2,18 @@
 
 import numpy as np
 
+from edge_agent.backtest.class_series import MINE, OFF, STEP_H
 from edge_agent.backtest.fleet import Fleet
 from edge_agent.backtest.frame import Frame, describe
 from edge_agent.backtest.plot import Picture, break_even
 from edge_agent.backtest.policies import course
 from edge_agent.backtest.policies_fleet import build_ground, has_fleet, settle_policy
 from edge_agent.backtest.report import BASELINE, BEST
-from edge_agent.backtest.rows import MINE, OFF, STEP_H, Rows, account
+from edge_agent.backtest.rows import Rows, account
 from edge_agent.config import Duties
 from edge_agent.core.economics import W_PER_MW
 from edge_agent.core.outlook import Knowledge
-from edge_agent.core.site import FloatColumn, Site
+from edge_agent.core.site import CodeColumn, FloatColumn, Site
 
 
 def backtest_picture(
@@ -33,12 +34,14 @@ def backtest_picture(
         accounts = {policy: row.account for policy, row in made.items()}
         shares = mode_shares(ground.fleet, made[name].counts)
         mining = sum(shares.values(), np.zeros(len(frame)))
+        if not shares:
+            # What the ceiling keeps off of the GPUs shows in the load.
+            mining = _mining(rows, miners, course(name, rows, frame, knowledge, site.limits))
         cap_w = ground.duty.limit_w
     else:
         codes = {policy: course(policy, rows, frame, knowledge, site.limits) for policy in names}
         accounts = {policy: account(rows, taken) for policy, taken in codes.items()}
-        weight = np.array([rows.weight[at] for at in miners])
-        mining = weight @ (codes[name][miners] == MINE) / weight.sum()
+        mining = _mining(rows, miners, codes[name])
         cap_w = np.full(len(frame), site.limits.power_cap_w)
     base = accounts[BASELINE].profit_usd
     return Picture(
@@ -74,15 +77,22 @@ def mode_shares(fleet: Fleet, counts: FloatColumn) -> dict[str, FloatColumn]:
     return out
 
 
+def _mining(rows: Rows, miners: list[int], codes: CodeColumn) -> FloatColumn:
+    weight = np.array([rows.weight[at] for at in miners])
+    out: FloatColumn = weight @ (codes[miners] == MINE) / max(weight.sum(), 1.0)
+    return out
+
+
 def _break_even(rows: Rows, miners: list[int]) -> FloatColumn:
     """Give the fleet's break-even: all its revenue over all that it saves."""
     revenue = np.zeros(rows.asked.shape[1])
-    saved_mw, adder = 0.0, 0.0
+    saved_mw, adder = np.zeros(len(revenue)), np.zeros(len(revenue))
     for at in miners:
         series, weight = rows.series(at), rows.weight[at]
-        rise_mw = weight * (series.watts[MINE] - series.watts[OFF]) * series.row.pue / W_PER_MW
+        rise_mw = weight * (series.watts[MINE] - series.watts[OFF]) * series.pue / W_PER_MW
         revenue = revenue + weight * series.revenue / STEP_H
-        saved_mw += rise_mw
-        adder += rise_mw * series.row.adder_usd_per_mwh
-    mean_adder = adder / saved_mw if saved_mw > 0.0 else 0.0
-    return break_even(revenue, np.full(len(revenue), saved_mw), mean_adder)
+        saved_mw = saved_mw + rise_mw
+        adder = adder + rise_mw * series.row.adder_usd_per_mwh
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean_adder = adder / saved_mw
+    return break_even(revenue, saved_mw, mean_adder)

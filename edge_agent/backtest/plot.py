@@ -20,7 +20,11 @@ SUFFIXES = (".svg", ".png")
 POINTS_MAX = 4_000
 # Prices beyond this are drawn on a logarithmic scale above its half.
 SPIKE_USD_PER_MWH = 400.0
-_MODE_COLOURS = ("tab:cyan", "tab:olive", "tab:orange", "tab:pink")
+# Of two classes with modes of their own there are many: each has a colour to itself.
+_MODE_COLOURS = (
+    "tab:cyan", "tab:olive", "tab:orange", "tab:pink", "tab:purple", "tab:brown", "tab:gray",
+    "gold", "lightgreen", "navy", "salmon", "teal", "khaki", "orchid", "tan", "black",
+)  # fmt: skip
 _INCHES = (11.0, 10.0)
 _DPI = 110
 
@@ -162,7 +166,7 @@ def _summed(column: FloatColumn) -> FloatColumn:
 
 
 def break_even(
-    revenue_usd_per_h: FloatColumn, saved_mw: FloatColumn, adder_usd_per_mwh: float
+    revenue_usd_per_h: FloatColumn, saved_mw: FloatColumn, adder_usd_per_mwh: FloatColumn | float
 ) -> FloatColumn:
     """Give the price at which mining earns what being off earns; NaN where nothing is saved."""
     with np.errstate(divide="ignore", invalid="ignore"):

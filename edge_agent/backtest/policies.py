@@ -10,10 +10,11 @@ from collections.abc import Callable
 import numpy as np
 from msgspec import Struct
 
+from edge_agent.backtest.class_series import MINE, OFF, SERVE, ClassSeries
 from edge_agent.backtest.frame import Frame
 from edge_agent.backtest.hindsight import clairvoyant
 from edge_agent.backtest.live import hcp
-from edge_agent.backtest.rows import MINE, OFF, SERVE, ClassSeries, Rows
+from edge_agent.backtest.rows import Rows
 from edge_agent.core.outlook import Knowledge
 from edge_agent.core.site import CodeColumn, FlagColumn, FloatColumn, Limits
 
@@ -119,7 +120,7 @@ def _gpu_serves(view: View) -> CodeColumn:
 def _known_values(view: View) -> list[FloatColumn]:
     """Give the margins at the energy price as known; before the first one energy counts as free."""
     series = view.series
-    paid = np.nan_to_num(seen(series.energy, view.knowledge))
+    paid = np.nan_to_num(seen(series.told_energy, view.knowledge))
     return [
         value + watts * (series.energy - paid)
         for value, watts in zip(series.values, series.watts, strict=True)
@@ -202,7 +203,7 @@ def _view(series: ClassSeries, asked: FlagColumn, preempt_usd: float, knowledge:
     saved_w = series.watts[MINE] - series.watts[OFF]
     return View(
         series=series,
-        gain=series.revenue - saved_w * seen(series.energy, knowledge),
+        gain=series.revenue - saved_w * seen(series.told_energy, knowledge),
         asked=asked,
         preempt_usd=preempt_usd,
         knowledge=knowledge,

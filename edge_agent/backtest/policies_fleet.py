@@ -1,4 +1,4 @@
-"""The policies for a site with power modes or duties: GPUs first, miners in what is left.
+"""The policies for a site with power modes, duties or caps that bind: GPUs first, then miners.
 
 The baseline S1 is the best fixed mode, known in hindsight; ``fill`` goes further and always runs
 what the ceiling allows, by merit: what is left above it is earned by looking at prices.
@@ -7,17 +7,28 @@ what the ceiling allows, by merit: what is left above it is earned by looking at
 import numpy as np
 from msgspec import Struct
 
+from edge_agent.backtest.class_series import MINE
 from edge_agent.backtest.duties import Duty, draw, plain
-from edge_agent.backtest.fleet import Fleet, build_fleet, gpu_rows, settle_fleet, with_gpus
+from edge_agent.backtest.feeding import caps_bind
+from edge_agent.backtest.fleet import (
+    Fleet,
+    Others,
+    build_fleet,
+    gpu_rows,
+    others,
+    settle_fleet,
+    with_gpus,
+)
 from edge_agent.backtest.frame import Frame
 from edge_agent.backtest.governed import fixed, govern
 from edge_agent.backtest.hindsight_fleet import clairvoyant_fleet
-from edge_agent.backtest.live_fleet import hcp_fleet
+from edge_agent.backtest.live_fleet import Rule, hcp_fleet
 from edge_agent.backtest.policies import course, miner_codes
-from edge_agent.backtest.rows import MINE, Account, Rows
+from edge_agent.backtest.rows import Account, Rows, with_block
+from edge_agent.backtest.tariff import Contract
 from edge_agent.config import Duties
 from edge_agent.core.outlook import Knowledge
-from edge_agent.core.site import FloatColumn, Limits, Site
+from edge_agent.core.site import FlagColumn, FloatColumn, Limits, Site
 
 FILL = "fill"
 BASELINE = "s1-ai-else-mine"
@@ -29,6 +40,7 @@ class Ground(Struct, frozen=True, eq=False, kw_only=True):
 
     fleet: Fleet
     gpus: Rows | None
+    contract: Contract
     duty: Duty
     frame: Frame
     knowledge: Knowledge
@@ -49,8 +61,8 @@ class Settled(Struct, frozen=True, eq=False, kw_only=True):
 
 
 def has_fleet(site: Site, duties: Duties | None) -> bool:
-    """Say whether a site needs more than on and off under a cap that stands."""
-    return duties is not None or any(row.modes for row in site.classes)
+    """Say whether a site needs more than on and off under caps that never bind."""
+    return duties is not None or any(row.modes for row in site.classes) or caps_bind(site)
 
 
 def build_ground(
@@ -67,6 +79,7 @@ def build_ground(
     return Ground(
         fleet=fleet,
         gpus=gpu_rows(rows),
+        contract=rows.contract,
         duty=duty,
         frame=frame,
         knowledge=knowledge,
@@ -77,26 +90,36 @@ def build_ground(
 def settle_policy(name: str, ground: Ground) -> Settled:
     """Run one policy."""
     gpus = _gpus(name, ground)
-    base_w = gpus.load_w + ground.fleet.asleep_w
+    beside = others(ground.fleet, gpus)
+    fleet, duty = ground.fleet, ground.duty
     gap: FloatColumn | None = None
-    if name == "hcp":
-        prices = (ground.frame.price, ground.frame.day_ahead)
-        made = hcp_fleet(ground.fleet, ground.duty, base_w, prices, ground.knowledge, ground.limits)
+    if not len(fleet):
+        counts = np.zeros((0, len(beside.load_w)))
+    elif name == "hcp":
+        rule = Rule(knowledge=ground.knowledge, limits=ground.limits)
+        made = hcp_fleet(fleet, duty, beside, ground.frame, ground.contract, rule)
         counts, gap = made.counts, made.gap_usd
     elif name == "clairvoyant":
-        counts = clairvoyant_fleet(ground.fleet, ground.duty, base_w)
+        counts = clairvoyant_fleet(fleet, duty, beside)
     elif name == BASELINE:
-        counts = _best_fixed(ground, base_w, gpus)
+        counts = _best_fixed(ground, beside, gpus)
     else:
-        codes = [
-            np.full(len(base_w), MINE)
-            if name in _ALWAYS
-            else miner_codes(name, lot.series, ground.knowledge)
-            for lot in ground.fleet.lots
-        ]
-        counts = govern(ground.fleet, ground.duty, base_w, np.stack(codes) == MINE)
-    account = settle_fleet(ground.fleet, counts, gpus)
+        counts = govern(fleet, duty, beside, _wanted(name, ground))
+    account = settle_fleet(fleet, counts, gpus)
+    account = with_block(account, ground.contract, ground.frame.price)
     return Settled(account=account, counts=counts, gap_usd=gap)
+
+
+def _wanted(name: str, ground: Ground) -> FlagColumn:
+    """Give which steps a baseline wants; that of one class is the same on each feeder."""
+    made: dict[tuple[int, int], FlagColumn] = {}
+    for lot in ground.fleet.lots:
+        key = (lot.of_class, lot.step)
+        if key not in made and name in _ALWAYS:
+            made[key] = np.ones(len(ground.frame), dtype=np.bool_)
+        elif key not in made:
+            made[key] = miner_codes(name, lot.series, ground.knowledge) == MINE
+    return np.stack([made[lot.of_class, lot.step] for lot in ground.fleet.lots])
 
 
 def _gpus(name: str, ground: Ground) -> Account:
@@ -107,7 +130,7 @@ def _gpus(name: str, ground: Ground) -> Account:
     return with_gpus(ground.gpus, codes, ground.fleet, ground.duty)
 
 
-def _best_fixed(ground: Ground, base_w: FloatColumn, gpus: Account) -> FloatColumn:
+def _best_fixed(ground: Ground, beside: Others, gpus: Account) -> FloatColumn:
     """Try each mode, the same rank in every class, and keep the best."""
     tops: dict[int, int] = {}
     for lot in ground.fleet.lots:
@@ -115,7 +138,7 @@ def _best_fixed(ground: Ground, base_w: FloatColumn, gpus: Account) -> FloatColu
     tried: list[tuple[float, FloatColumn]] = []
     for rank in range(max(tops.values(), default=0) + 1):
         modes = {of: min(rank, top) for of, top in tops.items()}
-        counts = fixed(ground.fleet, ground.duty, base_w, modes)
+        counts = fixed(ground.fleet, ground.duty, beside, modes)
         profit_usd = settle_fleet(ground.fleet, counts, gpus).profit_usd.sum()
         tried.append((float(profit_usd), counts))
     return max(tried, key=lambda row: row[0])[1]

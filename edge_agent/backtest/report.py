@@ -4,17 +4,19 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from edge_agent.backtest.duties import Broken, broken
+from edge_agent.backtest.difficulty import DifficultyStep, difficulty_steps
+from edge_agent.backtest.duties import ROUNDING_W, Broken, broken
+from edge_agent.backtest.feeding import Feeding
 from edge_agent.backtest.frame import Frame, describe, month_of
 from edge_agent.backtest.policies import course
 from edge_agent.backtest.policies_fleet import (
     FILL,
-    Settled,
+    Ground,
     build_ground,
     has_fleet,
     settle_policy,
 )
-from edge_agent.backtest.rows import Account, Rows, account
+from edge_agent.backtest.rows import Account, Rows, account, with_block
 from edge_agent.config import Duties
 from edge_agent.core.outlook import Knowledge
 from edge_agent.core.site import FloatColumn, IntColumn, Site
@@ -29,7 +31,9 @@ class PolicyResult(Struct, frozen=True, kw_only=True):
         switches: device changes of activity. uplift_captured: U in per cent, of the whole site and
             of the miners alone. worst_month_vs_s1: per cent of S1's profit in the month.
         cap_violations: intervals with the load above the site's cap; ramp_violations: with a
-            steeper change of load than allowed; deadline_violations: above what an order asks.
+            steeper change of load than allowed; deadline_violations: above what an order asks;
+            feeder_violations: with any feeder above its cap.
+        peak_charge_usd: the part of the energy's cost that is for the grid's peaks.
         asic_uplift_over_fill: U of the miners against always running what the ceiling allows.
         allocation_gap_usd: what the bounds of all allocations are above what they gave.
     """
@@ -47,7 +51,9 @@ class PolicyResult(Struct, frozen=True, kw_only=True):
     asic_off_share: float
     ramp_violations: int = 0
     deadline_violations: int = 0
+    feeder_violations: int = 0
     violations: int = 0
+    peak_charge_usd: float = 0.0
     asic_uplift_over_fill: float | None = None
     allocation_gap_usd: float | None = None
 
@@ -63,6 +69,7 @@ class Report(Struct, frozen=True, kw_only=True):
     settled_intervals: int
     notes: tuple[str, ...]
     policies: dict[str, PolicyResult]
+    difficulty_steps: tuple[DifficultyStep, ...] = ()
 
 
 def backtest(
@@ -84,6 +91,7 @@ def backtest(
     else:
         policies = _on_off(site, rows, frame, wanted, knowledge)
     settled = ~np.isnan(frame.price) & ~np.isnan(frame.hashprice)
+    above = _above_best(policies)
     return Report(
         site=site.site_id,
         devices=len(site),
@@ -91,16 +99,31 @@ def backtest(
         span=describe(frame),
         intervals=len(frame),
         settled_intervals=int(settled.sum()),
-        notes=frame.notes,
+        notes=(*frame.notes, *rows.notes, *above),
         policies={name: policies[name] for name in names},
+        difficulty_steps=difficulty_steps(frame.at_s, frame.beside),
     )
+
+
+def _above_best(policies: dict[str, PolicyResult]) -> tuple[str, ...]:
+    """Say where a policy came out above the clairvoyant: of unlike classes it is a best found."""
+    best_usd = policies[BEST].profit_usd
+    above = [name for name, row in policies.items() if row.profit_usd > best_usd + 0.01]
+    if not above:
+        return ()
+    return (f"{', '.join(above)}: above the best course found with all known; U counts against it",)
 
 
 def _on_off(
     site: Site, rows: Rows, frame: Frame, names: dict[str, None], knowledge: Knowledge
 ) -> dict[str, PolicyResult]:
     accounts = {
-        name: account(rows, course(name, rows, frame, knowledge, site.limits)) for name in names
+        name: with_block(
+            account(rows, course(name, rows, frame, knowledge, site.limits)),
+            rows.contract,
+            frame.price,
+        )
+        for name in names
     }
     month, _ = month_of(frame.at_s)
     cap_w = site.limits.power_cap_w
@@ -125,18 +148,41 @@ def _with_fleet(
     duties: Duties | None,
 ) -> dict[str, PolicyResult]:
     ground = build_ground(site, rows, frame, duties, knowledge)
-    made: dict[str, Settled] = {name: settle_policy(name, ground) for name in (*names, FILL)}
-    baseline, best = made[BASELINE].account, made[BEST].account
-    fill = made[FILL].account
+    made = {name: _ran(name, ground, rows.feeding) for name in (*names, FILL)}
+    baseline, best, fill = (made[name].account for name in (BASELINE, BEST, FILL))
     month, _ = month_of(frame.at_s)
     out: dict[str, PolicyResult] = {}
     for name, row in made.items():
         own = row.account
-        compared = result(own, baseline, best, month, broken(ground.duty, own.load_w))
-        gap = None if row.gap_usd is None else round(_total(row.gap_usd), 2)
+        compared = result(own, baseline, best, month, row.breaks)
         over = captured(own.asic_profit_usd, fill.asic_profit_usd, best.asic_profit_usd)
-        out[name] = replace(compared, asic_uplift_over_fill=over, allocation_gap_usd=gap)
+        out[name] = replace(compared, asic_uplift_over_fill=over, allocation_gap_usd=row.gap_usd)
     return out
+
+
+class _Ran(Struct, frozen=True, eq=False, kw_only=True):
+    """What is kept of a policy's run: a column of each feeder or lot is not."""
+
+    account: Account
+    breaks: Broken
+    gap_usd: float | None
+
+
+def _ran(name: str, ground: Ground, feeding: Feeding) -> _Ran:
+    made = settle_policy(name, ground)
+    own = made.account
+    breaks = replace(broken(ground.duty, own.load_w), feeder=over_feeders(feeding, own.feeders_w))
+    return _Ran(
+        account=replace(own, feeders_w=np.zeros((0, 0))),
+        breaks=breaks,
+        gap_usd=None if made.gap_usd is None else round(_total(made.gap_usd), 2),
+    )
+
+
+def over_feeders(feeding: Feeding, feeders_w: FloatColumn) -> int:
+    """Count the intervals in which any feeder is above its cap."""
+    over = feeders_w > feeding.caps_w[:, None] + ROUNDING_W
+    return int(np.count_nonzero(over.any(axis=0)))
 
 
 def result(
@@ -160,7 +206,9 @@ def result(
         asic_off_share=round(own.asic_off_share, 6),
         ramp_violations=breaks.ramp,
         deadline_violations=breaks.deadline,
-        violations=breaks.cap + breaks.ramp + breaks.deadline,
+        feeder_violations=breaks.feeder,
+        violations=breaks.cap + breaks.ramp + breaks.deadline + breaks.feeder,
+        peak_charge_usd=round(_total(own.peak_usd), 2),
     )
 
 

@@ -1,52 +1,27 @@
 """The site as rows of equal devices, and what each option of each row earns in each interval.
 
-A class of miners is one row; a class of GPUs is ``slices`` rows, asked for one after the other as
-the demand rises. Codes: 0 off (asleep or idle), 1 mine, 2 serve.
+A class of miners is one row, and one more on each feeder that can bind; a class of GPUs is
+``slices`` rows there, asked for one after the other as the demand rises: demand falls evenly on the
+feeders. Codes: 0 off (asleep or idle), 1 mine, 2 serve.
 """
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
-from edge_agent.backtest.frame import STEP_S, Frame
-from edge_agent.core.economics import mine_usd_per_ths_h, restart_usd, usd_per_wh
-from edge_agent.core.site import CodeColumn, DeviceClass, FlagColumn, FloatColumn, Site
+from edge_agent.backtest.class_series import (
+    MINE,
+    OFF,
+    SERVE,
+    ClassSeries,
+    energy_of,
+    series_of,
+)
+from edge_agent.backtest.feeding import NO_FEEDERS, Feeding, feeding_of
+from edge_agent.backtest.frame import Frame
+from edge_agent.backtest.tariff import Contract, contract_of
+from edge_agent.core.site import CodeColumn, FlagColumn, FloatColumn, Site
 from protocol.market import GpuRate
-from protocol.resource import DeviceKind
-
-OFF, MINE, SERVE = 0, 1, 2
-STEP_H = STEP_S / 3_600.0
-SECONDS_PER_H = 3_600.0
-
-
-class ClassSeries(Struct, frozen=True, eq=False, kw_only=True):
-    """One class over time: USD per device and interval; NaN where the market is unknown.
-
-    Args:
-        values: margin of off, mine and serve (serve is NaN for what cannot). revenue: of mining.
-        start_mine, start_serve: true cost of beginning. assumed_start: what the policies believe
-            that beginning to mine costs. energy: USD of one device watt over the
-            interval. watts: of off, mine and serve at the device. wear: part of assumed_start.
-    """
-
-    row: DeviceClass
-    values: tuple[FloatColumn, FloatColumn, FloatColumn]
-    revenue: FloatColumn
-    start_mine: FloatColumn
-    assumed_start: FloatColumn
-    start_serve: FloatColumn
-    energy: FloatColumn
-    watts: tuple[float, float, float]
-    wear: float = 0.0
-
-    @property
-    def is_asic(self) -> bool:
-        """Say whether the class hashes SHA-256."""
-        return self.row.model.kind is DeviceKind.ASIC
-
-    @property
-    def gain(self) -> FloatColumn:
-        """Give what mining earns above being off."""
-        return self.values[MINE] - self.values[OFF]
 
 
 class Rows(Struct, frozen=True, eq=False, kw_only=True):
@@ -56,7 +31,9 @@ class Rows(Struct, frozen=True, eq=False, kw_only=True):
         classes: series by class. class_of: of each row. weight: devices in each row.
         asked: (rows, T), whether the row's GPUs are asked to serve. preempt_usd: of ending a
             service that is still asked for. true_restart: true cost of a miner's restart over the
-            assumed one.
+            assumed one. feeding: the feeders that can bind. feeder_of: of each row; -1: none.
+            contract: what energy costs beside the settlement price. notes: what the site has and
+            the files do not tell, for a person.
     """
 
     classes: tuple[ClassSeries, ...]
@@ -64,7 +41,11 @@ class Rows(Struct, frozen=True, eq=False, kw_only=True):
     weight: tuple[float, ...]
     asked: FlagColumn
     preempt_usd: float
+    contract: Contract
+    feeder_of: tuple[int, ...]
+    feeding: Feeding = NO_FEEDERS
     true_restart: float = 1.0
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -93,18 +74,31 @@ def build_rows(
     Args:
         true_restart: true restart cost of a miner over the assumed one.
     """
-    classes = tuple(_series(row, frame, rates, true_restart) for row in site.classes)
-    counts = np.bincount(site.class_of, minlength=len(classes))
+    notes: list[str] = []
+    contract = contract_of(site, frame.at_s, frame.beside, notes)
+    classes = tuple(
+        series_of(row, frame, energy_of(row, frame, contract), rates, true_restart)
+        for row in site.classes
+    )
+    if any(row.pue_by_ambient_c for row in site.classes) and frame.beside.ambient_c is None:
+        notes.append("no ambient_c: every class has its constant PUE")
+    feeding = feeding_of(site)
+    if len(feeding):
+        notes.append(f"feeders that can bind: {', '.join(feeding.names)}")
+    groups = _groups(site, feeding, len(classes))
     class_of: list[int] = []
+    feeder_of: list[int] = []
     weight: list[float] = []
     asked: list[FlagColumn] = []
     never = np.zeros(len(frame), dtype=np.bool_)
-    for at, series in enumerate(classes):
+    for at, feeder, count in groups:
+        series = classes[at]
         serves = frame.demand is not None and not np.isnan(series.values[SERVE]).all()
         parts = 1 if series.is_asic or not serves else demand.slices
-        for part in range(parts if counts[at] else 0):
+        for part in range(parts):
             class_of.append(at)
-            weight.append(float(counts[at]) / parts)
+            feeder_of.append(feeder)
+            weight.append(float(count) / parts)
             wanted = never
             if serves and frame.demand is not None:
                 wanted = frame.demand * parts > part + 0.5
@@ -116,17 +110,41 @@ def build_rows(
         weight=tuple(weight),
         asked=np.array(asked, dtype=np.bool_).reshape(len(weight), len(frame)),
         preempt_usd=demand.preempt_usd,
+        contract=contract,
+        feeder_of=tuple(feeder_of),
+        feeding=feeding,
         true_restart=true_restart,
+        notes=tuple(notes),
     )
 
 
+def _groups(site: Site, feeding: Feeding, classes: int) -> list[tuple[int, int, int]]:
+    """Give (class, feeder, devices) of every group that has devices, class by class."""
+    width = len(feeding) + 1
+    counts = np.bincount(
+        site.class_of.astype(np.int64) * width + feeding.of_device + 1, minlength=classes * width
+    )
+    return [
+        (int(at) // width, int(at) % width - 1, int(counts[at])) for at in np.flatnonzero(counts)
+    ]
+
+
 class Account(Struct, frozen=True, eq=False, kw_only=True):
-    """What a course of codes comes to, by interval (USD) and in all."""
+    """What a course of codes comes to, by interval (USD) and in all.
+
+    Args:
+        load_w: as the caps count it, at the highest PUE; feeders_w: of it on each feeder that can
+            bind (feeders, T). drawn_w: at the meter, at the PUE of the time. peak_usd: the part of
+            energy_usd that is the charge of the grid's peaks.
+    """
 
     profit_usd: FloatColumn
     energy_usd: FloatColumn
+    peak_usd: FloatColumn
     asic_profit_usd: FloatColumn
     load_w: FloatColumn
+    drawn_w: FloatColumn
+    feeders_w: FloatColumn
     switches: float
     asic_switches: float
     asic_off_share: float
@@ -136,7 +154,8 @@ def account(rows: Rows, codes: CodeColumn) -> Account:
     """Settle a course: every margin, every start, every preemption; unknown intervals settle 0."""
     steps = codes.shape[1]
     profit, energy, load = np.zeros(steps), np.zeros(steps), np.zeros(steps)
-    asic = np.zeros(steps)
+    asic, drawn, peak = np.zeros(steps), np.zeros(steps), np.zeros(steps)
+    feeders = np.zeros((len(rows.feeding), steps))
     switches = asic_switches = asic_off = asics = 0.0
     for at in range(len(rows)):
         series, weight, code = rows.series(at), rows.weight[at], codes[at]
@@ -145,7 +164,12 @@ def account(rows: Rows, codes: CodeColumn) -> Account:
         changes = weight * float(np.count_nonzero(code != before(code)))
         profit += usd
         energy += weight * np.nan_to_num(watts * series.energy)
-        load += weight * watts * series.row.pue
+        load += weight * watts * series.row.pue_max
+        drawn += weight * watts * series.pue
+        if series.peak is not None:
+            peak += weight * np.nan_to_num(watts * series.peak)
+        if rows.feeder_of[at] >= 0:
+            feeders[rows.feeder_of[at]] += weight * watts * series.row.pue_max
         switches += changes
         if series.is_asic:
             asic += usd
@@ -155,12 +179,23 @@ def account(rows: Rows, codes: CodeColumn) -> Account:
     return Account(
         profit_usd=profit,
         energy_usd=energy,
+        peak_usd=peak,
         asic_profit_usd=asic,
         load_w=load,
+        drawn_w=drawn,
+        feeders_w=feeders,
         switches=switches,
         asic_switches=asic_switches,
         asic_off_share=asic_off / asics if asics else 0.0,
     )
+
+
+def with_block(own: Account, contract: Contract, spot: FloatColumn) -> Account:
+    """Give an account with what a fixed-price block adds to the whole site's margins."""
+    block = contract.block_usd(own.drawn_w, spot)
+    if block is None:
+        return own
+    return replace(own, profit_usd=own.profit_usd + block, energy_usd=own.energy_usd - block)
 
 
 def before(code: CodeColumn) -> CodeColumn:
@@ -179,42 +214,3 @@ def settle(
     usd = usd - np.where((code == SERVE) & (last != SERVE), series.start_serve, 0.0)
     usd = usd - np.where((last == SERVE) & (code != SERVE) & asked, preempt_usd, 0.0)
     return np.nan_to_num(usd)
-
-
-def _series(
-    row: DeviceClass, frame: Frame, rates: tuple[GpuRate, ...], true_restart: float
-) -> ClassSeries:
-    model = row.model
-    is_asic = model.kind is DeviceKind.ASIC
-    energy = usd_per_wh(row, frame.price) * STEP_H
-    off_w = model.curtailed_w if is_asic else model.idle_w
-    static = next((rate for rate in rates if rate.device_class == row.class_name), None)
-    nothing = np.full(len(frame), np.nan)
-    if is_asic:
-        revenue_h = model.hashrate_ths * mine_usd_per_ths_h(row, frame.hashprice)
-        # Where the coin is unknown nothing settles, off included.
-        energy = np.where(np.isnan(revenue_h), np.nan, energy)
-        serve_h = nothing
-    else:
-        mine_h = 0.0 if static is None else static.mine_usd_per_h * (1.0 - row.pool_fee)
-        revenue_h = np.full(len(frame), mine_h)
-        fallback = nothing if static is None else np.full(len(frame), static.serve_usd_per_h)
-        serve_h = frame.rates.get(row.class_name, fallback)
-    revenue = revenue_h * STEP_H
-    assumed = restart_usd(row, np.maximum(revenue_h, 0.0))
-    serve_h = serve_h if model.serve_w > 0.0 else nothing
-    return ClassSeries(
-        row=row,
-        values=(
-            -off_w * energy,
-            revenue - model.mine_w * energy,
-            serve_h * STEP_H - model.serve_w * energy,
-        ),
-        revenue=revenue,
-        start_mine=assumed * true_restart if is_asic else assumed,
-        assumed_start=assumed,
-        start_serve=serve_h * (row.serve_start_s / SECONDS_PER_H),
-        energy=energy,
-        watts=(off_w, model.mine_w, model.serve_w),
-        wear=row.wear_usd if is_asic else 0.0,
-    )

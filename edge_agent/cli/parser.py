@@ -148,7 +148,10 @@ def _add_replay(
         default=[],
         metavar="KEY=VALUE",
         help="decide the span again with another value, e.g. limits.power_cap_w=45e6, "
-        "market.price_usd_per_mwh=+20, class.S21.pool_fee=0.01; may be repeated",
+        "market.price_usd_per_mwh=+20, feeder.F1.power_cap_w=x0.9; may be repeated",
+    )
+    replay.add_argument(
+        "--keys", action="store_true", help="list every KEY that --what-if takes, with its value"
     )
 
 

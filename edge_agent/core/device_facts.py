@@ -25,12 +25,12 @@ from edge_agent.core.site import (
     Site,
 )
 from edge_agent.core.site_state import (
-    OFF_CODES,
     LeaseEntry,
     LeaseStatus,
     SiteState,
     Slot,
     SwitchEntry,
+    is_off,
     lease_by_id,
     lease_by_no,
     mode_of,
@@ -60,7 +60,7 @@ def switch_opened(site: Site, state: SiteState, fact: f.SwitchOpened) -> SiteSta
     entry = SwitchEntry(no, fact.switch_id, fact.lease_id, state.now_ns)
     if fact.to_activity == Activity.MINE:
         # An order's restarts are not the outlook's: they use up no credit.
-        wakes = at[np.isin(origin, OFF_CODES) & ~off_by_order(state)[at]]
+        wakes = at[is_off(origin) & ~off_by_order(state)[at]]
         columns["debt"] = put(state.debt, wakes, state.debt[wakes] + 1.0)
     if fact.to_activity in (Activity.MINE, Activity.SERVE):
         raised_w = pw.total(pw.ramp_rise_w(site, state, at, origin, to_code))

@@ -1,8 +1,18 @@
 """The columns of a plan while it is made; they live inside one call of ``plan`` only."""
 
+import numpy as np
 from msgspec import Struct
 
 from edge_agent.core.site import CodeColumn, FlagColumn, FloatColumn
+
+
+def choose(holds: FlagColumn, code: CodeColumn | np.uint8, other: CodeColumn) -> CodeColumn:
+    """Give one code where a flag holds, and another elsewhere.
+
+    As ``np.where``, but without a branch for each device: as fast where neighbours differ.
+    """
+    out: CodeColumn = other ^ ((other ^ code) & -holds.view(np.uint8))
+    return out
 
 
 class StepDraft(Struct, eq=False):

@@ -6,7 +6,7 @@ device holds, and later follows the safe policy.
 """
 
 from enum import IntEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from operator import attrgetter
 from typing import TypeVar
 
@@ -26,7 +26,7 @@ from edge_agent.core.outlook import (
 )
 from edge_agent.core.peaks import expect
 from edge_agent.core.restart import belief_of
-from edge_agent.core.rule import grow_regret, pay_debt
+from edge_agent.core.rule import forgive, grow_regret, pay_debt
 from edge_agent.core.site import (
     CURTAILED,
     IDLE,
@@ -66,30 +66,44 @@ class Quality(IntEnum):
 FRESH, HOLD, SAFE = (int(quality) for quality in Quality)
 
 
-class Values(Struct, frozen=True, eq=False):
+class Values(Struct, frozen=True, eq=False, dict=True):
     """Value columns.
 
     Args:
-        quality: ``Quality`` code. mine_usd_per_h, off_usd_per_h: margin of each option.
-        revenue_usd_per_h: what mining brings before energy. restart_usd: cost of one off -> on
-            cycle.
+        site, state: what is valued. quality: ``Quality`` code.
+        mine_usd_per_h, off_usd_per_h: margin of each option; gain_on_usd_per_h: of mining above
+            being off. revenue_usd_per_h: what mining brings before energy.
         energy_usd_per_wh: price of one device watt-hour, PUE and adder included.
-        off_code: the activity that off means for the device. saved_mw: at the meter, by being off.
+        off_code: the activity that off means for the device. mine_w, off_w: device watts of both.
+        step_power: of the step that is valued over the present one; None: it is that.
     """
 
+    site: Site
+    state: SiteState
     quality: CodeColumn
     mine_usd_per_h: FloatColumn
     off_usd_per_h: FloatColumn
+    gain_on_usd_per_h: FloatColumn
     revenue_usd_per_h: FloatColumn
-    restart_usd: FloatColumn
     energy_usd_per_wh: FloatColumn
     off_code: CodeColumn
-    saved_mw: FloatColumn
+    mine_w: FloatColumn
+    off_w: FloatColumn
+    step_power: FloatColumn | None = None
 
-    @property
-    def gain_on_usd_per_h(self) -> FloatColumn:
-        """Give what mining earns above being off."""
-        out: FloatColumn = self.mine_usd_per_h - self.off_usd_per_h
+    @cached_property
+    def restart_usd(self) -> FloatColumn:
+        """Give the cost of one off -> on cycle; most passes of a replay ask for none."""
+        return _restart_usd(self.site, self.state, self.revenue_usd_per_h, self.energy_usd_per_wh)
+
+    @cached_property
+    def saved_mw(self) -> FloatColumn:
+        """Give what being off saves at the meter."""
+        rows = [class_at(row, self.state.market, self.state.now_ns) for row in self.site.classes]
+        pue = self.site.spread([row.pue for row in rows])
+        out: FloatColumn = (self.mine_w - self.off_w) * pue / W_PER_MW
+        if self.step_power is not None:
+            out += self.mine_w * (self.step_power - 1.0) * pue / W_PER_MW
         return out
 
 
@@ -104,9 +118,16 @@ def hashprice_usd_per_ths_day(
     return (subsidy_btc + fees_btc) * btc_price_usd * 86_400.0 / hashes_per_block * 1e12
 
 
-def usd_per_wh(row: DeviceClass, price_usd_per_mwh: Amount) -> Amount:
-    """Give what one device watt-hour of a class costs, PUE and adder included."""
-    return (price_usd_per_mwh + row.adder_usd_per_mwh) * row.pue / W_PER_MW
+def usd_per_wh(
+    row: DeviceClass, price_usd_per_mwh: Amount, pue: Amount | float | None = None
+) -> Amount:
+    """Give what one device watt-hour of a class costs, PUE and adder included.
+
+    Args:
+        pue: of the time; None: the constant one of the class.
+    """
+    factor = row.pue if pue is None else pue
+    return (price_usd_per_mwh + row.adder_usd_per_mwh) * factor / W_PER_MW
 
 
 def mine_usd_per_ths_h(row: DeviceClass, per_ths_day: Amount) -> Amount:
@@ -184,8 +205,9 @@ def energy_price(site: Site, market: MarketState) -> float | None:
     return marginal_usd_per_mwh(site.limits, full_load_mw(site), held.value)
 
 
-# A pass asks several times for the value of one state: once for two sites in one process.
-@lru_cache(maxsize=4)
+# A pass asks several times for the value of one state: once for two sites in one process, or for
+# three worlds.
+@lru_cache(maxsize=8)
 def value(site: Site, state: SiteState) -> Values:
     """Value mining and off for every device; NaN where an input was never seen."""
     market = state.market
@@ -206,16 +228,21 @@ def value(site: Site, state: SiteState) -> Values:
     energy = [np.nan if price is None else usd_per_wh(row, price) for row in classes]
     revenue = mine_ths * site.spread(per_ths_h) + site.spread(flat)
     energy_usd_per_wh = site.spread(energy)
-    idle_w = np.where(mode_of(state) == IDLE, site.column(_IDLE_W), site.column(_off_w))
+    idle_w = _idle_w(site, state)
+    mine_usd, off_usd = revenue - mine_w * energy_usd_per_wh, -idle_w * energy_usd_per_wh
+    quality = np.array([quality_of(site, state, row) for row in site.classes], dtype=np.uint8)
     return Values(
-        site.spread([float(quality_of(site, state, row)) for row in site.classes]).astype(np.uint8),
-        revenue - mine_w * energy_usd_per_wh,
-        -idle_w * energy_usd_per_wh,
+        site,
+        state,
+        quality.take(site.class_of, mode="clip"),
+        mine_usd,
+        off_usd,
+        mine_usd - off_usd,
         revenue,
-        _restart_usd(site, state, revenue, energy_usd_per_wh),
         energy_usd_per_wh,
         site.once(_off_codes),
-        (mine_w - idle_w) * site.spread([row.pue for row in classes]) / W_PER_MW,
+        mine_w,
+        idle_w,
     )
 
 
@@ -235,20 +262,20 @@ def best_value(site: Site, state: SiteState) -> Values:
     per_wh = np.array([usd_per_wh(row, price + expected.usd_per_mwh) for row in rows])[:, None]
     margin = site.steps.rate_ths * usd - site.steps.power_w * per_wh
     best = np.argmax(margin[:, 1:], axis=1) + 1
-    place = site.class_of.astype(np.int64) * (site.steps.most + 1) + state.step
+    place = site.step_row(state.step)
     rate, power = (
-        _over_step(table, best).take(place) for table in (site.steps.rate_ths, site.steps.power_w)
+        _over_step(table, best).take(place, mode="clip")
+        for table in (site.steps.rate_ths, site.steps.power_w)
     )
     values = value(site, state)
     revenue = values.revenue_usd_per_h * rate
-    mine_w = _or_nameplate(state.mine_w, site.column(_MINE_W))
-    pue = site.spread([row.pue for row in rows])
+    mine_usd = revenue - values.mine_w * power * values.energy_usd_per_wh
     return replace(
         values,
-        mine_usd_per_h=revenue - mine_w * power * values.energy_usd_per_wh,
+        mine_usd_per_h=mine_usd,
+        gain_on_usd_per_h=mine_usd - values.off_usd_per_h,
         revenue_usd_per_h=revenue,
-        restart_usd=_restart_usd(site, state, revenue, values.energy_usd_per_wh),
-        saved_mw=values.saved_mw + mine_w * (power - 1.0) * pue / W_PER_MW,
+        step_power=power,
     )
 
 
@@ -275,22 +302,17 @@ def _in_step(site: Site, state: SiteState, at: IntColumn, step: CodeColumn) -> S
 
 
 def outlook(
-    site: Site, state: SiteState, values: Values, at: IntColumn | None = None
+    site: Site, state: SiteState, values: Values, at: IntColumn | slice = slice(None)
 ) -> tuple[Outlook, FloatColumn]:
-    """Give the outlook and the prudent restart cost of each device.
-
-    Args:
-        at: of these alone, in this order; None: of all.
-    """
-    picked = slice(None) if at is None else at
-    interval_h = site.spread([row.interval_s / SECONDS_PER_H for row in site.classes])[picked]
+    """Give the outlook and the prudent restart cost of devices ``at``."""
+    interval_h = site.column(_interval_h)[at]
     return forecast(
         site.limits.price_knowledge,
         known_prices(state.market),
-        values.gain_on_usd_per_h[picked] * interval_h,
-        values.saved_mw[picked] * interval_h,
-        values.restart_usd[picked],
-        np.maximum(values.revenue_usd_per_h[picked], 0.0) * interval_h,
+        values.gain_on_usd_per_h[at] * interval_h,
+        values.saved_mw[at] * interval_h,
+        values.restart_usd[at],
+        np.maximum(values.revenue_usd_per_h[at], 0.0) * interval_h,
     )
 
 
@@ -311,15 +333,21 @@ def grow(
     on = state.activity == MINE
     off = (state.activity == IDLE) | (state.activity == CURTAILED)
     gain = values.gain_on_usd_per_h * (dt_s / SECONDS_PER_H)
-    counts = (on | off) & (values.quality == FRESH) & ~np.isnan(gain)
+    counts = (on | off) & (values.quality == FRESH)
+    if np.isnan(gain).any():
+        counts &= ~np.isnan(gain)
     # Time in a fast replay stands for more: intervals, not seconds, pay the debt back.
-    passed = dt_s / site.spread([row.interval_s for row in site.classes]) * INTERVAL_S
+    passed = site.spread([dt_s / row.interval_s * INTERVAL_S for row in site.classes])
+    misses = counts & ((on & (gain < 0.0)) | (off & (gain > 0.0)))
+    # Where all do what pays and have done so, there is nothing to regret.
+    stays = not misses.any() and not state.regret_usd.any()
+    regret = state.regret_usd if stays else grow_regret(state.regret_usd, on, gain, counts)
+    # What an order keeps off is no doing of the outlook.
+    waits = counts & off & ~under_order(state)
+    if not waits.any():
+        return regret, forgive(state.debt, passed)
     cost = table_of(site.limits.price_knowledge, has_ahead=True).prudence * values.restart_usd
-    return (
-        grow_regret(state.regret_usd, on, gain, counts),
-        # What an order keeps off is no doing of the outlook.
-        pay_debt(state.debt, off & ~under_order(state), gain, cost, counts, passed),
-    )
+    return regret, pay_debt(state.debt, waits, gain, cost, counts, passed)
 
 
 def break_even_usd_per_mwh(site: Site, state: SiteState, index: int) -> float | None:
@@ -392,9 +420,10 @@ def _restart_usd(
         0.0 if cost is None or cost[1] is None else max(cost[1] - row.model.mine_w * hours, 0.0)
         for row, cost, hours in zip(site.classes, learnt, start_h, strict=True)
     ]
-    above = site.spread(above_wh)
-    drawn = np.where(above > 0.0, above * np.maximum(energy_usd_per_wh, 0.0), 0.0)
-    out: FloatColumn = site.spread(wear) + earned * site.spread(start_h) + drawn
+    out: FloatColumn = site.spread(wear) + earned * site.spread(start_h)
+    if any(above_wh):
+        above = site.spread(above_wh)
+        out += np.where(above > 0.0, above * np.maximum(energy_usd_per_wh, 0.0), 0.0)
     _ready_usd(site, state, earned, out)
     return out
 
@@ -412,7 +441,17 @@ def _ready_usd(site: Site, state: SiteState, earned: FloatColumn, cost_usd: Floa
 
 
 def _or_nameplate(column: FloatColumn, nameplate: FloatColumn) -> FloatColumn:
-    out: FloatColumn = np.where(np.isnan(column), nameplate, column)
+    unknown = np.isnan(column)
+    return np.where(unknown, nameplate, column) if unknown.any() else column
+
+
+def _idle_w(site: Site, state: SiteState) -> FloatColumn:
+    """Give what each device draws when off: asleep for a miner, unless it is idle."""
+    idle = (mode_of(state) == IDLE) & site.is_asic
+    off_w = site.column(_off_w)
+    if not idle.any():
+        return off_w
+    out: FloatColumn = np.where(idle, site.column(_IDLE_W), off_w)
     return out
 
 
@@ -429,6 +468,10 @@ def _off_code(row: DeviceClass) -> int:
 
 def _off_codes(site: Site) -> CodeColumn:
     return site.column(_off_code).astype(np.uint8)
+
+
+def _interval_h(row: DeviceClass) -> float:
+    return row.interval_s / SECONDS_PER_H
 
 
 def _off_w(row: DeviceClass) -> float:

@@ -253,7 +253,7 @@ def _learnt(state: SiteState, row: DeviceClass) -> str:
 
 def _least_s(state: SiteState, row: DeviceClass, index: int) -> float:
     on = state.activity[index] == MINE
-    return max(row.dwell_s, row.min_up_s if on else row.min_down_s)
+    return row.least_up_s if on else row.least_down_s
 
 
 def _latest(row: DeviceClass, regret_usd: float, cost_usd: float) -> str:

@@ -108,7 +108,7 @@ def _would_change(
     groups = step_groups(site, state)
     out = _prices(site, state, groups, index)
     if reason is Reason.STEP_WAITS and groups is not None:
-        near = float(groups.near_cost_usd[groups.of[groups.at == index]][0])
+        near = float(groups.near_cost_usd[int(groups.row[index])])
         regret = float(state.step_regret_usd[index])
         out.append(
             f"regret of {row.ski_rental * near:.4f} USD at the latest; it is {regret:.4f} USD"
@@ -129,10 +129,9 @@ def _would_change(
 def _prices(site: Site, state: SiteState, groups: StepGroups | None, index: int) -> list[str]:
     """Give the energy prices at which the neighbouring steps earn nothing."""
     price = energy_price(site, state.market)
-    own = np.flatnonzero(groups.at == index) if groups is not None else np.zeros(0)
-    if groups is None or price is None or not len(own):
+    of = None if groups is None else groups.group_of(index)
+    if groups is None or price is None or of is None:
         return []
-    of = int(groups.of[int(own[0])])
     step, out = int(groups.step[of]), []
     names = site.steps.names[int(site.class_of[index])] if site.steps is not None else ()
     for number, mode, side in ((step, step, "below"), (step - 1, step - 2, "above")):
@@ -145,10 +144,8 @@ def _prices(site: Site, state: SiteState, groups: StepGroups | None, index: int)
 
 
 def _row(groups: StepGroups | None, index: int) -> np.ndarray | None:
-    if groups is None:
-        return None
-    own = np.flatnonzero(groups.at == index)
-    return groups.usd_per_h[int(groups.of[int(own[0])])] if len(own) else None
+    of = None if groups is None else groups.group_of(index)
+    return None if groups is None or of is None else groups.usd_per_h[of]
 
 
 def _dwell_left_s(state: SiteState, row: DeviceClass, index: int) -> float:

@@ -23,6 +23,7 @@ from edge_agent.core.site import (
     SERVE,
     SWITCHING,
     UNKNOWN,
+    CodeColumn,
     FlagColumn,
     FloatColumn,
     IntColumn,
@@ -31,6 +32,7 @@ from edge_agent.core.site import (
 from edge_agent.core.site_state import (
     HOLD_DRAIN,
     HOLD_MINE,
+    HOLD_NONE,
     LeaseEntry,
     LeaseStatus,
     SiteState,
@@ -98,9 +100,11 @@ def usable(state: SiteState) -> FlagColumn:
     return out
 
 
-def held_code(state: SiteState) -> IntColumn:
+def held_code(state: SiteState) -> CodeColumn:
     """Give the operator's hold in force on each device."""
-    out: IntColumn = np.where(state.hold_until_ns > state.now_ns, state.hold, 0)
+    if not state.hold.any():
+        return state.hold
+    out: CodeColumn = np.where(state.hold_until_ns > state.now_ns, state.hold, np.uint8(HOLD_NONE))
     return out
 
 
@@ -237,7 +241,7 @@ def _by_node(site: Site, candidates: IntColumn, total: FloatColumn, count: int) 
     best: IntColumn = np.argsort(-total, kind="stable")
     nodes = site.node_of[candidates]
     whole: list[tuple[float, int, IntColumn]] = []
-    for node in np.unique(nodes):
+    for node in np.flatnonzero(np.bincount(nodes + 1)) - 1:
         own = best[nodes[best] == node][:count]
         if len(own) == count:
             whole.append((-pw.total(total[own]), int(node), own))
@@ -249,8 +253,8 @@ def _by_node(site: Site, candidates: IntColumn, total: FloatColumn, count: int) 
 
 def _locality(site: Site, candidates: IntColumn, count: int) -> FloatColumn:
     nodes = site.node_of[candidates]
-    _, inverse, counts = np.unique(nodes, return_inverse=True, return_counts=True)
-    out: FloatColumn = np.minimum(counts[inverse] / count, 1.0)
+    beside = np.bincount(nodes + 1)[nodes + 1]  # -1 is no node
+    out: FloatColumn = np.minimum(beside / count, 1.0)
     return out
 
 

@@ -6,8 +6,6 @@ dwell. No value, or a stale one: hold, then the safe policy.
 One group of devices (class, from, to, reason) becomes one intent.
 """
 
-from operator import attrgetter
-
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
@@ -18,28 +16,26 @@ from edge_agent.core import leases as ls
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
 from edge_agent.core.allocation import relaxed_usd
-from edge_agent.core.draft import Draft
-from edge_agent.core.economics import FRESH, HOLD, SAFE, Values, best_value, outlook, value
+from edge_agent.core.draft import Draft, choose
+from edge_agent.core.economics import FRESH, HOLD, Values, best_value, value
 from edge_agent.core.lease_shedding import shed_leases
 from edge_agent.core.mode_advice import advise
+from edge_agent.core.money import NO_REASON, changes, dwelt, is_calm, safely, verdict_of
 from edge_agent.core.order_facts import (
     coming_limit_w,
     is_missed,
     limit_w,
     missed_text,
-    off_by_order,
 )
 from edge_agent.core.orders import need
 from edge_agent.core.room import (
     Room,
     admit,
-    merit_of,
     off_codes,
     off_site_w,
     shed_for_order,
     shed_mining,
 )
-from edge_agent.core.rule import judge
 from edge_agent.core.shedding import Excess, shed_feeders, shed_for_cap
 from edge_agent.core.site import (
     CURTAILED,
@@ -50,7 +46,6 @@ from edge_agent.core.site import (
     NS_PER_S,
     SERVE,
     CodeColumn,
-    DeviceClass,
     FlagColumn,
     FloatColumn,
     IntColumn,
@@ -65,7 +60,7 @@ from edge_agent.core.site_state import (
 )
 from edge_agent.core.state_facts import apply
 from edge_agent.core.step_plan import draft_steps, rises, step_intents
-from edge_agent.core.step_room import trade
+from edge_agent.core.step_trade import trade
 from protocol.resource import ACTIVITY_CODES
 
 R = p.Reason
@@ -76,20 +71,26 @@ _REASONS = (
     R.SAFE_POLICY, R.KEEP_BEST, R.GAIN, R.SKI_RENTAL, R.GAIN_BELOW_COST, R.DWELL, R.CREDIT,
 )  # fmt: skip
 _REASON_CODES = tuple(np.uint8(reason) for reason in _REASONS)
-_NO_REASON = np.uint8(R.HYSTERESIS)
 _RULE_GATES = np.uint8(G.CAP | G.RAMP)
-_SKI_RENTAL = attrgetter("ski_rental")
 
 
-def plan(site: Site, state: SiteState) -> p.Plan:
-    """Plan for the instant of ``state``; acts on nothing."""
+def plan(site: Site, state: SiteState, *, acts_only: bool = False) -> p.Plan:
+    """Plan for the instant of ``state``; acts on nothing.
+
+    Args:
+        acts_only: leave out what no act comes of. What is done, the alarms, and where a cap, a ramp
+            or an order binds are the same. Money is known of changes for money alone; of other
+            devices the records say little, and there is no sum of readings and no allocation.
+    """
     values = value(site, state)
     counted = pw.counted_w(site, state)
-    power = pw.view(site, state, counted)
+    power = pw.view(site, state, read=not acts_only)
     acts = ls.decide(site, state, values, power)
     # What follows plans as if the lease acts were done: a lease starts in the pass that takes it.
     state = _after(site, state, acts)
-    draft = _money(site, state, best_value(site, state))
+    draft = (changes if acts_only else _money)(site, state, best_value(site, state))
+    if acts_only and not acts and is_calm(site, state, power, draft):
+        return p.Plan(intents=(), leases=(), records=_records(state, draft), power=power)
     _reserve(site, state, draft)
     starts = _admit_starts(site, state, power)
     draft.free |= starts.waiting
@@ -109,59 +110,56 @@ def plan(site: Site, state: SiteState) -> p.Plan:
     return p.Plan(
         intents=intents,
         leases=acts + lease_acts,
-        records=p.DecisionRecords(
-            state.activity, draft.best, draft.target, draft.gain_usd, draft.cost_usd,
-            draft.reason, draft.gates,
-            *(() if draft.steps is None else (draft.steps.target, draft.steps.reason)),
-        ),
+        records=_records(state, draft),
         power=power,
         alarms=_alarms(site, state, power),
         feeder_bound=draft.bound,
-        allocation=_allocation(site, state, values, counted, draft, wanted),
+        allocation=(
+            None if acts_only else _allocation(site, state, values, counted, draft, wanted)
+        ),
+    )
+
+
+def _records(state: SiteState, draft: Draft) -> p.DecisionRecords:
+    return p.DecisionRecords(
+        state.activity, draft.best, draft.target, draft.gain_usd, draft.cost_usd,
+        draft.reason, draft.gates,
+        *(() if draft.steps is None else (draft.steps.target, draft.steps.reason)),
     )  # fmt: skip
 
 
 def _money(site: Site, state: SiteState, values: Values) -> Draft:
     on = state.activity == MINE
     off = (state.activity == IDLE) | (state.activity == CURTAILED)
-    gain_h = np.where(on, -values.gain_on_usd_per_h, values.gain_on_usd_per_h)
-    expected, cost = outlook(site, state, values)
-    verdict = judge(
-        on, expected, cost, state.regret_usd, state.debt, site.column(_SKI_RENTAL),
-        known=site.limits.price_knowledge == "nowcast",
-    )  # fmt: skip
-    least_ns = np.where(on, site.column(_up_ns), site.column(_down_ns))
-    dwelt = state.now_ns - state.mode_since_ns >= least_ns
-    dwelt |= off_by_order(state)
+    runs_or_not, settled, unleased = on | off, state.switch_no < 0, state.lease_no < 0
+    gain_h = values.gain_on_usd_per_h
+    better = (on & (gain_h < 0.0)) | (~on & (gain_h > 0.0))
+    verdict = verdict_of(site, state, values, on)
+    stayed = dwelt(site, state, on)
     fresh = values.quality == FRESH
-    reachable = state.reachable & (state.quarantine_ns <= state.now_ns)
-    free = (on | off) & reachable & (state.switch_no < 0) & (state.lease_no < 0)
+    out_of_use = state.quarantine_ns > state.now_ns
+    reachable = state.reachable & ~out_of_use
+    free = runs_or_not & reachable & settled & unleased
     pays = verdict.gain_usd > verdict.cost_usd
-    change = free & fresh & verdict.change & pays & dwelt
-    other = np.where(on, values.off_code, np.uint8(MINE))
-    best = np.where((gain_h > 0.0) & (on | off), other, state.activity)
+    change = free & fresh & verdict.change & pays & stayed
+    other = choose(on, values.off_code, site.once(_mines))
+    best = choose(better & runs_or_not, other, state.activity)
     reason = _first_that_holds((
-        state.switch_no >= 0, state.lease_no >= 0, state.activity == MAINTENANCE,
-        state.quarantine_ns > state.now_ns,
-        ~state.reachable, ~(on | off), values.quality == HOLD, ~fresh,
-        ~(gain_h > 0.0), change & verdict.early, change, ~pays, ~dwelt, ~verdict.credit,
+        ~settled, ~unleased, state.activity == MAINTENANCE, out_of_use,
+        ~state.reachable, ~runs_or_not, values.quality == HOLD, ~fresh,
+        ~better, change & verdict.early, change, ~pays, ~stayed, ~verdict.credit,
     ))  # fmt: skip
+    gates = np.full(len(site), _RULE_GATES)
     # In the order of their bits.
-    passed = np.array((fresh, reachable, free, pays, verdict.change, dwelt))
-    gates = np.packbits(passed, axis=0, bitorder="little")[0] | _RULE_GATES
-    target = np.where(change, other, state.activity)
-    safe_code = np.uint8(MINE) if site.limits.safe_policy == "mine" else values.off_code
-    np.copyto(target, safe_code, where=free & (values.quality == SAFE))
-    bound = np.zeros(len(site), dtype=np.bool_) if site.feeders else None
-    return Draft(target, reason, gates, verdict.gain_usd, cost, best, free, bound=bound)
+    for bit, passed in enumerate((fresh, reachable, free, pays, verdict.change, stayed)):
+        gates |= passed.view(np.uint8) << np.uint8(bit)
+    target = choose(change, other, state.activity)
+    draft = Draft(target, reason, gates, verdict.gain_usd, verdict.cost_usd, best, free)
+    return safely(site, values, draft)
 
 
-def _up_ns(row: DeviceClass) -> float:
-    return max(row.dwell_s, row.min_up_s) * NS_PER_S
-
-
-def _down_ns(row: DeviceClass) -> float:
-    return max(row.dwell_s, row.min_down_s) * NS_PER_S
+def _mines(site: Site) -> CodeColumn:
+    return np.full(len(site), MINE, dtype=np.uint8)
 
 
 def _reserve(site: Site, state: SiteState, draft: Draft) -> None:
@@ -178,9 +176,10 @@ def _reserve(site: Site, state: SiteState, draft: Draft) -> None:
 
 
 def _first_that_holds(conditions: tuple[FlagColumn, ...]) -> CodeColumn:
-    reason = np.full(len(conditions[0]), _NO_REASON)
+    reason = np.full(len(conditions[0]), NO_REASON)
     for holds, code in zip(reversed(conditions), reversed(_REASON_CODES), strict=True):
-        np.copyto(reason, code, where=holds)
+        if holds.any():
+            reason = choose(holds, code, reason)
     return reason
 
 
@@ -294,9 +293,12 @@ def _waiting(state: SiteState, fits: tuple[ls.Start, ...]) -> FlagColumn:
 
     Money leaves them alone; orders and the cap do not.
     """
+    leased = state.lease_no >= 0
+    if not leased.any():
+        return leased
     out: FlagColumn = (
         (state.activity == MINE)
-        & (state.lease_no >= 0)
+        & leased
         & (state.switch_no < 0)
         & state.reachable
         & (state.quarantine_ns <= state.now_ns)
@@ -318,7 +320,7 @@ def _cap(
     missing = starts.missing_w
     room = Room(
         counted,
-        merit_of(site, state, values),
+        values,
         left_w=starts.left_w,
         ramp_left_w=starts.ramp_left_w,
         rooms_w=np.where(starts.lacking_w > 0.0, 0.0, starts.rooms_w),
@@ -333,15 +335,15 @@ def _cap(
     excess = shed_for_cap(site, state, draft, room, Excess(need_w, over_w), starts.waiting)
     ask = need(site, state)
     if ask is not None:
-        excess = max(excess, shed_for_order(site, state, draft, room.merit, ask))
+        excess = max(excess, shed_for_order(site, state, draft, room, ask))
     if excess > 0.0:
         ends += shed_leases(site, state, counted, excess, ends)
     room = _let_down(site, state, draft, room)
-    left_w = admit(site, state, draft, replace(room, left_w=0.0) if missing else room)
-    # A trade looks at the site's cap alone.
-    if site.steps is not None and room.rises and need_w <= 0.0 and not site.feeders:
-        money = (values.gain_on_usd_per_h, values.restart_usd)
-        trade(site, state, draft, counted, money, left_w)
+    left = admit(site, state, draft, replace(room, left_w=0.0) if missing else room)
+    # Room that load must leave, or a lease waits for, is none to trade in.
+    calm = need_w <= 0.0 and not np.any(starts.rooms_w < 0.0) and not starts.lacking_w.any()
+    if site.steps is not None and room.rises and calm:
+        trade(site, state, draft, counted, values, left)
     return ends, tuple(_start_intent(site, state, start) for start in starts.fits)
 
 
@@ -372,16 +374,17 @@ def _allocation(
 
     All else counts as it stands, and a wake-up as while it is open.
     """
-    at = np.flatnonzero(wanted & (draft.reason != R.RAMP))
-    usd = np.maximum(values.gain_on_usd_per_h[at], 0.0)
-    worth = pw.total(np.where(draft.target[at] == MINE, usd, 0.0))
+    asked, mines = wanted & (draft.reason != R.RAMP), draft.target == MINE
+    earned = np.maximum(values.gain_on_usd_per_h, 0.0)
+    worth = pw.total(np.where(asked & mines, earned, 0.0))
     if np.isnan(worth):
         return None
     # Where all run that should, no programme does better.
-    kept = bool(np.all(draft.target[at] == MINE))
+    kept = not np.any(asked & ~mines)
     if kept and not any(row.modes and not row.set_modes for row in site.classes):
         return p.AllocationView(worth, worth)
-    drawn = counted[at]
+    at = np.flatnonzero(asked)
+    usd, drawn = earned[at], counted[at]
     if np.any(state.activity[at] != MINE):
         woken = pw.counted_after_w(site, state, MINE)[at]
         drawn = np.where(state.activity[at] == MINE, drawn, woken)

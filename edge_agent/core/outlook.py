@@ -16,6 +16,7 @@ stands in docs/adr/0011, 0019 and 0024. A wrong outlook can cost no more than ``
 """
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Literal
 
@@ -79,6 +80,23 @@ class Outlook(Struct, frozen=True, eq=False):
     share: FloatColumn
 
 
+# One number where a column of a block holds nothing else.
+Height = FloatColumn | float
+
+
+class _Gain(Struct, frozen=True, eq=False):
+    """A gain of a block of devices; least and most are NaN where one is not known.
+
+    Like devices earn alike: nearly every ramp ends below the least or begins above the most, and
+    is one number for all of them.
+    """
+
+    column: FloatColumn
+    least: float
+    most: float
+
+
+@cache
 def table_of(knowledge: Knowledge, *, has_ahead: bool) -> Table:
     """Give the weights for what is known."""
     share, gain, prudence, dear, light = TABLES[(knowledge, has_ahead)]
@@ -98,46 +116,67 @@ def look(
             prudent restart costs. ahead: the same at the day-ahead price of this hour and the two
             after it; empty: not known. cost_in_revenue: restart cost over an interval's revenue.
     """
-    parts = [
+    share = np.empty_like(cost_in_revenue)
+    # Where the present interval's gain is known there is nothing to estimate.
+    gain = np.empty_like(cost_in_revenue) if table.gain else seen[0]
+    for at in range(0, len(cost_in_revenue), BLOCK):
+        block = slice(at, at + BLOCK)
         _look(
             table,
-            [column[at : at + BLOCK] for column in seen],
-            [column[at : at + BLOCK] for column in ahead],
-            cost_in_revenue[at : at + BLOCK],
+            [_gain(column[block]) for column in seen],
+            [_gain(column[block]) for column in ahead],
+            cost_in_revenue[block],
+            (share[block], gain[block]),
         )
-        for at in range(0, max(len(cost_in_revenue), 1), BLOCK)
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    return Outlook(
-        np.concatenate([part.gain for part in parts]),
-        np.concatenate([part.share for part in parts]),
-    )
+    return Outlook(gain, share)
 
 
 def _look(
     table: Table,
-    seen: Sequence[FloatColumn],
-    ahead: Sequence[FloatColumn],
+    seen: Sequence[_Gain],
+    ahead: Sequence[_Gain],
     cost_in_revenue: FloatColumn,
-) -> Outlook:
-    alone, company = _alone(seen, ahead), _company(seen, ahead)
-    share = _sum(table.share, alone, cost_in_revenue, company)
-    gain = _sum(table.gain, alone, cost_in_revenue, company) if table.gain else seen[0]
-    prudent = table.prudence * cost_in_revenue
-    for (other_share, other_gain), part, most in (
-        (table.dear, _part((prudent - USUAL_TO) / (DEAR_FROM - USUAL_TO)), np.inf),
-        (table.light, _part((USUAL_FROM - prudent) / (USUAL_FROM - LIGHT_TO)), LIGHT_MOST),
-    ):
-        at = np.flatnonzero(part)
-        if len(at):
-            mix, cost = part[at], np.minimum(prudent[at], most)
-            there = [row[at] for row in alone]
-            other = _part(_sum(other_share, there, cost))
-            share[at] = (1.0 - mix) * _part(share[at]) + mix * other
-            if table.gain:
-                gain[at] = (1.0 - mix) * gain[at] + mix * _sum(other_gain, there, cost)
-    return Outlook(gain, np.minimum(np.maximum(share, SHARE_MIN), SHARE_MAX))
+    out: tuple[FloatColumn, FloatColumn],
+) -> None:
+    """Estimate share and gain of a block of devices into ``out``."""
+    share, gain = out
+    alone, prudent = _alone(seen, ahead), _gain(table.prudence * cost_in_revenue)
+    # A comparison with NaN is false: what is not known is asked for.
+    if not prudent.most < LIGHT_TO:
+        company = _company(seen, ahead)
+        share[:] = _sum(table.share, alone, cost_in_revenue, company)
+        if table.gain:
+            gain[:] = _sum(table.gain, alone, cost_in_revenue, company)
+    else:
+        # The light set holds alone: what it is mixed with has no part.
+        share[:] = 0.0
+        if table.gain:
+            gain[:] = 0.0
+    if not prudent.most <= USUAL_TO:
+        part = _within(prudent.column - USUAL_TO, DEAR_FROM - USUAL_TO)
+        _mix(table.dear, part, alone, prudent.column, out)
+    if not prudent.least >= USUAL_FROM:
+        part = _within(USUAL_FROM - prudent.column, USUAL_FROM - LIGHT_TO)
+        _mix(table.light, part, alone, np.minimum(prudent.column, LIGHT_MOST), out)
+    np.minimum(np.maximum(share, SHARE_MIN, out=share), SHARE_MAX, out=share)
+
+
+def _mix(
+    weights: tuple[tuple[float, ...], tuple[float, ...]],
+    part: FloatColumn,
+    alone: Sequence[Height],
+    cost: FloatColumn,
+    out: tuple[FloatColumn, FloatColumn],
+) -> None:
+    """Let other weights have their part 0..1 in share and gain."""
+    share, gain = out
+    at = np.flatnonzero(part)
+    mix, cost = part[at], cost[at]
+    there = [row if isinstance(row, float) else row[at] for row in alone]
+    other = _part(_sum(weights[0], there, cost))
+    share[at] = (1.0 - mix) * _part(share[at]) + mix * other
+    if weights[1]:
+        gain[at] = (1.0 - mix) * gain[at] + mix * _sum(weights[1], there, cost)
 
 
 class Known(Struct, frozen=True, eq=False, kw_only=True):
@@ -186,20 +225,22 @@ def basis(
     in_company: bool,
 ) -> list[FloatColumn]:
     """Give the terms that the weights multiply, in their order (for fitting)."""
-    terms = [np.ones_like(seen[0]), *_alone(seen, ahead)]
+    told, coming = [_gain(column) for column in seen], [_gain(column) for column in ahead]
+    terms: list[Height] = [1.0, *_alone(told, coming)]
     if in_company:
-        heights, hats = _company(seen, ahead)
+        heights, hats = _company(told, coming)
         terms += [hat * height for hat in hats for height in heights]
-    return [*terms, _bounded_cost(cost_in_revenue)]
+    every = [*terms, _bounded_cost(cost_in_revenue)]
+    return [np.array(np.broadcast_to(term, seen[0].shape)) for term in every]
 
 
 # The last gain's ramps in company, and the hats.
-Company = tuple[list[FloatColumn], tuple[FloatColumn, ...]]
+Company = tuple[list[Height], tuple[Height, ...]]
 
 
 def _sum(
     weights: tuple[float, ...],
-    alone: Sequence[FloatColumn],
+    alone: Sequence[Height],
     cost_in_revenue: FloatColumn,
     company: Company = ([], ()),
 ) -> FloatColumn:
@@ -208,20 +249,28 @@ def _sum(
     heights, hats = company
     place = 1 + len(alone)
     for hat in hats:
-        total += hat * _weighted(0.0, weights[place:], heights)
+        if not _is_nothing(hat):
+            total = total + hat * _weighted(0.0, weights[place:], heights)
         place += len(heights)
-    total += weights[place] * _bounded_cost(cost_in_revenue)
+    out: FloatColumn = total + weights[place] * _bounded_cost(cost_in_revenue)
+    return out
+
+
+def _weighted(constant: float, weights: tuple[float, ...], heights: Sequence[Height]) -> Height:
+    total: Height = constant
+    for weight, height in zip(weights, heights, strict=False):
+        # What adds nothing is left out: no sum here is a negative zero, so no bit differs.
+        if weight != 0.0 and not _is_nothing(height):
+            total = total + weight * height
     return total
 
 
-def _weighted(
-    constant: float, weights: tuple[float, ...], columns: Sequence[FloatColumn]
-) -> FloatColumn:
-    total: FloatColumn = np.full_like(columns[0], constant)
-    for weight, column in zip(weights, columns, strict=False):
-        if weight != 0.0:
-            total += weight * column
-    return total
+def _is_nothing(height: Height) -> bool:
+    return isinstance(height, float) and height == 0.0
+
+
+def _gain(column: FloatColumn) -> _Gain:
+    return _Gain(column, float(np.minimum.reduce(column)), float(np.maximum.reduce(column)))
 
 
 def _part(share: FloatColumn) -> FloatColumn:
@@ -229,28 +278,46 @@ def _part(share: FloatColumn) -> FloatColumn:
     return out
 
 
-def _alone(seen: Sequence[FloatColumn], ahead: Sequence[FloatColumn]) -> list[FloatColumn]:
+def _within(above: FloatColumn, width: float) -> FloatColumn:
+    """Give how far each value is on its way from 0 to ``width``, 0..1."""
+    return _part(above / width)
+
+
+def _alone(seen: Sequence[_Gain], ahead: Sequence[_Gain]) -> list[Height]:
     """Give the ramps of each gain by itself."""
-    every = [*zip(seen, SEEN_RAMPS, strict=True), *((column, AHEAD_RAMPS) for column in ahead)]
-    return [_ramp(column, ramp) for column, ramps in every for ramp in ramps]
+    every = [*zip(seen, SEEN_RAMPS, strict=True), *((gain, AHEAD_RAMPS) for gain in ahead)]
+    return [_ramp(gain, ramp) for gain, ramps in every for ramp in ramps]
 
 
-def _company(seen: Sequence[FloatColumn], ahead: Sequence[FloatColumn]) -> Company:
+def _company(seen: Sequence[_Gain], ahead: Sequence[_Gain]) -> Company:
     """Give the ramps of the last gain, and the hats over the gains that keep it company."""
     hats = _hats(seen[1], BEFORE_HATS)
     if ahead:
-        hats = (*_hats(0.5 * (ahead[0] + ahead[1]), HOURS_HATS), *hats)
+        hours = _gain(0.5 * (ahead[0].column + ahead[1].column))
+        hats = (*_hats(hours, HOURS_HATS), *hats)
     return [_ramp(seen[0], ramp) for ramp in COMPANY_RAMPS], hats
 
 
-def _hats(column: FloatColumn, knots: tuple[float, ...]) -> tuple[FloatColumn, ...]:
+def _hats(gain: _Gain, knots: tuple[float, ...]) -> tuple[Height, ...]:
     """Give for each knot the part 0..1 that it has in the value; the parts sum to 1."""
-    up = [_part((column - low) / (high - low)) for low, high in pairwise(knots)]
+    up = [_way(gain, low, high) for low, high in pairwise(knots)]
     return (1.0 - up[0], *(here - after for here, after in pairwise(up)), up[-1])
 
 
-def _ramp(column: FloatColumn, ramp: Ramp) -> FloatColumn:
-    out: FloatColumn = np.minimum(np.maximum(column - ramp[0], 0.0), ramp[1])
+def _way(gain: _Gain, low: float, high: float) -> Height:
+    if gain.most <= low:
+        return 0.0
+    return 1.0 if gain.least >= high else _within(gain.column - low, high - low)
+
+
+def _ramp(gain: _Gain, ramp: Ramp) -> Height:
+    knot, width = ramp
+    if gain.most <= knot:
+        return 0.0
+    if gain.least - knot >= width:
+        return width
+    above = gain.column - knot
+    out: FloatColumn = np.minimum(np.maximum(above, 0.0, out=above), width, out=above)
     return out
 
 

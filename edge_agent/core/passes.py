@@ -31,11 +31,11 @@ def enter(site: Site, state: SiteState, instant: Instant, facts: tuple[Fact, ...
     if dt_s:
         values = value(site, state)
         regret, debt = grow(site, state, best_value(site, state), dt_s)
-        market = replace(
-            market, peak=spend(site, state, values.gain_on_usd_per_h, values.saved_mw, dt_s)
-        )
+        peak = spend(site, state, values, dt_s)
+        market = market if peak is market.peak else replace(market, peak=peak)
     ramp = pw.refill_ramp(site, state, dt_s)
-    heard = np.where(state.reachable, state.now_ns, state.heard_ns)
+    heard = np.full(len(site), state.now_ns)
+    np.copyto(heard, state.heard_ns, where=~state.reachable)
     state = enter_instant(replace(state, heard_ns=heard, market=market), instant)
     state = replace(
         state,

@@ -12,6 +12,7 @@ many hours a month, so much forgone margin a day; then the charge counts as noth
 """
 
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 import numpy as np
 from msgspec import Struct
@@ -22,7 +23,7 @@ from edge_agent.core.site import CURTAILED, IDLE, NS_PER_S, FloatColumn, Limits,
 from edge_agent.core.site_state import MarketValue, PeakState, SiteState
 from protocol.market import MarketTick
 
-_PEAKS = {"4cp": 4, "12cp": 12}
+PEAKS = {"4cp": 4, "12cp": 12}
 _SUMMER = (6, 7, 8, 9)
 SECONDS_PER_H = 3_600.0
 
@@ -59,21 +60,24 @@ def peak_seen(held: PeakState, tick: MarketTick, as_of_ns: int) -> PeakState:
 
 def expect(limits: Limits, held: PeakState, wall: datetime, now_ns: int) -> Peak:
     """Give what running through the present interval is expected to cost."""
-    peaks = _PEAKS.get(limits.peak_tariff, 0)
+    peaks = PEAKS.get(limits.peak_tariff, 0)
     if not peaks or limits.peak_usd_per_kw_year <= 0.0:
         return NONE
-    if (peaks == len(_SUMMER) and wall.month not in _SUMMER) or not _in_window(limits, wall):
+    if not may_be_peak(limits, wall):
         return NONE
     share = _probability(limits, held, wall, now_ns)
     if share is None:
         return replace(NONE, stopped="no fresh indicator of the grid's load")
     per_kwh = limits.peak_usd_per_kw_year / peaks * share
     usd_per_mwh = per_kwh * 1_000.0 / (limits.peak_interval_s / SECONDS_PER_H)
-    stopped = _stopped(limits, held, wall)
-    return Peak(probability=share, usd_per_mwh=0.0 if stopped else usd_per_mwh, stopped=stopped)
+    why = stopped(limits, held, wall)
+    return Peak(probability=share, usd_per_mwh=0.0 if why else usd_per_mwh, stopped=why)
 
 
-def _in_window(limits: Limits, wall: datetime) -> bool:
+def may_be_peak(limits: Limits, wall: datetime) -> bool:
+    """Say whether the tariff lets a peak fall at an instant: its months and its hours."""
+    if PEAKS.get(limits.peak_tariff, 0) == len(_SUMMER) and wall.month not in _SUMMER:
+        return False
     hour = wall.hour + wall.minute / 60.0
     first, last = limits.peak_from_hour_utc, limits.peak_to_hour_utc
     # A window in the local afternoon may reach over midnight UTC.
@@ -101,7 +105,8 @@ def _probability(limits: Limits, held: PeakState, wall: datetime, now_ns: int) -
     return within * wall.day / days / intervals
 
 
-def _stopped(limits: Limits, held: PeakState, wall: datetime) -> str:
+def stopped(limits: Limits, held: PeakState, wall: datetime) -> str:
+    """Say why avoiding peaks has ended for the month or the day; empty while it has not."""
     held = _today(held, wall)
     if held.curtailed_s >= limits.peak_stop_h_per_month * SECONDS_PER_H:
         return f"stop-loss: {held.curtailed_s / SECONDS_PER_H:.1f} h curtailed this month"
@@ -118,28 +123,50 @@ def _today(held: PeakState, wall: datetime) -> PeakState:
     return held if held.spent_day == day else replace(held, spent_day=day, forgone_usd=0.0)
 
 
-def spend(
-    site: Site, state: SiteState, gain_on_usd_per_h: FloatColumn, saved_mw: FloatColumn, dt_s: float
-) -> PeakState:
-    """Count what was off for a peak, after ``dt_s`` more at the values that held meanwhile.
+class Margins(Protocol):
+    """What is asked of the values of a pass."""
 
-    Args:
-        gain_on_usd_per_h: of mining above being off, the expected charge included.
-    """
+    @property
+    def gain_on_usd_per_h(self) -> FloatColumn:
+        """Give what mining earns above being off, the expected charge included."""
+        ...
+
+    @property
+    def saved_mw(self) -> FloatColumn:
+        """Give what being off saves at the meter."""
+        ...
+
+
+def spend(site: Site, state: SiteState, margins: Margins, dt_s: float) -> PeakState:
+    """Count what was off for a peak, after ``dt_s`` more at the values that held meanwhile."""
     held, wall = state.market.peak, state.instant.wall
     peak = expect(site.limits, held, wall, state.now_ns)
     if peak.usd_per_mwh <= 0.0:
         return held
-    plain = gain_on_usd_per_h + saved_mw * peak.usd_per_mwh
+    gain_h = margins.gain_on_usd_per_h
+    plain = gain_h + margins.saved_mw * peak.usd_per_mwh
     off = (state.activity == CURTAILED) | (state.activity == IDLE)
-    # For the peak alone: without it the device would earn by running.
-    for_it = off & (plain > 0.0) & (gain_on_usd_per_h <= 0.0)
-    forgone = total(np.where(for_it, plain, 0.0)) * dt_s / SECONDS_PER_H
-    if forgone <= 0.0:
+    forgone = total(np.where(off, for_peak(plain, gain_h), 0.0))
+    return spent(held, wall, forgone * dt_s / SECONDS_PER_H, dt_s)
+
+
+def for_peak(plain: FloatColumn, gain: FloatColumn) -> FloatColumn:
+    """Give what a device forgoes by being off for the peak alone: without it, it would earn.
+
+    Args:
+        plain: of mining above being off without the expected charge. gain: with it.
+    """
+    out: FloatColumn = np.where((plain > 0.0) & (gain <= 0.0), plain, 0.0)
+    return out
+
+
+def spent(held: PeakState, wall: datetime, forgone_usd: float, dt_s: float) -> PeakState:
+    """Count a time in which so much was forgone; nothing forgone is no time spent."""
+    if forgone_usd <= 0.0:
         return held
     held = _today(held, wall)
     return replace(
-        held, curtailed_s=held.curtailed_s + dt_s, forgone_usd=held.forgone_usd + forgone
+        held, curtailed_s=held.curtailed_s + dt_s, forgone_usd=held.forgone_usd + forgone_usd
     )
 
 

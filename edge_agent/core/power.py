@@ -32,7 +32,7 @@ from edge_agent.core.site import (
     IntColumn,
     Site,
 )
-from edge_agent.core.site_state import OFF_CODES, SiteState, mode_of
+from edge_agent.core.site_state import SiteState, is_off, mode_of
 
 # Refill below the ramp, so that bucket and refill together stay within one minute's ramp.
 BUCKET_S = 6.0
@@ -42,22 +42,40 @@ _INRUSH_W = attrgetter("model.inrush_w")
 
 
 # A pass asks several times for the count of one state: once for two sites in one process.
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def counted_w(site: Site, state: SiteState) -> FloatColumn:
     """Give what each device counts for against the cap, in site watts."""
-    highest = site.once(_highest_w)
-    count = plate_w(site, state, mode_of(state))
+    count = mode_plate_w(site, state)
     open_now = state.activity == SWITCHING
     if open_now.any():
         sides = sides_w(site, state)
         switching = np.where(_wakes(state), np.maximum(sides, inrush_w(site)), sides)
         count = np.where(open_now, switching, count)
-    for at, plate in preparing_w(site, state):
-        count[at] = max(count[at], plate)
+    if busy := preparing_w(site, state):
+        count = count.copy()
+        for at, plate in busy:
+            count[at] = max(count[at], plate)
     unsure = ~state.reachable | (state.activity == UNKNOWN) | (state.activity == FAULT)
-    count = np.where(unsure, np.maximum(highest, count), count)
-    reading = np.where(np.isnan(state.power_w), 0.0, state.power_w)
-    out: FloatColumn = np.maximum(count, reading) * site.pue
+    if unsure.any():
+        count = np.where(unsure, np.maximum(site.once(_highest_w), count), count)
+    # A reading that is not known is none.
+    out: FloatColumn = np.fmax(count, state.power_w) * site.pue
+    out.flags.writeable = False
+    return out
+
+
+# A pass asks several times for the count of one state: once for two sites in one process.
+@lru_cache(maxsize=8)
+def counted_total_w(site: Site, state: SiteState) -> float:
+    """Give the sum of what the devices count for, in site watts."""
+    return total(counted_w(site, state))
+
+
+# A pass asks several times for the count of one state: once for two sites in one process.
+@lru_cache(maxsize=4)
+def mode_plate_w(site: Site, state: SiteState) -> FloatColumn:
+    """Give what each device counts for in its mode, in device watts, before any reading."""
+    out = plate_w(site, state, mode_of(state))
     out.flags.writeable = False
     return out
 
@@ -86,10 +104,9 @@ def counted_after_w(site: Site, state: SiteState, target: int) -> FloatColumn:
 
 def plate_w(site: Site, state: SiteState, code: CodeColumn) -> FloatColumn:
     """Give what each device counts for in an activity, in device watts, before any reading."""
-    watts: FloatColumn = site.nameplate_w[site.class_of, code]
-    if site.steps is None:
-        return watts
-    np.copyto(watts, mining_w(site, state), where=code == MINE)
+    watts = site.activity_w(code)
+    if site.steps is not None:
+        np.copyto(watts, mining_w(site, state), where=code == MINE)
     return watts
 
 
@@ -104,8 +121,14 @@ def step_w(site: Site, step: CodeColumn) -> FloatColumn:
     Args:
         step: of each device; 0 is unknown and counts as the highest.
     """
+    out: FloatColumn = step_device_w(site, step) * site.pue
+    return out
+
+
+def step_device_w(site: Site, step: CodeColumn) -> FloatColumn:
+    """Give what each device draws at most in a step, in device watts; as ``step_w``."""
     assert site.steps is not None, "asked only where the agent sets modes"
-    out: FloatColumn = site.steps.power_w[site.class_of, step] * site.pue
+    out: FloatColumn = site.steps.power_w.ravel().take(site.step_row(step), mode="clip")
     return out
 
 
@@ -115,12 +138,9 @@ def mining_w(site: Site, state: SiteState) -> FloatColumn:
     """Give what each device counts for while it mines, in device watts, before any reading."""
     if site.steps is None:
         return site.once(_mine_plate_w)
-    table, row = site.steps.power_w.ravel(), site.once(_step_row)
-    out: FloatColumn = table.take(row + state.step)
-    changing = np.flatnonzero(state.step_to != state.step)
-    if len(changing):
-        other = table.take(row[changing] + state.step_to[changing])
-        out[changing] = np.maximum(out[changing], other)
+    out = step_device_w(site, state.step)
+    if np.any(state.step_to != state.step):
+        np.maximum(out, step_device_w(site, state.step_to), out=out)
     out.flags.writeable = False
     return out
 
@@ -128,11 +148,6 @@ def mining_w(site: Site, state: SiteState) -> FloatColumn:
 def _mine_plate_w(site: Site) -> FloatColumn:
     out: FloatColumn = site.nameplate_w[site.class_of, MINE]
     return out
-
-
-def _step_row(site: Site) -> IntColumn:
-    width = 0 if site.steps is None else site.steps.most + 1
-    return site.class_of.astype(np.int64) * width
 
 
 def inrush_w(site: Site) -> FloatColumn:
@@ -153,8 +168,10 @@ def measured_w(site: Site, state: SiteState) -> float | None:
     known = state.reachable & ~np.isnan(state.power_w)
     if not known.any():
         return None
-    mode = plate_w(site, state, mode_of(state))
-    watts = np.where(known, state.power_w, np.where(state.reachable, mode, 0.0))
+    watts = state.power_w
+    if not known.all():
+        mode = np.where(state.reachable, mode_plate_w(site, state), 0.0)
+        watts = np.where(known, watts, mode)
     return total(watts * site.pue)
 
 
@@ -205,22 +222,27 @@ def ramp_rise_w(
     if site.steps is not None and target == MINE:
         after_w = mining_w(site, state)[at]
     rise = (after_w - site.nameplate_w[classes, origin]) * site.pue[at]
-    out: FloatColumn = np.where(np.isin(origin, OFF_CODES), np.maximum(rise, 0.0), 0.0)
+    out: FloatColumn = np.where(is_off(origin), np.maximum(rise, 0.0), 0.0)
     return out
 
 
-def view(site: Site, state: SiteState, counted: FloatColumn | None = None) -> PowerView:
-    """Sum the site's power; what is free ends at the cap or, tighter, at a grid order's limit."""
-    load = total(counted_w(site, state) if counted is None else counted)
+def view(site: Site, state: SiteState, *, read: bool = True) -> PowerView:
+    """Sum the site's power; what is free ends at the cap or, tighter, at a grid order's limit.
+
+    Args:
+        read: sum the readings too.
+    """
+    load = counted_total_w(site, state)
     cap = cap_w(site, state)
     ordered = limit_w(site, state)
     free = cap - load if ordered is None else min(cap, ordered) - load
-    return PowerView(cap, load, measured_w(site, state), free, state.ramp_left_w)
+    measured = measured_w(site, state) if read else None
+    return PowerView(cap, load, measured, free, state.ramp_left_w)
 
 
 def over_cap_since(site: Site, state: SiteState) -> int:
     """Give since when the counted load stands above the cap (boottime ns); -1 when it does not."""
-    if total(counted_w(site, state)) <= cap_w(site, state):
+    if counted_total_w(site, state) <= cap_w(site, state):
         return -1
     return state.now_ns if state.over_cap_ns < 0 else state.over_cap_ns
 
@@ -249,8 +271,8 @@ def going_down_w(site: Site, state: SiteState) -> float:
 
 def going_down_each_w(site: Site, state: SiteState) -> FloatColumn:
     """Give what each device's open switch will free when it is confirmed, in site watts."""
-    after = site.nameplate_w[site.class_of, state.target] * site.pue
     counted = counted_w(site, state)
+    after = site.activity_w(state.target) * site.pue
     down = np.where(state.activity == SWITCHING, counted - after, 0.0)
     if site.steps is not None:
         stepping = stepping_down(site, state)
@@ -265,27 +287,13 @@ def stepping_down(site: Site, state: SiteState) -> FlagColumn:
     One that does not read lower ``shed_after_s`` after the change began is not waited for: what it
     should have freed is freed by others, or by turning it off.
     """
-    assert site.steps is not None, "asked only where the agent sets modes"
-    lower = site.steps.power_w[site.class_of, state.step_to]
-    before = site.steps.power_w[site.class_of, state.step]
+    if not np.any(state.step_to != state.step):
+        return np.zeros(len(site), dtype=np.bool_)
+    lower, before = step_device_w(site, state.step_to), step_device_w(site, state.step)
     open_down = (state.step_to != state.step) & (state.switch_no >= 0) & (lower < before)
     young = state.now_ns - state.step_since_ns <= int(site.limits.shed_after_s * NS_PER_S)
     read = (state.read_ns > state.step_since_ns) & (state.power_w <= lower * READ_SLACK)
     out: FlagColumn = open_down & state.reachable & (young | read)
-    return out
-
-
-def _unread(site: Site, state: SiteState) -> FlagColumn:
-    """Tell which changes of step are confirmed and not read yet: the reading is of before them."""
-    young = state.now_ns - state.step_since_ns <= int(site.limits.shed_after_s * NS_PER_S)
-    out: FlagColumn = (
-        site.has_steps
-        & (state.activity == MINE)
-        & (state.step > 0)
-        & (state.step == state.step_to)
-        & (state.read_ns <= state.step_since_ns)
-        & young
-    )
     return out
 
 

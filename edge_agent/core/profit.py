@@ -1,5 +1,7 @@
 """What a site earns per hour in a state: one valuation for what was and what would have been."""
 
+from operator import attrgetter
+
 import numpy as np
 from msgspec import Struct
 
@@ -14,6 +16,7 @@ from edge_agent.core.site import (
     SERVE,
     SWITCHING,
     UNKNOWN,
+    FlagColumn,
     FloatColumn,
     IntColumn,
     Site,
@@ -25,6 +28,7 @@ from protocol.resource import DeviceKind
 # A reading from before the last change of mode counts again when none has come for so long: the
 # journal keeps readings that change, so the device still reads the same.
 UNHEARD_S = 600.0
+_PLATE_THS = attrgetter("model.hashrate_ths")
 
 
 class Flows(Struct, frozen=True, eq=False):
@@ -75,38 +79,47 @@ def flows(site: Site, state: SiteState) -> Flows:
     Between a change and the first reading after it the last confirmed rate of the mode stands, else
     the nameplate; a device that is silent confirms no revenue.
     """
-    values = value(site, state)
     heard = (state.read_ns >= state.mode_since_ns) | (
         state.now_ns - state.mode_since_ns > int(UNHEARD_S * NS_PER_S)
     )
-    plate_ths = site.once(_plate_ths)
-    believed = np.where(np.isnan(state.mine_ths), plate_ths, state.mine_ths)
-    known = heard & ~np.isnan(state.hashrate_ths) & site.is_asic & (believed > 0.0)
-    share = np.where(known, state.hashrate_ths / np.maximum(believed, 1e-9), 1.0)
-    mines = (state.activity == MINE) & state.reachable
-    sides_w = pw.sides_w(site, state)
-    mode_w = np.where(
-        (state.activity == MINE) & ~np.isnan(state.mine_w),
-        state.mine_w,
-        pw.plate_w(site, state, mode_of(state)),
-    )
-    known_w = ~np.isnan(state.power_w)
-    # What a lost device does no mode says: its last reading stands.
-    lost = (state.activity == FAULT) | (state.activity == UNKNOWN)
-    mode_w = np.where(lost, 0.0, mode_w)
-    read = (heard | lost) & known_w
-    drawn_w = np.where(state.activity == SWITCHING, sides_w, np.where(read, state.power_w, mode_w))
+    could = value(site, state).revenue_usd_per_h
+    pue = [class_at(row, state.market, state.now_ns).pue for row in site.classes]
     return Flows(
-        np.where(mines, values.revenue_usd_per_h * share, values.revenue_usd_per_h * 0.0),
-        values.revenue_usd_per_h,
-        drawn_w
-        * site.spread([class_at(row, state.market, state.now_ns).pue for row in site.classes]),
+        _earned(site, state, heard, could),
+        could,
+        _drawn_w(site, state, heard) * site.spread(pue),
         _served_usd_per_h(state),
     )
 
 
-def _plate_ths(site: Site) -> FloatColumn:
-    out: FloatColumn = site.spread([row.model.hashrate_ths for row in site.classes]).copy()
+def _earned(site: Site, state: SiteState, heard: FlagColumn, could: FloatColumn) -> FloatColumn:
+    """Give the revenue at the hash rate that was read, as far as one was."""
+    believed = state.mine_ths
+    unread = np.isnan(believed)
+    if unread.any():
+        believed = np.where(unread, site.column(_PLATE_THS), believed)
+    share = state.hashrate_ths / np.maximum(believed, 1e-9)
+    known = heard & site.is_asic & (believed > 0.0) & ~np.isnan(state.hashrate_ths)
+    np.copyto(share, 1.0, where=~known)
+    np.copyto(share, 0.0, where=~((state.activity == MINE) & state.reachable))
+    out: FloatColumn = could * share
+    return out
+
+
+def _drawn_w(site: Site, state: SiteState, heard: FlagColumn) -> FloatColumn:
+    """Give what each device draws, in device watts: as read, else as its mode says."""
+    # What a lost device does no mode says: its last reading stands.
+    lost = (state.activity == FAULT) | (state.activity == UNKNOWN)
+    changing = state.activity == SWITCHING
+    unread = ~(heard | lost) | np.isnan(state.power_w)
+    out: FloatColumn = state.power_w.copy()
+    if unread.any():
+        mode_w = pw.plate_w(site, state, mode_of(state))
+        np.copyto(mode_w, state.mine_w, where=(state.activity == MINE) & ~np.isnan(state.mine_w))
+        np.copyto(mode_w, 0.0, where=lost)
+        np.copyto(out, mode_w, where=unread)
+    if changing.any():
+        np.copyto(out, pw.sides_w(site, state), where=changing)
     return out
 
 

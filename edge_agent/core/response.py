@@ -131,10 +131,10 @@ def learn_readings(
     site: Site, state: SiteState, at: IntColumn, power_w: FloatColumn
 ) -> tuple[Response, ...]:
     """Learn from readings that show devices down for the first time in their switch."""
-    off = going_off(state)[at]
-    if not off.any():
+    every_off = going_off(state)
+    if not every_off.any():
         return state.responses
-    limit = down_w(site, state, at)
+    off, limit = every_off[at], down_w(site, state, at)
     was = np.where(state.read_ns[at] > state.since_ns[at], state.power_w[at], np.inf)
     crossed = off & (power_w <= limit) & ~(was <= limit)
     took_s = (state.now_ns - state.since_ns[at]) / NS_PER_S

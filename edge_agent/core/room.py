@@ -8,11 +8,11 @@ earns more, and the other way round where it does not.
 import numpy as np
 from msgspec import Struct, structs
 
+from edge_agent.core import feeders as fd
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
 from edge_agent.core.draft import Draft
 from edge_agent.core.economics import Values
-from edge_agent.core.feeders import fitting
 from edge_agent.core.orders import Need, shed
 from edge_agent.core.site import (
     CURTAILED,
@@ -26,6 +26,7 @@ from edge_agent.core.site import (
 )
 from edge_agent.core.site_state import SiteState
 from edge_agent.core.step_room import changing, rise_steps, rising_steps, shed_steps
+from edge_agent.core.step_trade import Left
 
 R = p.Reason
 G = p.Gates
@@ -35,13 +36,13 @@ class Room(Struct, frozen=True, eq=False):
     """What a pass may let in.
 
     Args:
-        counted: site watts of each device. merit: USD/h of a site watt. left_w: free under the cap
-            and under an order that is near. ramp_left_w: of wake-ups and steps up. rooms_w: free on
-            each feeder. rises: False while an order binds or is near: no step goes up.
+        counted: site watts of each device. values: what mining earns on each. left_w: free under
+            the cap and under an order that is near. ramp_left_w: of wake-ups and steps up. rooms_w:
+            free on each feeder. rises: False while an order binds or is near: no step goes up.
     """
 
     counted: FloatColumn
-    merit: FloatColumn
+    values: Values
     left_w: float
     ramp_left_w: float
     rooms_w: FloatColumn
@@ -97,12 +98,11 @@ def shed_mining(
     if need_w <= 0.0:
         return 0.0
     mining = np.flatnonzero(on & (draft.target == MINE))
+    merit = merit_of(site, state, room.values)
     if draft.steps is not None:
-        chosen, still = shed_steps(
-            site, state, draft, (mining, room.merit, freed, need_w), why, within
-        )
+        chosen, still = shed_steps(site, state, draft, (mining, merit, freed, need_w), why, within)
     else:
-        order = mining[np.argsort(room.merit[mining], kind="stable")]
+        order = mining[np.argsort(merit[mining], kind="stable")]
         if not len(order):
             return need_w
         running = np.add.accumulate(freed[order])
@@ -113,9 +113,7 @@ def shed_mining(
     return still
 
 
-def shed_for_order(
-    site: Site, state: SiteState, draft: Draft, merit: FloatColumn, ask: Need
-) -> float:
+def shed_for_order(site: Site, state: SiteState, draft: Draft, room: Room, ask: Need) -> float:
     """Turn off the worst mining until the orders are kept; gives what is still missing.
 
     Nothing wakes meanwhile: it would have to go again. A change of power mode is not waited for.
@@ -125,6 +123,7 @@ def shed_for_order(
     draft.reason[wakes] = R.GRID_ORDER
     on = (draft.free | changing(site, state)) & (state.activity == MINE)
     mining = np.flatnonzero(on & (draft.target == MINE))
+    merit = merit_of(site, state, room.values)
     # One that has just failed to go is tried last.
     order = mining[np.lexsort((merit[mining], state.failures[mining] > 0))]
     chosen, missing_w = shed(site, state, ask, on & (draft.target != MINE), order)
@@ -146,28 +145,30 @@ class _Candidates(Struct, frozen=True, eq=False):
     ramp_w: FloatColumn
 
 
-def admit(site: Site, state: SiteState, draft: Draft, room: Room) -> float:
+def admit(site: Site, state: SiteState, draft: Draft, room: Room) -> Left:
     """Let wake-ups and steps up in by merit while they fit under the cap and the ramp.
 
-    The others wait. Gives the site watts that are left.
+    The others wait. Gives the room that is left.
     """
     every = _wakes(site, state, draft, room)
-    if draft.steps is not None:
-        rising = rising_steps(site, state, draft, room.counted, may_rise=room.rises)
+    rising = rising_steps(site, state, draft, room.counted, may_rise=room.rises)
+    if rising is not None:
         every = _Candidates(
             *(np.concatenate(pair) for pair in zip(structs.astuple(every), rising, strict=True))
         )
+    held = None if draft.bound is None else np.zeros(len(site), dtype=np.bool_)
     if not len(every.at):
-        return room.left_w
+        return Left(room.left_w, room.rooms_w, held)
     order = np.argsort(-every.merit, kind="stable")
     at, step, rise = every.at[order], every.step[order], every.rise_w[order]
     ramp = every.ramp_w[order]
     fed = None
-    if draft.bound is not None:
+    if draft.bound is not None and held is not None:
         # What its feeder has no room for takes none of the site's.
-        fed = fitting(site, at, rise, room.rooms_w)
+        fed = fd.fitting(site, at, rise, room.rooms_w)
         rise, ramp = np.where(fed, rise, 0.0), np.where(fed, ramp, 0.0)
         draft.bound[at[~fed & (step == 0)]] = True
+        held[at[~fed]] = True
     used = np.add.accumulate(np.maximum(rise, 0.0))
     fits = used <= room.left_w
     ramps = np.add.accumulate(np.maximum(ramp, 0.0)) <= room.ramp_left_w
@@ -181,7 +182,9 @@ def admit(site: Site, state: SiteState, draft: Draft, room: Room) -> float:
     taken = fits & ramps
     if draft.steps is not None:
         rise_steps(site, state, draft, (at, step), (ramps, fits))
-    return room.left_w - (float(used[taken][-1]) if taken.any() else 0.0)
+    come = fd.need_w(site, at[taken], np.maximum(rise[taken], 0.0))
+    left_w = room.left_w - (float(used[taken][-1]) if taken.any() else 0.0)
+    return Left(left_w, room.rooms_w - come, held)
 
 
 def _wakes(site: Site, state: SiteState, draft: Draft, room: Room) -> _Candidates:
@@ -193,7 +196,8 @@ def _wakes(site: Site, state: SiteState, draft: Draft, room: Room) -> _Candidate
     ramp = (
         (pw.mining_w(site, state) - site.nameplate_w[site.class_of, state.activity]) * site.pue
     )[at]
-    return _Candidates(at, np.zeros(len(at), dtype=np.int64), room.merit[at], rise, ramp)
+    merit = merit_of(site, state, room.values)[at]
+    return _Candidates(at, np.zeros(len(at), dtype=np.int64), merit, rise, ramp)
 
 
 def _turn_off(site: Site, draft: Draft, at: IntColumn, why: p.Reason) -> None:

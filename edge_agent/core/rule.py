@@ -61,8 +61,9 @@ def wants(
     """Say which changes the rule wants; arguments as of ``judge``."""
     gain = np.where(on, -outlook.gain, outlook.gain)
     need = np.where(on, outlook.share, 1.0 - outlook.share)
-    early = (gain > 0.0) & (gain > need)
-    overdue = (gain > 0.0) & (regret_usd >= ski_rental * cost_usd) & (regret_usd > cost_usd)
+    earns = gain > 0.0
+    early = earns & (gain > need)
+    overdue = earns & (regret_usd >= ski_rental * cost_usd) & (regret_usd > cost_usd)
     credit = ~on | (debt <= CREDIT - 1.0)
     if known:
         credit = credit | (gain > 1.0)
@@ -86,9 +87,10 @@ def judge(
     """
     found = wants(on, outlook, cost_usd, regret_usd, debt, ski_rental, known=known)
     stay = 1.0 / found.need
-    # What has cost so much already has outlasted the outlook: expect as much again.
-    told_usd = np.where(found.overdue, regret_usd, -np.inf)
-    gain_usd = np.maximum(found.gain * stay * cost_usd, told_usd)
+    gain_usd = found.gain * stay * cost_usd
+    if found.overdue.any():
+        # What has cost so much already has outlasted the outlook: expect as much again.
+        gain_usd = np.maximum(gain_usd, np.where(found.overdue, regret_usd, -np.inf))
     return Verdict(found.change, found.early, found.overdue, found.credit, gain_usd, cost_usd, stay)
 
 
@@ -96,8 +98,18 @@ def grow_regret(
     regret_usd: FloatColumn, on: FlagColumn, gain_usd: FloatColumn, counts: FlagColumn
 ) -> FloatColumn:
     """Give the regret of staying after a time in which being on earned ``gain_usd`` more."""
-    missed = np.where(counts, np.where(on, -gain_usd, gain_usd), 0.0)
-    out: FloatColumn = np.where(counts, np.maximum(regret_usd + missed, 0.0), regret_usd)
+    return add_missed(regret_usd, np.where(on, -gain_usd, gain_usd), counts)
+
+
+def add_missed(regret_usd: FloatColumn, missed_usd: FloatColumn, counts: FlagColumn) -> FloatColumn:
+    """Give the regret of staying after a time in which staying missed so much; never below 0."""
+    out: FloatColumn = np.where(counts, np.maximum(regret_usd + missed_usd, 0.0), regret_usd)
+    return out
+
+
+def forgive(debt: FloatColumn, dt_s: FloatColumn | float) -> FloatColumn:
+    """Give the open restarts after ``dt_s`` in which nothing was off: time alone forgives."""
+    out: FloatColumn = np.maximum(debt - CREDIT * (dt_s / REFILL_S), 0.0)
     return out
 
 
@@ -111,6 +123,8 @@ def pay_debt(
 ) -> FloatColumn:
     """Give the open restarts after ``dt_s``: time forgives, being off pays back or adds."""
     pays = counts & off & (cost_usd > 0.0)
+    if not pays.any() and not debt.any():
+        return debt  # nothing is owed, and nothing added
     back = np.where(pays, -gain_usd, 0.0) / np.where(pays, cost_usd, 1.0)
     out: FloatColumn = np.maximum(debt - CREDIT * (dt_s / REFILL_S) - back, 0.0)
     return out

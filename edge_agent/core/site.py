@@ -101,6 +101,16 @@ class DeviceClass(Struct, frozen=True, kw_only=True):
     set_modes: bool = False
 
     @property
+    def least_up_s(self) -> float:
+        """Give the least time on before a change for money alone."""
+        return max(self.dwell_s, self.min_up_s)
+
+    @property
+    def least_down_s(self) -> float:
+        """Give the least time off before a change for money alone."""
+        return max(self.dwell_s, self.min_down_s)
+
+    @property
     def class_name(self) -> str:
         """Give the name used in leases."""
         return self.name or self.model.name
@@ -249,9 +259,11 @@ class Site:
             dict.fromkeys(device.node_id for device in devices if device.node_id is not None)
         )
         node_index = {node_id: at for at, node_id in enumerate(self.nodes)}
-        self.class_of: IndexColumn = _frozen_i4(
-            [self._class_index[device.device_class] for device in devices]
+        # In numpy's own type for indices: it copies any other at each use.
+        self.class_of: IntColumn = np.array(
+            [self._class_index[device.device_class] for device in devices], dtype=np.int64
         )
+        self.class_of.flags.writeable = False
         self.node_of: IndexColumn = _frozen_i4(
             [-1 if device.node_id is None else node_index[device.node_id] for device in devices]
         )
@@ -291,8 +303,10 @@ class Site:
 
     def spread(self, per_class: list[float] | list[bool] | FloatColumn) -> FloatColumn:
         """Spread one value per class over the devices."""
-        # ``take`` is several times as fast as an index of 32 bits, and a pass spreads many columns.
-        column: FloatColumn = np.asarray(per_class, dtype=np.float64).take(self.class_of)
+        # No class is out of range: to clip spares the check of it.
+        column: FloatColumn = np.asarray(per_class, dtype=np.float64).take(
+            self.class_of, mode="clip"
+        )
         column.flags.writeable = False
         return column
 
@@ -318,6 +332,22 @@ class Site:
             made = self._made[make] = make(self)
             made.flags.writeable = False
         return cast("Column", made)
+
+    def activity_w(self, code: CodeColumn) -> FloatColumn:
+        """Give the nameplate watts of each device in an activity of its own."""
+        out: FloatColumn = self.nameplate_w.ravel().take(
+            self.once(_activity_row) + code, mode="clip"
+        )
+        return out
+
+    def step_row(self, step: CodeColumn) -> npt.NDArray[np.unsignedinteger]:
+        """Give the place of each device's step in a raveled table over class and step.
+
+        Raises:
+            AssertionError: the agent sets no power modes here.
+        """
+        assert self.steps is not None, "asked only where the agent sets modes"
+        return self.once(_step_row) + step
 
     def _nameplate_w(self) -> FloatColumn:
         # (class, activity) in device watts; what is not known to be lower counts as the highest.
@@ -369,6 +399,20 @@ class Site:
         for device in self.devices:
             if device.feeder and device.feeder not in names:
                 raise SiteError("unknown_feeder", f"devices[{device.device_id}].feeder")
+
+
+def _activity_row(site: Site) -> npt.NDArray[np.unsignedinteger]:
+    return _row_of(site, ACTIVITIES)
+
+
+def _step_row(site: Site) -> npt.NDArray[np.unsignedinteger]:
+    return _row_of(site, 0 if site.steps is None else site.steps.most + 1)
+
+
+def _row_of(site: Site, width: int) -> npt.NDArray[np.unsignedinteger]:
+    """Give where the row of each device's class begins; in the least type, to which codes add."""
+    least = np.min_scalar_type(len(site.classes) * width)
+    return (site.class_of * width).astype(least)
 
 
 def _frozen_i4(values: list[int]) -> IndexColumn:

@@ -5,10 +5,12 @@ Every field behind them has a default that changes nothing.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TypeVar
 
+import numpy as np
 from msgspec.structs import replace
 
-from edge_agent.core.site import MINE, NS_PER_S, DeviceClass, Limits, Site
+from edge_agent.core.site import MINE, NS_PER_S, DeviceClass, FloatColumn, Limits, Site
 from edge_agent.core.site_state import Blocks, MarketState
 
 EPOCH_BLOCKS = 2_016
@@ -18,6 +20,8 @@ STEP_MAX = 4.0
 # A rate seen over fewer blocks than these says little: their number is Poisson (10 % at 100).
 _BLOCKS_MIN = 36
 AMBIENT_STALE_S = 3_600.0
+# One instant live, columns of time in a back-test.
+Amount = TypeVar("Amount", float, FloatColumn)
 
 
 def pue_at(table: Sequence[tuple[float, float]], ambient_c: float, otherwise: float) -> float:
@@ -57,7 +61,7 @@ def full_load_mw(site: Site) -> float:
     return total / 1e6
 
 
-def marginal_usd_per_mwh(limits: Limits, full_mw: float, spot: float) -> float:
+def marginal_usd_per_mwh(limits: Limits, full_mw: float, spot: Amount) -> Amount:
     """Give what one megawatt-hour more or less is worth: the price that decides.
 
     A fixed-price block that covers the whole site is paid for anyway: energy not used is sold at
@@ -66,21 +70,22 @@ def marginal_usd_per_mwh(limits: Limits, full_mw: float, spot: float) -> float:
     if limits.block_mw <= 0.0 or full_mw > limits.block_mw:
         return spot
     if limits.block_resale == "none":
-        return 0.0
+        return abs(spot) * 0.0
     return spot - limits.block_fee_usd_per_mwh
 
 
-def energy_usd_per_h(limits: Limits, load_mw: float, spot: float) -> float:
+def energy_usd_per_h(limits: Limits, load_mw: Amount, spot: Amount) -> Amount:
     """Give what energy costs per hour with the block and its resale; negative is income."""
     block = limits.block_mw
-    over, unused = max(load_mw - block, 0.0), max(block - load_mw, 0.0)
-    resale = 0.0
+    over, unused = np.maximum(load_mw - block, 0.0), np.maximum(block - load_mw, 0.0)
+    resale = 0.0 * unused
     if limits.block_resale == "spot":
         resale = (spot - limits.block_fee_usd_per_mwh) * unused
-    return block * limits.block_usd_per_mwh + over * spot - resale
+    cost: Amount = block * limits.block_usd_per_mwh + over * spot - resale
+    return cost
 
 
-def block_gain_usd_per_h(limits: Limits, load_mw: float, spot: float, marginal: float) -> float:
+def block_gain_usd_per_h(limits: Limits, load_mw: Amount, spot: Amount, marginal: Amount) -> Amount:
     """Give what the block adds to earnings that were computed at the marginal price."""
     return load_mw * marginal - energy_usd_per_h(limits, load_mw, spot)
 

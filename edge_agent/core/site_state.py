@@ -5,7 +5,7 @@ times are boottime nanoseconds of the present boot. How facts change it: ``state
 """
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from msgspec import Struct
@@ -466,9 +466,18 @@ def set_activity(
     return out
 
 
+def is_off(codes: CodeColumn) -> FlagColumn:
+    """Tell which activities are off; of few devices in a ninth of the time of ``np.isin``."""
+    out: FlagColumn = (codes == IDLE) | (codes == CURTAILED)
+    return out
+
+
 def mode_of(state: SiteState) -> CodeColumn:
     """Give what each device physically does: its activity, and in maintenance the way it is off."""
-    out: CodeColumn = np.where(state.activity == MAINTENANCE, state.target, state.activity)
+    inside = state.activity == MAINTENANCE
+    if not inside.any():
+        return state.activity
+    out: CodeColumn = np.where(inside, state.target, state.activity)
     return out
 
 
@@ -484,6 +493,38 @@ def put(column: Column, at: IntColumn | FlagColumn | int, value: object) -> Colu
     out = column.copy()
     out[at] = value
     return out
+
+
+class Rows(Struct, frozen=True, eq=False):
+    """Devices that a fact speaks of, in its order; ``whole``: every device of the site, in theirs.
+
+    Then a column of the fact is one of the site, and nothing is gathered or scattered.
+    """
+
+    at: IntColumn
+    whole: bool
+
+    def of(self, column: Column) -> Column:
+        """Give the part of a column that belongs to these devices."""
+        return column if self.whole else cast("Column", column[self.at])
+
+    def put(self, column: Column, values: Column) -> Column:
+        """Give a column with these devices' values set; the given ones themselves where whole."""
+        if self.whole:
+            return cast("Column", values.astype(column.dtype, copy=False))
+        return put(column, self.at, values)
+
+    def put_where(self, column: Column, holds: FlagColumn, values: Column) -> Column:
+        """Give a copy of a column with the values set of those for which a flag of theirs holds."""
+        if self.whole:
+            return cast("Column", np.where(holds, values, column))
+        return put(column, self.at[holds], values[holds])
+
+
+def rows_of(index: IndexColumn, devices: int) -> Rows:
+    """Give the devices of a column of indices, on a site of so many."""
+    whole = len(index) == devices and bool(np.array_equal(index, np.arange(devices)))
+    return Rows(index.astype(np.int64), whole)
 
 
 def _shift_market(market: MarketState, shift: int) -> MarketState:

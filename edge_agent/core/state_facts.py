@@ -35,6 +35,7 @@ from edge_agent.core.site_state import (
     SiteState,
     mode_of,
     put,
+    rows_of,
     set_activity,
 )
 from edge_agent.core.step_facts import hashes, step_readings
@@ -104,26 +105,26 @@ def _readings(site: Site, state: SiteState, fact: f.ReadingsSeen) -> SiteState:
     if fact.site_digest != site.digest:
         return state  # of another site file: the devices are read again within one tick
     row = f.unpack_readings(fact)
-    at = row.index.astype(np.int64)
-    settled = state.switch_no[at] < 0
-    known = settled & (row.activity != UNKNOWN) & (row.activity != mode_of(state)[at])
-    changes: dict[str, Any] = {}
-    for code in np.unique(row.activity[known]):
-        moved = at[known & (row.activity == code)]
+    rows = rows_of(row.index, len(site))
+    settled = rows.of(state.switch_no) < 0
+    known = settled & (row.activity != UNKNOWN) & (row.activity != rows.of(mode_of(state)))
+    for code in np.unique(row.activity[known]) if known.any() else ():
+        moved = rows.at[known & (row.activity == code)]
         state = replace(state, **set_activity(state, moved, int(code), int(code), int(code)))
-    mining = settled & (state.activity[at] == MINE) & (row.hashrate_ths > 0.0)
+    mining = settled & (rows.of(state.activity) == MINE) & (row.hashrate_ths > 0.0)
     if site.steps is not None:
-        state = replace(state, **step_readings(site, state, row, at, mining))
-        mining &= hashes(site, state, at, row.hashrate_ths)
-    changes["mine_ths"] = put(state.mine_ths, at[mining], row.hashrate_ths[mining])
-    with_power = mining & (row.power_w > 0.0)
-    changes["mine_w"] = put(state.mine_w, at[with_power], row.power_w[with_power])
-    changes["responses"] = learn_readings(site, state, at, row.power_w)
-    changes["reachable"] = put(state.reachable, at, row.reachable.astype(np.bool_))
-    heard = at[row.reachable != 0]
-    changes["read_ns"] = put(state.read_ns, heard, state.now_ns)
+        state = replace(state, **step_readings(site, state, row, rows, mining))
+        mining &= hashes(site, state, rows, row.hashrate_ths)
+    now_ns = np.full(len(rows.at), state.now_ns, dtype=np.int64)
+    changes: dict[str, Any] = {
+        "mine_ths": rows.put_where(state.mine_ths, mining, row.hashrate_ths),
+        "mine_w": rows.put_where(state.mine_w, mining & (row.power_w > 0.0), row.power_w),
+        "responses": learn_readings(site, state, rows.at, row.power_w),
+        "reachable": rows.put(state.reachable, row.reachable),
+        "read_ns": rows.put_where(state.read_ns, row.reachable != 0, now_ns),
+    }
     for name in ("power_w", "hashrate_ths", "temp_c", "utilisation"):
-        changes[name] = put(getattr(state, name), at, getattr(row, name))
+        changes[name] = rows.put(getattr(state, name), getattr(row, name))
     return replace(state, **changes)
 
 

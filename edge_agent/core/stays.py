@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from edge_agent.core.leases import held_code
 from edge_agent.core.site import MAINTENANCE, NS_PER_S, UNKNOWN, FlagColumn, Site
-from edge_agent.core.site_state import HOLD_DRAIN, OFF_CODES, SiteState, put, spend
+from edge_agent.core.site_state import HOLD_DRAIN, SiteState, is_off, put, spend
 
 SILENT_MAX_NS = 86_400 * NS_PER_S
 
@@ -31,7 +31,7 @@ def _maintenance(state: SiteState) -> SiteState:
     if not drained.any() and not inside.any():
         return state
     # What cannot be reached may be running for all we know.
-    stopped = np.isin(state.activity, OFF_CODES) & (state.switch_no < 0) & state.reachable
+    stopped = is_off(state.activity) & (state.switch_no < 0) & state.reachable
     begin, end = drained & stopped, inside & ~drained
     at = np.flatnonzero(begin | end)
     if not len(at):

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from edge_agent.core import facts as f
 from edge_agent.core import power as pw
 from edge_agent.core.site import NS_PER_S, CodeColumn, FlagColumn, FloatColumn, IntColumn, Site
-from edge_agent.core.site_state import SiteState, SwitchEntry, put
+from edge_agent.core.site_state import Rows, SiteState, SwitchEntry, put
 from edge_agent.core.step_table import StepTable
 
 # Why a miner refused a step, by place in the column ``no_code``; never reorder, only append.
@@ -98,27 +98,30 @@ def forget_change(state: SiteState, at: IntColumn) -> dict[str, Any]:
 
 
 def step_readings(
-    site: Site, state: SiteState, row: f.ReadingColumns, at: IntColumn, mining: FlagColumn
+    site: Site, state: SiteState, row: f.ReadingColumns, rows: Rows, mining: FlagColumn
 ) -> dict[str, Any]:
     """Give the columns after readings.
 
     Args:
-        at: devices read. mining: those that mine, hash, and have no open switch.
+        rows: devices read. mining: those that mine, hash, and have no open switch.
     """
     assert site.steps is not None, "asked only where the agent sets modes"
-    steps = site.steps
-    known = state.step[at]
+    steps, at, known = site.steps, rows.at, rows.of(state.step)
     told = np.zeros(len(at), dtype=np.uint8) if row.step is None else row.step
     # Soon after a change a reading may be of before it; the count takes it as it is all the same.
     late_ns = int(site.limits.reading_stale_s * NS_PER_S)
-    settled = state.now_ns - state.step_since_ns[at] > late_ns
-    above = row.power_w > step_power_w(steps, site, at, known) * pw.READ_SLACK
-    where = np.flatnonzero(mining & site.has_steps[at] & ((known == 0) | (above & settled)))
+    settled = rows.of(state.step_since_ns) < state.now_ns - late_ns
+    believed_w = rows.of(pw.step_device_w(site, state.step))
+    above = row.power_w > believed_w * pw.READ_SLACK
+    mining = mining & rows.of(site.has_steps)
+    where = np.flatnonzero(mining & ((known == 0) | (above & settled)))
     found = np.where(told > 0, told, known).astype(np.uint8)
     near = _by_power(steps, site, at[where], row.power_w[where], row.hashrate_ths[where])
     better = (told[where] == 0) & (near > known[where])
     found[where[better]] = near[better]
-    changed = mining & site.has_steps[at] & (found != known)
+    changed = mining & (found != known)
+    if not changed.any():
+        return {}
     moved = at[changed]
     return {
         "step": put(state.step, moved, found[changed]),
@@ -126,32 +129,22 @@ def step_readings(
     }
 
 
-def step_power_w(steps: StepTable, site: Site, at: IntColumn, step: CodeColumn) -> FloatColumn:
-    """Give what some devices draw in a step, at the device."""
-    width = steps.most + 1
-    out: FloatColumn = steps.power_w.ravel().take(site.class_of[at] * width + step)
-    return out
-
-
 def _by_power(
     steps: StepTable, site: Site, at: IntColumn, power_w: FloatColumn, rate_ths: FloatColumn
 ) -> CodeColumn:
     """Give the step that power and rate agree on; 0 where they do not."""
-    near = steps.nearest(site.class_of[at].astype(np.int64), power_w)
+    near = steps.nearest(site.class_of[at], power_w)
     full = rate_ths >= RATE_SHARE_KNOWN * steps.rate_ths[site.class_of[at], near]
     out: CodeColumn = np.where(full & (power_w > 0.0), near, 0).astype(np.uint8)
     return out
 
 
-def hashes(site: Site, state: SiteState, at: IntColumn, rate_ths: np.ndarray) -> FlagColumn:
+def hashes(site: Site, state: SiteState, rows: Rows, rate_ths: FloatColumn) -> FlagColumn:
     """Tell which readings are of a miner that hashes, not of one that restarts into a mode."""
-    steps: StepTable | None = site.steps
-    assert steps is not None, "asked only where the agent sets modes"
-    width = steps.most + 1
-    least = RATE_SHARE_MINING * steps.rate_ths.ravel().take(
-        site.class_of[at] * width + state.step[at]
-    )
-    out: FlagColumn = ~site.has_steps[at] | (rate_ths >= least)
+    assert site.steps is not None, "asked only where the agent sets modes"
+    table = RATE_SHARE_MINING * site.steps.rate_ths.ravel()
+    least = rows.of(table.take(site.step_row(state.step), mode="clip"))
+    out: FlagColumn = ~rows.of(site.has_steps) | (rate_ths >= least)
     return out
 
 

@@ -1,9 +1,10 @@
 """What money wants of each miner's power step, before there is room for it, and the intents."""
 
 import numpy as np
+from msgspec import Struct
 
 from edge_agent.core import plan as p
-from edge_agent.core.draft import Draft, StepDraft
+from edge_agent.core.draft import Draft, StepDraft, choose
 from edge_agent.core.economics import FRESH, Values
 from edge_agent.core.order_facts import limit_w
 from edge_agent.core.site import (
@@ -12,6 +13,7 @@ from edge_agent.core.site import (
     CodeColumn,
     DeviceClass,
     FlagColumn,
+    FloatColumn,
     IntColumn,
     Site,
 )
@@ -20,9 +22,13 @@ from edge_agent.core.step_rule import StepGroups, between, step_groups
 from protocol.resource import ACTIVITY_CODES
 
 R = p.Reason
-_KEEP, _WAITS, _UNKNOWN = (
-    np.uint8(reason) for reason in (R.STEP_KEEP, R.STEP_WAITS, R.STEP_UNKNOWN)
-)
+_KEEP, _WAITS, _UNKNOWN, _GAIN, _OVERDUE, _DWELL, _REFUSED = (
+    np.uint8(reason)
+    for reason in (
+        R.STEP_KEEP, R.STEP_WAITS, R.STEP_UNKNOWN, R.STEP_GAIN, R.STEP_OVERDUE, R.STEP_DWELL,
+        R.STEP_REFUSED,
+    )
+)  # fmt: skip
 
 
 def draft_steps(
@@ -35,10 +41,11 @@ def draft_steps(
     """
     if site.steps is None:
         return None
-    reason = np.where(site.has_steps & (state.step == 0), _UNKNOWN, _KEEP)
-    nothing = np.full(len(site), np.nan)
+    unknown, keep = site.has_steps & (state.step == 0), np.full(len(site), _KEEP)
+    nothing = site.once(_no_money)
     steps = StepDraft(
-        state.step_to.copy(), state.step_to.copy(), reason, nothing, nothing,
+        state.step_to.copy(), state.step_to.copy(), choose(unknown, _UNKNOWN, keep), nothing,
+        nothing,
         draft.free & (draft.target == MINE) & ~held & (values.quality == FRESH),
     )  # fmt: skip
     groups = step_groups(site, state)
@@ -47,52 +54,78 @@ def draft_steps(
     return steps
 
 
-def dwelt(site: Site, state: SiteState, at: IntColumn) -> FlagColumn:
-    """Tell which of some miners have been in their step for the least dwell."""
-    since_ns = np.maximum(state.step_since_ns[at], state.mode_since_ns[at])
-    out: FlagColumn = state.now_ns - since_ns >= site.column(_dwell_ns)[at]
+def dwelt(site: Site, state: SiteState) -> FlagColumn:
+    """Tell which miners have been in their step for the least dwell."""
+    since_ns = np.maximum(state.step_since_ns, state.mode_since_ns)
+    out: FlagColumn = state.now_ns - since_ns >= site.column(_dwell_ns)
     return out
 
 
 def _want(site: Site, state: SiteState, groups: StepGroups, steps: StepDraft) -> None:
-    near = groups.near_cost_usd
-    early_of = groups.target != groups.step
+    near, regret = groups.near_cost_usd, state.step_regret_usd
+    early = groups.target != groups.step
     ski_rental = np.array([row.ski_rental for row in site.classes])[groups.place]
     # At the latest when the regret of staying has reached the change, and more than that.
     latest = np.maximum(ski_rental * near, np.nextafter(near, np.inf))
     latest = np.where(groups.side == 0, np.inf, latest)
-    # One past the last group stands for the devices in none.
-    steps.gain_usd = state.step_regret_usd.copy()
-    steps.cost_usd = np.append(near, np.nan).take(groups.row)
-    grouped = groups.row < len(near)
-    told = np.append(np.where(groups.side == 0, _KEEP, _WAITS), _KEEP).take(groups.row)
-    np.copyto(steps.reason, told, where=grouped)
-    due = state.step_regret_usd >= np.append(latest, np.inf).take(groups.row)
-    at = np.flatnonzero((np.append(early_of, False).take(groups.row) | due) & steps.may & grouped)
-    of, regret = groups.row[at], state.step_regret_usd[at]
-    own, early = groups.step[of], early_of[of]
-    wanted = np.where(early, groups.target[of], own + groups.side[of])
-    open_to = _not_refused(wanted, own, state.no_steps[at])
-    gain = np.where(early, groups.gain_usd[of], regret)
-    part = np.flatnonzero(early & (open_to != wanted))
-    gain[part] = between(of[part], own[part], open_to[part], groups.worth_usd)
-    cost = np.where(early, groups.early_cost_usd[of], near[of])
-    stayed = dwelt(site, state, at)
-    change = (gain > cost) & stayed & (open_to != own)
-    reason = np.where(early, np.uint8(R.STEP_GAIN), np.uint8(R.STEP_OVERDUE))
-    np.copyto(reason, _WAITS, where=~(gain > cost))
-    np.copyto(reason, np.uint8(R.STEP_DWELL), where=~stayed)
-    np.copyto(reason, np.uint8(R.STEP_REFUSED), where=open_to == own)
-    steps.wanted[at] = open_to
-    steps.target[at] = np.where(change, open_to, state.step_to[at])
-    steps.reason[at], steps.gain_usd[at], steps.cost_usd[at] = reason, gain, cost
+    grouped = groups.grouped
+    steps.gain_usd, steps.cost_usd = regret.copy(), groups.told(near, np.nan)
+    waits = groups.told(np.where(groups.side == 0, _KEEP, _WAITS), _KEEP)
+    steps.reason = choose(grouped, waits, steps.reason)
+    due = regret >= groups.told(np.where(early, -np.inf, latest), np.inf)
+    due &= steps.may & grouped
+    if not due.any():
+        return
+    wish = _wish(state, groups, early, due)
+    pays, stayed = wish.gain_usd > wish.cost_usd, dwelt(site, state)
+    moves = wish.step != state.step
+    reason = np.full(len(site), _OVERDUE)
+    # The last that holds is told.
+    for holds, code in (
+        (wish.early, _GAIN), (~pays, _WAITS), (~stayed, _DWELL), (~moves, _REFUSED)
+    ):  # fmt: skip
+        if holds.any():
+            reason = choose(holds, code, reason)
+    steps.wanted = choose(due, wish.step, steps.wanted)
+    steps.target = choose(due & pays & stayed & moves, wish.step, steps.target)
+    steps.reason = choose(due, reason, steps.reason)
+    steps.gain_usd = np.where(due, wish.gain_usd, steps.gain_usd)
+    steps.cost_usd = np.where(due, wish.cost_usd, steps.cost_usd)
+
+
+class _Wish(Struct, frozen=True, eq=False):
+    """Where each miner would go, and the money of it; of those that are due alone.
+
+    Args:
+        early: by the outlook, not by regret.
+    """
+
+    step: CodeColumn
+    gain_usd: FloatColumn
+    cost_usd: FloatColumn
+    early: FlagColumn
+
+
+def _wish(state: SiteState, groups: StepGroups, early: FlagColumn, due: FlagColumn) -> _Wish:
+    wanted = np.where(early, groups.target, groups.step + groups.side)
+    step = groups.told(wanted.astype(np.uint8), 0)
+    is_early = groups.told(early, otherwise=False)
+    gain = np.where(is_early, groups.told(groups.gain_usd, np.nan), state.step_regret_usd)
+    cost = groups.told(np.where(early, groups.early_cost_usd, groups.near_cost_usd), np.nan)
+    at = np.flatnonzero(due & (state.no_steps != 0))
+    if len(at):
+        of = groups.row[at]
+        own, before = groups.step[of], wanted[of]
+        open_to = _not_refused(before, own, state.no_steps[at])
+        step[at] = open_to
+        part = np.flatnonzero(is_early[at] & (open_to != before))
+        gain[at[part]] = between(of[part], own[part], open_to[part], groups.worth_usd)
+    return _Wish(step, gain, cost, is_early)
 
 
 def _not_refused(wanted: IntColumn, own: IntColumn, refused: CodeColumn) -> IntColumn:
     """Give the step nearest to the wanted one, on the way there, that the miner takes."""
     out = wanted.copy()
-    if not refused.any():
-        return out
     toward = np.sign(own - wanted)
     for _ in range(8):
         bad = (out != own) & ((refused.astype(np.int64) >> np.maximum(out - 1, 0)) & 1 > 0)
@@ -146,6 +179,10 @@ def rises(site: Site, state: SiteState) -> bool:
     """Tell whether steps may go up: not while the grid limits the load, or is about to."""
     curtail = state.policy is not None and state.policy.curtail
     return not curtail and limit_w(site, state) is None
+
+
+def _no_money(site: Site) -> FloatColumn:
+    return np.full(len(site), np.nan)
 
 
 def _dwell_ns(row: DeviceClass) -> float:

@@ -1,4 +1,4 @@
-"""Steps of running miners that go for room: under a cap or an order, and for what earns more.
+"""Steps of running miners that go for room under a cap or an order, or come where there is some.
 
 The steps of a miner and its being on at all are items that each free some site watts and lose some
 money. Items go by what they lose a watt, the least first. A miner's higher steps earn less a watt
@@ -13,13 +13,9 @@ from edge_agent.core import power as pw
 from edge_agent.core.draft import Draft
 from edge_agent.core.site import CURTAILED, MINE, FlagColumn, FloatColumn, IntColumn, Site
 from edge_agent.core.site_state import SiteState
-from edge_agent.core.step_plan import dwelt
 from edge_agent.core.step_rule import StepGroups, between, step_groups
 
 R = p.Reason
-# What frees room for another must earn there, within so long, more than both changes cost. The
-# price of room under a cap moves as slowly as the cap and the coin do.
-TRADE_H = 4.0
 
 
 class _Items(Struct, frozen=True, eq=False):
@@ -124,11 +120,9 @@ def _items(
     classes, pue = site.class_of[at], site.pue[at]
     loss = merit[at][:, None].repeat(steps.most, axis=1)
     if groups is not None:
-        row_of = np.full(len(site), -1, dtype=np.int64)
-        row_of[groups.at] = groups.of
-        known = (own > 0) & (row_of[at] >= 0)
+        known = (own > 0) & groups.grouped[at]
         density = groups.usd_per_h / np.maximum(groups.watts, 1.0)
-        loss[known] = density[row_of[at][known]]
+        loss[known] = density[groups.row[at[known]]]
     place = np.arange(steps.most)[None, :]
     watts = np.diff(steps.power_w[classes, 1:], axis=1) * pue[:, None]
     first = steps.power_w[classes, 1] * pue - off_w[at]
@@ -148,25 +142,27 @@ def _items(
 
 def rising_steps(
     site: Site, state: SiteState, draft: Draft, counted: FloatColumn, *, may_rise: bool
-) -> tuple[IntColumn, IntColumn, FloatColumn, FloatColumn, FloatColumn]:
+) -> tuple[IntColumn, IntColumn, FloatColumn, FloatColumn, FloatColumn] | None:
     """Give each step up that money wants: device, step, USD/h a watt, rise of count and load.
 
     Args:
         may_rise: False while the grid limits the load, or is about to: none goes up.
+
+    Returns:
+        None where there is none.
     """
     steps, groups = draft.steps, step_groups(site, state)
-    none = np.zeros(0)
-    nothing = none.astype(np.int64), none.astype(np.int64), none, none, none
     if steps is None or groups is None:
-        return nothing
+        return None
     runs = draft.free & (state.activity == MINE) & (draft.target == MINE)
-    ups = np.flatnonzero((runs & (steps.target > state.step_to))[groups.at])
-    at, of = groups.at[ups], groups.of[ups]
+    at = np.flatnonzero(runs & (steps.target > state.step_to) & groups.grouped)
+    if not len(at):
+        return None
     if not may_rise:
         steps.target[at] = state.step_to[at]
         steps.reason[at] = R.STEP_LIMIT
-        return nothing
-    own, to = state.step[at].astype(np.int64), steps.target[at].astype(np.int64)
+        return None
+    of, own, to = groups.row[at], state.step[at], steps.target[at]
     place = np.arange(groups.watts.shape[1])[None, :]
     there = (place >= own[:, None]) & (place < to[:, None])
     row = np.repeat(np.arange(len(at)), there.shape[1]).reshape(there.shape)[there]
@@ -206,114 +202,6 @@ def rise_steps(
     steps.target[asking] = reached[asking]
     part = asking[(reached[asking] > state.step[asking]) & (reached < steps.wanted)[asking]]
     steps.reason[part] = R.STEP_GAIN
-    of = np.full(len(site), -1, dtype=np.int64)
-    of[groups.at] = groups.of
-    own = state.step[part].astype(np.int64)
-    steps.gain_usd[part] = between(of[part], own, reached[part], groups.worth_usd)
-    steps.cost_usd[part] = groups.cost_usd[of[part], reached[part] - 1]
-
-
-class _Waiting(Struct, frozen=True, eq=False):
-    """Miners and steps that wait for room.
-
-    Args:
-        need_w: room that each needs for a moment, inrush included. worth: USD/h a site watt that it
-            then draws, with what the change costs spread over ``TRADE_H``.
-    """
-
-    need_w: FloatColumn
-    worth: FloatColumn
-
-
-def trade(
-    site: Site,
-    state: SiteState,
-    draft: Draft,
-    counted: FloatColumn,
-    values: tuple[FloatColumn, FloatColumn],
-    left_w: float,
-) -> None:
-    """Step down what earns less a watt than what waits for room, both changes paid for.
-
-    Args:
-        values: USD/h of mining above being off, and the cost of a restart, of each device.
-        left_w: room that is free already.
-    """
-    steps, groups = draft.steps, step_groups(site, state)
-    if steps is None or groups is None:
-        return
-    waiting = _waiting(site, state, draft, groups, counted, values)
-    if not len(waiting.need_w):
-        return
-    settled = steps.may & (steps.target == state.step) & (steps.wanted == state.step)
-    row_of = np.full(len(site), -1, dtype=np.int64)
-    row_of[groups.at] = groups.of
-    at = np.flatnonzero(settled & may_step(site, state) & (state.step > 1) & (row_of >= 0))
-    at = at[dwelt(site, state, at)]
-    if not len(at):
-        return
-    own, of = state.step[at].astype(np.int64), row_of[at]
-    place = np.arange(groups.watts.shape[1])[None, :]
-    there = (place < own[:, None]) & (place > 0)
-    freed = np.maximum(groups.watts[of], 1.0)
-    back = groups.cost_usd[of, own - 1]
-    loss = groups.usd_per_h[of] / freed + back[:, None] / (freed * TRADE_H)
-    # A lower step never goes before a higher one of the same miner.
-    loss = np.maximum.accumulate(np.where(there, loss, -np.inf)[:, ::-1], axis=1)[:, ::-1]
-    row = np.repeat(np.arange(len(at)), freed.shape[1]).reshape(there.shape)[there]
-    lost, freed_w = loss[there], freed[there]
-    order = np.lexsort((row, np.broadcast_to(-place, there.shape)[there], lost))
-    worth = waiting.worth
-    first = np.argsort(-worth, kind="stable")
-    needed = np.add.accumulate(waiting.need_w[first]) - max(left_w, 0.0)
-    running = np.add.accumulate(freed_w[order])
-    last = np.searchsorted(running, needed, side="left")
-    inside = last < len(order)
-    edge = lost[order][np.minimum(last, len(order) - 1)]
-    pays = inside & (worth[first] > edge) & (worth[first] > 0.0)
-    most = len(pays) if pays.all() else int(np.argmin(pays))
-    if not most or needed[most - 1] <= 0.0:
-        return
-    taken = np.bincount(row[order][: int(last[most - 1]) + 1], minlength=len(at))
-    moved = np.flatnonzero(taken)
-    to, lower = (own - taken)[moved], at[moved]
-    gone = there[moved] & (place >= to[:, None])
-    steps.target[lower] = to
-    steps.reason[lower] = R.STEP_TRADE
-    watts = np.where(gone, freed[moved], 0.0)
-    usd = np.where(gone, groups.usd_per_h[of][moved], 0.0)
-    steps.gain_usd[lower] = _rows(watts) * (TRADE_H * worth[first][most - 1])
-    steps.cost_usd[lower] = _rows(usd) * TRADE_H + back[moved]
-
-
-def _waiting(
-    site: Site,
-    state: SiteState,
-    draft: Draft,
-    groups: StepGroups,
-    counted: FloatColumn,
-    values: tuple[FloatColumn, FloatColumn],
-) -> _Waiting:
-    steps = draft.steps
-    assert steps is not None, "only called with steps"
-    gain_on, restart = values
-    off = np.flatnonzero(draft.free & (draft.reason == R.CAP) & (gain_on > 0.0))
-    need = (pw.counted_after_w(site, state, MINE) - counted)[off] if len(off) else np.zeros(0)
-    # Of each the next step only: it earns more a watt than those above it.
-    ups = np.flatnonzero((steps.reason == R.STEP_CAP)[groups.at])
-    of, own = groups.of[ups], state.step[groups.at[ups]].astype(np.int64)
-    asleep_w = site.nameplate_w[site.class_of[off], state.activity[off]]
-    wakes_w = (pw.mining_w(site, state)[off] - asleep_w) * site.pue[off]
-    draws = np.concatenate((wakes_w, groups.watts[of, own]))
-    usd = np.concatenate((gain_on[off], groups.usd_per_h[of, own]))
-    cost = np.concatenate((restart[off], groups.cost_usd[of, own]))
-    return _Waiting(
-        np.maximum(np.concatenate((need, groups.watts[of, own])), 1.0),
-        (usd - cost / TRADE_H) / np.maximum(draws, 1.0),
-    )
-
-
-def _rows(table: FloatColumn) -> FloatColumn:
-    """Sum each row from left to right: np.sum's order depends on the machine."""
-    out: FloatColumn = np.add.accumulate(table, axis=1)[:, -1]
-    return out
+    of, own = groups.row[part], state.step[part].astype(np.int64)
+    steps.gain_usd[part] = between(of, own, reached[part], groups.worth_usd)
+    steps.cost_usd[part] = groups.cost_usd[of, reached[part] - 1]

@@ -6,11 +6,14 @@ regret of staying there, and what it refused.
 """
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from msgspec import Struct
 
 from edge_agent.core.economics import (
+    FRESH,
     SECONDS_PER_H,
     Values,
     hashprice,
@@ -20,8 +23,8 @@ from edge_agent.core.economics import (
 )
 from edge_agent.core.outlook import forecast
 from edge_agent.core.restart import belief_of
-from edge_agent.core.rule import grow_regret
-from edge_agent.core.site import MINE, FloatColumn, IntColumn, Site
+from edge_agent.core.rule import add_missed
+from edge_agent.core.site import MINE, FlagColumn, FloatColumn, IntColumn, Site
 from edge_agent.core.site_state import SiteState
 
 W_PER_MW = 1e6
@@ -36,8 +39,8 @@ class StepGroups(Struct, frozen=True, eq=False, kw_only=True):
     """Miners that run in a known step, and what each step is worth to them.
 
     Args:
-        at: their device indices. of: group of each. row: group of each device of the site, and one
-            past the last for those in none. place: class of each group.
+        row: group of each device of the site, and one past the last for those in none.
+        grouped: those in one. place: class of each group.
         step: present step of each group. count: steps of its class.
         watts: (group, step - 1), what a step adds at the meter. usd_per_h: what it earns.
         cost_usd: of a change up into it, prudent. worth_usd: over the expected stay, of going
@@ -47,9 +50,8 @@ class StepGroups(Struct, frozen=True, eq=False, kw_only=True):
             against the better neighbour; negative: it earns. near_cost_usd: of going there.
     """
 
-    at: IntColumn
-    of: IntColumn
     row: IntColumn
+    grouped: FlagColumn
     place: IntColumn
     step: IntColumn
     count: IntColumn
@@ -64,6 +66,17 @@ class StepGroups(Struct, frozen=True, eq=False, kw_only=True):
     miss_usd_per_h: FloatColumn
     near_cost_usd: FloatColumn
 
+    def group_of(self, index: int) -> int | None:
+        """Give the group of a device; None when it is in none."""
+        of = int(self.row[index])
+        return of if of < len(self.step) else None
+
+    def told(self, of_group: npt.NDArray[Any], otherwise: float | np.uint8) -> npt.NDArray[Any]:
+        """Tell each device its group's value of a column; those in none have another."""
+        table = np.append(of_group, np.array([otherwise], dtype=of_group.dtype))
+        out: npt.NDArray[Any] = table.take(self.row, mode="clip")
+        return out
+
 
 # A pass asks for it twice: for the regret until now, and for the plan.
 @lru_cache(maxsize=4)
@@ -72,21 +85,21 @@ def step_groups(site: Site, state: SiteState) -> StepGroups | None:
     per_ths = hashprice(state.market)
     if site.steps is None or per_ths is None or state.market.price_usd_per_mwh is None:
         return None
-    at = np.flatnonzero((state.step > 0) & (state.activity == MINE) & site.has_steps)
     width = site.steps.most + 1
-    place, step = site.class_of[at].astype(np.int64), state.step[at].astype(np.int64)
-    grain = _grain(site, state, at)
-    code = (place * width + step) * _GRAINS + grain
-    seen = np.flatnonzero(np.bincount(code, minlength=len(site.classes) * width * _GRAINS))
-    number = np.zeros(len(site.classes) * width * _GRAINS, dtype=np.int64)
+    size = len(site.classes) * width * _GRAINS
+    inside = (state.step > 0) & (state.activity == MINE) & site.has_steps
+    # Every device has a place; the one past the last is of those that are in no group.
+    place = site.step_row(state.step).astype(np.int64) * _GRAINS
+    code = np.where(inside, place + _grain(site, state), size)
+    there = np.zeros(size + 1, dtype=np.bool_)
+    there[code] = True
+    seen = np.flatnonzero(there[:size])
+    number = np.full(size + 1, len(seen), dtype=np.int64)
     number[seen] = np.arange(len(seen))
     factor: FloatColumn = (_LEAST + _GRAIN * (seen % _GRAINS)).astype(np.float64)
     owner, own = seen // (_GRAINS * width), seen // _GRAINS % width
     money = _money(site, state, value(site, state), per_ths, owner, factor)
-    row = np.full(len(site), len(seen), dtype=np.int64)
-    of = number.take(code)
-    row[at] = of
-    return _judged(site, (at, of, row), (owner, own), money)
+    return _judged(site, (number.take(code, mode="clip"), inside), (owner, own), money)
 
 
 class _Money(Struct, frozen=True, eq=False):
@@ -108,12 +121,10 @@ def _money(
     """Value each step of each group: what it draws and earns, and the outlook of it."""
     steps = site.steps
     assert steps is not None, "only called with steps"
-    off_w = np.array([row.model.curtailed_w for row in site.classes])
-    power = np.concatenate((off_w[:, None], steps.power_w[:, 1:]), axis=1)
-    rise_w = np.diff(power, axis=1)[owner]
-    rise_ths = np.diff(steps.rate_ths, axis=1)[owner] * factor[:, None]
+    rise_w = steps.rise_w[owner]
+    rise_ths = steps.rise_ths[owner] * factor[:, None]
     usd = np.array([mine_usd_per_ths_h(row, per_ths) for row in site.classes])[owner, None]
-    first = np.array([int(np.argmax(site.class_of == n)) for n in range(len(site.classes))])
+    first = site.once(_first_of_class)
     energy = values.energy_usd_per_wh[first][owner, None]
     pue = site.pue[first][owner, None]
     change_h = np.array([_change_h(site, state, n) for n in range(len(site.classes))])
@@ -143,7 +154,7 @@ def _money(
 
 def _judged(
     site: Site,
-    devices: tuple[IntColumn, IntColumn, IntColumn],
+    devices: tuple[IntColumn, FlagColumn],
     groups: tuple[IntColumn, IntColumn],
     money: _Money,
 ) -> StepGroups:
@@ -170,9 +181,8 @@ def _judged(
     side = np.where(miss <= 0.0, 0, np.where(above >= below, 1, -1))
     near = np.where(side > 0, np.minimum(own, most - 1), own - 1)
     return StepGroups(
-        at=devices[0],
-        of=devices[1],
-        row=devices[2],
+        row=devices[0],
+        grouped=devices[1],
         place=owner,
         step=own,
         count=count,
@@ -191,18 +201,16 @@ def _judged(
 
 def _reach(own: IntColumn, early: np.ndarray, on: np.ndarray, *, up: bool) -> IntColumn:
     """Give how far each group goes: step after step, until one is not wanted."""
-    most = early.shape[1]
-    reached = own.copy()
-    going = np.ones(len(own), dtype=np.bool_)
-    rows = np.arange(len(own))
-    for _ in range(most):
-        # Upwards the step above is entered; downwards the present one is left.
-        index = reached if up else reached - 1
-        inside = (index < most) & (index >= (0 if up else 1))
-        index = np.clip(index, 0, most - 1)
-        going &= inside & early[rows, index] & (on[rows, index] != up)
-        reached = np.where(going, reached + (1 if up else -1), reached)
-    return reached
+    place = np.arange(early.shape[1])
+    if up:
+        # The step above is entered, and so on; those below are behind.
+        goes = np.logical_and.accumulate((early & ~on) | (place < own[:, None]), axis=1)
+        reached: IntColumn = goes.sum(axis=1, dtype=np.int64)
+        return reached
+    # The present one is left, and so on down; those above are behind.
+    goes = np.logical_and.accumulate(((early & on) | (place >= own[:, None]))[:, ::-1], axis=1)
+    left: IntColumn = early.shape[1] - goes.sum(axis=1, dtype=np.int64)
+    return left
 
 
 def between(of: IntColumn, one: IntColumn, other: IntColumn, of_step: FloatColumn) -> FloatColumn:
@@ -228,26 +236,31 @@ def grow_step_regret(site: Site, state: SiteState, dt_s: float) -> FloatColumn:
     groups = step_groups(site, state)
     if groups is None:
         return state.step_regret_usd
-    values = value(site, state)
-    grouped = groups.row < len(groups.step)
-    counts = grouped & (values.quality == 0) & (state.step_to == state.step)
-    missed = np.append(groups.miss_usd_per_h, 0.0).take(groups.row) * (dt_s / SECONDS_PER_H)
-    never = np.zeros(len(site), dtype=np.bool_)
-    return grow_regret(state.step_regret_usd, never, missed, counts)
+    counts = groups.grouped & (value(site, state).quality == FRESH) & (state.step_to == state.step)
+    missed = groups.told(groups.miss_usd_per_h * (dt_s / SECONDS_PER_H), 0.0)
+    return add_missed(state.step_regret_usd, missed, counts)
 
 
-def _grain(site: Site, state: SiteState, at: IntColumn) -> IntColumn:
+def _grain(site: Site, state: SiteState) -> IntColumn:
     """Give terahashes per joule over those of the curve, as a place in steps of 2 %."""
     steps = site.steps
     assert steps is not None, "only called with steps"
-    classes, step = site.class_of[at], state.step[at]
-    curve = steps.rate_ths[classes, step] / steps.power_w[classes, step]
-    power_w, rate = state.mine_w[at], state.mine_ths[at]
+    per_joule = (steps.rate_ths / steps.power_w).ravel()
+    curve = per_joule.take(site.step_row(state.step), mode="clip")
+    power_w, rate = state.mine_w, state.mine_ths
     known = (power_w > 0.0) & (rate > 0.0)
-    ratio = np.where(known, rate / np.where(known, power_w, 1.0) / curve, 1.0)
-    bounded = np.minimum(np.maximum(ratio, _LEAST), _MOST)
+    with np.errstate(all="ignore"):
+        measured = rate / power_w / curve
+    ratio = np.where(known, measured, 1.0)
+    bounded = np.minimum(np.maximum(ratio, _LEAST, out=ratio), _MOST, out=ratio)
     out: IntColumn = np.round((bounded - _LEAST) / _GRAIN).astype(np.int64)
     return out
+
+
+def _first_of_class(site: Site) -> IntColumn:
+    """Give the first device of each class, which stands for it; 0 for a class without any."""
+    places = range(len(site.classes))
+    return np.array([int(np.argmax(site.class_of == at)) for at in places], dtype=np.int64)
 
 
 def _change_h(site: Site, state: SiteState, place: int) -> float:

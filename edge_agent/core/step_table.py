@@ -33,11 +33,14 @@ class StepTable(Struct, frozen=True, eq=False):
         names: of the steps by class, the lowest power first; a class without steps has none.
         power_w, rate_ths: (class, step), at the device; at step 0 what an unknown step counts for,
             and no rate. Steps that a class has not got repeat its highest.
+        rise_w, rise_ths: (class, step - 1), what each step adds to the one below it, or to off.
     """
 
     names: tuple[tuple[str, ...], ...]
     power_w: npt.NDArray[np.float64]
     rate_ths: npt.NDArray[np.float64]
+    rise_w: npt.NDArray[np.float64]
+    rise_ths: npt.NDArray[np.float64]
 
     @property
     def most(self) -> int:
@@ -82,6 +85,9 @@ def step_table(classes: Sequence[_Class]) -> StepTable | None:
         for step in range(1, most + 1) if own else ():
             point = own[min(step, len(own)) - 1]
             power[at, step], rate[at, step] = point.power_w, point.rate_ths
-    for table in (power, rate):
+    off = np.array([row.model.curtailed_w for row in classes])[:, None]
+    rise_w = np.diff(np.concatenate((off, power[:, 1:]), axis=1), axis=1)
+    tables = power, rate, rise_w, np.diff(rate, axis=1)
+    for table in tables:
         table.flags.writeable = False
-    return StepTable(tuple(tuple(point.mode for point in own) for own in points), power, rate)
+    return StepTable(tuple(tuple(point.mode for point in own) for own in points), *tables)

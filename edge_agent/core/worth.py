@@ -34,7 +34,7 @@ class Standing(Struct, frozen=True, eq=False, kw_only=True):
 
     Args:
         regret_usd: (2, steps), of the part that runs and of the part that does not.
-        debt: open restarts. dwelt: it may change for money.
+        debt: open restarts. dwelt: (2, steps), it may change for money.
     """
 
     regret_usd: FloatColumn

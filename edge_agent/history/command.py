@@ -24,9 +24,9 @@ from edge_agent.history.picture import day_picture
 from edge_agent.history.regret import regret, run_courses
 from edge_agent.history.report import at_day, day_report
 from edge_agent.history.report_text import regret_text, report_text
-from edge_agent.history.text import replay_text, stamp, what_if_text
+from edge_agent.history.text import keys_text, replay_text, stamp, what_if_text
 from edge_agent.services.journal_walk import Walk
-from edge_agent.services.overrides import OverrideError, parse_overrides
+from edge_agent.services.override_keys import OverrideError, keys_of, parse_overrides
 from edge_agent.services.replay import replay, why_at
 from edge_agent.services.what_if import what_if
 from edge_agent.storage.errors import StorageError
@@ -83,6 +83,8 @@ def _replay(args: argparse.Namespace) -> int:
     reader, site = _open(args)
     span = {"from_at": from_at, "to_at": to_at}
     try:
+        if args.keys:
+            return _keys(args, Walk(reader, site).first_site(from_at))
         if args.what_if:
             return _what_if(args, reader, site, span)
         report = replay(reader, otherwise=site, **span)
@@ -103,6 +105,16 @@ def _what_if(
     overrides = parse_overrides(args.what_if, based)
     texts = tuple(args.what_if)
     _show(args, what_if(reader, texts, overrides, otherwise=site, **span), what_if_text)
+    return _EXIT_OK
+
+
+def _keys(args: argparse.Namespace, site: Site) -> int:
+    keys = keys_of(site)
+    if args.json:
+        told = [{"key": key.text, "value": key.value} for key in keys]
+        print(json.dumps({"v": _SCHEMA_VERSION, "keys": told}))
+    else:
+        print(keys_text(keys))
     return _EXIT_OK
 
 

@@ -3,20 +3,23 @@
 from datetime import datetime, timedelta
 
 import numpy as np
-from msgspec import structs
+from msgspec import Struct, structs
 
+from edge_agent.backtest.class_series import SECONDS_PER_H
 from edge_agent.backtest.frame import STEP_S
-from edge_agent.backtest.rows import SECONDS_PER_H
 from edge_agent.core import facts as f
+from edge_agent.core import power as pw
 from edge_agent.core.economics import W_PER_MW, age_s
 from edge_agent.core.errors import JournalError
 from edge_agent.core.outlook import AHEAD
+from edge_agent.core.plan import PowerView
 from edge_agent.core.profit import Flows, wear_usd
 from edge_agent.core.site import (
     ACTIVITIES,
     MINE,
     NS_PER_S,
     UNKNOWN,
+    CodeColumn,
     DeviceClass,
     FlagColumn,
     FloatColumn,
@@ -48,7 +51,7 @@ def walk_day(source: JournalSource, start: datetime, otherwise: Site | None = No
     # With settled knowledge the last price of the day is heard in the interval after it.
     last = start + timedelta(seconds=STEP_S * STEPS)
     end = last + timedelta(seconds=STEP_S)
-    for step in walk.steps(start):
+    for step in walk.steps(start, plans=False):
         worlds = ClearedWorlds(step) if worlds is None else worlds
         wall = step.row.instant.wall
         if wall <= start:
@@ -88,6 +91,22 @@ def _adder(row: DeviceClass) -> float:
     return row.adder_usd_per_mwh
 
 
+class _Total(Struct, frozen=True):
+    """What one world earns and draws at once."""
+
+    revenue_usd_per_h: float
+    site_w: float
+    fees_usd_per_h: float
+    serve_usd_per_h: float
+
+
+def _add(sums: Sums, total: _Total, place: int, dt_h: float) -> None:
+    sums.revenue_usd[place] += total.revenue_usd_per_h * dt_h
+    sums.wh[place] += total.site_w * dt_h
+    sums.fees_usd[place] += total.fees_usd_per_h * dt_h
+    sums.serve_usd[place] += total.serve_usd_per_h * dt_h
+
+
 class _Making:
     """Fills a day's sums, row by row."""
 
@@ -110,6 +129,9 @@ class _Making:
         self._before: tuple[float, ...] = ()
         self._seq = -1
         self._unsettled_s = 0.0
+        self._brought = np.zeros(count)
+        self._doing: CodeColumn | None = None
+        self._doing_h = 0.0
 
     def add(self, step: Step, lived: tuple[Lived, ...]) -> None:
         """Add the time since the row before, at the values that held, and what the row did."""
@@ -120,16 +142,20 @@ class _Making:
         missing = self._seq >= 0 and step.seq != self._seq + 1
         self._seq = step.seq
         self._hear(step, parts)
+        power = pw.view(step.site, step.entered, read=False) if step.planned else None
         if self.begin is not None:
-            self._settle(step, lived, [part for part in parts if part[0] < STEPS], missing)
+            inside = [part for part in parts if part[0] < STEPS]
+            self._settle(step, lived, power, inside, missing)
         place = int((wall - self._start).total_seconds() // STEP_S)
         if 0 <= place < STEPS and self.begin is not None:
             self._wear(lived, place)
-            self._doings.note(step, place)
+            self._doings.note(step, power, place)
 
     def done(self, notes: tuple[str, ...]) -> Day:
         """Give the day."""
         assert self.begin is not None, "asked for only once the day has begun"
+        self._spend(None)
+        self._devices.could_wh[:] *= self.site.pue
         with np.errstate(invalid="ignore"):
             heard = self._price[:, 0] / np.where(self._price[:, 1] > 0.0, self._price[:, 1], np.nan)
         known = self.site.limits.price_knowledge == "nowcast"
@@ -179,13 +205,14 @@ class _Making:
         self,
         step: Step,
         lived: tuple[Lived, ...],
+        power: PowerView | None,
         parts: list[tuple[int, float]],
         missing: bool,  # noqa: FBT001 - one call, beside it what it means
     ) -> None:
         if not parts:
             return
-        real = lived[0].flows
-        unpriced = bool(np.isnan(real.revenue_usd_per_h).any())
+        totals = self._totals(lived)
+        unpriced = bool(np.isnan(totals[0].revenue_usd_per_h))
         for place, dt_s in parts:
             if missing or unpriced:
                 why = "rows are missing" if missing else "no coin price or GPU rate"
@@ -193,35 +220,56 @@ class _Making:
                 continue
             dt_h = dt_s / SECONDS_PER_H
             self._covered_h[place] += dt_h
-            for sums, one in zip(self._worlds, lived, strict=True):
-                self._world(sums, one.flows, place, dt_h)
+            for sums, total in zip(self._worlds, totals, strict=True):
+                _add(sums, total, place, dt_h)
             self._real(lived[0], place, dt_h)
             self._last(lived[-1], place, dt_h)
-            self._doings.load(step, place, dt_h, float(real.site_w.sum()))
+            self._doings.load(step, power, place, dt_h, totals[0].site_w)
 
-    def _world(self, sums: Sums, flow: Flows, place: int, dt_h: float) -> None:
-        sums.revenue_usd[place] += float(flow.revenue_usd_per_h.sum()) * dt_h
-        sums.wh[place] += float(flow.site_w.sum()) * dt_h
-        fees = float((flow.site_w * self.site.column(_adder)).sum()) / W_PER_MW
-        sums.fees_usd[place] += fees * dt_h
-        sums.serve_usd[place] += flow.serve_usd_per_h * dt_h
+    def _totals(self, lived: tuple[Lived, ...]) -> list[_Total]:
+        """Give what each world earns and draws; one that is its parent is not summed anew."""
+        out: list[_Total] = []
+        for number, one in enumerate(lived):
+            same = number > 0 and one is lived[number - 1]
+            out.append(out[-1] if same else self._total(one.flows))
+        return out
+
+    def _total(self, flow: Flows) -> _Total:
+        fees = 0.0
+        if any(row.adder_usd_per_mwh for row in self.site.classes):
+            fees = float((flow.site_w * self.site.column(_adder)).sum()) / W_PER_MW
+        revenue, site_w = float(flow.revenue_usd_per_h.sum()), float(flow.site_w.sum())
+        return _Total(revenue, site_w, fees, flow.serve_usd_per_h)
+
+    def _grow(self, column: FloatColumn, by_h: FloatColumn, dt_h: float) -> None:
+        """Add what a time brings, without a new column for it."""
+        column += np.multiply(by_h, dt_h, out=self._brought)
+
+    def _spend(self, doing: CodeColumn | None) -> None:
+        """Add the time of what devices did until now; most rows change nobody's activity."""
+        if self._doing is not None:
+            self._devices.hours[np.arange(len(self.site)), self._doing] += self._doing_h
+        self._doing, self._doing_h = doing, 0.0
 
     def _real(self, one: Lived, place: int, dt_h: float) -> None:
         own, flow = self._devices, one.flows
-        own.revenue_usd[place] += flow.revenue_usd_per_h * dt_h
-        own.wh[place] += flow.site_w * dt_h
-        own.hours[np.arange(len(self.site)), one.before.activity] += dt_h
+        self._grow(own.revenue_usd[place], flow.revenue_usd_per_h, dt_h)
+        self._grow(own.wh[place], flow.site_w, dt_h)
+        if one.before.activity is not self._doing:
+            self._spend(one.before.activity)
+        self._doing_h += dt_h
 
     def _last(self, one: Lived, place: int, dt_h: float) -> None:
         """Note what each device could earn by mining, and what is no choice of the rule."""
         own, state, flow = self._devices, one.before, one.flows
-        own.could_usd[place] += flow.could_usd_per_h * dt_h
-        plate_w = self.site.nameplate_w[self.site.class_of, MINE]
-        mine_w = np.where(np.isnan(state.mine_w), plate_w, state.mine_w)
-        own.could_wh[place] += mine_w * self.site.pue * dt_h
-        busy = is_busy(state)
-        own.busy_h[place] += np.where(busy, dt_h, 0.0)
-        own.busy_wh[place] += np.where(busy, flow.site_w * dt_h, 0.0)
+        self._grow(own.could_usd[place], flow.could_usd_per_h, dt_h)
+        mine_w, unread = state.mine_w, np.isnan(state.mine_w)
+        if unread.any():
+            mine_w = np.where(unread, self.site.nameplate_w[self.site.class_of, MINE], mine_w)
+        self._grow(own.could_wh[place], mine_w, dt_h)
+        busy = np.flatnonzero(is_busy(state))
+        own.busy_h[place, busy] += dt_h
+        own.busy_wh[place, busy] += flow.site_w[busy] * dt_h
 
     def _wear(self, lived: tuple[Lived, ...], place: int) -> None:
         for number, (sums, one) in enumerate(zip(self._worlds, lived, strict=True)):

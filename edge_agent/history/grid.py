@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 from msgspec import Struct
 
+from edge_agent.backtest.class_series import STEP_H
 from edge_agent.backtest.frame import STEP_S
 from edge_agent.backtest.hindsight import many_two_states
 from edge_agent.backtest.live import Memory, remember
 from edge_agent.backtest.policies import STRIKE_WAIT
-from edge_agent.backtest.rows import STEP_H
 from edge_agent.core.economics import W_PER_MW, restart_usd, usd_per_wh
 from edge_agent.core.outlook import Known, Outlook, forecast, table_of
 from edge_agent.core.rule import grow_regret, judge, pay_debt
@@ -129,7 +129,7 @@ def rule_course(grid: Grid, foresight: Foresight) -> FlagColumn:
     site, memory = grid.day.site, _as_known(grid, foresight)
     knowledge = site.limits.price_knowledge if foresight == "then" else "nowcast"
     ski_rental = site.column(_ski_rental)
-    dwell_s = site.column(_dwell_s)
+    up_s, down_s = site.column(_least_up_s), site.column(_least_down_s)
     worth = _worth(grid) if foresight == "all" else None
     state = grid.begins_on.copy()
     regret, debt = grid.begin.regret_usd, grid.begin.debt
@@ -143,7 +143,7 @@ def rule_course(grid: Grid, foresight: Foresight) -> FlagColumn:
         verdict = judge(
             state, outlook, cost, regret, debt, ski_rental, known=knowledge == "nowcast"
         )
-        choice = (grid.chosen_h[at] > 0.0) & (stayed_s >= dwell_s)
+        choice = (grid.chosen_h[at] > 0.0) & (stayed_s >= np.where(state, up_s, down_s))
         if memory.fresh[at]:
             change = verdict.change & (verdict.gain_usd > verdict.cost_usd) & choice
         else:
@@ -272,5 +272,9 @@ def _ski_rental(row: DeviceClass) -> float:
     return row.ski_rental
 
 
-def _dwell_s(row: DeviceClass) -> float:
-    return row.dwell_s
+def _least_up_s(row: DeviceClass) -> float:
+    return row.least_up_s
+
+
+def _least_down_s(row: DeviceClass) -> float:
+    return row.least_down_s

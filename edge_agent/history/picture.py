@@ -20,6 +20,7 @@ def day_picture(day: Day, courses: Courses) -> Picture:
     revenue = grid.revenue_usd_per_h[:, miners].sum(axis=1)
     saved_mw = grid.rise_mw[:, miners].sum(axis=1)
     known = ~np.isnan(hours)
+    modes = {name: held_h / hours for name, held_h in day.doings.mode_h.items()}
     real = day.worlds[0].profit_usd(day.price)
     return Picture(
         title=f"{site.site_id}  {day.start:%Y-%m-%d}",
@@ -29,6 +30,7 @@ def day_picture(day: Day, courses: Courses) -> Picture:
             known, break_even(revenue, saved_mw, float(adder[miners].mean())), np.nan
         ),
         mining=day.doings.mining_h / hours,
+        modes=modes if len(modes) > 1 else {},
         load_mw=day.doings.load_wh / hours / W_PER_MW,
         cap_mw=day.doings.cap_w / W_PER_MW,
         above_s1_usd={

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+from edge_agent.services.override_keys import Key
 from edge_agent.services.replay import ReplayReport
 from edge_agent.services.replay_compare import Difference
 from edge_agent.services.what_if import Made, WhatIfReport
@@ -48,6 +49,11 @@ def what_if_text(report: WhatIfReport) -> str:
         f"cap     counted load above it for {report.over_cap_was_s:,.0f} s as it was, "
         f"{report.over_cap_would_s:,.0f} s as it would have been"
     )
+    if report.over_feeder_was_s or report.over_feeder_would_s:
+        lines.append(
+            f"feeders counted load above one for {report.over_feeder_was_s:,.0f} s as it was, "
+            f"{report.over_feeder_would_s:,.0f} s as it would have been"
+        )
     if not report.changed:
         lines.append("no decision differs")
         return "\n".join(lines)
@@ -59,6 +65,11 @@ def what_if_text(report: WhatIfReport) -> str:
     if report.changed > _CHANGES_SHOWN:
         lines.append(f"and {report.changed - _CHANGES_SHOWN:,} more; --json has them")
     return "\n".join(lines)
+
+
+def keys_text(keys: tuple[Key, ...]) -> str:
+    """Render the keys of a what-if, with what the site has there."""
+    return "\n".join(key.text if key.value is None else f"{key.text}={key.value}" for key in keys)
 
 
 def stamp(at: datetime | None) -> str:

@@ -36,11 +36,18 @@ logger = logging.getLogger(__name__)
 STILL_S = 0.05
 LOOK_S = 0.4
 _MARGIN_S = 0.25
+# What was seen so long ago is taken for how it stands, where an act soon finds out if it is not.
+SEEN_S = 1.0
+_LOOKS = frozenset({"probe", "sample", "canary"})
 _NOT_AT_WORK = frozenset(
     {EngineState.ABSENT, EngineState.WARM, EngineState.OFFLOADED, EngineState.CHECKPOINTED}
 )
 _COLD = frozenset({EngineState.ABSENT, EngineState.FAILED, EngineState.STARTING})
 _OFF_MEMORY = frozenset({EngineState.OFFLOADED, EngineState.CHECKPOINTED})
+# What an engine is whose driver has just seen it pause.
+_PAUSED = Probe(
+    state=EngineState.WARM, started=True, live=True, ready=False, detail="seen to pause"
+)
 _SILENT = Probe(state=EngineState.FAILED, started=False, live=False, ready=False, detail="silent")
 
 
@@ -55,6 +62,13 @@ class Trip(Struct, frozen=True):
     seconds: float
     done: bool
     ready: bool = False
+
+
+class _Seen(Struct, frozen=True):
+    """What a look found, and when it was begun, on the loop's clock."""
+
+    probe: Probe
+    asked_s: float
 
 
 class _Away(Struct, frozen=True):
@@ -77,6 +91,7 @@ class Mover:
         seen_idle: when it was last paused, its driver saw more than its answer that it stopped.
         ready: it was made ready ahead of a switch, and has not been at work since.
         waited_s: that an act before ``to_work`` waited for its start: a part of the way back.
+        hashes: of a miner, its counter as its driver saw it at the last ``off`` or ``to_work``.
     """
 
     def __init__(
@@ -93,6 +108,9 @@ class Mover:
         self.seen_idle = False
         self.ready = False
         self.waited_s = 0.0
+        self.hashes: int | None = None
+        self._acts = 0
+        self._seen: _Seen | None = None
         self._canary_sha256 = engine.spec.canary_sha256
         self._bug = ""
         self._suspect = False
@@ -119,10 +137,21 @@ class Mover:
 
     async def look(self) -> Probe:
         """Ask where it stands, within a short time; silence is an answer too."""
+        acts, asked_s = self._acts, asyncio.get_running_loop().time()
         try:
-            return await self._act("probe", self.engine.probe(), LOOK_S)
+            probe = await self._act("probe", self.engine.probe(), LOOK_S)
         except (RefusedError, SilentEngineError):
-            return _SILENT
+            probe = _SILENT
+        if acts == self._acts:
+            self._seen = _Seen(probe, asked_s)
+        return probe
+
+    def _seen_of_late(self) -> Probe | None:
+        """Give what was seen a moment ago, with no act since; None: nothing."""
+        seen = self._seen
+        if seen is None or asyncio.get_running_loop().time() - seen.asked_s > SEEN_S:
+            return None
+        return seen.probe
 
     async def sample(self) -> HashSample | TokenSample | None:
         """Read its counters; None when it is silent."""
@@ -140,7 +169,7 @@ class Mover:
             RefusedError: it failed. SilentEngineError: it is still starting.
         """
         # While it is being warmed up it may look so for a moment, and be paused in the next.
-        if not self._warming.locked() and _is_warm(await self.look()):
+        if not self._warming.locked() and _is_warm(self._seen_of_late() or await self.look()):
             return
         limit_s = limit_s or self._act_s
         try:
@@ -164,6 +193,7 @@ class Mover:
         self._suspect = True
         self.moved_mib = 0
         done = False
+        self.hashes = None
         try:
             await self._to_work()
             done = True
@@ -190,15 +220,23 @@ class Mover:
             await self._prepare(limit_s)
 
     async def _to_work(self) -> None:
+        by_memory = self._seen_of_late() is not None
         await self.warm()
         try:
-            await self._act("resume", self.engine.resume(self._act_s))
-        except RefusedError as exc:
-            if exc.answer_code != Refusal.UNPREPARED:
+            await self._resume()
+        except (RefusedError, SilentEngineError) as exc:
+            if isinstance(exc, RefusedError) and exc.answer_code == Refusal.UNPREPARED:
+                # It was found running: nobody has learnt yet what it has to answer.
+                await self._prepare(self._act_s)
+            elif by_memory and not _is_warm(await self.look()):
+                await self.warm()  # it is no longer where it was seen
+            else:
                 raise
-            # It was found running: nobody has learnt yet what it has to answer.
-            await self._prepare(self._act_s)
-            await self._act("resume", self.engine.resume(self._act_s))
+            await self._resume()
+
+    async def _resume(self) -> None:
+        receipt = await self._act("resume", self.engine.resume(self._act_s))
+        self.hashes = receipt.hashes
 
     async def off(self, mode: PauseMode) -> None:
         """Take it off its GPU, as far as its strategy says; ended where it does not obey.
@@ -209,8 +247,10 @@ class Mover:
         began_s = asyncio.get_running_loop().time()
         self.moved_mib = 0
         self.seen_idle = self.ready = False
-        self.waited_s = 0.0
-        probe = await self.look()
+        self.hashes, self.waited_s = None, 0.0
+        seen = self._seen_of_late()
+        at_work = seen is not None and seen.state is EngineState.ACTIVE
+        probe = seen if seen is not None and at_work else await self.look()
         if probe.state is EngineState.ABSENT:
             return
         if self._suspect and await self._ended():
@@ -218,12 +258,16 @@ class Mover:
         try:
             freed_mib = await self._leave(mode, probe)
         except (RefusedError, SilentEngineError) as exc:
+            if at_work and (await self.look()).state is EngineState.ABSENT:
+                return  # it ended since it was seen
             logger.warning("engine=%s does not leave its GPU, ended: %s", self.engine_id, exc)
             await self.end()
             return
         took_s = asyncio.get_running_loop().time() - began_s
         self.away_mib = freed_mib
         self._away = _Away(self.strategy, took_s, freed_mib)
+        if self.seen_idle and self._stays:
+            self._seen = _Seen(_PAUSED, asyncio.get_running_loop().time())
 
     async def _ended(self) -> bool:
         """End what did not work when it should; False: it is somebody else's to end."""
@@ -286,7 +330,7 @@ class Mover:
             return 0
         if probe.state not in _NOT_AT_WORK:
             receipt = await self._act("pause", self.engine.pause(mode, self._act_s))
-            self.seen_idle = receipt.idle_ns is not None
+            self.seen_idle, self.hashes = receipt.idle_ns is not None, receipt.hashes
             if receipt.idle_ns is None and (await self.look()).state not in _NOT_AT_WORK:
                 raise RefusedError("still_busy", f"{self.engine_id} was paused, and is not idle")
         if self._stays or probe.state in _OFF_MEMORY:
@@ -306,6 +350,8 @@ class Mover:
 
         A driver's own bug counts as silence: it must not end every other gate of this host.
         """
+        if name not in _LOOKS:
+            self._forget()
         try:
             async with asyncio.timeout(limit_s or self._act_s + _MARGIN_S):
                 return await act
@@ -315,6 +361,14 @@ class Mover:
             if not isinstance(exc, DriverUnavailableError | TimeoutError | OSError):
                 self._tell_bug(name, exc)
             raise SilentEngineError(f"{self.engine_id} {name}: {str(exc) or 'no answer'}") from exc
+        finally:
+            if name not in _LOOKS:
+                self._forget()
+
+    def _forget(self) -> None:
+        """Forget how it stood: an act begins or ends, and a look that is under way counts not."""
+        self._acts += 1
+        self._seen = None
 
 
 def _trip(away: _Away | None, back_s: float, *, done: bool, ready: bool) -> Trip | None:

@@ -73,6 +73,7 @@ class _Moved(Struct, frozen=True):
     id: int
     strategy: str
     moved_mib: int
+    engine_ns: int = 0
 
 
 class _Hello(Struct, frozen=True):
@@ -125,6 +126,9 @@ class _Page(Struct, frozen=True):
     wall_anchor_ns: int
     meters: tuple[Meter, ...]
 
+
+# Answers to acts tell what of the time was the engines' own.
+_OfActs = _Done | _Moved | _Hashes | _Output | _Gate
 
 _request = msgspec.json.Decoder(Request)
 _encoder = msgspec.json.Encoder()
@@ -199,7 +203,7 @@ class HostServer:
         try:
             with counted() as engines:
                 answer = await self._perform(request)
-            if engines.total_ns and isinstance(answer, _Done | _Hashes | _Output | _Gate):
+            if engines.total_ns and isinstance(answer, _OfActs):
                 answer = structs.replace(answer, engine_ns=engines.total_ns)
             return answer
         except RefusedError as exc:

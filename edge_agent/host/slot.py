@@ -136,6 +136,9 @@ class Slot:
             await self._bring_back(miner)
             self._learn(self.config.miner, miner)
             self.mining = True
+            if miner.hashes is not None:
+                self._hashes = miner.hashes
+                return self._hashes
         return await self._count(miner)
 
     async def _bring_back(self, miner: Mover) -> None:
@@ -172,23 +175,25 @@ class Slot:
         """Wait until the counter stands still, or its process is gone.
 
         Where its driver has seen it stand still already, this is a look of our own at the same
-        counter, after it; where nobody has, the looks lie far enough apart for the slowest counter.
+        counter, after it, and at the same count where the driver tells it; where nobody has, the
+        looks lie far enough apart for the slowest counter.
 
         Raises:
             RefusedError: it moves on, or cannot be read from a miner that is alive.
         """
         loop = asyncio.get_running_loop()
         until_s = loop.time() + limit_s
-        before = await miner.sample()
+        before = miner.hashes
+        if before is None:
+            before = _hashes(await miner.sample())
         spaced_s = 0.0 if miner.seen_idle else STILL_S
         while loop.time() < until_s:
             await asyncio.sleep(spaced_s)
             spaced_s = STILL_S
-            after = await miner.sample()
-            counts = _hashes(before), _hashes(after)
-            if counts[1] is not None and counts[0] == counts[1]:
-                self._hashes = counts[1]
-                return counts[1]
+            after = _hashes(await miner.sample())
+            if after is not None and before == after:
+                self._hashes = after
+                return after
             if (await miner.look()).state is EngineState.ABSENT:
                 return self._hashes
             before = after

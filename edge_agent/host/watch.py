@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _NS_PER_S = 1_000_000_000
 SENSORS_S = 2.0
+JUST_OPENED_NS = _NS_PER_S // 10
 REFRESH_S = 0.1
 REVIVE_S_MIN = 5.0
 REVIVE_S_MAX = 300.0
@@ -71,11 +72,17 @@ class Watch:
                 group.create_task(self._watch_server(slot), name=f"watch-server-{slot.name}")
 
     async def look_at_open(self) -> None:
-        """Have every engine behind an open gate, and its card, give a sign of life, in short."""
+        """Have every engine behind an open gate, and its card, give a sign of life, in short.
+
+        One whose gate has just opened gave the right answer before that, and has served nothing.
+        """
+        before_ns = self._clock.boottime_ns() - JUST_OPENED_NS
         open_ones = [
             slot
             for slot in self._slots.values()
-            if slot.instance is not None and slot.instance.serving
+            if slot.instance is not None
+            and slot.instance.serving
+            and (slot.instance.meter.opened_ns or 0) <= before_ns
         ]
         if open_ones:
             await asyncio.gather(self.refresh_cards(), *(slot.look() for slot in open_ones))

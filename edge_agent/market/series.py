@@ -1,8 +1,8 @@
 """Step series from CSV files: the value known at an instant is the last one published before it.
 
-Format: the first column is the time (ISO 8601, UTC), the others are numbers with the unit in their
-name. An empty cell is unknown. Which column means what is told by the names, so that another period
-or another settlement point needs no code.
+Format: the first column whose name ends with ``_utc`` (else the very first) is the time (ISO 8601,
+UTC), the others are numbers with the unit in their name. An empty cell is unknown. Which column
+means what is told by the names, so that another period or another settlement point needs no code.
 
 ========================  =======================================================================
 column                    meaning and when it is known
@@ -40,7 +40,7 @@ _PRICE = "rt_spp_usd_per_mwh"
 _DAY_AHEAD = "dam_spp_usd_per_mwh"
 # Columns that may stand beside any others: known only at the interval's end, least, most. A tick
 # with a value beyond them is refused whole, so that the file is refused instead.
-_BESIDE = {
+BESIDE = {
     "ambient_c": (False, -70.0, 70.0),
     "block_height": (False, 0.0, 1e8),
     "grid_load_mw": (True, 0.0, 1e7),
@@ -48,6 +48,8 @@ _BESIDE = {
 }
 # The site settles at its own point; a directory that holds several gives the hub average first.
 _PRICE_FILES_FIRST = ("hubavg",)
+# Steps for which a value outlives its row: then its series has a gap, and old news is no news.
+STEPS_HELD = 4
 _SOCKETS = frozenset({"SXM4", "SXM5", ""})
 
 
@@ -66,10 +68,10 @@ class Series(Struct, frozen=True, kw_only=True):
     def at(self, at_ms: int) -> tuple[float | None, int | None]:
         """Give the value in force and since when; (None, None) before the first row or in a gap.
 
-        A value outlives four steps at most: then its series has a gap, and old news is no news.
+        A value outlives ``STEPS_HELD`` steps at most.
         """
         place = bisect_right(self.at_ms, at_ms) - 1
-        if place < 0 or at_ms - self.at_ms[place] > 4 * self.step_ms:
+        if place < 0 or at_ms - self.at_ms[place] > STEPS_HELD * self.step_ms:
             return None, None
         return self.values[place], self.at_ms[place]
 
@@ -109,7 +111,7 @@ def load_market(folder: Path) -> MarketData:
         raise SeriesError("no_directory", "is no directory", str(folder))
     columns: dict[str, Series] = {}
     offers: dict[str, Series] = {}
-    for path in sorted(folder.glob("*.csv"), key=_file_order):
+    for path in sorted(folder.glob("*.csv"), key=file_order):
         header = _header(path)
         if _PRICE in header:
             columns.setdefault("price", _column(path, _PRICE))
@@ -124,7 +126,7 @@ def load_market(folder: Path) -> MarketData:
             columns.setdefault("fees", _column(path, "fees_btc_per_block_derived", at_end=True))
         elif "p25_usd_per_gpu_h" in header:
             offers |= _offers(path)
-        for column in _BESIDE.keys() & set(header[1:]) - columns.keys():
+        for column in BESIDE.keys() & set(header[1:]) - columns.keys():
             columns[column] = _beside(path, column)
     if "price" not in columns:
         raise SeriesError("no_price", f"holds no CSV file with a column {_PRICE}", str(folder))
@@ -143,6 +145,11 @@ def load_market(folder: Path) -> MarketData:
     )
 
 
+def time_column(header: Sequence[str]) -> str:
+    """Give the name of the column that holds the time: the first ``*_utc``, else the first."""
+    return next((name for name in header if name.endswith("_utc")), header[0])
+
+
 def dearest_hour_ms(price: Series) -> int:
     """Give the start of the hour with the highest mean price (the first of equals)."""
     sums: dict[int, list[float]] = {}
@@ -155,14 +162,15 @@ def dearest_hour_ms(price: Series) -> int:
     return hour * 3_600_000
 
 
-def _file_order(path: Path) -> tuple[bool, bool, str]:
+def file_order(path: Path) -> tuple[bool, bool, str]:
+    """Give the key that sorts the files of a directory: of two that fit the first counts."""
     # Hourly before daily (its close is newer), the hub average before other points.
     first = any(word in path.name for word in _PRICE_FILES_FIRST)
     return (not first, "hourly" not in path.name, path.name)
 
 
 def _header(path: Path) -> list[str]:
-    with path.open(newline="", encoding="utf-8") as stream:
+    with path.open(newline="", encoding="utf-8-sig") as stream:
         return next(csv.reader(stream), [])
 
 
@@ -172,7 +180,7 @@ def _column(path: Path, column: str, *, at_end: bool = False) -> Series:
 
 
 def _beside(path: Path, column: str) -> Series:
-    at_end, least, most = _BESIDE[column]
+    at_end, least, most = BESIDE[column]
     series = _column(path, column, at_end=at_end)
     for at_ms, value in zip(series.at_ms, series.values, strict=True):
         if value is not None and not least <= value <= most:
@@ -183,7 +191,8 @@ def _beside(path: Path, column: str) -> Series:
 
 def _cells(path: Path, column: str) -> Iterator[tuple[int, float | None]]:
     for number, row in _rows(path):
-        yield _time_ms(path, number, next(iter(row.values()))), _number(path, number, column, row)
+        at_ms = _time_ms(path, number, row[time_column(tuple(row))])
+        yield at_ms, _number(path, number, column, row)
 
 
 def _offers(path: Path) -> dict[str, Series]:
@@ -203,7 +212,7 @@ def _offers(path: Path) -> dict[str, Series]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    with path.open(newline="", encoding="utf-8") as stream:
+    with path.open(newline="", encoding="utf-8-sig") as stream:
         for number, row in enumerate(csv.DictReader(stream), start=2):
             if number > ROWS_MAX:
                 raise SeriesError("too_long", f"more than {ROWS_MAX} lines", path.name)

@@ -2,11 +2,12 @@
 
 Phases that are asked for at once are each carried out as if asked for alone: another request may
 come between two of them, and ends the walk where it ends the switch. What no reading and no
-assignment depends on is stored in one write at the end of the walk, before it is answered.
+assignment depends on is stored in one write once the walk was answered: lost, it is done again.
 """
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -15,7 +16,7 @@ from typing import TypeVar
 from msgspec import Struct, structs
 
 from edge_agent.node import phases
-from edge_agent.node.desk import Decision, MeterDesk, event_of
+from edge_agent.node.desk import Decision, Harvested, MeterDesk, event_of
 from edge_agent.node.devices import DeviceBook, Slot
 from edge_agent.node.errors import EvidenceError
 from edge_agent.node.executor import HOST_LOOK_S, ActExecutor
@@ -42,6 +43,8 @@ from protocol.resource import Activity
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 _FORWARD_PHASES = frozenset(Phase) - phases.RETRIED_PHASES
 _HOLDING_PHASES = _FORWARD_PHASES - {Phase.VALIDATE, Phase.COMMIT}
 # A switch that ended in the first takes none of the second on the same device any more.
@@ -61,11 +64,25 @@ class _Job(Struct, frozen=True):
 
 
 class _Walk:
-    """Results that wait for the end of a walk, and the instances that it removed."""
+    """What is under way of one request.
+
+    Attributes:
+        group: of the request; what it runs raises nothing.
+        results: that wait for the end of the walk. stopped: instances that it removed.
+        goes_on: other phases follow the present one.
+        syncing: the write of DRAIN, which gives its error: it is over before the walk is answered.
+    """
 
     def __init__(self) -> None:
+        self.group = asyncio.TaskGroup()
         self.results: dict[ResultKey, DeviceOutcome] = {}
         self.stopped: dict[str, None] = {}
+        self.goes_on = False
+        self.syncing: asyncio.Task[Exception | None] | None = None
+
+    def error(self) -> Exception | None:
+        """Give what became of the write, once the group has ended."""
+        return None if self.syncing is None else self.syncing.result()
 
 
 class PhaseRunner:
@@ -98,34 +115,51 @@ class PhaseRunner:
         self._emit = emit
         self._unstored: dict[ResultKey, DeviceOutcome] = {}
 
-    async def do(self, request: PhaseDo) -> PhaseDone:
-        """Carry out a phase on its devices and those to follow, or give the stored results."""
+    async def do(self, request: PhaseDo, reply: Callable[[PhaseDone], None]) -> PhaseDone:
+        """Carry out a phase on its devices and those to follow, or give the stored results.
+
+        Args:
+            reply: takes what is returned as soon as all is stored that must not be lost.
+        """
         walk = _Walk()
-        ends: list[PhaseEnd] = []
         try:
-            for one in request.walk:
-                began_ns = self._clock.boottime_ns()
-                asked = structs.replace(request, phase=one.phase, deadline_ms=one.deadline_ms)
-                outcomes = await self._phase(asked, walk)
-                took_us = max(self._clock.boottime_ns() - began_ns, 0) // 1_000
-                ends.append(PhaseEnd(phase=one.phase, outcomes=outcomes, took_us=took_us))
-                if any(outcome.status != "done" for outcome in outcomes):
-                    break
+            async with asyncio.TaskGroup() as walk.group:
+                ends = await self._ends(request, walk)
+            if (error := walk.error()) is not None:
+                ends = _unsynced(request, ends, error)
+                # The undo has to read the meter: nothing that came after is held for done.
+                self._forget(walk)
+            done = PhaseDone(
+                switch_id=request.switch_id,
+                phase=request.phase,
+                outcomes=ends[0].outcomes,
+                took_us=ends[0].took_us,
+                then=tuple(ends[1:]),
+            )
+            reply(done)
             await self._store_walk(walk)
-        except StorageError as exc:
-            # What was done is done; asked again it is done again, and then remembered.
-            unknown = tuple(_outcome(one, "unknown", exc.code, exc.detail) for one in request.steps)
-            ends[-1] = structs.replace(ends[-1], outcomes=unknown)
         finally:
-            for key in walk.results:
-                self._unstored.pop(key, None)
-        return PhaseDone(
-            switch_id=request.switch_id,
-            phase=request.phase,
-            outcomes=ends[0].outcomes,
-            took_us=ends[0].took_us,
-            then=tuple(ends[1:]),
-        )
+            self._forget(walk)
+        return done
+
+    def _forget(self, walk: _Walk) -> None:
+        for key in walk.results:
+            self._unstored.pop(key, None)
+        walk.results.clear()
+        walk.stopped.clear()
+
+    async def _ends(self, request: PhaseDo, walk: _Walk) -> list[PhaseEnd]:
+        ends: list[PhaseEnd] = []
+        for one in request.walk:
+            walk.goes_on = one is not request.walk[-1]
+            began_ns = self._clock.boottime_ns()
+            asked = structs.replace(request, phase=one.phase, deadline_ms=one.deadline_ms)
+            outcomes = await self._phase(asked, walk)
+            took_us = max(self._clock.boottime_ns() - began_ns, 0) // 1_000
+            ends.append(PhaseEnd(phase=one.phase, outcomes=outcomes, took_us=took_us))
+            if any(outcome.status != "done" for outcome in outcomes):
+                break
+        return ends
 
     async def _phase(self, request: PhaseDo, walk: _Walk) -> tuple[DeviceOutcome, ...]:
         """Carry out one phase, with its devices held."""
@@ -156,7 +190,7 @@ class PhaseRunner:
     ) -> dict[str, DeviceOutcome]:
         outcomes: dict[str, DeviceOutcome] = {}
         jobs: list[_Job] = []
-        if request.phase is Phase.VALIDATE:
+        if request.phase is Phase.VALIDATE and not self._executor.host_up():
             # Its host is back within a second or two: nothing was touched yet, so wait for it.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline_s):
@@ -215,6 +249,20 @@ class PhaseRunner:
         if phase is Phase.HANDOVER:
             await self._register(jobs)
         stopped: dict[str, None] = {}
+        acted = await self._act_all(phase, jobs, deadline_s, stopped)
+        outcomes = {outcome.device_id: outcome for outcome in acted}
+        if phase in phases.SYNCED_PHASES and self._needs_page(phase, jobs):
+            await self._store_with_page(request, jobs, outcomes, stopped, deadline_s, walk)
+        else:
+            await self._store(request, jobs, outcomes, stopped, walk)
+        return outcomes
+
+    async def _act_all(
+        self, phase: Phase, jobs: Sequence[_Job], deadline_s: float, stopped: dict[str, None]
+    ) -> tuple[DeviceOutcome, ...]:
+        """Act on all devices side by side, and beside PAUSE register what HANDOVER makes."""
+        if len(jobs) == 1 and phase is not Phase.PAUSE:
+            return (await self._act(phase, jobs[0], deadline_s, stopped),)
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(
@@ -222,12 +270,18 @@ class PhaseRunner:
                 )
                 for job in jobs
             ]
-        outcomes = {task.result().device_id: task.result() for task in tasks}
-        if phase in phases.SYNCED_PHASES and self._needs_page(phase, jobs):
-            await self._store_with_page(request, jobs, outcomes, stopped, deadline_s)
-        else:
-            await self._store(request, jobs, outcomes, stopped, walk)
-        return outcomes
+            early = group.create_task(self._early(jobs)) if phase is Phase.PAUSE else None
+        if early is not None and (error := early.result()) is not None:
+            raise error
+        return tuple(task.result() for task in tasks)
+
+    async def _early(self, jobs: Sequence[_Job]) -> StorageError | None:
+        """Register the instances of HANDOVER while the acts before it are waited for."""
+        try:
+            await self._register(jobs)
+        except StorageError as exc:
+            return exc
+        return None
 
     async def _register(self, jobs: Sequence[_Job]) -> None:
         """Know every instance before its host does: no meter may run that nobody would read."""
@@ -294,26 +348,57 @@ class PhaseRunner:
         outcomes: dict[str, DeviceOutcome],
         stopped: dict[str, None],
         deadline_s: float,
+        walk: _Walk,
     ) -> None:
-        before = dict(outcomes)
+        before, read = dict(outcomes), asyncio.Event()
 
         def decide(page: Harvest) -> Decision:
             outcomes.update(before)
+            read.set()
             return self._decide(request, jobs, outcomes, page)
 
+        deed = partial(self._desk.harvest, decide, stopped=stopped)
+        if request.phase is Phase.DRAIN and walk.goes_on:
+            await self._sync_beside(deed, read, walk)
+            return
         try:
-            deed = partial(self._desk.harvest, decide, stopped=stopped)
             harvested = await _with_host(request.phase, deed, deadline_s)
         except (DriverRefusedError, DriverUnavailableError):
             if request.phase is not Phase.QUARANTINE:
                 raise
             # The mark matters more than the meters, which the next page reads.
             outcomes.update(_all(jobs, "failed", "driver_unavailable", "marked, not made safe"))
-            await self._store(request, jobs, outcomes, stopped, _Walk())
+            await self._store(request, jobs, outcomes, stopped, walk)
             return
         for event in harvested.events:
             self._emit(event)
         self._tell(request.phase, harvested.decision)
+
+    async def _sync_beside(
+        self, deed: Callable[[], Awaitable[Harvested]], read: asyncio.Event, walk: _Walk
+    ) -> None:
+        """Wait until the page of DRAIN is read; what it gives is synced while the walk goes on.
+
+        The host keeps a meter that is shut, so that a node which dies before the write reads it
+        again. Nobody is told of the reading, nor of the walk, before it is durable.
+        """
+
+        async def synced() -> Exception | None:
+            try:
+                harvested = await deed()
+            except (StorageError, DriverRefusedError, DriverUnavailableError) as exc:
+                return exc
+            finally:
+                read.set()
+            for event in harvested.events:
+                self._emit(event)
+            return None
+
+        walk.syncing = walk.group.create_task(synced(), name="phase-sync")
+        await read.wait()
+        if walk.syncing.done() and (error := walk.syncing.result()) is not None:
+            walk.syncing = None
+            raise error
 
     async def _store(
         self,
@@ -342,8 +427,12 @@ class PhaseRunner:
     async def _store_walk(self, walk: _Walk) -> None:
         """Store unsynced what only saves doing it again."""
         change = NodeChange(results=tuple(walk.results.items()), meters=self._stopped(walk.stopped))
-        if change != NodeChange():
+        if change == NodeChange():
+            return
+        try:
             await self._memory.commit(change, sync=False)
+        except StorageError as exc:
+            logger.warning("results not kept, asked for again they are made again: %s", exc)
 
     def _stopped(self, names: dict[str, None]) -> tuple[MeterState, ...]:
         return tuple(
@@ -459,6 +548,14 @@ async def _with_host(phase: Phase, deed: Callable[[], Awaitable[T]], deadline_s:
             if phase is not Phase.ROLLBACK or loop.time() + HOST_LOOK_S >= deadline_s:
                 raise
         await asyncio.sleep(HOST_LOOK_S)
+
+
+def _unsynced(request: PhaseDo, ends: list[PhaseEnd], error: Exception) -> list[PhaseEnd]:
+    """Give a walk whose DRAIN was not made durable: it went no further than that for certain."""
+    code = getattr(error, "code", "storage")
+    unknown = tuple(_outcome(one, "unknown", code, str(error)) for one in request.steps)
+    at = next(place for place, end in enumerate(ends) if end.phase is Phase.DRAIN)
+    return [*ends[:at], structs.replace(ends[at], outcomes=unknown)]
 
 
 def _outcome(step: DeviceStep, status: str, code: str = "", detail: str = "") -> DeviceOutcome:

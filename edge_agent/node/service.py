@@ -43,6 +43,7 @@ from protocol.node import (
 logger = logging.getLogger(__name__)
 
 PERIOD_S = 1.0
+KEYS_S = 0.02
 PHASES_IN_FLIGHT_MAX = 256
 
 
@@ -182,8 +183,9 @@ class NodeService:
             boot_id=self._clock.boot_id(),
             now_ns=self._clock.boottime_ns(),
         )
-        if self._keys.take(beat.lease_keys) and self._group is not None:
-            self._spawn(self._keys.tell(), "node-keys")
+        if self._keys.take(beat.lease_keys):
+            # Not in the way of the phases that this beat came with; no gate opens without them.
+            asyncio.get_running_loop().call_later(KEYS_S, self._tell_keys)
 
     def ack(self, seq: int) -> None:
         """Forget readings up to ``seq``; an ack beyond what was given is not obeyed."""
@@ -202,16 +204,19 @@ class NodeService:
             self._phase(request, reply), name=f"{request.switch_id}-{request.phase.value}"
         )
 
-    async def do_phase(self, request: PhaseDo) -> PhaseDone:
-        """Carry out a phase and give its result."""
-        done = await self._runner.do(request)
+    async def do_phase(
+        self, request: PhaseDo, reply: Callable[[PhaseDone], None] = lambda _: None
+    ) -> PhaseDone:
+        """Carry out a phase and give its result; ``reply`` takes it a little earlier."""
+        done = await self._runner.do(request, reply)
         if self._session is not None:
             self._session.wake()
         return done
 
     async def _phase(self, request: PhaseDo, reply: Callable[[PhaseDone], None]) -> None:
         try:
-            reply(await self.do_phase(request))
+            await self.do_phase(request, reply)
+            await self._keys.tell()
         finally:
             self._phases_in_flight -= 1
 
@@ -227,8 +232,7 @@ class NodeService:
             self._book.take_samples(samples, now_ns)
             self._driver_heard()
             self._begin(self._guard.duties_of_samples(asked_ns))
-            if self._keys.due:  # the host may be another one
-                self._spawn(self._keys.tell(), "node-keys")
+            self._tell_keys()  # the host may be another one
             if self._prewarm.due:
                 self._spawn(self._prewarm.tell(), "node-prewarm")
         self._tell_facts()
@@ -250,6 +254,10 @@ class NodeService:
         self._begin(self._guard.duties_of_leases())
         if self._session is not None:
             self._session.wake()
+
+    def _tell_keys(self) -> None:
+        if self._group is not None and self._keys.due:
+            self._spawn(self._keys.tell(), "node-keys")
 
     def _begin(self, duties: tuple[Duty, ...]) -> None:
         for duty in duties:

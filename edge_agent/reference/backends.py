@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from edge_agent.reference.errors import BackendError
+from edge_agent.reference.errors import BackendMissingError
 from edge_agent.reference.model import Model, ModelSize
 
 
@@ -14,9 +14,10 @@ def model_loader(kind: str, size: ModelSize) -> Callable[[], Model]:
             # PyTorch is no dependency: it is looked for only where the model is loaded.
             from edge_agent.reference.torch_model import TorchModel  # noqa: PLC0415
 
+            # One that is there and fails is told: a full device must not make it another model.
             try:
                 return TorchModel(size)
-            except BackendError:
+            except BackendMissingError:
                 if kind == "torch":
                     raise
         from edge_agent.reference.numpy_model import NumpyModel  # noqa: PLC0415 - the other one

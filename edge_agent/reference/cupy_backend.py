@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from edge_agent.reference.backend import Batch, Work
 from edge_agent.reference.cuda_kernel import FOUND_MAX, KERNEL_NAME, OUT_WORDS, kernel_source
-from edge_agent.reference.errors import BackendError
+from edge_agent.reference.errors import BackendError, BackendMissingError
 from edge_agent.reference.header import TARGET_MAX
 from edge_agent.reference.sha256_state import INITIAL_STATE, compress
 
@@ -57,7 +57,7 @@ class CupyBackend:
         launch_ms: what one launch should take; a pause waits for at most ``DEPTH`` of them.
 
     Raises:
-        BackendError: CuPy is not installed, or finds no device.
+        BackendMissingError: CuPy is not installed, or finds no device.
     """
 
     def __init__(self, launch_ms: float = LAUNCH_MS) -> None:
@@ -66,9 +66,9 @@ class CupyBackend:
             self._cupy: Any = importlib.import_module("cupy")
             device: bytes = self._cupy.cuda.runtime.getDeviceProperties(0)["name"]
         except ImportError as exc:
-            raise BackendError(f"CuPy is not installed: {exc}") from exc
+            raise BackendMissingError(f"CuPy is not installed: {exc}") from exc
         except Exception as exc:  # what CuPy raises without a driver is its own, by version
-            raise BackendError(f"CuPy finds no device: {exc}") from exc
+            raise BackendMissingError(f"CuPy finds no device: {exc}") from exc
         self.name = f"cupy {device.decode(errors='replace')}"
         self._launch_ms = launch_ms
         self._kernel = self._cupy.RawKernel(kernel_source(), KERNEL_NAME)

@@ -5,7 +5,8 @@ Tree::
     WorkloadProgramError      code
     ├── OptionError           an option makes no sense
     ├── StratumError          the pool said what the protocol does not allow
-    ├── BackendError          a backend is missing, or computes wrong hashes
+    ├── BackendError          a backend does not work, or computes wrong hashes
+    │   └── BackendMissingError   this machine has none of that kind: another may do
     └── RefusedError          a request that is answered with a status and a code
 """
 
@@ -29,9 +30,15 @@ class StratumError(WorkloadProgramError):
 
 
 class BackendError(WorkloadProgramError):
-    """A backend is missing on this machine, or computes what hashlib does not."""
+    """A backend does not work here, or computes what hashlib does not."""
 
     code = "backend"
+
+
+class BackendMissingError(BackendError):
+    """This machine has no such backend; ``auto`` takes another."""
+
+    code = "no_backend"
 
 
 class RefusedError(WorkloadProgramError):

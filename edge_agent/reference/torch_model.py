@@ -1,11 +1,13 @@
 """The same decoder in PyTorch, on a GPU.
 
-**Not yet run**: the machines that this was written on had neither PyTorch nor a GPU. What checks it
-where it runs is the canary: its logits' digest must be equal before and after every pause, offload
-and resume, or the server calls itself failed.
+**Not yet run on a GPU.** Its arithmetic, and what leaves and comes back, run in tests on the CPU
+where PyTorch is installed, held to the numpy model. What checks it where it runs is the canary: its
+logits' digest must be equal before and after every pause, offload and resume, or the server calls
+itself failed.
 
 The mirror is pinned once, at load. An offload drops the weights without copying them out, and a
-resume copies them back in one piece; caches, which do change, are copied both ways.
+resume copies them back in one piece; caches, which do change, are copied both ways. What the
+context and cuBLAS keep on the device is neither weights nor caches and is not counted.
 """
 
 import importlib
@@ -17,19 +19,26 @@ from typing import Any
 
 import numpy as np
 
-from edge_agent.reference.errors import BackendError
+from edge_agent.reference.errors import BackendError, BackendMissingError
 from edge_agent.reference.model import Logits, ModelSize, layout
 
 # A type of a library that is no dependency and has no types here.
 Tensor = Any
 
 
+class _Held:
+    """Device memory that weights and caches hold; one thread changes it, any may read."""
+
+    device_bytes = 0
+
+
 class TorchCache:
     """Keys and values of one sequence: [layer, key or value, token, width]."""
 
-    def __init__(self, torch: Any, size: ModelSize) -> None:  # noqa: ANN401 - as Tensor
+    def __init__(self, torch: Any, size: ModelSize, held: _Held) -> None:  # noqa: ANN401 - as Tensor
         self.length = 0
         self._torch = torch
+        self._held = held
         self._shape = (size.layers, 2, size.context, size.dim)
         self.values: Tensor = None
         self._host: Tensor = None
@@ -39,83 +48,116 @@ class TorchCache:
     def offload(self) -> None:
         """Copy out what is used, and free the rest."""
         if self.values is not None:
-            self._host = self.values[:, :, : self.length].cpu()
-            self.values = None
+            used = self.values[:, :, : self.length]
+            self._host = self._torch.empty_like(used, device="cpu").copy_(used)
+            self._free()
 
     def onload(self) -> None:
         """Take memory on the device, and copy back what was copied out."""
         if self.values is None and not self._closed:
-            self.values = self._torch.zeros(self._shape, dtype=self._torch.float16, device="cuda")
+            values = self._torch.zeros(self._shape, dtype=self._torch.float16, device="cuda")
             if self._host is not None:
-                self.values[:, :, : self.length] = self._host.to("cuda")
-                self._host = None
+                values[:, :, : self.length].copy_(self._host)
+            self.values, self._host = values, None
+            self._held.device_bytes += _bytes_of(values)
 
     def close(self) -> None:
         """Free its memory for good."""
-        self._closed, self.values, self._host = True, None, None
+        self._closed, self._host = True, None
+        self._free()
+
+    def _free(self) -> None:
+        if self.values is not None:
+            self._held.device_bytes -= _bytes_of(self.values)
+            self.values = None
 
 
 class TorchModel:
     """The model on the first GPU that this process may see.
 
     Raises:
-        BackendError: PyTorch is not installed, or finds no GPU.
+        BackendMissingError: PyTorch is not installed, or finds no GPU.
+        BackendError: it cannot load the model there.
     """
 
     def __init__(self, size: ModelSize) -> None:
         # Source: PyTorch documentation, "Reproducibility": what cuBLAS needs to repeat itself.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        try:
-            self._torch: Any = importlib.import_module("torch")
-        except ImportError as exc:
-            raise BackendError(f"PyTorch is not installed: {exc}") from exc
-        if not self._torch.cuda.is_available():
-            raise BackendError("PyTorch finds no GPU")
-        self._torch.use_deterministic_algorithms(mode=True)
-        self.name = f"torch {self._torch.cuda.get_device_name(0)}"
         self._size = size
         self._tensors = layout(size)
-        self._mirror = self._draw()
+        self._held = _Held()
+        self._left_bytes = 0
         self._flat: Tensor = None
         self._weights: dict[str, Tensor] = {}
         self._caches: weakref.WeakSet[TorchCache] = weakref.WeakSet()
-        half = size.dim // size.heads // 2
-        steps = self._torch.arange(half, device="cuda", dtype=self._torch.float32)
+        try:
+            self._torch: Any = importlib.import_module("torch")
+        except ImportError as exc:
+            raise BackendMissingError(f"PyTorch is not installed: {exc}") from exc
+        try:
+            self._load()
+        except BackendError:
+            raise
+        except Exception as exc:  # what PyTorch raises without room or driver differs by version
+            raise BackendError(f"PyTorch: {type(exc).__name__}: {exc}") from exc
+
+    def _load(self) -> None:
+        torch = self._torch
+        if not torch.cuda.is_available():
+            raise BackendMissingError("PyTorch finds no GPU")
+        torch.use_deterministic_algorithms(mode=True)
+        # All memory is written before it is read here: filling it first would only take time.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        self.name = f"torch {torch.cuda.get_device_name(0)}"
+        half = self._size.dim // self._size.heads // 2
+        steps = torch.arange(half, device="cuda", dtype=torch.float32)
         self._frequencies = 1e4 ** (-steps / half)
+        self._mirror = self._draw()
         self.onload()
 
     @property
     def device_bytes(self) -> int:
-        """Give what the allocator holds of the device."""
-        return int(self._torch.cuda.memory_reserved())
+        """Give what weights and caches hold of the device, and what an offload did not free."""
+        return self._held.device_bytes + self._left_bytes
 
     @property
     def mirror_bytes(self) -> int:
         """Give the host memory that the mirror holds."""
-        return int(self._mirror.numel() * self._mirror.element_size())
+        return _bytes_of(self._mirror)
 
     def new_cache(self) -> TorchCache:
         """Make room for one sequence."""
-        cache = TorchCache(self._torch, self._size)
+        cache = TorchCache(self._torch, self._size, self._held)
         self._caches.add(cache)
         return cache
 
     def offload(self) -> None:
-        """Free the device."""
+        """Free the device; what the allocator does not get back goes on counting."""
+        torch, held_bytes = self._torch, self._held.device_bytes
+        if held_bytes == 0:
+            return
+        before_bytes = int(torch.cuda.memory_allocated())
         for cache in self._caches:
             cache.offload()
-        self._weights, self._flat = {}, None
-        self._torch.cuda.synchronize()
-        self._torch.cuda.empty_cache()
+        if self._flat is not None:
+            self._held.device_bytes -= _bytes_of(self._flat)
+            self._weights, self._flat = {}, None
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        freed_bytes = before_bytes - int(torch.cuda.memory_allocated())
+        self._left_bytes = max(0, held_bytes - freed_bytes)
 
     def onload(self) -> None:
         """Bring weights and caches back."""
         if self._flat is None:
-            self._flat = self._torch.empty_like(self._mirror, device="cuda")
-            self._flat.copy_(self._mirror, non_blocking=True)
-            self._weights = self._views(self._flat)
+            flat = self._torch.empty_like(self._mirror, device="cuda")
+            flat.copy_(self._mirror, non_blocking=True)
+            self._weights = self._views(flat)
+            self._flat = flat
+            self._held.device_bytes += _bytes_of(flat)
         for cache in self._caches:
             cache.onload()
+        self._left_bytes = 0
         self._torch.cuda.synchronize()
 
     def forward(self, cache: TorchCache, tokens: Sequence[int]) -> Logits:
@@ -183,6 +225,10 @@ class TorchModel:
         mirror = torch.empty(total, dtype=torch.float16, pin_memory=True)
         mirror.copy_(flat)
         return mirror
+
+
+def _bytes_of(tensor: Tensor) -> int:
+    return int(tensor.numel() * tensor.element_size())
 
 
 def _turned(torch: Any, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:  # noqa: ANN401 - as Tensor

@@ -11,7 +11,7 @@ import time
 
 from edge_agent.reference.backend import Backend, Work, prove, self_check
 from edge_agent.reference.cpu_backend import CpuBackend
-from edge_agent.reference.errors import BackendError
+from edge_agent.reference.errors import BackendError, BackendMissingError
 from edge_agent.reference.weight import Weight
 from edge_agent.reference.worker_wire import (
     PACKET_BYTES_MAX,
@@ -142,7 +142,7 @@ def make_backend(kind: str) -> Backend:
 
         try:
             return CupyBackend()
-        except BackendError:
+        except BackendMissingError:
             if kind == "cupy":
                 raise
     return CpuBackend()

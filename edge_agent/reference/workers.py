@@ -29,7 +29,7 @@ from edge_agent.reference.worker_wire import (
 _log = logging.getLogger(__name__)
 
 _RESTART_S = (0.2, 10.0)
-# As the installed launcher starts the agent: same interpreter, same places to import from.
+# Same interpreter, same places to import from.
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from edge_agent.reference.worker import main; sys.exit(main(sys.argv[2:]))"
@@ -98,7 +98,8 @@ class WorkerProcess:
         words = [link_fd, slots_fd, options.threads, self.index, os.getpid()]
         return await asyncio.create_subprocess_exec(
             sys.executable,
-            "-IS",
+            # CuPy looks for CUDA's libraries where site says that packages are.
+            "-IS" if options.backend == "cpu" else "-I",
             "-c",
             _START,
             json.dumps([path or str(Path.cwd()) for path in sys.path]),

@@ -23,6 +23,7 @@ from edge_agent.core.site import (
     CodeColumn,
     FlagColumn,
     FloatColumn,
+    IntColumn,
     Site,
 )
 from edge_agent.core.site_state import SiteState, mode_of, put
@@ -109,22 +110,22 @@ def sick(site: Site, state: SiteState) -> FlagColumn:
 
     A device not yet heard after a start is not silent before its time.
     """
-    unheard = state.now_ns - state.heard_ns > int(UNHEARD_S * NS_PER_S)
-    silent = ~state.reachable & ((state.read_ns > 0) | unheard)
-    out: FlagColumn = (
-        silent
-        | (state.activity == FAULT)
-        | (state.quarantine_ns > state.now_ns)
-        | (_settled(state) & _hashless(site, state, state.hashrate_ths == 0.0))
-    )
+    out: FlagColumn = (state.activity == FAULT) | (state.quarantine_ns > state.now_ns)
+    away = np.flatnonzero(~state.reachable)
+    if len(away):
+        unheard = state.now_ns - state.heard_ns[away] > int(UNHEARD_S * NS_PER_S)
+        out[away] |= (state.read_ns[away] > 0) | unheard
+    hashless = (state.activity == MINE) & (state.hashrate_ths == 0.0) & site.is_asic
+    if hashless.any():
+        none = np.flatnonzero(hashless & _settled(state))
+        out[none] |= _should_hash(site, state, none)
     return out
 
 
-def _hashless(site: Site, state: SiteState, none: FlagColumn) -> FlagColumn:
-    """Say which miners should hash and do not."""
-    warm_ns = site.once(_warm_ns)
-    late = state.now_ns - state.mode_since_ns > warm_ns
-    out: FlagColumn = (state.activity == MINE) & site.is_asic & late & none
+def _should_hash(site: Site, state: SiteState, at: IntColumn) -> FlagColumn:
+    """Say which of some devices are miners that have had the time to hash."""
+    late = state.now_ns - state.mode_since_ns[at] > site.once(_warm_ns)[at]
+    out: FlagColumn = (state.activity[at] == MINE) & site.is_asic[at] & late
     return out
 
 
@@ -206,11 +207,10 @@ def _healthy_readings(site: Site, state: SiteState, fact: f.ReadingsSeen) -> f.R
     every = mode_of(state)
     mode = every[at]
     lost = (mode == UNKNOWN) | (mode == FAULT)
-    settled = _settled(state)[at] & ~lost
+    settled = (state.switch_no[at] < 0) & ~lost
     silent = row.reachable == 0
     strays = settled & (row.activity != UNKNOWN) & (row.activity != mode)
-    dead = settled & _hashless(site, state, np.ones(len(site), dtype=np.bool_))[at]
-    dead &= ~(row.hashrate_ths > 0.0)
+    dead = settled & _should_hash(site, state, at) & ~(row.hashrate_ths > 0.0)
     wrong = silent | strays | dead
     if not wrong.any():
         return fact
@@ -233,7 +233,7 @@ def _mode_readings(
     site: Site, state: SiteState, mode: CodeColumn
 ) -> tuple[FloatColumn, FloatColumn]:
     """Give what each device reads when it does what a mode says: power, and hash rate."""
-    plate = site.nameplate_w[site.class_of, mode]
+    plate = site.activity_w(mode)
     mines = mode == MINE
     known = mines & ~np.isnan(state.mine_w)
     plate_ths = site.spread([row.model.hashrate_ths for row in site.classes])

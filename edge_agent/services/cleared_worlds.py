@@ -7,15 +7,14 @@ kind a world is the one before it and costs nothing.
 from msgspec import Struct
 
 from edge_agent.core import facts as f
-from edge_agent.core.plan import Plan
 from edge_agent.core.profit import Flows, flows
 from edge_agent.core.site import Site
 from edge_agent.core.site_state import SiteState
 from edge_agent.services.cleared import Cleared, Trouble, bound, troubled
 from edge_agent.services.journal_walk import Step
 from edge_agent.services.other_world import OtherWorld
-from edge_agent.services.overrides import Overrides
-from edge_agent.services.what_if import both
+from edge_agent.services.override_keys import Overrides
+from edge_agent.services.what_if import Pair, both
 
 KINDS = tuple(Trouble)
 
@@ -56,10 +55,11 @@ class ClearedWorlds:
         # Flows at once: what the pass has just valued need not be valued again.
         real = flows(step.site, step.before)
         lived = [Lived(step.site, step.before, real, step.row.acts, step.state)]
-        parent, made = self._real, step.made
+        parent = self._real
+        pair: Pair | None = None
         for place, kind in enumerate(KINDS):
             led = self._led.get(kind)
-            if led is None and _begins(kind, parent, step, made):
+            if led is None and _begins(kind, parent, step, pair):
                 led = self._led[kind] = _part(parent, KINDS[: place + 1])
             if led is None:
                 lived.append(lived[-1])
@@ -72,7 +72,6 @@ class ClearedWorlds:
             if any(other not in self._led for other in KINDS[place + 1 :]):
                 parent = world.fork(world.site, world.state, led.sift)
             pair = both(world, step)
-            made = pair.made
             own = flows(pair.site, pair.before)
             lived.append(Lived(pair.site, pair.before, own, pair.acts, pair.state))
         self._real.follow(step)
@@ -89,10 +88,14 @@ def _real(step: Step) -> OtherWorld:
     return OtherWorld(step.site, step.site, everyone, Overrides(), step.before)
 
 
-def _begins(kind: Trouble, parent: OtherWorld, step: Step, made: Plan | None) -> bool:
+def _begins(kind: Trouble, parent: OtherWorld, step: Step, pair: Pair | None) -> bool:
+    """Say whether a world sets out from its parent with a row; a pair: how the parent lived it."""
     if troubled(kind, parent.site, parent.state, step.row.facts):
         return True
-    return kind is Trouble.LIMITS and made is not None and bound(made)
+    if kind is not Trouble.LIMITS:
+        return False
+    made = step.acts() if pair is None else pair.made
+    return made is not None and bound(made)
 
 
 def _part(parent: OtherWorld, kinds: tuple[Trouble, ...]) -> _Led:

@@ -199,12 +199,15 @@ class ControlLoop:
                         exc if isinstance(exc, Exception) else ConnectionError("agent stops")
                     )
             raise
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
         if self.executor is not None:
             for row in opened:
                 self.executor.start(row.switch)
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+        if opened:
+            # Nodes are asked before the work on what only tells of the pass.
+            await asyncio.sleep(0)
         self.last_plan = made
         self._order_s = self._next_order_s(state)
         self.counters.passes += 1

@@ -26,8 +26,8 @@ class Step(Struct, frozen=True, kw_only=True, eq=False):
 
     Args:
         before: state before the row. entered: after its facts. state: after its acts.
-        made: the plan, made from ``entered``; None in a row without one.
-        checked: False where the state was taken over from a snapshot of the same row.
+        made: the plan, made from ``entered``; None in a row without one, or where none was asked
+            for. checked: False where the state was taken over from a snapshot of the same row.
     """
 
     seq: int
@@ -38,6 +38,17 @@ class Step(Struct, frozen=True, kw_only=True, eq=False):
     made: Plan | None
     state: SiteState
     checked: bool = True
+
+    @property
+    def planned(self) -> bool:
+        """Tell whether a plan belongs to the row."""
+        return self.row.planned and self.checked
+
+    def acts(self) -> Plan | None:
+        """Give what was planned; in a walk without plans, what acts come of alone."""
+        if self.made is not None or not self.planned:
+            return self.made
+        return plan(self.site, self.entered, acts_only=True)
 
 
 class Walk:
@@ -61,8 +72,12 @@ class Walk:
         self.programs: list[str] = []
         self.sites = 0
 
-    def steps(self, from_at: datetime | None = None) -> Iterator[Step]:
-        """Step from the newest snapshot before ``from_at`` (None: from the oldest) to the end."""
+    def steps(self, from_at: datetime | None = None, *, plans: bool = True) -> Iterator[Step]:
+        """Step from the newest snapshot before ``from_at`` (None: from the oldest) to the end.
+
+        Args:
+            plans: make the plan of each row; what was done stands in the row.
+        """
         seq, state = self._start(from_at)
         site = None if state is None else self._site_at(seq)
         self.sites = 0 if site is None else 1
@@ -85,7 +100,7 @@ class Walk:
                 state = taken[1] if taken is not None else state
             assert site is not None, "the first row names its site"
             state = new_state(site, row.instant) if state is None else state
-            step = _step(stored.seq, site, state, row)
+            step = _step(stored.seq, site, state, row, plans=plans)
             state = step.state
             yield step
 
@@ -164,7 +179,8 @@ class Walk:
                 row = self._decode(stored, told=True) if stored.seq < seq else None
                 if stored.seq >= seq:
                     break
-                taken = taken if row is None else _step(stored.seq, site, taken, row).state
+                if row is not None:
+                    taken = _step(stored.seq, site, taken, row, plans=False).state
             return site, (fact_seq, taken)
         return site, None
 
@@ -216,9 +232,9 @@ class Walk:
         )
 
 
-def _step(seq: int, site: Site, state: SiteState, row: f.TickRow) -> Step:
+def _step(seq: int, site: Site, state: SiteState, row: f.TickRow, *, plans: bool) -> Step:
     entered = enter(site, state, row.instant, row.facts)
-    made = plan(site, entered) if row.planned else None
+    made = plan(site, entered) if plans and row.planned else None
     return Step(
         seq=seq,
         site=site,

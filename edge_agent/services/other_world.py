@@ -20,7 +20,6 @@ from edge_agent.core.site import (
 )
 from edge_agent.core.site_state import (
     LeaseStatus,
-    MarketState,
     SiteState,
     Slot,
     lease_by_id,
@@ -28,14 +27,8 @@ from edge_agent.core.site_state import (
 )
 from edge_agent.core.snapshot import COLUMNS, STEP_COLUMNS
 from edge_agent.services.journal_walk import Step
-from edge_agent.services.overrides import (
-    Overrides,
-    other_hours,
-    other_number,
-    other_policy,
-    other_rates,
-    other_tick,
-)
+from edge_agent.services.override_keys import Overrides
+from edge_agent.services.overrides import other_market, other_policy, other_tick
 from protocol.node import NodeDevice, NodeEventKind
 from protocol.resource import Activity, DeviceKind
 
@@ -80,6 +73,9 @@ class OtherWorld:
         self.site = site
         self._overrides = overrides
         self._source: IntColumn = np.array(source, dtype=np.int64)
+        # The same fleet: each device stands for itself, and columns need no copy.
+        same = np.array_equal(self._source, np.arange(len(base)))
+        self._theirs: IntColumn | slice = slice(None) if same else self._source
         self._copies: IntColumn = np.flatnonzero(
             [base.index_of(device.device_id) is None for device in site.devices]
         )
@@ -161,7 +157,7 @@ class OtherWorld:
                 self._opened[real.switch_id] = real
         self.state = state
         was = step.state
-        self._apart = _differ(state, was, self._source)
+        self._apart = _differ(state, was, self._theirs)
 
     # --- the start --------------------------------------------------------------------------
 
@@ -179,20 +175,10 @@ class OtherWorld:
             state = replace(state, **columns)
         return replace(
             state,
-            market=self._market(state.market),
+            market=other_market(state.market, self._overrides),
             switch_costs=tuple(row for row in state.switch_costs if not self._assumed(row)),
             policy=other_policy(state.policy, self.site.site_id, self._overrides),
         )
-
-    def _market(self, market: MarketState) -> MarketState:
-        changes: dict[str, object] = dict(other_hours(market, self._overrides))
-        for name in self._overrides.market:
-            held = getattr(market, name)
-            if held is not None:
-                number = other_number(name, held.value, self._overrides)
-                changes[name] = replace(held, value=number)
-        rates = other_rates(market.gpu_rates, self._overrides)
-        return replace(market, gpu_rates=rates, **changes)
 
     def _kind_of(self, class_name: str) -> DeviceKind:
         at = self.base.class_index(class_name)
@@ -249,6 +235,8 @@ class OtherWorld:
         if self._same_fleet and not self._apart.any():
             return (fact,)
         row = f.unpack_readings(fact)
+        if self._same_fleet and not self._apart[row.index].any():
+            return (fact,)
         place = np.full(len(self.base), -1, dtype=np.int64)
         place[row.index] = np.arange(len(row.index))
         at = np.flatnonzero(place[self._source] >= 0)
@@ -264,19 +252,19 @@ class OtherWorld:
     def _rejoined(self, was: SiteState) -> tuple[f.Fact, ...]:
         """Give the last readings of devices that stand again where theirs stand."""
         state = self.state
-        same = (
-            ~self._apart
-            & (state.switch_no < 0)
-            & (was.switch_no[self._source] < 0)
-            & (state.read_ns > 0)
-            # A reading from before the last change says nothing of the present.
-            & (was.read_ns >= was.since_ns)[self._source]
+        stale = np.logical_or.reduce(
+            [getattr(state, name) != getattr(was, name)[self._theirs] for name in _READ_COLUMNS]
         )
-        stale = np.zeros(len(self.site), dtype=np.bool_)
+        at = np.flatnonzero(stale & ~self._apart & (state.switch_no < 0) & (state.read_ns > 0))
+        source = self._source[at]
+        # A reading from before the last change says nothing of the present.
+        sound = (was.switch_no[source] < 0) & (was.read_ns[source] >= was.since_ns[source])
+        other = np.zeros(len(at), dtype=np.bool_)
         for name in _READ_COLUMNS:
-            mine, theirs = getattr(state, name), getattr(was, name)[self._source]
-            stale |= (mine != theirs) & ~(np.isnan(mine) & np.isnan(theirs))
-        at = np.flatnonzero(same & stale)
+            mine, theirs = getattr(state, name)[at], getattr(was, name)[source]
+            # What is not known is not equal to itself, and still the same.
+            other |= (mine != theirs) & ~(np.isnan(mine) & np.isnan(theirs))
+        at = at[sound & other]
         if not len(at):
             return ()
         source = self._source[at]
@@ -399,6 +387,12 @@ class OtherWorld:
 def _differ(state: SiteState, was: SiteState, source: IntColumn | slice) -> np.ndarray:
     """Tell which devices do not do the same in two worlds."""
     names = ("activity", "target", "step", "step_to")
-    apart = [getattr(state, name) != getattr(was, name)[source] for name in names]
+    apart = [
+        getattr(state, name) != getattr(was, name)[source]
+        for name in names
+        if not isinstance(source, slice) or getattr(state, name) is not getattr(was, name)
+    ]
+    if not apart:
+        return np.zeros(len(state.activity), dtype=np.bool_)
     out: np.ndarray = np.logical_or.reduce(apart)
     return out

@@ -1,12 +1,8 @@
-"""``--what-if key=value``: another cap, policy, price or fleet, checked before anything is run.
+"""The other world of a what-if: its site, market and policy, each checked as if it were told.
 
-Keys: ``limits.FIELD``, ``class.NAME.FIELD`` (economics, nameplate, or ``count``),
-``market.FIELD``, ``market.CLASS.serve_usd_per_h|mine_usd_per_h``, ``policy.FIELD``.
-A number stands for itself; ``+N`` and ``-N`` are added to what was, ``xN`` multiplies it, and
-``=N`` is a value whatever its sign.
+What the texts ask for is ``override_keys``.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -14,110 +10,29 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct, structs
 
+from edge_agent.core.curve import ModePoint
 from edge_agent.core.errors import CoreError
-from edge_agent.core.site import Device, DeviceClass, Limits, Site
+from edge_agent.core.site import Device, DeviceClass, Feeder, Site
+from edge_agent.core.site_state import MarketState, PeakState
+from edge_agent.core.step_table import step_points
+from edge_agent.services.override_keys import (
+    CLASS_FIELDS,
+    EMPTY,
+    MODEL_FIELDS,
+    PRICE,
+    TABLE,
+    Change,
+    OverrideError,
+    Overrides,
+)
 from protocol.lease import SitePolicy
 from protocol.market import PRICE_USD_PER_MWH_MAX, PRICE_USD_PER_MWH_MIN, GpuRate, MarketTick
-from protocol.resource import DeviceModel
 from protocol.units import EPOCH
 
-_MARKET = ("price_usd_per_mwh", "btc_price_usd", "difficulty", "subsidy_btc", "fees_btc")
-_RATES = ("serve_usd_per_h", "mine_usd_per_h")
-_POLICY = ("power_cap_w", "curtail")
-_MODEL = tuple(
-    row.name for row in structs.fields(DeviceModel) if row.name not in ("name", "kind", "vram_gib")
-)
-_CLASS = tuple(
-    row.name
-    for row in structs.fields(DeviceClass)
-    if row.name not in ("model", "name") and not isinstance(row.default, tuple)
-)
-_LIMITS = tuple(row.name for row in structs.fields(Limits))
-# What takes a word, not a number.
-_WORDS = tuple(
-    f"limits.{row.name}" for row in structs.fields(Limits) if isinstance(row.default, str)
-)
 DEVICES_MAX = 65_536
+# What the state keeps of the grid.
+_OF_PEAK = ("grid_load_mw", "peak_probability")
 _T = TypeVar("_T")
-
-
-class OverrideError(CoreError):
-    """A key that does not exist, or a value that it cannot have."""
-
-
-class Change(Struct, frozen=True):
-    """One value as asked for: how it follows from what was."""
-
-    key: str
-    text: str
-
-    def number(self, was: float) -> float:
-        """Give the new number.
-
-        Raises:
-            OverrideError: it is no number.
-        """
-        sign, rest = self.text[:1], self.text[1:]
-        try:
-            value = float(rest if sign in ("+", "-", "x", "=") else self.text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            detail = f"{self.key}={self.text}: want a number, +N or -N to add, xN to multiply"
-            raise OverrideError("bad_value", detail)
-        if sign == "x":
-            return was * value
-        return was + value if sign == "+" else was - value if sign == "-" else value
-
-
-class Overrides(Struct, frozen=True):
-    """What is different in the other world.
-
-    Args:
-        limits: by field. classes: by (class, field). counts: devices by class.
-        market: by field. rates: by (class, field). policy: by field.
-    """
-
-    limits: dict[str, Change] = {}
-    classes: dict[tuple[str, str], Change] = {}
-    counts: dict[str, Change] = {}
-    market: dict[str, Change] = {}
-    rates: dict[tuple[str, str], Change] = {}
-    policy: dict[str, Change] = {}
-
-
-def keys_of(site: Site) -> tuple[str, ...]:
-    """Give every key that can be set on a site."""
-    names = [row.class_name for row in site.classes]
-    return (
-        *(f"limits.{name}" for name in _LIMITS),
-        *(f"class.{row}.{name}" for row in names for name in (*_CLASS, *_MODEL, "count")),
-        *(f"market.{name}" for name in _MARKET),
-        *(f"market.{row}.{name}" for row in names for name in _RATES),
-        *(f"policy.{name}" for name in _POLICY),
-    )
-
-
-def parse_overrides(texts: list[str], site: Site) -> Overrides:
-    """Read ``key=value`` texts.
-
-    Raises:
-        OverrideError: an unknown key (with the nearest known one), a key twice, or no value.
-    """
-    known = keys_of(site)
-    out = Overrides({}, {}, {}, {}, {}, {})
-    seen: set[str] = set()
-    for text in texts:
-        key, equals, value = (part.strip() for part in text.partition("="))
-        if not equals or not value:
-            raise OverrideError("bad_override", f"{text}: want KEY=VALUE")
-        if key not in known:
-            raise OverrideError("unknown_key", f"no key {key}{_nearest(key, known)}")
-        if key in seen:
-            raise OverrideError("key_twice", f"{key} is given twice")
-        seen.add(key)
-        _put(out, Change(key, value))
-    return out
 
 
 def other_site(site: Site, overrides: Overrides) -> tuple[Site, tuple[int, ...]]:
@@ -130,21 +45,54 @@ def other_site(site: Site, overrides: Overrides) -> tuple[Site, tuple[int, ...]]
         OverrideError: a value that a site cannot have.
     """
     limits = _changed(site.limits, overrides.limits)
-    classes = []
-    for row in site.classes:
-        mine = {
-            field: at for (name, field), at in overrides.classes.items() if name == row.class_name
-        }
-        model = _changed(row.model, {key: at for key, at in mine.items() if key in _MODEL})
-        own = _changed(row, {key: at for key, at in mine.items() if key in _CLASS})
-        classes.append(structs.replace(own, model=model))
+    classes = tuple(_other_class(row, overrides) for row in site.classes)
+    feeders = tuple(_other_feeder(row, overrides) for row in site.feeders)
     kept = list(_fleet(site, overrides.counts))
     try:
         devices = tuple(row for _, row in kept)
-        made = Site(site.site_id, tuple(classes), devices, limits, site.feeders, site.prewarm)
+        made = Site(site.site_id, classes, devices, limits, feeders, site.prewarm)
     except CoreError as exc:
         raise OverrideError(exc.code, exc.detail) from exc
     return made, tuple(at for at, _ in kept)
+
+
+def _other_feeder(row: Feeder, overrides: Overrides) -> Feeder:
+    change = overrides.feeders.get(row.name)
+    return row if change is None else _changed(row, {"power_cap_w": change})
+
+
+def _other_class(row: DeviceClass, overrides: Overrides) -> DeviceClass:
+    name = row.class_name
+    mine = {field: at for (owner, field), at in overrides.classes.items() if owner == name}
+    model = _changed(row.model, {key: at for key, at in mine.items() if key in MODEL_FIELDS})
+    own = _changed(row, {key: at for key, at in mine.items() if key in CLASS_FIELDS})
+    table = mine.get(TABLE)
+    made: DeviceClass = structs.replace(
+        own,
+        model=model,
+        modes=_other_modes(row, overrides),
+        pue_by_ambient_c=row.pue_by_ambient_c if table is None else table.table(),
+    )
+    # A journal names modes by their place on the curve.
+    was, now = (tuple(point.mode for point in step_points(one)) for one in (row, made))
+    if row.set_modes and made.set_modes and was != now:
+        detail = f"class.{name}: the curve would have the modes {', '.join(now)}, not "
+        raise OverrideError("bad_value", detail + ", ".join(was))
+    return made
+
+
+def _other_modes(row: DeviceClass, overrides: Overrides) -> tuple[ModePoint, ...]:
+    return tuple(
+        _changed(
+            point,
+            {
+                field: change
+                for (owner, mode, field), change in overrides.modes.items()
+                if (owner, mode) == (row.class_name, point.mode)
+            },
+        )
+        for point in row.modes
+    )
 
 
 def other_tick(tick: MarketTick, overrides: Overrides) -> MarketTick:
@@ -169,18 +117,48 @@ def other_number(name: str, was: float, overrides: Overrides) -> float:
     if change is None:
         return was
     value = change.number(was)
-    if name == "price_usd_per_mwh":
+    if name == PRICE:
         return min(max(value, PRICE_USD_PER_MWH_MIN), PRICE_USD_PER_MWH_MAX)
     _said(**{name: value})
     return value
 
 
+def other_market(market: MarketState, overrides: Overrides) -> MarketState:
+    """Give what is held of the market in the other world, as if it had been told so."""
+    changes: dict[str, Any] = dict(other_hours(market, overrides))
+    for name in overrides.market:
+        if name in _OF_PEAK:
+            continue
+        held = getattr(market, name)
+        if held is not None:
+            number = other_number(name, held.value, overrides)
+            changes[name] = structs.replace(held, value=number)
+    changes["gpu_rates"] = other_rates(market.gpu_rates, overrides)
+    return structs.replace(market, peak=_other_peak(market.peak, overrides), **changes)
+
+
+def _other_peak(held: PeakState, overrides: Overrides) -> PeakState:
+    """Give the grid's load and indicator of the other world, its largest of the month as well."""
+    if not overrides.market.keys() & set(_OF_PEAK):
+        return held
+    load, given, most = held.load_mw, held.given, held.most_mw
+    load_name, given_name = _OF_PEAK
+    if load is not None:
+        most = other_number(load_name, most, overrides)
+        value = other_number(load_name, load.value, overrides)
+        load = structs.replace(load, value=value)
+    if given is not None:
+        value = other_number(given_name, given.value, overrides)
+        given = structs.replace(given, value=value)
+    return structs.replace(held, load_mw=load, given=given, most_mw=most)
+
+
 def other_hours(value: Struct, overrides: Overrides) -> dict[str, tuple[float, ...]]:
     """Give what a tick or a state knows of the energy price at other times: it moves with it."""
-    if "price_usd_per_mwh" not in overrides.market:
+    if PRICE not in overrides.market:
         return {}
     return {
-        row.name: tuple(other_number("price_usd_per_mwh", hour, overrides) for hour in hours)
+        row.name: tuple(other_number(PRICE, hour, overrides) for hour in hours)
         for row in structs.fields(value)
         if row.name.endswith("_usd_per_mwh")
         and isinstance(hours := getattr(value, row.name), tuple)
@@ -218,30 +196,13 @@ def other_policy(
     changes: dict[str, Any] = {}
     for name, change in overrides.policy.items():
         if name == "curtail":
-            changes[name] = _flag(change)
+            changes[name] = change.flag()
         else:
             was = base.power_cap_w
             changes[name] = change.number(math.inf if was is None else was)
             if math.isinf(changes[name]):
                 changes[name] = None  # relative to a cap that the policy never set
     return _checked(lambda: structs.replace(base, **changes))
-
-
-def _put(out: Overrides, change: Change) -> None:
-    family, _, rest = change.key.partition(".")
-    name, _, field = rest.rpartition(".")
-    if family == "class" and field == "count":
-        out.counts[name] = change
-    elif family == "class":
-        out.classes[name, field] = change
-    elif family == "market" and name:
-        out.rates[name, field] = change
-    else:
-        {"limits": out.limits, "market": out.market, "policy": out.policy}[family][rest] = change
-    if change.key == "policy.curtail" or field == "set_modes":
-        _flag(change)
-    elif change.key not in _WORDS:
-        change.number(1.0)
 
 
 def _changed(value: Any, changes: dict[str, Change]) -> Any:  # noqa: ANN401 - one Struct or another
@@ -251,10 +212,10 @@ def _changed(value: Any, changes: dict[str, Change]) -> Any:  # noqa: ANN401 - o
     body = structs.asdict(value)
     for name, change in changes.items():
         if isinstance(body[name], str):
-            body[name] = change.text
+            body[name] = "" if change.text == EMPTY else change.text
             continue
         if isinstance(body[name], bool):
-            body[name] = _flag(change)
+            body[name] = change.flag()
             continue
         number = change.number(_base(value, name, change))
         whole = isinstance(body[name], int) and number.is_integer()
@@ -305,14 +266,3 @@ def _checked(make: Callable[[], _T]) -> _T:
         return make()
     except (msgspec.ValidationError, ValueError) as exc:
         raise OverrideError("bad_value", str(exc)) from exc
-
-
-def _flag(change: Change) -> bool:
-    if change.text.lower() not in ("true", "false"):
-        raise OverrideError("bad_value", f"{change.key}={change.text}: want true or false")
-    return change.text.lower() == "true"
-
-
-def _nearest(key: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known[:3])} and so on"

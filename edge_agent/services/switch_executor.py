@@ -8,7 +8,8 @@ because what it holds is its to say. Its device counts with its nameplate meanwh
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from edge_agent.core.curve import ModePoint
 from edge_agent.core.switching import (
@@ -60,13 +61,17 @@ class SwitchExecutor:
         self._clock = clock
         self._agent_epoch = agent_epoch
         self._closed = closed
-        self._queue: asyncio.Queue[Switch] = asyncio.Queue(SWITCHES_MAX)
+        self._group: asyncio.TaskGroup | None = None
+        self._early: list[Switch] = []
         self.open: dict[str, Switch] = {}
 
     def start(self, switch: Switch) -> None:
-        """Begin or resume a switch whose intent is durable."""
+        """Begin or resume a switch whose intent is durable; it waits for ``run``."""
         self.open[switch.switch_id] = switch
-        self._queue.put_nowait(switch)
+        if self._group is None:
+            self._early.append(switch)
+        else:
+            self._begin(self._group, switch)
 
     def room(self) -> int:
         """Give how many switches may be started now."""
@@ -75,9 +80,14 @@ class SwitchExecutor:
     async def run(self) -> None:
         """Run until cancelled; what is then open is resumed after the next start."""
         async with asyncio.TaskGroup() as group:
-            while True:
-                switch = await self._queue.get()
-                group.create_task(self._drive(switch), name=f"switch {switch.switch_id}")
+            self._group = group
+            early, self._early = self._early, []
+            for switch in early:
+                self._begin(group, switch)
+            await asyncio.Event().wait()
+
+    def _begin(self, group: asyncio.TaskGroup, switch: Switch) -> None:
+        group.create_task(self._drive(switch), name=f"switch {switch.switch_id}")
 
     async def _drive(self, switch: Switch) -> None:
         switch, effects = step(switch, Begun(), self._now_ns())
@@ -108,30 +118,28 @@ class SwitchExecutor:
         )
 
     async def _phase(self, switch: Switch, ask: Ask) -> tuple[Said, ...]:
+        if switch.kind is DeviceKind.ASIC:
+            asks = self._asks_of_fleet(switch, ask)
+        else:
+            asks = self._asks_of_nodes(switch, ask)
+        if len(asks) == 1 and not switch.spans:
+            return (await asks[0],)  # nothing is to be written beside it
         async with asyncio.TaskGroup() as group:
             if switch.spans:
                 group.create_task(self._write_note(switch), name=f"note {switch.switch_id}")
-            if switch.kind is DeviceKind.ASIC:
-                tasks = self._ask_fleet(switch, ask, group)
-            else:
-                tasks = self._ask_nodes(switch, ask, group)
+            tasks = [group.create_task(one, name=f"ask {switch.switch_id}") for one in asks]
         return tuple(task.result() for task in tasks)
 
     async def _write_note(self, switch: Switch) -> None:
         row = SwitchRow(switch_id=switch.switch_id, body=encode_switch(switch), closed=False)
         await self._journal.commit(CommitBatch(switches=(row,), sync=False))
 
-    def _ask_nodes(
-        self, switch: Switch, ask: Ask, group: asyncio.TaskGroup
-    ) -> list[asyncio.Task[Said]]:
+    def _asks_of_nodes(self, switch: Switch, ask: Ask) -> list[Coroutine[Any, Any, Said]]:
         by_node: dict[str, list[SwitchDevice]] = {}
         for device in ask.devices:
             by_node.setdefault(device.node_id or "", []).append(device)
         return [
-            group.create_task(
-                self._ask_node(switch, ask, node_id, tuple(devices)),
-                name=f"{ask.phase.value} {switch.switch_id} {node_id}",
-            )
+            self._ask_node(switch, ask, node_id, tuple(devices))
             for node_id, devices in by_node.items()
         ]
 
@@ -185,38 +193,16 @@ class SwitchExecutor:
             if self._links.connected(node_id):
                 return True
 
-    def _ask_fleet(
-        self, switch: Switch, ask: Ask, group: asyncio.TaskGroup
-    ) -> list[asyncio.Task[Said]]:
-        if switch.mode is not None:
-            return self._ask_modes(switch, ask, group)
-        actions: dict[AsicAction, list[str]] = {}
+    def _asks_of_fleet(self, switch: Switch, ask: Ask) -> list[Coroutine[Any, Any, Said]]:
+        actions: dict[AsicAction | ModePoint, list[str]] = {}
         for device in ask.devices:
-            entered = switch.to_activity if ask.phase is Phase.ACTIVATE else device.from_activity
-            action = AsicAction.MINE if entered is Activity.MINE else AsicAction.CURTAIL
-            actions.setdefault(action, []).append(device.device_id)
+            chosen = _mode_of if switch.mode else _action_of
+            action: AsicAction | ModePoint | None = chosen(switch, ask, device)
+            if action is not None:
+                actions.setdefault(action, []).append(device.device_id)
         return [
-            group.create_task(
-                self._ask_action(switch, ask, action, tuple(device_ids)),
-                name=f"{ask.phase.value} {switch.switch_id} {action.value}",
-            )
+            self._ask_action(switch, ask, action, tuple(device_ids))
             for action, device_ids in actions.items()
-        ]
-
-    def _ask_modes(
-        self, switch: Switch, ask: Ask, group: asyncio.TaskGroup
-    ) -> list[asyncio.Task[Said]]:
-        modes: dict[ModePoint, list[str]] = {}
-        for device in ask.devices:
-            mode = switch.mode if ask.phase is Phase.ACTIVATE else device.from_mode
-            if mode is not None:
-                modes.setdefault(mode, []).append(device.device_id)
-        return [
-            group.create_task(
-                self._ask_action(switch, ask, mode, tuple(device_ids)),
-                name=f"{ask.phase.value} {switch.switch_id} {mode.mode}",
-            )
-            for mode, device_ids in modes.items()
         ]
 
     async def _ask_action(
@@ -252,6 +238,15 @@ class SwitchExecutor:
 
     def _now_ns(self) -> int:
         return self._clock.boottime_ns()
+
+
+def _action_of(switch: Switch, ask: Ask, device: SwitchDevice) -> AsicAction:
+    entered = switch.to_activity if ask.phase is Phase.ACTIVATE else device.from_activity
+    return AsicAction.MINE if entered is Activity.MINE else AsicAction.CURTAIL
+
+
+def _mode_of(switch: Switch, ask: Ask, device: SwitchDevice) -> ModePoint | None:
+    return switch.mode if ask.phase is Phase.ACTIVATE else device.from_mode
 
 
 def _ms(seconds: float) -> int:

@@ -59,6 +59,8 @@ _REFUSED_HOLD_NS = 60 * _S
 _COMMANDS_KEPT = 1_000
 _NEED_LEASES_MAX = 500
 _UP_BATCH_VERSION = 1
+# Records of one moment leave together, and after what was decided with them: a switch's first ask.
+_GATHER_S = 0.002
 
 
 class UplinkLimits(Struct, frozen=True, kw_only=True):
@@ -135,6 +137,7 @@ class Uplink:
         self._limits = UplinkLimits() if limits is None else limits
         self._machine = SyncMachine(random, sync_limits)
         self._wakes = {lane: asyncio.Event() for lane in _PUMPED}
+        self._gathering: set[Lane] = set()
         self._timed = asyncio.Event()
         self._timer_ns = 0
         self._live: deque[SiteLive] = deque(maxlen=1)
@@ -539,7 +542,14 @@ class Uplink:
             return
         head = next(head for head in self._store.heads() if head.stream is stream)
         self._machine.appended(stream, head.next_seq)
-        self._wakes[Lane(stream.value)].set()
+        lane = Lane(stream.value)
+        if lane not in self._gathering:
+            self._gathering.add(lane)
+            asyncio.get_running_loop().call_later(_GATHER_S, self._gathered, lane)
+
+    def _gathered(self, lane: Lane) -> None:
+        self._gathering.discard(lane)
+        self._wakes[lane].set()
 
     def _on_sealed(self, seq: int, size: int) -> None:
         self._machine.sealed(seq, size)

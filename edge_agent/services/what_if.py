@@ -9,10 +9,12 @@ of their kind, succeed, and read as their mode does. So equal values give equal 
 from collections.abc import Iterator
 from datetime import datetime
 
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
 from edge_agent.core import facts as f
+from edge_agent.core import feeders as fd
 from edge_agent.core import power as pw
 from edge_agent.core.optimizer import plan
 from edge_agent.core.passes import act, enter
@@ -26,7 +28,8 @@ from edge_agent.services.intents import open_switch
 from edge_agent.services.journal_walk import Step, Walk
 from edge_agent.services.lease_events import tell
 from edge_agent.services.other_world import OtherWorld
-from edge_agent.services.overrides import Overrides, other_site
+from edge_agent.services.override_keys import Overrides
+from edge_agent.services.overrides import other_site
 from protocol.resource import Activity
 
 VIEW_VERSION = 1
@@ -64,7 +67,8 @@ class WhatIfReport(Struct, frozen=True, kw_only=True):
             by_conditions_usd is what the other world does to the decisions as they were (None when
             the fleets differ) and by_decisions_usd what deciding differently adds.
         unvalued_s: time in which a price was unknown, or the machine was down.
-        over_cap_s: counted load above the cap in force: as it was, and as it would have been.
+        over_cap_was_s, over_cap_would_s: counted load above the cap in force.
+        over_feeder_was_s, over_feeder_would_s: above that of any feeder.
     """
 
     v: int
@@ -82,6 +86,8 @@ class WhatIfReport(Struct, frozen=True, kw_only=True):
     unvalued_s: float
     over_cap_was_s: float
     over_cap_would_s: float
+    over_feeder_was_s: float
+    over_feeder_would_s: float
 
 
 class Pair(Struct, frozen=True, kw_only=True, eq=False):
@@ -110,7 +116,7 @@ def pairs(
     """
     world: OtherWorld | None = None
     based: Site | None = None
-    for step in Walk(source, otherwise).steps(from_at):
+    for step in Walk(source, otherwise).steps(from_at, plans=False):
         wall = step.row.instant.wall
         if to_at is not None and wall > to_at:
             return
@@ -164,6 +170,8 @@ def what_if(
         unvalued_s=sums.unvalued_s,
         over_cap_was_s=sums.over_was_s,
         over_cap_would_s=sums.over_would_s,
+        over_feeder_was_s=sums.feeder_was_s,
+        over_feeder_would_s=sums.feeder_would_s,
     )
 
 
@@ -180,6 +188,8 @@ class _Sums(Struct):
     unvalued_s: float = 0.0
     over_was_s: float = 0.0
     over_would_s: float = 0.0
+    feeder_was_s: float = 0.0
+    feeder_would_s: float = 0.0
     apart_fleets: bool = False
 
     def add(self, pair: Pair) -> None:
@@ -187,7 +197,7 @@ class _Sums(Struct):
         step = pair.step
         self.first = step.row.instant.wall if self.first is None else self.first
         self.last = step.row.instant.wall
-        self.passes += step.made is not None
+        self.passes += step.planned
         self.apart_fleets = self.apart_fleets or pair.site.digest != step.site.digest
         dt_s = _elapsed_s(step)
         was = profit_usd_per_h(step.site, step.before)
@@ -203,6 +213,8 @@ class _Sums(Struct):
             self.same_acts_usd += same * dt_s / _SECONDS_PER_H
         self.over_was_s += dt_s * _over_cap(step.site, step.before)
         self.over_would_s += dt_s * _over_cap(pair.site, pair.before)
+        self.feeder_was_s += dt_s * _over_feeder(step.site, step.before)
+        self.feeder_would_s += dt_s * _over_feeder(pair.site, pair.before)
         self.was_usd -= _wear(step.site, step.entered, step.row.acts)
         self.would_usd -= _wear(pair.site, pair.state, pair.acts)
         if not self.apart_fleets:
@@ -212,6 +224,12 @@ class _Sums(Struct):
 def _over_cap(site: Site, state: SiteState) -> bool:
     power = pw.view(site, state)
     return power.counted_w > power.cap_w
+
+
+def _over_feeder(site: Site, state: SiteState) -> bool:
+    if not site.feeders:
+        return False
+    return bool(np.any(fd.rooms_w(site, pw.counted_w(site, state)) < 0.0))
 
 
 def _elapsed_s(step: Step) -> float:
@@ -242,7 +260,7 @@ def both(world: OtherWorld, step: Step) -> Pair:
     before = world.state
     facts = world.facts_of(step)
     entered = enter(world.site, before, step.row.instant, facts)
-    made = plan(world.site, entered) if step.row.planned else None
+    made = plan(world.site, entered, acts_only=True) if step.row.planned else None
     acts = () if made is None else _acts(world, step, entered, made)
     state = act(world.site, entered, acts)
     world.moved(step, state, acts)
@@ -253,10 +271,12 @@ def _acts(world: OtherWorld, step: Step, entered: SiteState, made: Plan) -> tupl
     """Give what the other world does; where it is what was done, the same facts with their ids."""
     wall = step.row.instant.wall
     done = {_key(fact): fact for fact in step.row.acts}
+    room = _ROOM_MAX
     opened = sum(isinstance(fact, f.SwitchOpened) for fact in step.row.acts)
-    # An agent without room for all its intents leaves the last ones for later.
-    short = step.made is not None and opened < len(step.made.intents)
-    room = opened if short else _ROOM_MAX
+    if opened < len(made.intents):
+        # An agent without room for all its intents leaves the last ones for later.
+        was = step.acts()
+        room = opened if was is not None and opened < len(was.intents) else room
     facts: list[f.Fact] = list(tell(entered, made.leases, wall, 0).facts)
     facts += prepare_acts(world.site, entered, made)
     facts += [

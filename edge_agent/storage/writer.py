@@ -3,7 +3,7 @@
 Theory of operation. Callers hand in jobs. A group of jobs runs in one transaction, each in a
 savepoint of its own, and every caller is answered after the commit. While one group is being
 synced the next one gathers, so that the cost of a sync is shared without anybody waiting for it;
-only after a group of several jobs does the writer linger for more. A group without any ``sync``
+only after a group of many jobs does the writer linger for more. A group without any ``sync``
 job is committed unsynced (``synchronous=NORMAL``): it survives the death of the process, and the
 next synced commit covers it too, because the write-ahead log is one file, synced as a whole.
 """
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 GROUP_MAX = 256
 QUEUE_MAX = 1_024
 LINGER_S = 0.002
+# A group of more jobs than this means that more are on their way.
+LINGER_ABOVE = 4
 _BUSY_TIMEOUT_MS = 5_000
 _WAL_LIMIT_BYTES = 64 * 1024 * 1024
 
@@ -181,7 +183,7 @@ class ThreadedWriter:
         crowded = False
         while True:
             group, last = self._gather(linger=crowded)
-            crowded = len(group) > 1
+            crowded = len(group) > LINGER_ABOVE
             if group:
                 run_group(connection, group, level, self._on_full)
                 self._call(self._deliver, group)
@@ -402,15 +404,15 @@ def _is_of_disk(exc: Exception) -> bool:
 
 
 def _answer(pending: _Pending) -> None:
+    # Who waits goes on after this turn of the loop, but before whatever ``on_done`` wakes up.
+    future = pending.future
+    if future is not None and not future.done():
+        if pending.error is None:
+            future.set_result(pending.value)
+        else:
+            future.set_exception(pending.error)
     if pending.error is None and pending.on_done is not None:
         pending.on_done(pending.value)
-    future = pending.future
-    if future is None or future.done():
-        return
-    if pending.error is None:
-        future.set_result(pending.value)
-    else:
-        future.set_exception(pending.error)
 
 
 def _set_up(connection: sqlite3.Connection) -> None:

@@ -116,6 +116,7 @@ class Receipt(Struct, frozen=True, kw_only=True):
         freed_mib: GPU memory that came free; None = not measured.
         moved_mib: Copied between GPU and host memory by this act; 0 = dropped or left in place.
         inflight_left: Requests that were still under way; None = it does not tell.
+        hashes: Of a miner, its counter at the evidence; None = none was read.
     """
 
     acked_ns: int
@@ -124,6 +125,7 @@ class Receipt(Struct, frozen=True, kw_only=True):
     freed_mib: int | None = None
     moved_mib: int = 0
     inflight_left: int | None = None
+    hashes: int | None = None
 
 
 class HashSample(Struct, frozen=True, kw_only=True):

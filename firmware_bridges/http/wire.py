@@ -25,7 +25,13 @@ class HttpResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def encode_request(
-    method: str, path: str, host: str, *, proof: tuple[str, str] | None, body: bytes | None
+    method: str,
+    path: str,
+    host: str,
+    *,
+    proof: tuple[str, str] | None,
+    body: bytes | None,
+    keep: bool = False,
 ) -> bytes:
     """Encode one request that asks for the connection to be closed after the answer.
 
@@ -33,8 +39,15 @@ def encode_request(
         method: Of the request. path: with its query string. host: `host:port`.
         proof: Header (name, value) that says who asks.
         body: JSON, if any.
+        keep: Ask for the connection to be kept instead.
     """
-    lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", "Connection: close", "Accept: */*"]
+    connection = "keep-alive" if keep else "close"
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        f"Host: {host}",
+        f"Connection: {connection}",
+        "Accept: */*",
+    ]
     if proof is not None:
         lines.append(f"{proof[0]}: {proof[1]}")
     if body is not None:
@@ -78,6 +91,20 @@ def decode_response(data: bytes) -> HttpResponse:
     if length is not None and len(body) < length:
         raise HttpFormatError(f"body: {len(body)} bytes of {length}")
     return HttpResponse(status=status, headers=headers, body=body[:length])
+
+
+def is_kept(data: bytes) -> bool:
+    """Tell whether a whole response leaves its connection clean and open for the next request."""
+    head_end = data.find(_HEAD_END, 0, HEAD_BYTES_MAX)
+    try:
+        _, headers = _head(data[: max(head_end, 0)])
+        length = _length(headers)
+    except HttpFormatError:
+        return False
+    ends = any(name == "connection" and "close" in value.lower() for name, value in headers)
+    # Chunks would have to be counted to their end; these servers name a length.
+    whole = length is not None and len(data) == head_end + len(_HEAD_END) + length
+    return data.startswith(b"HTTP/1.1 ") and whole and not ends and not _is_chunked(headers)
 
 
 def _head(head: bytes) -> tuple[int, tuple[tuple[str, str], ...]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from firmware_bridges.nvml.errors import NvmlCallError, NvmlError, NvmlGoneError
-from firmware_bridges.nvml.library import TIMEOUT, Handle, Nvml
+from firmware_bridges.nvml.library import ABSENT, TIMEOUT, Handle, Nvml
 from firmware_bridges.nvml.outbox import Outbox
 from firmware_bridges.nvml.reader import address_of
 from firmware_bridges.nvml.samples import EventKind, GpuEvent
@@ -73,15 +73,17 @@ class EventWatch:
         """Have this card's events told; called by the card's own thread.
 
         Raises:
-            NvmlError: the card is lost, or the driver is.
+            NvmlError: the card is lost, or the driver is, or it failed for the moment.
         """
         if self._set is None:
             return
         try:
             supported = nvml.integer("nvmlDeviceGetSupportedEventTypes", handle)
             nvml.call("nvmlDeviceRegisterEvents", handle, supported & WANTED, self._set)
-        except NvmlCallError:
-            return
+        except NvmlCallError as exc:
+            if exc.nvml_code in ABSENT:
+                return
+            raise
         self._uuids[address_of(handle)] = uuid
 
     def run(self) -> None:

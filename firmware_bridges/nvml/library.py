@@ -29,12 +29,26 @@ FUNCTION_NOT_FOUND: Final = 13
 GPU_IS_LOST: Final = 15
 RESET_REQUIRED: Final = 16
 LIB_RM_VERSION_MISMATCH: Final = 18
+VERSION_MISMATCH: Final = 25
+DEPRECATED: Final = 26
 GPU_NOT_FOUND: Final = 28
 UNKNOWN: Final = 999
 
 DETAIL_MAX: Final = 300
 # What pynvml makes of a function it does not have, or of an answer it cannot read.
 _STRANGE: Final = (ArgumentError, AttributeError, LookupError, TypeError, ValueError)
+
+# What a card or its driver does not have, or not for us: it will say the same the next time.
+ABSENT: Final = frozenset(
+    {
+        INVALID_ARGUMENT,
+        NOT_SUPPORTED,
+        NO_PERMISSION,
+        FUNCTION_NOT_FOUND,
+        VERSION_MISMATCH,
+        DEPRECATED,
+    }
+)
 
 _LOST: Final = {GPU_IS_LOST, GPU_NOT_FOUND}
 _GONE: Final = {UNINITIALIZED, DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, LIB_RM_VERSION_MISMATCH}

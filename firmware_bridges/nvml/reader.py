@@ -10,14 +10,7 @@ from ctypes import c_void_p, cast
 from typing import Any, Final
 
 from firmware_bridges.nvml.errors import NvmlCallError
-from firmware_bridges.nvml.library import (
-    FUNCTION_NOT_FOUND,
-    INVALID_ARGUMENT,
-    NO_PERMISSION,
-    NOT_SUPPORTED,
-    Handle,
-    Nvml,
-)
+from firmware_bridges.nvml.library import ABSENT, Handle, Nvml
 from firmware_bridges.nvml.samples import (
     PROCESSES_MAX,
     GpuInfo,
@@ -55,7 +48,6 @@ _AGGREGATE: Final = 1
 _MEMORY_V2: Final = 0x0200_0028
 LINKS_MAX: Final = 18
 
-_ABSENT: Final = {NOT_SUPPORTED, FUNCTION_NOT_FOUND, NO_PERMISSION, INVALID_ARGUMENT}
 # Sweeps until a function that was not supported is asked again: it may be (MIG was left).
 _ASK_AGAIN_SWEEPS: Final = 60
 _FAILED_MAX: Final = 32
@@ -181,7 +173,7 @@ class CardReader:
         try:
             return self._nvml.call(name, self.handle, *args)
         except NvmlCallError as exc:
-            if exc.nvml_code in _ABSENT:
+            if exc.nvml_code in ABSENT:
                 self._absent[key] = self._sweep + _ASK_AGAIN_SWEEPS
             elif len(self._failed) < _FAILED_MAX:
                 self._failed.append(name)

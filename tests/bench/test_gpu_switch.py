@@ -5,25 +5,26 @@ What is CUDA in it is not run here, but for the kernel's arithmetic, which a C c
 
 import ctypes
 import os
-import shutil
 import struct
-import subprocess
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
 
 from bench import gpu_switch
 from bench.__main__ import main
 from bench.figure import quantile
-from bench.gpu import cuda_miner, cuda_model
 from bench.gpu.arena import Arena, ArenaError
-from bench.gpu.supervisor import BenchError, Pair, Row, prepared, switch_often, tax
+from bench.gpu.budget import BenchError
+from bench.gpu.cuda_shapes import LLAMA_7B
+from bench.gpu.judging import judged
+from bench.gpu.plans import LARGE, Plan, Target, Tax
+from bench.gpu.plans import SMALL as SMALL_LAYERS
+from bench.gpu.probe import Found
+from bench.gpu.supervisor import Pair, Row, prepared, switches, tax
 from bench.gpu.wire import Gate
 from bench.gpu.workload import (
     GENESIS_HASH,
-    GENESIS_HEADER,
     GENESIS_NONCE,
     Options,
     hash_of,
@@ -46,9 +47,11 @@ class Recorder:
         self.calls.append(("resume", pid))
 
 
-def plan(strategy: str, count: int = 3, limit_ms: float = 60_000.0) -> gpu_switch.Plan:
-    targets = (gpu_switch.Target(way="in", share=0.5, limit_ms=limit_ms),)
-    return gpu_switch.Plan(name="try", strategy=strategy, count=count, targets=targets, layers=2)
+def plan(strategy: str, count: int = 3, limit_ms: float = 60_000.0) -> Plan:
+    targets = (Target(way="in", share=0.5, limit_ms=limit_ms),)
+    return Plan(
+        name="try", strategy=strategy, count=count, targets=targets, layers=2, expected_s=1.0
+    )
 
 
 @pytest.mark.parametrize("strategy", ["resident-gate", "pinned-swap", "cuda-checkpoint", "restart"])
@@ -57,7 +60,7 @@ def test_each_strategy_switches_both_ways_and_every_output_is_verified(strategy:
     options = Options(layers=2, mirror=strategy == "pinned-swap")
     with prepared("cpu", SMALL, options, recorder) as made:
         pid = made.infer.process.pid
-        rows = switch_often(made, strategy, 2)
+        rows = list(switches(made, strategy, 2))
     assert [(row.way, row.number) for row in rows] == [("in", 0), ("out", 0), ("in", 1), ("out", 1)]
     assert all(row.verified for row in rows)
     for row in rows:
@@ -83,9 +86,9 @@ def test_only_one_side_works_at_a_time() -> None:
 def test_a_wrong_output_is_counted_and_misses_the_figure() -> None:
     with prepared("cpu", SMALL, SMALL) as made:
         made.infer.digest = "0" * 64
-        rows = switch_often(made, "resident-gate", 1)
+        rows = list(switches(made, "resident-gate", 1))
     assert [row.verified for row in rows] == [False, True]
-    last = gpu_switch.judged(plan("resident-gate"), rows, {})[-1]
+    last = judged(plan("resident-gate"), rows, {})[-1]
     assert (last.name, last.value, last.ok) == ("gpu-switch try wrong outputs", 1.0, False)
 
 
@@ -109,7 +112,9 @@ def test_the_tax_is_a_ratio_of_rates_and_the_other_side_is_back_after_it() -> No
 
 
 def test_both_taxes_are_figures_with_the_rates_behind_them() -> None:
-    figures = gpu_switch.measured_tax("cpu", plan("resident-gate"), 0.02, 1)
+    figures = gpu_switch.measured_tax(
+        "cpu", Tax(plan=plan("resident-gate"), window_s=0.02, rounds=1)
+    )
     assert [figure.name for figure in figures] == ["gpu-switch tax mine", "gpu-switch tax infer"]
     for figure in figures:
         ((beside, alone),) = figure.conditions["rates"]
@@ -119,7 +124,8 @@ def test_both_taxes_are_figures_with_the_rates_behind_them() -> None:
 
 def test_a_measured_plan_gives_its_quantiles_and_raw_rows(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    figures = gpu_switch.measured(plan("resident-gate"), "cpu", rows=path, suspender=Recorder())
+    with gpu_switch._keeper(path) as keep:
+        figures = gpu_switch.measured(plan("resident-gate"), "cpu", keep=keep, suspender=Recorder())
     assert [figure.ok for figure in figures] == [True, True]
     rows = [msgspec.json.decode(line, type=Row) for line in path.read_bytes().splitlines()]
     assert len(rows) == 6
@@ -128,7 +134,7 @@ def test_a_measured_plan_gives_its_quantiles_and_raw_rows(tmp_path: Path) -> Non
     assert figures[0].conditions["max"] == round(max(inward), 3)
     assert figures[0].conditions["rows_ms"] == [round(value, 3) for value in inward]
     assert figures[0].conditions["miner"]["backend"] == "cpu"
-    missed = gpu_switch.judged(plan("resident-gate", limit_ms=0.0), rows, {})
+    missed = judged(plan("resident-gate", limit_ms=0.0), rows, {})
     assert missed[0].ok is False
 
 
@@ -144,7 +150,7 @@ def test_the_real_client_runs_under_the_bench(tmp_path: Path, cuda: FakeCuda) ->
     try:
         with prepared("cpu", SMALL, SMALL, taker) as made:
             cuda.add(made.infer.process.pid)
-            rows = switch_often(made, "cuda-checkpoint", 2)
+            rows = list(switches(made, "cuda-checkpoint", 2))
         assert all(row.verified for row in rows)
         assert cuda.inits == 1
         # It does not know the next process: a refusal where all is at hand is a miss.
@@ -176,14 +182,14 @@ def test_a_run_that_fails_where_all_is_at_hand_misses_its_figures(
     figures = gpu_switch.measured(plan("resident-gate"), "cpu", suspender=Recorder())
     assert {figure.ok for figure in figures} == {False}
     assert figures[0].conditions["failed"] == "infer: it is gone"
-    taxes = gpu_switch.measured_tax("cpu", plan("resident-gate"), 0.1, 1)
+    taxes = gpu_switch.measured_tax("cpu", Tax(plan=plan("resident-gate"), rounds=1))
     assert [figure.ok for figure in taxes] == [False, False]
 
 
 def test_without_a_gpu_every_figure_is_printed_unjudged_with_its_reason(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu_switch, "why_not", lambda: "no GPU")
+    monkeypatch.setattr(gpu_switch, "look", lambda: Found(missing="no GPU"))
     assert main(["gpu-switch", "--json"]) == 0
     lines = [msgspec.json.decode(line) for line in capsys.readouterr().out.splitlines()]
     targets = {line["name"]: line["target"] for line in lines}
@@ -199,20 +205,6 @@ def test_without_a_gpu_every_figure_is_printed_unjudged_with_its_reason(
         assert line["conditions"]["test pending"] == "no GPU"
     assert main(["gpu-switch"]) == 0
     assert "not judged" in capsys.readouterr().out
-
-
-def test_what_is_missing_is_named_in_order(
-    tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    assert gpu_switch.why_not() == "not installed: torch, cupy"
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: "there")
-    build(tmp_path)  # a driver that does not start, and then one that has no devices to count
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
-    cuda.refuse_init(100)
-    assert gpu_switch.why_not() == "no driver: AssertionError: the driver does not start"
-    cuda.refuse_init(0)
-    assert "cuDeviceGetCount" in str(gpu_switch.why_not())
 
 
 def test_the_gate_is_one_page_for_both_sides() -> None:
@@ -250,36 +242,26 @@ def test_the_arena_keeps_its_addresses_and_gives_its_memory_back(tmp_path: Path)
         Arena(1, str(library))
 
 
-# --- the kernel ------------------------------------------------------------------------------
+def test_memory_that_cannot_be_used_is_given_back_and_mapped_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arena = Arena(2 << 20, str(build(tmp_path)))
+    arena.unmap()
+    with monkeypatch.context() as wrong:
+        wrong.setattr("bench.gpu.arena._READ_WRITE", 1)
+        with pytest.raises(ArenaError, match="cuMemSetAccess gave 1"):
+            arena.map()
+    arena.map()
+    arena.unmap()
+
+
+# --- what is measured ---------------------------------------------------------------------------
 
 
 def test_the_reference_is_bitcoins_first_block() -> None:
     assert hash_of(GENESIS_NONCE)[::-1].hex() == GENESIS_HASH
 
 
-def test_the_kernels_arithmetic_is_that_of_hashlib(tmp_path: Path) -> None:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler: the kernel's source cannot be built for the CPU")
-    shell = tmp_path / "host.c"
-    shell.write_text(
-        f'#define HOST_CHECK\n#include "{cuda_miner.SOURCE}"\n'
-        "void one(const u32 *m, const u32 *t, u32 n, u32 *o) { sha256d(m, t, n, o); }\n"
-    )
-    target = tmp_path / "host.so"
-    flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Werror"]
-    subprocess.run([compiler, *flags, "-o", str(target), str(shell)], check=True)
-    one = ctypes.CDLL(str(target)).one
-    state = (ctypes.c_uint32 * 8)(*cuda_miner.midstate_of(GENESIS_HEADER))
-    tail = (ctypes.c_uint32 * 3)(*struct.unpack(">3I", GENESIS_HEADER[64:76]))
-    out = (ctypes.c_uint32 * 8)()
-    rng = np.random.default_rng(1)
-    drawn = (int(value) for value in rng.integers(0, 1 << 32, 2_000))
-    for nonce in (0, 1, GENESIS_NONCE, 0xFFFFFFFF, *drawn):
-        one(state, tail, ctypes.c_uint32(nonce), out)
-        assert struct.pack(">8I", *out) == hash_of(nonce)
-
-
 def test_the_models_sizes_are_those_of_the_figures() -> None:
-    assert 2 * cuda_model.weight_count(gpu_switch.LARGE) == pytest.approx(13.5e9, rel=0.01)
-    assert 2 * cuda_model.weight_count(gpu_switch.SMALL) == pytest.approx(4.0e9, rel=0.05)
+    assert 2 * LLAMA_7B.weight_count(LARGE) == pytest.approx(13.5e9, rel=0.01)
+    assert 2 * LLAMA_7B.weight_count(SMALL_LAYERS) == pytest.approx(4.0e9, rel=0.05)

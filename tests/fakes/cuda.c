@@ -1,6 +1,8 @@
 /* A stand-in of libcuda.so.1: the checkpoint functions with their state machine, and those of
  * virtual memory that the GPU bench needs, with their rules.
  *
+ * Its device 0 bears the UUID that tests/fakes/nvml.py gives card HCP_FAKE_CUDA_CARD.
+ *
  * State lies in a file named by HCP_FAKE_CUDA, mapped shared, so that a test reads and drives it
  * while another process calls. Built with -DOLD_DRIVER it lacks the checkpoint functions, as
  * drivers before 570 do.
@@ -8,12 +10,14 @@
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
 enum { RUNNING, LOCKED, CHECKPOINTED, FAILED };
-enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, OPERATING_SYSTEM = 304,
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3,
+       INVALID_DEVICE = 101, OPERATING_SYSTEM = 304,
        ILLEGAL_STATE = 401, NOT_READY = 600 };
 enum { SLOTS = 8 };
 
@@ -33,7 +37,7 @@ struct shared {
     int32_t init_code;
     int32_t version;
     int32_t inits;
-    int32_t unused;
+    int32_t devices;
     struct slot slots[SLOTS];
 };
 
@@ -59,6 +63,28 @@ int cuInit(unsigned int flags) {
 int cuDriverGetVersion(int *version) {
     if (shared == NULL) return NOT_INITIALIZED;
     *version = shared->version;
+    return SUCCESS;
+}
+
+int cuDeviceGetCount(int *count) {
+    if (shared == NULL) return NOT_INITIALIZED;
+    *count = shared->devices;
+    return SUCCESS;
+}
+
+int cuDeviceGet(int *device, int ordinal) {
+    if (shared == NULL) return NOT_INITIALIZED;
+    if (ordinal < 0 || ordinal >= shared->devices) return INVALID_DEVICE;
+    *device = ordinal;
+    return SUCCESS;
+}
+
+int cuDeviceGetUuid_v2(unsigned char *uuid, int device) {
+    const char *card = getenv("HCP_FAKE_CUDA_CARD");
+    if (shared == NULL || device >= shared->devices) return INVALID_DEVICE;
+    memset(uuid, 0, 16);
+    uuid[3] = uuid[15] = (unsigned char)(card == NULL ? 0 : atoi(card));
+    uuid[6] = 0x40, uuid[8] = 0x80;
     return SUCCESS;
 }
 

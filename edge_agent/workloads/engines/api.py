@@ -1,7 +1,8 @@
 """A driver whose engine has an HTTP API: starting it, and waiting until it answers."""
 
 import asyncio
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
 
 from edge_agent.workloads.engine import EngineSpec
 from edge_agent.workloads.engine_time import engine_acts
@@ -14,6 +15,8 @@ from edge_agent.workloads.errors import (
     Refusal,
     WorkloadError,
 )
+
+T = TypeVar("T")
 
 START_PERIOD_S: Final = 0.02
 ASK_S_MAX: Final = 2.0
@@ -37,6 +40,22 @@ class ApiEngine(EngineBase):
             WorkloadError: It is not answered, or not yet.
         """
         await self._api.ask("GET", "/health", None, deadline)
+
+    async def _ordered(self, order: Callable[[Deadline], Awaitable[T]], deadline: Deadline) -> T:
+        """Give an order to what runs, as a rule; where it does not answer, start it before.
+
+        Raises:
+            DriverRefusedError: It does not start, or refuses.
+            DriverUnavailableError: Somebody else's engine is silent.
+        """
+        if not self._record().parked:
+            try:
+                return await order(deadline)
+            except DriverUnavailableError:
+                if not self._program.ours:
+                    raise
+        await self._start(deadline)
+        return await order(deadline)
 
     async def _start(self, deadline: Deadline, *, quick: bool = False) -> None:
         """Have the program run, and wait until its API answers.

@@ -9,6 +9,7 @@ import msgspec
 from edge_agent.workloads.engine import Engine, EngineSpec
 from edge_agent.workloads.engines.base import EnginePorts
 from edge_agent.workloads.engines.evidence import GpuMemory, UnknownWork
+from edge_agent.workloads.engines.kept import KeptExchange
 from edge_agent.workloads.engines.openai import OpenAiEngine
 from edge_agent.workloads.engines.process import ProcessEngine, program_for
 from edge_agent.workloads.engines.program import WEIGHT_MINER, WEIGHT_NORMAL, ProgramWork
@@ -82,6 +83,7 @@ def engine_here(
         memory=memory,
         # what works on a GPU may do so with idle processors: there this is no evidence
         work=UnknownWork() if spec.vram_mib else ProgramWork(program),
+        exchange=KeptExchange(),
     )
     return engine_of(kind, spec, ports)
 

@@ -1,4 +1,4 @@
-"""The API of an engine on this machine: one request a connection, JSON, and no trust in a 200.
+"""The API of an engine on this machine: one request at a time, JSON, and no trust in a 200.
 
 What an answer means for the act: a refusal says that it did not happen; silence, a cut answer, and
 the error page of a gateway in between leave it unknown.
@@ -120,7 +120,7 @@ class EngineHttp:
             DriverUnavailableError: None, or no whole one in time.
         """
         request = encode_request(
-            method, self._base + path, self.address, proof=self._proof, body=body
+            method, self._base + path, self.address, proof=self._proof, body=body, keep=True
         )
         left_s = deadline.left_s()
         deadlines = Deadlines(connect_s=min(CONNECT_S, left_s), answer_s=left_s)

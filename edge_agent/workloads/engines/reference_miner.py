@@ -14,6 +14,7 @@ from edge_agent.workloads.engine import (
     Probe,
     Receipt,
 )
+from edge_agent.workloads.engine_time import engine_acts
 from edge_agent.workloads.engines.api import ApiEngine
 from edge_agent.workloads.engines.base import PROBE_S, EnginePorts
 from edge_agent.workloads.engines.evidence import Deadline, until, within
@@ -70,7 +71,8 @@ class ReferenceMiner(ApiEngine):
 
     def __init__(self, spec: EngineSpec, ports: EnginePorts) -> None:
         super().__init__(spec, ports)
-        self._greeted = 0
+        # The count at which it was last seen to stand still, or as it was found.
+        self._stood: int | None = None
 
     def capabilities(self) -> EngineCapabilities:
         """Give what it can do."""
@@ -109,6 +111,7 @@ class ReferenceMiner(ApiEngine):
                 idle_ns=self._now_ns(),
                 evidence=f"paused, hash counter stands at {hashes}",
                 inflight_left=0,
+                hashes=hashes,
             )
 
     async def offload(self, deadline_s: float) -> Receipt:
@@ -119,13 +122,15 @@ class ReferenceMiner(ApiEngine):
     async def resume(self, deadline_s: float) -> Receipt:
         """Let it work again; a nonce that hashes as it says is its first sign of work."""
         async with within("resume", deadline_s) as deadline:
-            await self._start(deadline, quick=True)
-            before = self._greeted
-            proven = await self._resumed(deadline)
+            if self._stood is None:
+                await self._start(deadline, quick=True)
+            proven = await self._ordered(self._resumed, deadline)
             acked_ns = self._now_ns()
-            await until(lambda: self._lacks_work(before, deadline), deadline)
+            hashes = await self._works(deadline)
             evidence = f"nonce {proven.nonce} hashes as it says" if proven else "it hashes"
-            return Receipt(acked_ns=acked_ns, idle_ns=self._now_ns(), evidence=evidence)
+            return Receipt(
+                acked_ns=acked_ns, idle_ns=self._now_ns(), evidence=evidence, hashes=hashes
+            )
 
     async def canary(self, prompt: str, deadline_s: float) -> str:
         """Have it prove a nonce of now: a resume of a miner at work changes nothing else."""
@@ -160,7 +165,7 @@ class ReferenceMiner(ApiEngine):
     async def _greet(self, deadline: Deadline) -> None:
         status = await self._status(deadline)
         refuse_unready(status.state, status.detail)
-        self._greeted = status.hashes
+        self._stood = status.hashes
 
     async def _status(self, deadline: Deadline) -> MinerStatus:
         return await self._api.get("/status", MinerStatus, deadline)
@@ -191,13 +196,25 @@ class ReferenceMiner(ApiEngine):
             return "" if still else "it says that it is paused, and hashes on"
 
         await until(lacking, deadline)
+        self._stood = last
         return last
 
-    async def _lacks_work(self, before: int, deadline: Deadline) -> str:
-        status = await self._status(deadline)
-        if state_of(status.state) is not EngineState.ACTIVE:
-            return f"it answered yes, and is {status.state}"
-        return "" if status.hashes > before else "it answered yes, and hashes nothing"
+    async def _works(self, deadline: Deadline) -> int:
+        """Wait until it has hashed more than when it stood still; give the counter."""
+        before, now = self._stood or 0, 0
+
+        async def lacking() -> str:
+            nonlocal before, now
+            status = await self._status(deadline)
+            before, now = min(before, status.hashes), status.hashes  # a new process counts anew
+            if state_of(status.state) is not EngineState.ACTIVE:
+                return f"it answered yes, and is {status.state}"
+            return "" if now > before else "it answered yes, and hashes nothing"
+
+        if await lacking():
+            with engine_acts():  # its first batch is on its way
+                await until(lacking, deadline)
+        return now
 
 
 def _hashes_so(proof: Proof) -> bool:

@@ -1,9 +1,12 @@
 """Our own inference server: the hash of its logits must be the same after each switch."""
 
+from typing import Final
+
 from msgspec import Struct
 
 from edge_agent.workloads.engine import (
     EngineCapabilities,
+    EngineSpec,
     EngineState,
     PauseMode,
     Probe,
@@ -13,7 +16,7 @@ from edge_agent.workloads.engine import (
 )
 from edge_agent.workloads.engine_time import engine_acts
 from edge_agent.workloads.engines.api import ApiEngine
-from edge_agent.workloads.engines.base import CONTEXT_MIB, PROBE_S
+from edge_agent.workloads.engines.base import CONTEXT_MIB, PROBE_S, EnginePorts
 from edge_agent.workloads.engines.evidence import Deadline, until, within
 from edge_agent.workloads.engines.reference import (
     capabilities_of,
@@ -23,6 +26,8 @@ from edge_agent.workloads.engines.reference import (
     timeout_of,
 )
 from edge_agent.workloads.errors import DriverRefusedError, Refusal, WorkloadError
+
+_AT_WORK: Final = "active"
 
 
 class ServerStatus(Struct, frozen=True):
@@ -56,6 +61,10 @@ class ReferenceServer(ApiEngine):
         spec: The engine. ports: to the machine.
     """
 
+    def __init__(self, spec: EngineSpec, ports: EnginePorts) -> None:
+        super().__init__(spec, ports)
+        self._told = ServerStatus(state="", in_flight=0)
+
     def capabilities(self) -> EngineCapabilities:
         """Give what it can do: it also drops its weights and brings them back from host memory."""
         given = capabilities_of(CONTEXT_MIB, ours=self._program.ours, releases=True)
@@ -71,11 +80,16 @@ class ReferenceServer(ApiEngine):
         """Ask where it stands; ready = active, and its logits are right."""
         try:
             async with within("probe", PROBE_S) as deadline:
+                # Where it was at work a moment ago, right logits say both at once.
+                at_work = self._told.state == _AT_WORK and self._knows_canary()
+                if at_work and (tried := await self._tried(deadline)) is not None:
+                    return tried
                 status = await self._status(deadline)
                 state = state_of(status.state)
                 if state is not EngineState.ACTIVE or not self._knows_canary():
                     return live_probe(state, ready=False, detail=status.state)
-                return await self._tried(deadline)
+                tried = await self._tried(deadline)
+                return tried or live_probe(state, ready=False, detail="it refuses the canary")
         except WorkloadError as exc:
             return await self._silent(exc)
 
@@ -94,12 +108,11 @@ class ReferenceServer(ApiEngine):
             await self._api.act(f"/pause?mode={mode}&{timeout_of(deadline)}", deadline)
             acked_ns = self._now_ns()
             await until(lambda: self._lacks(EngineState.WARM, deadline), deadline)
-            status = await self._status(deadline)
             return Receipt(
                 acked_ns=acked_ns,
                 idle_ns=self._now_ns(),
-                evidence=f"its state is {status.state}",
-                inflight_left=status.in_flight,
+                evidence=f"its state is {self._told.state}",
+                inflight_left=self._told.in_flight,
             )
 
     async def offload(self, deadline_s: float) -> Receipt:
@@ -126,8 +139,7 @@ class ReferenceServer(ApiEngine):
     async def resume(self, deadline_s: float) -> Receipt:
         """Let it work again; logits that are right are its first sign of work."""
         async with within("resume", deadline_s) as deadline:
-            await self._start(deadline, quick=True)
-            logits = await self._resumed(deadline)
+            logits = await self._ordered(self._resumed, deadline)
             acked_ns = self._now_ns()
             await until(lambda: self._lacks(EngineState.ACTIVE, deadline), deadline)
             self._judge(logits, learn=False)
@@ -136,8 +148,7 @@ class ReferenceServer(ApiEngine):
     async def canary(self, prompt: str, deadline_s: float) -> str:
         """Give the hash of its logits for the prompt that is built into it."""
         async with within("canary", deadline_s) as deadline:
-            with engine_acts():
-                return await self._logits(deadline)
+            return await self._logits(deadline)
 
     async def sample(self) -> TokenSample:
         """Read its counters."""
@@ -155,7 +166,8 @@ class ReferenceServer(ApiEngine):
         refuse_unready(status.state, status.detail)
 
     async def _status(self, deadline: Deadline) -> ServerStatus:
-        return await self._api.get("/status", ServerStatus, deadline)
+        self._told = await self._api.get("/status", ServerStatus, deadline)
+        return self._told
 
     async def _resumed(self, deadline: Deadline) -> str:
         """Order a resume; gives the hash of the logits that came of it."""
@@ -164,12 +176,16 @@ class ReferenceServer(ApiEngine):
         return logits if logits is not None else await self._logits(deadline)
 
     async def _logits(self, deadline: Deadline) -> str:
-        return (await self._api.get("/canary", LogitsHash, deadline)).logits_sha256
+        with engine_acts():
+            return (await self._api.get("/canary", LogitsHash, deadline)).logits_sha256
 
-    async def _tried(self, deadline: Deadline) -> Probe:
+    async def _tried(self, deadline: Deadline) -> Probe | None:
+        """Have it give its logits; None: it says that it is not at work."""
         try:
             self._judge(await self._logits(deadline), learn=False)
         except DriverRefusedError as exc:
+            if exc.answer_code == Refusal.BUSY:
+                return None
             return live_probe(EngineState.FAILED, ready=False, detail=str(exc))
         return live_probe(EngineState.ACTIVE, ready=True, detail="logits are right")
 

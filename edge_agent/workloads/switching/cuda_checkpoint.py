@@ -34,7 +34,7 @@ START_S = 20.0
 LOCK_S = 0.2
 _LINE_BYTES_MAX = 64 * 1_024
 # CUresult. Source: cuda.h 12.8.
-SUCCESS, INVALID_VALUE, NOT_READY, NOT_SUPPORTED = 0, 1, 600, 801
+SUCCESS, NOT_READY, NOT_SUPPORTED = 0, 600, 801
 
 
 class ProcessState(IntEnum):
@@ -96,8 +96,8 @@ class CudaCheckpointer:
             lock_s: longest wait for calls that are under way.
 
         Raises:
-            DriverRefusedError: ``lock_timeout`` or ``checkpoint_failed``: it runs on;
-                ``process_lost``: it does not.
+            DriverRefusedError: ``lock_timeout``, ``checkpoint_failed`` or ``not_supported`` (for
+                this process, or by this driver at all): it runs on; ``process_lost``: it does not.
             DriverUnavailableError: no answer in time; whether it happened is unknown.
         """
         async with self._lock, _within(deadline_s, "suspend"):
@@ -146,7 +146,7 @@ class CudaCheckpointer:
             raise DriverRefusedError(
                 "lock_timeout", f"{pid} had calls under way for more than {lock_s:.3f} s"
             )
-        raise DriverRefusedError("lock_failed", f"lock of {pid} gave {said.result}")
+        raise _refused("lock_failed", "lock", pid, said)
 
     async def _checkpoint(self, pid: int) -> None:
         said = await self._ask("checkpoint", pid)
@@ -158,7 +158,7 @@ class CudaCheckpointer:
         if state is ProcessState.LOCKED:
             # Not taken off: let it run on rather than stand locked.
             await self._must("unlock", pid, "unlock_failed")
-        raise DriverRefusedError("checkpoint_failed", f"checkpoint of {pid} gave {said.result}")
+        raise _refused("checkpoint_failed", "checkpoint", pid, said)
 
     async def _restore(self, pid: int) -> None:
         said = await self._ask("restore", pid)
@@ -166,17 +166,17 @@ class CudaCheckpointer:
             return
         if await self._state(pid) is ProcessState.FAILED:
             raise _lost(pid)
-        raise DriverRefusedError("restore_failed", f"restore of {pid} gave {said.result}")
+        raise _refused("restore_failed", "restore", pid, said)
 
     async def _must(self, op: str, pid: int, code: str) -> None:
         said = await self._ask(op, pid)
         if said.result != SUCCESS:
-            raise DriverRefusedError(code, f"{op} of {pid} gave {said.result}")
+            raise _refused(code, op, pid, said)
 
     async def _state(self, pid: int) -> ProcessState:
         said = await self._ask("state", pid)
         if said.result != SUCCESS:
-            raise DriverRefusedError("no_process", f"{pid}: the driver gave {said.result}")
+            raise _refused("no_process", "state", pid, said)
         try:
             return ProcessState(said.state if said.state is not None else -1)
         except ValueError as exc:
@@ -251,6 +251,12 @@ async def _within(deadline_s: float, what: str) -> AsyncIterator[None]:
             yield
     except TimeoutError as exc:
         raise DriverUnavailableError(f"{what}: no answer in {deadline_s} s") from exc
+
+
+def _refused(code: str, op: str, pid: int, said: _Said) -> DriverRefusedError:
+    """Give the refusal of a step; what this driver cannot do for anybody has a code of its own."""
+    told = "not_supported" if said.result == NOT_SUPPORTED else code
+    return DriverRefusedError(told, f"{op} of {pid} gave {said.result}")
 
 
 def _lost(pid: int) -> DriverRefusedError:

@@ -3,6 +3,11 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
+
+from edge_agent.backtest.beside import NOTHING, Beside
+from edge_agent.backtest.frame import STEP_S, Frame
+
 START = datetime(2025, 5, 1, tzinfo=UTC)
 
 
@@ -35,6 +40,33 @@ def write_market(
         _write(folder / "offers.csv", "snapshot_utc,gpu,socket,p25_usd_per_gpu_h", offers)
         _write(folder / "asked.csv", "hour_from_trace_start,requests", ["0,10", "1,10", "2,0"])
     return folder
+
+
+def write_beside(folder: Path, column: str, cells: list[str], start: datetime = START) -> Path:
+    """Write a file of one column beside prices, a row every 15 minutes."""
+    rows = [
+        f"{start + timedelta(minutes=15 * n):%Y-%m-%dT%H:%M:%SZ},{cell}"
+        for n, cell in enumerate(cells)
+    ]
+    _write(folder / f"{column}.csv", f"at_utc,{column}", rows)
+    return folder
+
+
+def make_frame(
+    prices: np.ndarray, demand: np.ndarray | None = None, beside: Beside = NOTHING
+) -> Frame:
+    """Give a span without any file: one coin value, H100s at 2 USD an hour."""
+    steps = len(prices)
+    return Frame(
+        at_s=int(START.timestamp()) + STEP_S * np.arange(steps),
+        price=prices,
+        day_ahead=None,
+        hashprice=np.full(steps, 0.05),
+        rates={"H100": np.full(steps, 2.0)},
+        demand=demand,
+        notes=(),
+        beside=beside,
+    )
 
 
 def _write(path: Path, head: str, rows: list[str]) -> None:

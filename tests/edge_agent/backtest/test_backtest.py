@@ -10,20 +10,13 @@ import pytest
 from msgspec.structs import replace
 
 from edge_agent.__main__ import main
+from edge_agent.backtest.class_series import MINE, OFF, SERVE
 from edge_agent.backtest.frame import Wish, load_frame
 from edge_agent.backtest.hindsight import three_states, two_states
 from edge_agent.backtest.policies import NAMES, course
+from edge_agent.backtest.policies_fleet import build_ground, has_fleet, settle_policy
 from edge_agent.backtest.report import Report, backtest
-from edge_agent.backtest.rows import (
-    MINE,
-    OFF,
-    SERVE,
-    Demand,
-    Rows,
-    account,
-    build_rows,
-    settle,
-)
+from edge_agent.backtest.rows import Demand, Rows, account, build_rows, settle
 from edge_agent.config import build_site, read_config
 from edge_agent.core.outlook import Knowledge
 from edge_agent.core.site import CURTAILED, Device, DeviceClass, Limits, Site
@@ -225,6 +218,9 @@ def test_the_command_prints_the_shape_of_the_issue(
     }  # fmt: skip
     assert wanted <= set(told["policies"]["hcp"])
     assert told["policies"]["clairvoyant"]["uplift_captured"] == 100.0
+    turned = ["--from", "2025-05-02", "--to", "2025-05-01"]
+    assert main(["backtest", *options, *turned]) == 2
+    assert "--to 2025-05-01" in capsys.readouterr().err
     assert main(["backtest", *options, "--policy", "guess"]) == 2
     assert "guess" in capsys.readouterr().err
     msgspec.convert({key: value for key, value in told.items() if key != "v"}, Report)
@@ -258,3 +254,117 @@ def test_the_literal_rule_of_gpus_is_that_of_one_card_at_a_time(
             state = best if best != state and value[best] - value[state] > cost else state
             assert (at, code) == (at, state)
     assert {OFF, MINE, SERVE} <= set(made.ravel().tolist())
+
+
+@pytest.mark.parametrize("knowledge", ["nowcast", "settled"])
+@pytest.mark.parametrize("cap_w", [1e6, 30e3])
+def test_least_times_on_and_off_hold_as_live(
+    tmp_path: Path, knowledge: Knowledge, cap_w: float
+) -> None:
+    # Dear and cheap in turns of an hour: without least times every turn is a change.
+    prices = (["20"] * 4 + ["900"] * 4) * 20
+    row = DeviceClass(model=MODELS["S21"], dwell_s=0.0, min_up_s=7_200.0, min_down_s=10_800.0)
+    devices = tuple(Device(device_id=f"a{n}", device_class="S21") for n in range(10))
+    # Under the lower cap not all of the ten fit, and steps are allocated.
+    site = Site("t", (row,), devices, Limits(power_cap_w=cap_w, ramp_w_per_min=1e9))
+    frame = load_frame(write_market(tmp_path / "m", prices), Wish())
+    rows = build_rows(site, frame, (), Demand())
+    if has_fleet(site, None):
+        counts = settle_policy("hcp", build_ground(site, rows, frame, None, knowledge)).counts[0]
+        on = (counts > 0.0).tolist()
+        assert set(counts.tolist()) == {0.0, 8.0}
+    else:
+        on = (course("hcp", rows, frame, knowledge, site.limits)[0] == MINE).tolist()
+    stays = [(key, len(list(group))) for key, group in itertools.groupby(on)]
+    # The first and the last stay are cut off by the span.
+    up = [length for key, length in stays[1:-1] if key]
+    down = [length for key, length in stays[1:-1] if not key]
+    assert min(up) >= 8
+    assert min(down) >= 12
+
+
+@pytest.mark.parametrize("cap_w", [1e6, 30e3])
+def test_restarts_that_turn_out_dear_teach_the_back_test_to_make_fewer(
+    tmp_path: Path, cap_w: float
+) -> None:
+    # Prices are the same, and what is assumed too: only what restarts took can make a difference.
+    rng = np.random.default_rng(21)
+    level = np.where(rng.uniform(size=900) < 0.15, 230.0, 30.0)
+    prices = [f"{value:.2f}" for value in level * np.exp(rng.normal(0.0, 0.5, 900))]
+    devices = tuple(Device(device_id=f"a{n}", device_class="S21") for n in range(10))
+    limits = Limits(power_cap_w=cap_w, ramp_w_per_min=1e9)
+    site = Site("t", (DeviceClass(model=MODELS["S21"]),), devices, limits)
+    folder = write_market(tmp_path / "m", prices)
+    frame = load_frame(folder, Wish())
+    made = {
+        factor: backtest(site, rows_of(site, folder, factor), frame, ("hcp",), "nowcast")
+        for factor in (1.0, 4.0)
+    }
+    switches = {factor: report.policies["hcp"].switches for factor, report in made.items()}
+    assert 0 < switches[4.0] < 0.9 * switches[1.0]
+
+
+def market_told_until(folder: Path, until: int, *, price_of_now: bool) -> Path:
+    """Write two days of which all that is not known at interval ``until`` is another."""
+    rng = np.random.default_rng(4)
+    level = np.where(rng.uniform(size=192) < 0.2, 300.0, 60.0)
+    prices = level * np.exp(rng.normal(0.0, 0.6, 192))
+    # The dearest there is: who knew it would be off.
+    prices[until + price_of_now :] = 5_000.0
+    write_market(folder, [f"{value:.2f}" for value in prices])
+    begin = np.datetime64("2025-05-01T00:00:00")
+    now = begin + np.timedelta64(15 * until, "m")
+    # Closes of hours that are not over, and the fees of this day, are told later.
+    hours = [begin + np.timedelta64(number - 48, "h") for number in range(96)]
+    coin = [
+        f"{at}Z,0,{60_000 + 100 * number if at + np.timedelta64(1, 'h') <= now else 20_000}"
+        for number, at in enumerate(hours)
+    ]
+    (folder / "coin.csv").write_text(
+        "\n".join(["hour_start_utc,open_usd,close_usd", *coin, ""]), encoding="utf-8"
+    )
+    days = [begin + np.timedelta64(number, "D") for number in range(-3, 2)]
+    fees = [
+        f"{at}Z,50,{0.1 * number if at + np.timedelta64(1, 'D') <= now else 5.0}"
+        for number, at in enumerate(days, start=1)
+    ]
+    head = "day_utc,hashprice_usd_per_ph_day,fees_btc_per_block_derived"
+    (folder / "fees.csv").write_text("\n".join([head, *fees, ""]), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("knowledge", ["nowcast", "settled"])
+@pytest.mark.parametrize("until", [97, 118, 131])
+def test_nothing_is_decided_by_what_is_told_later(
+    tmp_path: Path, knowledge: Knowledge, until: int
+) -> None:
+    site = small_site()
+    whole = market_told_until(tmp_path / "whole", 10_000, price_of_now=True)
+    cut = market_told_until(tmp_path / "cut", until, price_of_now=knowledge == "nowcast")
+    told, later = load_frame(whole, Wish()), load_frame(cut, Wish())
+    # What an interval earns is settled by what is known at its start, its own price apart.
+    assert later.hashprice[: until + 1].tolist() == told.hashprice[: until + 1].tolist()
+    assert later.hashprice[-1] != told.hashprice[-1]
+    for name in NAMES:
+        if name == "clairvoyant":
+            continue
+        made = [
+            course(name, rows_of(site, folder), frame, knowledge, site.limits)[0, : until + 1]
+            for folder, frame in ((whole, told), (cut, later))
+        ]
+        assert (name, made[1].tolist()) == (name, made[0].tolist())
+
+
+def test_a_service_that_is_ended_while_asked_for_costs_its_preemption(tmp_path: Path) -> None:
+    folder = write_market(tmp_path / "m", ["20"] * 5, gpu=True)
+    series = rows_of(small_site(0, 1), folder).series(0)
+    off, mine, serve = (column.tolist() for column in series.values)
+    asked = np.array([True, True, True, False, False])
+    code = np.array([SERVE, OFF, SERVE, SERVE, MINE], dtype=np.uint8)
+    start, again = series.start_serve[0], series.start_mine[4]
+    assert start == pytest.approx(2.0 * 45.0 / 3_600.0)
+    # Ended once while asked for; the end at the last interval is the customer's own.
+    expected = [
+        serve[0] - start, off[1] - 0.5, serve[2] - start, serve[3], mine[4] - again,
+    ]  # fmt: skip
+    assert settle(series, code, asked, 0.5).tolist() == pytest.approx(expected)

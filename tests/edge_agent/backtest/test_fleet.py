@@ -9,11 +9,11 @@ from msgspec import structs
 
 from edge_agent.__main__ import main
 from edge_agent.backtest.duties import Duty, Order, broken, draw
-from edge_agent.backtest.fleet import Fleet, build_fleet, settle_fleet, with_gpus
+from edge_agent.backtest.fleet import Fleet, Others, build_fleet, others, settle_fleet, with_gpus
 from edge_agent.backtest.frame import Wish, load_frame
 from edge_agent.backtest.hindsight_fleet import clairvoyant_fleet
 from edge_agent.backtest.linear import Miners, Ramp, bound_usd
-from edge_agent.backtest.live_fleet import hcp_fleet
+from edge_agent.backtest.live_fleet import Rule, hcp_fleet
 from edge_agent.backtest.policies import NAMES
 from edge_agent.backtest.policies_fleet import FILL, Ground, build_ground, settle_policy
 from edge_agent.backtest.report import backtest
@@ -59,6 +59,13 @@ def ground_of(folder: Path, duties: Duties | None = DUTIES, knowledge: str = "no
     site, frame = site_of(), load_frame(folder, Wish())
     rows = build_rows(site, frame, (), Demand(slices=2))
     return build_ground(site, rows, frame, duties, knowledge)  # type: ignore[arg-type]
+
+
+def ours(ground: Ground) -> np.ndarray:
+    """Our course of the miners alone: no GPUs beside them."""
+    beside = others(ground.fleet, with_gpus(None, None, ground.fleet, ground.duty))
+    rule = Rule(knowledge=ground.knowledge, limits=ground.limits)
+    return hcp_fleet(ground.fleet, ground.duty, beside, ground.frame, ground.contract, rule).counts
 
 
 @pytest.fixture(scope="module")
@@ -114,32 +121,78 @@ def test_notice_leaves_time_for_the_way_down() -> None:
         assert order.issued < order.due < order.until
 
 
+@pytest.mark.parametrize("knowledge", ["nowcast", "settled"])
+def test_caps_that_change_at_short_notice_come_down_no_faster_than_the_load_can(
+    market: Path, knowledge: str
+) -> None:
+    # A fall of 15 minutes is 135 kW; the caps are up to 500 kW apart and known one interval ahead.
+    duties = structs.replace(
+        DUTIES, cap_low_w=0.3e6, cap_hold_h=2.0, notice_min=15.0, fall_w_per_min=9e3
+    )
+    ground = ground_of(market, duties, knowledge)
+    assert np.ptp(ground.duty.cap_w) > 2.0 * ground.duty.fall_w
+    assert np.diff(ground.duty.ceiling_w).min() >= -ground.duty.fall_w
+    for name in ("hcp", "s1-ai-else-mine", FILL):
+        made = broken(ground.duty, settle_policy(name, ground).account.load_w)
+        assert (name, made.cap, made.ramp, made.deadline) == (name, 0, 0, 0)
+
+
 def test_the_clairvoyant_is_close_under_the_bound_of_highs(market: Path) -> None:
     pytest.importorskip("highspy", reason="the extra `hindsight` is not installed")
     ground = ground_of(market)
     fleet, duty = ground.fleet, ground.duty
     gpus = with_gpus(None, None, fleet, duty)
-    base_w = gpus.load_w + fleet.asleep_w
-    counts = clairvoyant_fleet(fleet, duty, base_w)
+    beside = others(fleet, gpus)
+    counts = clairvoyant_fleet(fleet, duty, beside)
     own = settle_fleet(fleet, counts, gpus)
     made = float(own.profit_usd.sum() - fleet.off_usd.sum())
-    bound = bound_of(fleet, duty, base_w)
+    bound = bound_of(fleet, duty, beside)
     # Some 70 levels of a small site in a week that is spikes and orders throughout.
     assert 0.99 * bound <= made <= bound * (1.0 + 1e-9)
     assert broken(duty, own.load_w).cap == 0
 
 
-def bound_of(fleet: Fleet, duty: Duty, base_w: np.ndarray) -> float:
+@pytest.mark.parametrize("share", [0.2, 0.35])
+def test_the_clairvoyant_of_unlike_classes_is_close_under_the_bound(
+    tmp_path: Path, share: float
+) -> None:
+    pytest.importorskip("highspy", reason="the extra `hindsight` is not installed")
+    # By merit the other class comes before the higher mode, which costs nothing to restart.
+    classes = (
+        DeviceClass(model=MODELS["S21"], modes=CURVE, wear_usd=0.5),
+        DeviceClass(model=MODELS["S19XP"], wear_usd=0.5),
+    )
+    devices = [
+        Device(device_id=f"{row.model.name}-{n}", device_class=row.model.name)
+        for row in classes
+        for n in range(100)
+    ]
+    limits = Limits(power_cap_w=share * 0.78e6, ramp_w_per_min=1e9)
+    site = Site("t", classes, tuple(devices), limits)
+    frame = load_frame(write_market(tmp_path / "m", spiky(700)), Wish())
+    rows = build_rows(site, frame, (), Demand())
+    ground = build_ground(site, rows, frame, None, "nowcast")
+    fleet, duty = ground.fleet, ground.duty
+    best = settle_policy("clairvoyant", ground).account
+    steps = len(frame)
+    beside = Others(load_w=np.full(steps, fleet.asleep_w), rooms_w=np.zeros((0, steps)))
+    bound = bound_of(fleet, structs.replace(duty, rise_w=1e9, fall_w=1e9), beside)
+    made = float(best.profit_usd.sum() - fleet.off_usd.sum())
+    assert 0.995 * bound <= made <= bound * (1.0 + 1e-9)
+    assert broken(duty, best.load_w).cap == 0
+
+
+def bound_of(fleet: Fleet, duty: Duty, beside: Others) -> float:
     rows = tuple(
         Miners(
             weight=float(lot.count), gain=np.nan_to_num(lot.series.gain),
             cost=np.nan_to_num(lot.series.start_mine), rise_w=lot.rise_w,
-            above=place - 1 if lot.step else -1,
+            above=place - 1 if lot.step else -1, feeder=lot.feeder,
         )
         for place, lot in enumerate(fleet.lots)
     )  # fmt: skip
-    ramp = Ramp(rise_w=duty.rise_w, fall_w=duty.fall_w, other_w=base_w)
-    return bound_usd(rows, duty.ceiling_w - base_w, ramp)
+    ramp = Ramp(rise_w=duty.rise_w, fall_w=duty.fall_w, other_w=beside.load_w)
+    return bound_usd(rows, duty.ceiling_w - beside.load_w, ramp, beside.rooms_w)
 
 
 def test_without_duties_and_modes_both_ways_of_settling_agree(tmp_path: Path) -> None:
@@ -161,10 +214,7 @@ def test_ours_comes_back_after_a_spike_in_the_best_mode(tmp_path: Path) -> None:
     prices = ["25"] * 8 + ["4000"] * 6 + ["25"] * 8
     folder = write_market(tmp_path / "m", prices)
     ground = ground_of(folder, None)
-    base_w = np.full(len(prices), ground.fleet.asleep_w)
-    counts = hcp_fleet(
-        ground.fleet, ground.duty, base_w, (ground.frame.price, None), "nowcast", ground.limits
-    ).counts
+    counts = ours(ground)
     assert counts[:, 8:14].max() == 0.0
     assert counts[:, -1].tolist() == counts[:, 0].tolist()
     assert counts[0, -1] == 200.0
@@ -255,10 +305,77 @@ def test_a_change_for_money_stays_for_the_least_dwell(tmp_path: Path) -> None:
     site = Site("t", classes, devices, Limits(power_cap_w=1e6))
     frame = load_frame(folder, Wish())
     ground = build_ground(site, build_rows(site, frame, (), Demand()), frame, None, "nowcast")
-    base_w = np.full(len(frame), ground.fleet.asleep_w)
-    counts = hcp_fleet(
-        ground.fleet, ground.duty, base_w, (frame.price, None), "nowcast", ground.limits
-    ).counts
+    counts = ours(ground)
     at = np.flatnonzero(np.diff(counts[0]))
     assert len(at) > 4
     assert np.diff(at).min() >= 4
+
+
+@pytest.mark.parametrize("share", [0.02, 0.4, 0.9])
+def test_a_cap_below_what_all_draw_is_obeyed_without_modes_or_duties(
+    tmp_path: Path, share: float
+) -> None:
+    classes = (DeviceClass(model=MODELS["S21"]), DeviceClass(model=MODELS["H100"], pue=1.25))
+    devices = [Device(device_id=f"a{n}", device_class="S21") for n in range(50)]
+    devices += [Device(device_id=f"g{n}", device_class="H100", node_id="n") for n in range(4)]
+    # All awake: 50 S21 and 4 H100 that serve.
+    full_w = 50 * 3_500.0 * 1.05 + 4 * 1_275.0 * 1.25
+    limits = Limits(power_cap_w=share * full_w, ramp_w_per_min=1e9)
+    site = Site("t", classes, tuple(devices), limits)
+    frame = load_frame(write_market(tmp_path / "m", spiky(300), gpu=True), Wish())
+    rows = build_rows(site, frame, (), Demand(slices=2))
+    made = backtest(site, rows, frame, NAMES, "nowcast").policies
+    for name, row in made.items():
+        assert (name, row.cap_violations) == (name, 0)
+        assert row.profit_usd <= made["clairvoyant"].profit_usd + 0.01
+    # What the cap carries is used: most of it, whenever always-on runs.
+    settled = settle_policy("s0-always-mine", build_ground(site, rows, frame, None, "nowcast"))
+    room_w = limits.power_cap_w - settled.account.load_w
+    assert np.all((room_w >= 0.0) & (room_w < 3_500.0 * 1.05))
+
+
+@pytest.mark.parametrize("gpus", [0, 3])
+@pytest.mark.parametrize("duties", [None, DUTIES])
+def test_a_site_without_miners_is_compared_as_well(
+    tmp_path: Path, gpus: int, duties: Duties | None
+) -> None:
+    frame = load_frame(write_market(tmp_path / "m", spiky(60), gpu=True), Wish())
+    # With a class of modes that no device has.
+    site = site_of(asics=0, gpus=gpus)
+    rows = build_rows(site, frame, (), Demand(slices=2))
+    made = backtest(site, rows, frame, (*NAMES, FILL), "nowcast", duties).policies
+    assert {row.violations for row in made.values()} == {0}
+    assert {row.asic_uplift_captured for row in made.values()} == {None}
+    assert (made["clairvoyant"].profit_usd > 0.0) == bool(gpus)
+
+
+def test_a_site_without_devices_comes_to_nothing(tmp_path: Path) -> None:
+    site = Site("t", (DeviceClass(model=MODELS["S21"]),), (), Limits(power_cap_w=1e6))
+    frame = load_frame(write_market(tmp_path / "m", spiky(60)), Wish())
+    made = backtest(site, build_rows(site, frame, (), Demand()), frame, NAMES, "settled").policies
+    assert {(row.profit_usd, row.switches, row.uplift_captured) for row in made.values()} == {
+        (0.0, 0, None)
+    }
+
+
+def test_s1_is_the_mode_that_would_have_earned_most(tmp_path: Path) -> None:
+    # Under a low cap the lowest mode hashes most; with room and power paid for, the highest.
+    best = {}
+    for cap_w, price in ((0.5e6, "40"), (1e6, "-20")):
+        plain = site_of(gpus=0)
+        site = Site("t", plain.classes, plain.devices, Limits(power_cap_w=cap_w))
+        frame = load_frame(write_market(tmp_path / "m", [price] * 40), Wish())
+        rows = build_rows(site, frame, (), Demand())
+        made = settle_policy("s1-ai-else-mine", build_ground(site, rows, frame, None, "nowcast"))
+        fixed = {}
+        for mode in CURVE:
+            each_w = (mode.power_w - 20.0) * 1.05
+            running = min(200, int((cap_w - 200 * 20.0 * 1.05) / each_w))
+            # USD of one device and interval: revenue less the energy above that of being asleep.
+            revenue = mode.rate_ths * float(frame.hashprice[0]) * 0.98 / 24.0 * 0.25
+            energy = each_w / 1e6 * 0.25 * (float(price) + 5.0)
+            asleep = 200 * 20.0 * 1.05 / 1e6 * 0.25 * (float(price) + 5.0)
+            fixed[mode.mode] = 40 * (running * (revenue - energy) - asleep)
+        assert made.account.profit_usd.sum() == pytest.approx(max(fixed.values()), rel=1e-9)
+        best[cap_w] = max(fixed, key=lambda mode: fixed[mode])
+    assert best == {0.5e6: "low", 1e6: "high"}

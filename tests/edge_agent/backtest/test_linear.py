@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from edge_agent.backtest.class_series import MINE, OFF
 from edge_agent.backtest.hindsight import two_states
 from edge_agent.backtest.linear import Miners, bound_usd
-from edge_agent.backtest.rows import MINE, OFF, before
+from edge_agent.backtest.rows import before
 
 pytest.importorskip("highspy", reason="the extra `hindsight` is not installed")
 

@@ -14,8 +14,10 @@ from edge_agent.backtest import plot
 from edge_agent.backtest.frame import Wish, load_frame
 from edge_agent.backtest.picture import backtest_picture
 from edge_agent.backtest.plot import Picture, PlotError, check_plot, draw
-from edge_agent.backtest.policies_fleet import build_ground, settle_policy
+from edge_agent.backtest.policies_fleet import build_ground, has_fleet, settle_policy
 from edge_agent.backtest.rows import Demand, build_rows
+from edge_agent.core.site import Limits, Site
+from protocol.market import GpuRate
 from tests.edge_agent.backtest.market_files import write_market
 from tests.edge_agent.backtest.test_fleet import DUTIES, site_of, spiky
 
@@ -94,6 +96,31 @@ def test_the_shares_of_modes_are_stacked_up_to_the_line_of_what_is_on(tmp_path: 
     assert {"mode low", "mode normal"} <= texts_of(path)
     draw(picture(30), path)
     assert not any(name.startswith("mode-") for name in lines_of(path))
+
+
+def test_modes_of_several_classes_have_a_colour_each(tmp_path: Path) -> None:
+    modes = {f"m{number}": np.full(30, 0.1) for number in range(9)}
+    path = tmp_path / "a.svg"
+    draw(structs.replace(picture(30), mining=np.full(30, 0.9), modes=modes), path)
+    groups = [row for row in ET.parse(path).iter(f"{SVG}g") if "mode-m" in row.get("id", "")]
+    drawn = "".join(ET.tostring(row, encoding="unicode") for row in groups)
+    assert len(set(re.findall(r"fill: (#[0-9a-f]{6})", drawn))) == len(modes)
+
+
+def test_gpus_without_miners_are_drawn_under_a_cap_that_binds(tmp_path: Path) -> None:
+    plain = site_of(asics=0, gpus=4)
+    tight = Site("t", plain.classes, plain.devices, Limits(power_cap_w=4_500.0))
+    frame = load_frame(write_market(tmp_path / "m", ["20"] * 40, gpu=True), Wish())
+    rows = build_rows(
+        tight,
+        frame,
+        (GpuRate(device_class="H100", serve_usd_per_h=2.0, mine_usd_per_h=0.2),),
+        Demand(slices=2),
+    )
+    assert has_fleet(tight, None)
+    made = backtest_picture(tight, rows, frame, "s0-always-mine", "nowcast")
+    assert made.mining.tolist() == [1.0] * 40
+    assert (made.load_mw <= 0.0045).all()
 
 
 def test_a_site_with_modes_and_duties_is_drawn_by_its_steps_under_its_cap(tmp_path: Path) -> None:

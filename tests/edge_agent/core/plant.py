@@ -5,14 +5,16 @@ from decimal import Decimal
 
 import numpy as np
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from edge_agent.core import facts as f
 from edge_agent.core.optimizer import plan
 from edge_agent.core.passes import act, enter
-from edge_agent.core.plan import Plan
+from edge_agent.core.plan import Plan, Reason
 from edge_agent.core.prepares import prepare_acts
 from edge_agent.core.site import CODE_OF, Device, DeviceClass, Limits, Site
 from edge_agent.core.site_state import SiteState, new_state
+from edge_agent.services.cleared import bound
 from edge_agent.services.lease_events import tell
 from protocol.lease import Lease, LeaseState, WorkloadSpec
 from protocol.market import GpuRate, MarketTick
@@ -22,6 +24,8 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 BOOT_NS = 10**12
 RATES = (GpuRate(device_class="H100", serve_usd_per_h=2.0, mine_usd_per_h=0.2),)
 
+# Of an intent, what a switch is made of, beside its devices.
+INTENT = ("class_index", "from_activity", "to_activity", "reason", "lease_id", "mode")
 # What may happen to a plant, in any order.
 ACTS = st.lists(
     st.one_of(
@@ -99,6 +103,21 @@ def make_lease(lease_id: str, count: int = 1, priority: int = 5, **fields: objec
     )
 
 
+def same_acts(whole: Plan, acts_only: Plan) -> None:
+    """Check that a plan of acts alone does what the whole plan does, bound by the same."""
+    assert acts_only.leases == whole.leases
+    assert acts_only.alarms == whole.alarms
+    assert bound(acts_only) == bound(whole)
+    assert acts_only.power == replace(whole.power, measured_w=None)
+    assert len(acts_only.intents) == len(whole.intents)
+    for one, other in zip(acts_only.intents, whole.intents, strict=True):
+        assert one.indices.tolist() == other.indices.tolist()
+        for name in INTENT:
+            assert getattr(one, name) == getattr(other, name), name
+        if one.reason in (Reason.GAIN, Reason.SKI_RENTAL):
+            assert (one.gain_usd, one.cost_usd) == (other.gain_usd, other.cost_usd)
+
+
 class Plant:
     """Drives the core by hand: facts in, plan, switches that the test closes when it likes."""
 
@@ -139,6 +158,7 @@ class Plant:
         self.state = enter(self.site, self.state, instant(self.at_s, self.hub_heard_s), facts)
         self.plan = plan(self.site, self.state)
         self.prepares = prepare_acts(self.site, self.state, self.plan)
+        same_acts(self.plan, plan(self.site, self.state, acts_only=True))
         acts: list[f.Fact] = list(tell(self.state, self.plan.leases, START, 0).facts)
         acts += self.prepares
         for intent in self.plan.intents:

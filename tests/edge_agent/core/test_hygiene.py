@@ -247,3 +247,20 @@ def test_the_table_of_what_feeds_told_is_bounded() -> None:
         row = Told(hy.PRICE, f"f{number}", 1.0, 0, 0)
         market = replace(market, told=hy.put_told(market, row))
     assert len(market.told) == hy.TOLD_MAX
+
+
+def test_a_price_that_its_history_makes_implausible_weighs_less_against_another_feed() -> None:
+    plant = settled_plant()
+    steps = curve(plant.site, plant.state.market, plant.state.now_ns)
+    usual = 25.0
+    # So dear that to burn at it would lose 1.4 times what to forgo the usual price does.
+    dear = next(
+        price
+        for price in (usual + 0.5 * number for number in range(4_000))
+        if hy.loss_usd_per_h(steps, usual, price) > 1.4 * hy.loss_usd_per_h(steps, price, usual) > 0
+    )
+    at_s = plant.at_s + INTERVAL_S
+    plant.step(INTERVAL_S, said("b", dear, at_s))
+    plant.step(1.0, said("a", usual, at_s + 1.0, at_s))
+    assert price_of(plant) == usual
+    assert (told(plant, "a").verdict, told(plant, "b").verdict) == (hy.ACTED, hy.OUTVOTED)

@@ -1,18 +1,23 @@
 """The outlook's terms: one sum for fitting and deciding, and gains in the company of others."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.core.outlook import (
+    AHEAD_RAMPS,
     BEFORE_HATS,
     COMPANY_RAMPS,
     HOURS_HATS,
     NOW_RAMPS,
+    SEEN_RAMPS,
     SHARE_MAX,
     SHARE_MIN,
     Knowledge,
+    Table,
     basis,
     look,
     table_of,
@@ -70,3 +75,107 @@ def test_no_weight_on_the_last_price_speaks_for_staying_on(
         if weights:
             assert min(weights[1 : 1 + len(NOW_RAMPS)]) >= 0.0
             assert min(weights[-1 - company : -1]) >= 0.0
+
+
+def part(value: float) -> float:
+    return min(max(value, 0.0), 1.0)
+
+
+def ramp(value: float, knot: float, width: float) -> float:
+    return min(max(value - knot, 0.0), width)
+
+
+def hats(value: float, knots: tuple[float, ...]) -> list[float]:
+    up = [part((value - low) / (high - low)) for low, high in pairwise(knots)]
+    return [1.0 - up[0], *(here - after for here, after in pairwise(up)), up[-1]]
+
+
+def one_device(
+    table: Table, seen: list[float], ahead: list[float], cost: float
+) -> tuple[float, float]:
+    """Estimate share and gain of one device, term by term."""
+    alone = [
+        ramp(value, *row) for value, rows in zip(seen, SEEN_RAMPS, strict=True) for row in rows
+    ] + [ramp(value, *row) for value in ahead for row in AHEAD_RAMPS]
+    told = hats(seen[1], BEFORE_HATS)
+    if ahead:
+        told = hats(0.5 * (ahead[0] + ahead[1]), HOURS_HATS) + told
+    heights = [ramp(seen[0], *row) for row in COMPANY_RAMPS]
+
+    def plain(weights: tuple[float, ...], cost: float) -> float:
+        total = weights[0]
+        for weight, height in zip(weights[1:], alone, strict=False):
+            total += weight * height
+        return total + weights[-1] * min(max(cost, 0.0), 3.0)
+
+    def whole(weights: tuple[float, ...]) -> float:
+        total, place = weights[0], 1 + len(alone)
+        for weight, height in zip(weights[1:place], alone, strict=True):
+            total += weight * height
+        for hat in told:
+            inner = 0.0
+            for weight, height in zip(weights[place : place + len(heights)], heights, strict=True):
+                inner += weight * height
+            total += hat * inner
+            place += len(heights)
+        return total + weights[place] * min(max(cost, 0.0), 3.0)
+
+    share = whole(table.share)
+    gain = whole(table.gain) if table.gain else seen[0]
+    prudent = table.prudence * cost
+    for other, mix, at in (
+        (table.dear, part((prudent - 3.0) / 3.0), prudent),
+        (table.light, part((0.6 - prudent) / (0.6 - 0.4)), min(prudent, 0.5)),
+    ):
+        if mix > 0.0:
+            share = (1.0 - mix) * part(share) + mix * part(plain(other[0], at))
+            if table.gain:
+                gain = (1.0 - mix) * gain + mix * plain(other[1], at)
+    return min(max(share, SHARE_MIN), SHARE_MAX), gain
+
+
+@pytest.mark.parametrize("knowledge", KNOWN)
+@given(
+    # From devices that are alike, where most terms are one number for all, to any mixture.
+    apart=st.sampled_from([0.0, 1e-9, 0.02, 0.5, 5.0]),
+    about=st.lists(st.floats(-6.0, 3.0), min_size=6, max_size=6),
+    costs=st.sampled_from([(0.1, 0.4), (0.35, 0.65), (1.0, 2.0), (2.9, 3.1), (0.1, 8.0)]),
+    has_ahead=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_what_a_device_is_told_hangs_on_no_other_to_the_bit(
+    knowledge: Knowledge,
+    apart: float,
+    about: list[float],
+    costs: tuple[float, float],
+    seed: int,
+    *,
+    has_ahead: bool,
+) -> None:
+    rng = np.random.default_rng(seed)
+    rows = [level + apart * rng.uniform(-1.0, 1.0, 7) for level in about]
+    # On a knot, and just beside it.
+    rows[0][:3] = -0.25, np.nextafter(-0.25, -1.0), np.nextafter(-0.25, 1.0)
+    seen, ahead = rows[:3], rows[3:] if has_ahead else []
+    cost = rng.uniform(*costs, 7)
+    table = table_of(knowledge, has_ahead=has_ahead)
+    made = look(table, seen, ahead, cost)
+    for at in range(7):
+        share, gain = one_device(
+            table,
+            [float(row[at]) for row in seen],
+            [float(row[at]) for row in ahead],
+            float(cost[at]),
+        )
+        assert (made.share[at], made.gain[at]) == (share, gain)
+
+
+def test_a_gain_that_is_not_known_gives_no_outlook_to_its_device_alone() -> None:
+    table = table_of("nowcast", has_ahead=False)
+    known = [np.array([-0.3, -0.3]), np.array([0.1, 0.1]), np.array([0.2, 0.2])]
+    told = look(table, known, [], np.array([1.0, 1.0]))
+    beside = [column.copy() for column in known]
+    beside[0][1] = np.nan
+    made = look(table, beside, [], np.array([1.0, 1.0]))
+    assert made.share[0] == told.share[0]
+    assert np.isnan(made.share[1])

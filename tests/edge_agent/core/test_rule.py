@@ -54,18 +54,26 @@ def test_money_has_no_scale(
 
 @given(
     on=st.booleans(),
-    gain=st.floats(-20.0, 20.0),
+    gain=st.floats(-2.0, 2.0),
     share=st.floats(0.05, 0.98),
-    regret=st.floats(0.0, 5.0),
+    regret=st.floats(0.0, 3.0),
     debt=st.floats(0.0, 20.0),
+    ski_rental=st.floats(0.0, 3.0),
     known=st.booleans(),
 )
 def test_no_change_with_a_gain_at_or_below_its_cost(
-    gain: float, share: float, regret: float, debt: float, *, on: bool, known: bool
+    gain: float,
+    share: float,
+    regret: float,
+    debt: float,
+    ski_rental: float,
+    *,
+    on: bool,
+    known: bool,
 ) -> None:
     said = judge(
         np.array([on]), Outlook(np.array([gain]), np.array([share])), np.array([COST]),
-        np.array([regret]), np.array([debt]), 1.5, known=known,
+        np.array([regret * COST]), np.array([debt]), ski_rental, known=known,
     )  # fmt: skip
     if said.change[0]:
         assert said.gain_usd[0] > said.cost_usd[0]

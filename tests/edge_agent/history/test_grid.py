@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from edge_agent.backtest.class_series import MINE as ON
 from edge_agent.backtest.frame import Frame
 from edge_agent.backtest.hindsight import many_two_states, two_states
 from edge_agent.backtest.policies import course
-from edge_agent.backtest.rows import MINE as ON
 from edge_agent.backtest.rows import Demand, build_rows
 from edge_agent.core.facts import Instant
 from edge_agent.core.site import MINE, Device, DeviceClass, Limits, Site
@@ -104,6 +104,16 @@ def test_rule_strike_and_clairvoyant_are_those_of_the_back_test(
         assert not wanted.all(), "the prices must matter"
         for device in range(DEVICES):
             assert mines[:, device].tolist() == wanted.tolist(), name
+
+
+def test_the_rule_of_a_day_keeps_least_times_on_and_off() -> None:
+    day = make_day(wild_prices(1), "nowcast")
+    slow = tuple(replace(row, min_up_s=7_200.0, min_down_s=10_800.0) for row in day.site.classes)
+    site = Site(day.site.site_id, slow, day.site.devices, day.site.limits)
+    on = g.rule_course(g.make_grid(replace(day, site=site)), "then")[:, 0].tolist()
+    stays = [(key, len(list(group))) for key, group in itertools.groupby(on)][1:-1]
+    assert min(length for key, length in stays if key) >= 8
+    assert min(length for key, length in stays if not key) >= 12
 
 
 def test_knowing_more_earns_more_and_the_clairvoyant_most() -> None:

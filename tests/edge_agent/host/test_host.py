@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edge_agent.host.door import DoorState
 from edge_agent.host.sensors import EnergyReading, GpuFacts
 from edge_agent.workloads.engine import EngineState, Probe
+from edge_agent.workloads.engine_time import counted, engine_acts
 from edge_agent.workloads.errors import DriverRefusedError
 from edge_agent.workloads.ports import InstanceSpec
-from tests.edge_agent.host.engine_program import CANARY_SHA256, EngineProgram
+from tests.edge_agent.host.engine_program import CANARY_SHA256, EngineProgram, ProgramEngine
 from tests.edge_agent.host.world import CLOCK, HostWorld, client, get, until
 
 S = 1_000_000_000
@@ -354,3 +356,40 @@ async def test_an_act_goes_on_when_its_node_dies(tmp_path: Path) -> None:
                 await shutting
         await until(lambda: world.service.slots["gpu0"].instance is None)
         assert world.server.state == "warm"
+
+
+async def test_each_act_tells_what_of_it_was_the_engines_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pause", "resume", "canary"):
+        deed = getattr(ProgramEngine, name)
+
+        def timed(deed: Any = deed) -> Any:  # noqa: ANN401 - whatever it wraps
+            async def own(*args: object) -> object:
+                with engine_acts():
+                    return await deed(*args)
+
+            return own
+
+        monkeypatch.setattr(ProgramEngine, name, timed())
+    world, told = HostWorld(tmp_path), {}
+    async with world.engines(), world.host(), world.driver() as driver:
+        for name, act in (
+            ("mine", lambda: driver.mine("gpu0", on=True)),
+            ("leave", lambda: driver.mine("gpu0", on=False)),
+            ("prepare", lambda: driver.prepare("gpu0", SPEC)),
+            ("activate", lambda: driver.activate("gpu0", "i1")),
+            ("canary", lambda: driver.canary("gpu0", "i1", "canary")),
+            ("stop", lambda: driver.stop("gpu0", "i1")),
+        ):
+            with counted() as spent:
+                await act()
+            told[name] = spent.total_ns > 0
+    assert told == {
+        "mine": True,
+        "leave": True,
+        "prepare": False,  # it is warm already
+        "activate": True,
+        "canary": True,
+        "stop": True,
+    }

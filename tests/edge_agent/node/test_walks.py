@@ -6,8 +6,11 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import pytest
+
 from edge_agent.node.service import NodeService
 from edge_agent.node.store import NodeChange
+from edge_agent.storage.errors import StoreFullError
 from protocol.node import Phase, ReadingKind
 from protocol.resource import Activity
 from tests.edge_agent.node.world import FORWARD, World, lease_work, step
@@ -105,5 +108,78 @@ def test_a_rollback_that_comes_between_two_phases_ends_the_walk(play: Play) -> N
             assert node.memory.assignments["d0"].activity is MINE
             assert world.host.sample()[0].mining
             assert not any(meter.open for meter in world.host.meters(None))
+
+    play(scenario)
+
+
+class HeldDisk:
+    """A disk on which the write of a shut gate takes until it is let go, or fails."""
+
+    def __init__(self, node: NodeService) -> None:
+        self.begun, self.let_go = asyncio.Event(), asyncio.Event()
+        self.error: StoreFullError | None = None
+        self._stored = node.memory.commit
+        node.memory.commit = self._commit  # type: ignore[method-assign]
+
+    async def _commit(self, change: NodeChange, *, sync: bool = True) -> None:
+        if any(one.kind is ReadingKind.CLOSE for one in change.readings):
+            self.begun.set()
+            await self.let_go.wait()
+            if self.error is not None:
+                error, self.error = self.error, None
+                raise error
+        await self._stored(change, sync=sync)
+
+
+def test_a_walk_goes_on_beside_the_write_of_its_drain_and_is_answered_after_it(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with world.node() as node:
+            await asyncio.sleep(1.5)
+            await world.switch(step("d0", IDLE, SERVE, lease_work()))
+            one = step("d0", SERVE, MINE)
+            disk = HeldDisk(node)
+            walk = asyncio.create_task(world.phase("s9", WALK[0], one, then=WALK[1:]))
+            await disk.begun.wait()
+            while not world.host.sample()[0].mining:  # noqa: ASYNC110 - a host tells no event
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.1)
+            assert not walk.done()
+            assert not any(one.kind is ReadingKind.CLOSE for one in node.memory.readings_after(0))
+            disk.let_go.set()
+            assert [end.phase for end in (await walk).walk] == list(WALK)
+            assert node.memory.readings_after(0)[-1].served_ns == world.truth[-1].served_ns
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at-once", "once-it-mines"])
+def test_a_walk_whose_drain_was_not_stored_is_unknown_from_there_and_can_be_undone(
+    play: Play,
+    late: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    async def scenario(world: World) -> None:
+        async with world.node() as node:
+            await asyncio.sleep(1.5)
+            await world.switch(step("d0", IDLE, SERVE, lease_work()))
+            one = step("d0", SERVE, MINE)
+            disk = HeldDisk(node)
+            disk.error = StoreFullError("no space")
+            if not late:
+                disk.let_go.set()
+            walk = asyncio.create_task(world.phase("s9", WALK[0], one, then=WALK[1:]))
+            while late and not world.host.sample()[0].mining:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.001)
+            disk.let_go.set()
+            ends = (await walk).walk
+            assert [end.phase for end in ends] == [Phase.VALIDATE, Phase.DRAIN]
+            assert (ends[-1].outcomes[0].status, ends[-1].outcomes[0].code) == (
+                "unknown",
+                "store_full",
+            )
+            back = await world.phase("s9", Phase.ROLLBACK, one)
+            assert back.outcomes[0].status == "done"
+            assert not world.host.sample()[0].mining
+            closed = [one for one in world.stored_readings() if one.kind is ReadingKind.CLOSE]
+            assert [one.served_ns for one in closed] == [world.truth[-1].served_ns]
 
     play(scenario)

@@ -1,34 +1,31 @@
 """The GPU backend's kernel compiled as C++, its host code against a stand-in for CuPy."""
 
-import shutil
 import sys
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 
 from edge_agent.reference.backend import Work, self_check
 from edge_agent.reference.cpu_backend import CpuBackend
-from edge_agent.reference.cuda_kernel import FOUND_MAX, kernel_source
+from edge_agent.reference.cuda_kernel import FOUND_MAX, KERNEL_NAME, kernel_source
 from edge_agent.reference.cupy_backend import CupyBackend
 from edge_agent.reference.errors import BackendError
 from edge_agent.reference.worker import make_backend
-from tests.edge_agent.reference.fake_cupy import compile_kernel, make_cupy
+from tests.edge_agent.reference.fake_cupy import make_cupy
+from tests.fakes.cuda_host import HostKernel, compiler, kernels
 
-COMPILER = shutil.which("c++") or shutil.which("g++")
-needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C++ compiler here")
 PREFIX = bytes(range(76))
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
-    assert COMPILER is not None
-    return compile_kernel(kernel_source(), tmp_path_factory.mktemp("kernel"), COMPILER)
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> HostKernel:
+    return kernels(kernel_source(), tmp_path_factory.mktemp("kernel"))[KERNEL_NAME]
 
 
 @pytest.fixture
-def cupy(monkeypatch: pytest.MonkeyPatch, launch: Callable[..., None]) -> SimpleNamespace:
-    fake = make_cupy(launch)
+def cupy(monkeypatch: pytest.MonkeyPatch, kernel: HostKernel) -> SimpleNamespace:
+    fake = make_cupy(kernel)
     monkeypatch.setitem(sys.modules, "cupy", fake)
     return fake
 

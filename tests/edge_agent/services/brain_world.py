@@ -454,6 +454,7 @@ class World:
         self.nodes = FakeNodes(self.site)
         self.fleet = FakeFleet(self.site)
         self.price = 30.0
+        self.ambient_c: float | None = None
         self.feed_on = True
         self._ids = 0
 
@@ -504,6 +505,7 @@ class World:
                 subsidy_btc=3.125,
                 fees_btc=0.1,
                 gpu_rates=(GpuRate(device_class="H100", serve_usd_per_h=2.0, mine_usd_per_h=0.2),),
+                ambient_c=self.ambient_c,
             )
         )
 

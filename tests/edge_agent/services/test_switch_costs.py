@@ -9,7 +9,7 @@ from edge_agent.core import facts as f
 from edge_agent.core.economics import COST_SAMPLES_MIN, learnt_cost
 from edge_agent.core.switching import Stage, Status, Switch, SwitchDevice
 from edge_agent.services.journal_walk import Walk
-from edge_agent.services.overrides import parse_overrides
+from edge_agent.services.override_keys import parse_overrides
 from edge_agent.services.replay import replay
 from edge_agent.services.switch_costs import CostLearner
 from edge_agent.services.what_if import what_if

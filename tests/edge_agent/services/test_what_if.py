@@ -10,22 +10,25 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from edge_agent.__main__ import main
 from edge_agent.core import facts as f
 from edge_agent.core import power as pw
-from edge_agent.core.site import CURTAILED, MINE, SERVE, DeviceClass, Limits
+from edge_agent.core.site import CURTAILED, MINE, SERVE, DeviceClass, Feeder, Limits, Site
 from edge_agent.core.snapshot import state_hash
 from edge_agent.services.journal_walk import Walk
-from edge_agent.services.overrides import (
+from edge_agent.services.override_keys import (
     OverrideError,
     Overrides,
     keys_of,
-    other_site,
     parse_overrides,
 )
+from edge_agent.services.overrides import other_site
 from edge_agent.services.what_if import Pair, WhatIfReport, pairs, what_if
 from edge_agent.storage.journal_reader import JournalReader
+from protocol.resource import DeviceKind
+from tests.edge_agent.backtest.test_fleet import CURVE
 from tests.edge_agent.core.plant import make_site
 from tests.edge_agent.services.brain_world import START, build_site
 from tests.edge_agent.services.replay_world import (
@@ -208,6 +211,9 @@ def test_a_span_starts_where_it_is_asked_to(days: Path) -> None:
         ("market.btc_price_usd==-5", "btc_price_usd"),
         ("market.difficulty=x0", "difficulty"),
         ("market.H100.mine_usd_per_h=-1", "mine_usd_per_h"),
+        ("feeder.north.power_cap_w=1", "no key feeder.north.power_cap_w"),
+        ("class.S21.pue_by_ambient_c=10", "TEMPERATURE:PUE"),
+        ("class.S21.pue_by_ambient_c=30:1.1,10:1.2", "must ascend"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(text: str, word: str, days: Path) -> None:
@@ -228,31 +234,154 @@ def test_a_key_twice_or_without_a_value_to_start_from_is_refused() -> None:
     assert other.limits.ramp_w_per_min == 7.0
 
 
+def fed_site() -> Site:
+    """Two kinds of devices on feeders, modes that the agent sets, and a table of PUE."""
+    plain = build_site(asics=2, gpus=2)
+    classes = tuple(
+        structs.replace(row, modes=CURVE, set_modes=True, pue_by_ambient_c=((0.0, 1.1),))
+        if row.model.kind is DeviceKind.ASIC
+        else row
+        for row in plain.classes
+    )
+    names = ("north", "south")
+    devices = tuple(
+        structs.replace(row, feeder=names[at % 2]) for at, row in enumerate(plain.devices)
+    )
+    feeders = tuple(Feeder(name=name, power_cap_w=50e3) for name in names)
+    return Site(plain.site_id, classes, devices, plain.limits, feeders)
+
+
 def test_every_key_can_be_set_and_reaches_its_field() -> None:
-    site = build_site(asics=2, gpus=2)
+    site = fed_site()
     # A field of words takes one of the words of its type.
     words = {
         f"limits.{name}": get_args(hint)[-1]
         for name, hint in get_type_hints(Limits).items()
         if get_origin(hint) is Literal
     } | {"policy.curtail": "true"}
-    for key in keys_of(site):
-        value = "true" if key.endswith(".set_modes") else words.get(key, "3")
-        made = parse_overrides([f"{key}={value}"], site)
+    keys = keys_of(site)
+    assert len({key.text for key in keys}) == len(keys)
+    for key in keys:
+        value = words.get(key.text, "3")
+        if key.field == "set_modes":
+            value = "true"
+        elif key.field == "pue_by_ambient_c":
+            value = "5:1.2,30:1.3"
+        elif key.family == "mode":
+            value = "x1.001"  # one that keeps the curve
+        made = parse_overrides([f"{key.text}={value}"], site)
         assert made != Overrides()
         other, source = other_site(site, made)
-        family, _, rest = key.partition(".")
-        if family == "limits":
-            assert getattr(other.limits, rest) in (3, words.get(key))
-        if family == "class" and not rest.endswith(".count"):
-            name, field = rest.split(".")
-            at = other.class_index(name)
-            assert at is not None
-            row = other.classes[at]
-            owner = row if field in set(DeviceClass.__struct_fields__) else row.model
-            assert getattr(owner, field) == (True if field == "set_modes" else 3)
-        if rest.endswith(".count"):
+        at = other.class_index(key.owner)
+        row = None if at is None else other.classes[at]
+        if key.family == "limits":
+            assert getattr(other.limits, key.field) in (3, words.get(key.text))
+        elif key.family == "feeder":
+            assert [one.power_cap_w for one in other.feeders if one.name == key.owner] == [3.0]
+            assert sum(one.power_cap_w for one in other.feeders) == 50e3 + 3.0
+        elif key.family == "mode":
+            assert row is not None
+            (point,) = [one for one in row.modes if one.mode == key.mode]
+            (was,) = [one for one in CURVE if one.mode == key.mode]
+            assert getattr(point, key.field) == pytest.approx(1.001 * getattr(was, key.field))
+        elif key.field == "pue_by_ambient_c":
+            assert row is not None
+            assert row.pue_by_ambient_c == ((5.0, 1.2), (30.0, 1.3))
+        elif key.family == "class":
+            assert row is not None
+            owner = row if key.field in set(DeviceClass.__struct_fields__) else row.model
+            assert getattr(owner, key.field) == (True if key.field == "set_modes" else 3)
+        elif key.family == "count":
             assert len(source) == len(other) == 5
+
+
+def test_every_field_of_a_site_has_its_key_and_tells_its_value() -> None:
+    site = fed_site()
+    told = {key.text: key.value for key in keys_of(site)}
+    for name in structs.asdict(site.limits):
+        assert f"limits.{name}" in told
+    for row in site.classes:
+        # A class is told apart by its name and model; modes are named each.
+        for name in set(DeviceClass.__struct_fields__) - {"model", "name", "modes"}:
+            assert f"class.{row.class_name}.{name}" in told
+    assert told["feeder.south.power_cap_w"] == "50000"
+    assert told["class.S21.modes.low.power_w"] == "1950"
+    assert told["class.S21.pue_by_ambient_c"] == "0:1.1"
+    assert told["class.S21.set_modes"] == "true"
+    # What is shown can be given back, and changes nothing.
+    texts = [f"{key}={value}" for key, value in told.items() if value is not None]
+    other, _ = other_site(site, parse_overrides(texts, site))
+    assert (other.classes, other.limits, other.feeders) == (
+        site.classes, site.limits, site.feeders,
+    )  # fmt: skip
+
+
+def test_a_curve_that_loses_a_mode_is_refused() -> None:
+    """A journal names modes by their place on the curve."""
+    site = fed_site()
+    with pytest.raises(OverrideError, match="the curve would have the modes"):
+        other_site(site, parse_overrides(["class.S21.modes.normal.power_w=4400"], site))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(["", ","]), st.text(max_size=8))
+def test_a_table_that_is_none_is_refused_by_name(head: str, text: str) -> None:
+    site = fed_site()
+    given = f"{head}{text}".strip()
+    if not given or given.lower() == "none":
+        return
+    try:
+        made = parse_overrides([f"class.S21.pue_by_ambient_c={given}"], site)
+        other_site(site, made)
+    except OverrideError as exc:
+        assert "pue_by_ambient_c" in str(exc)
+
+
+def test_a_smaller_feeder_holds_in_the_other_world_and_alone(tmp_path: Path) -> None:
+    """Half of the miners hang on a feeder that would have had room for one of three."""
+    path = tmp_path / "core.sqlite"
+    plain = build_site(asics=6, gpus=0)
+    devices = tuple(
+        structs.replace(row, feeder="north" if at % 2 else "")
+        for at, row in enumerate(plain.devices)
+    )
+    north = Feeder(name="north", power_cap_w=60e3)
+    site = Site(plain.site_id, plain.classes, devices, plain.limits, (north,))
+    world = JournalWorld(path, site=site, turn_s=TURN_S)
+    world.quiet(DAY_S / 4)
+    report = ask(path, "feeder.north.power_cap_w=5000")
+    assert report.changed > 0
+    assert report.difference_usd < 0.0
+    assert (report.over_feeder_was_s, report.over_cap_would_s) == (0.0, 0.0)
+    # Above it only at the start, until the load that was there has gone.
+    assert 0.0 < report.over_feeder_would_s <= 3 * TURN_S
+    last = both(path, "feeder.north.power_cap_w=5000")[-1]
+    mining = last.state.activity == MINE
+    fed = last.site.feeder_of >= 0
+    assert (int(mining[fed].sum()), int(mining[~fed].sum())) == (1, 3)
+    assert (last.step.state.activity == MINE).all()
+    same = ask(path, "feeder.north.power_cap_w=x1")
+    assert (same.changed, same.difference_usd) == (0, 0.0)
+
+
+def test_hotter_air_costs_its_pue_in_the_other_world(tmp_path: Path) -> None:
+    """The journal's air at 20 C, and 10 more; the table adds 0.01 a degree."""
+    path = tmp_path / "core.sqlite"
+    plain = build_site(asics=2, gpus=0)
+    table = ((0.0, 1.0), (50.0, 1.5))
+    classes = tuple(structs.replace(row, pue_by_ambient_c=table) for row in plain.classes)
+    site = Site(plain.site_id, classes, plain.devices, plain.limits)
+    world = JournalWorld(path, site=site, turn_s=TURN_S)
+    world.ambient_c = 20.0
+    world.quiet(DAY_S / 4)
+    report = ask(path, "market.ambient_c=+10")
+    first = both(path)[-1].state
+    price = first.market.price_usd_per_mwh
+    assert price is not None
+    paid = price.value + site.classes[0].adder_usd_per_mwh
+    mwh = 2 * 3_450.0 * (DAY_S / 4 / HOUR_S) / 1e6
+    assert report.difference_usd == pytest.approx(-0.1 * paid * mwh, rel=0.03)
+    assert ask(path, "market.grid_load_mw=+10").difference_usd == 0.0
 
 
 @settings(max_examples=30, deadline=None)
@@ -282,6 +411,11 @@ def test_the_command_says_both_worlds(
     )
     assert main([*words, "--what-if", "limits.power_cap_w=50000"]) == 0
     assert "no decision differs" in capsys.readouterr().out
+    assert main([*words, "--keys"]) == 0
+    assert "class.S21.pool_fee=" in capsys.readouterr().out
+    assert main([*words, "--keys", "--json"]) == 0
+    keys = json.loads(capsys.readouterr().out)
+    assert {"key": "market.ambient_c", "value": None} in keys["keys"]
     assert main([*words, "--what-if", "limit.power_cap_w=1"]) == 2
     assert "did you mean limits.power_cap_w?" in capsys.readouterr().err
 

@@ -17,6 +17,8 @@ from firmware_bridges.nvml.samples import GpuInfo, GpuProcess, PowerSource
 from tests.fakes.nvml import MIB, FakeNvml
 
 NOT_SUPPORTED, NO_PERMISSION, TIMEOUT, LOST, RESET_REQUIRED, UNKNOWN = 3, 4, 10, 15, 16, 999
+# A structure newer than the driver, and a function that a newer driver gave up.
+VERSION_MISMATCH, DEPRECATED = 25, 26
 
 
 def reader_of(nvml: Nvml, index: int = 0) -> CardReader:
@@ -125,7 +127,9 @@ FUNCTIONS: Sequence[tuple[str, tuple[str, ...]]] = (
 )
 
 
-@pytest.mark.parametrize("ret", [NOT_SUPPORTED, NO_PERMISSION, TIMEOUT])
+@pytest.mark.parametrize(
+    "ret", [NOT_SUPPORTED, NO_PERMISSION, VERSION_MISMATCH, DEPRECATED, TIMEOUT]
+)
 @pytest.mark.parametrize(("function", "fields"), FUNCTIONS)
 def test_what_a_function_does_not_tell_is_none_and_the_rest_is_there(
     fake: FakeNvml, nvml: Nvml, function: str, fields: tuple[str, ...], ret: int
@@ -175,9 +179,12 @@ def test_what_is_not_supported_is_asked_again_after_a_minute_of_sweeps(
     assert seen.index(False) == 59
 
 
-def test_a_function_that_is_not_supported_costs_no_call(fake: FakeNvml, nvml: Nvml) -> None:
+@pytest.mark.parametrize("ret", [NOT_SUPPORTED, VERSION_MISMATCH, DEPRECATED])
+def test_a_function_that_is_not_supported_costs_no_call(
+    fake: FakeNvml, nvml: Nvml, ret: int
+) -> None:
     reader = reader_of(nvml)
-    fake.force("nvmlDeviceGetTotalEccErrors", NOT_SUPPORTED)
+    fake.force("nvmlDeviceGetTotalEccErrors", ret)
     reader.sample()
     before = fake.gpu(0).calls
     reader.sample()
@@ -187,6 +194,18 @@ def test_a_function_that_is_not_supported_costs_no_call(fake: FakeNvml, nvml: Nv
     before = fake.gpu(0).calls
     fresh.sample()
     assert fake.gpu(0).calls - before == without + 4
+
+
+@pytest.mark.parametrize("ret", [NOT_SUPPORTED, VERSION_MISMATCH])
+def test_an_older_driver_tells_its_memory_by_the_older_structure(
+    fake: FakeNvml, nvml: Nvml, ret: int
+) -> None:
+    fake.force("nvmlDeviceGetMemoryInfo_v2", ret)
+    sample = reader_of(nvml).sample()
+    mib = 1 << 20
+    assert sample.memory_total_bytes == 81_559 * mib
+    assert (sample.memory_used_bytes, sample.memory_reserved_bytes) == (20_551 * mib, None)
+    assert sample.failed_calls == ()
 
 
 @pytest.mark.parametrize(

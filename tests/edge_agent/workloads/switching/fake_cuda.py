@@ -52,6 +52,10 @@ class FakeCuda:
     def refuse_init(self, code: int) -> None:
         self._words[0] = code
 
+    def show(self, devices: int) -> None:
+        """Let the driver count so many GPUs."""
+        self._words[3] = devices
+
     @property
     def inits(self) -> int:
         return int(self._words[2])

@@ -5,13 +5,23 @@ a driver.
 """
 
 import asyncio
+import ctypes
+import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from bench.gpu import arena
 from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError
-from edge_agent.workloads.switching.cuda_checkpoint import CudaCheckpointer, ProcessState
+from edge_agent.workloads.switching.cuda_checkpoint import (
+    NOT_READY,
+    NOT_SUPPORTED,
+    CudaCheckpointer,
+    ProcessState,
+)
+from edge_agent.workloads.switching.cuda_child import LockArgs
 from tests.edge_agent.workloads.switching.fake_cuda import FakeCuda, build
 
 PID = 4_242
@@ -85,6 +95,16 @@ async def test_a_checkpoint_that_fails_lets_the_process_run_on(
         await client.suspend(PID, 5.0)
     assert caught.value.answer_code == "checkpoint_failed"
     assert cuda.get(PID, "state") == ProcessState.RUNNING
+
+
+async def test_what_a_driver_cannot_do_at_all_has_a_code_of_its_own(
+    client: CudaCheckpointer, cuda: FakeCuda
+) -> None:
+    cuda.set(PID, checkpoint_code=801)  # CUDA_ERROR_NOT_SUPPORTED
+    with pytest.raises(DriverRefusedError) as refused:
+        await client.suspend(PID, 5.0)
+    assert refused.value.answer_code == "not_supported"
+    assert await client.state(PID, 5.0) is ProcessState.RUNNING
 
 
 @pytest.mark.parametrize("where", ["checkpoint_code", "restore_code"])
@@ -187,3 +207,47 @@ async def test_an_old_driver_a_missing_one_and_a_refused_start_are_told_apart(
             await client.suspend(PID, 5.0)
         assert caught.value.answer_code == code
         await client.close()
+
+
+# --- against the header of CUDA, where it is installed -------------------------------------------
+
+_ASK = r"""
+#include <cuda.h>
+#include <stddef.h>
+#include <stdio.h>
+#define SIZE(t) printf("%zu ", sizeof(t))
+#define PLACE(t, f) printf("%zu ", offsetof(t, f))
+int main(void) {
+    SIZE(CUcheckpointLockArgs); PLACE(CUcheckpointLockArgs, reserved0);
+    PLACE(CUcheckpointLockArgs, reserved1);
+    SIZE(CUmemAllocationProp); PLACE(CUmemAllocationProp, location);
+    PLACE(CUmemAllocationProp, win32HandleMetaData); PLACE(CUmemAllocationProp, allocFlags);
+    SIZE(CUmemAccessDesc); PLACE(CUmemAccessDesc, flags);
+    printf("%d %d %d %d ", CU_MEM_ALLOCATION_TYPE_PINNED, CU_MEM_LOCATION_TYPE_DEVICE,
+           CU_MEM_ACCESS_FLAGS_PROT_READWRITE, CU_MEM_ALLOC_GRANULARITY_MINIMUM);
+    printf("%d %d %d %d ", CU_PROCESS_STATE_RUNNING, CU_PROCESS_STATE_LOCKED,
+           CU_PROCESS_STATE_CHECKPOINTED, CU_PROCESS_STATE_FAILED);
+    printf("%d %d", CUDA_ERROR_NOT_READY, CUDA_ERROR_NOT_SUPPORTED);
+    return 0;
+}
+"""
+
+
+def test_structures_and_numbers_are_those_of_the_header(tmp_path: Path) -> None:
+    compiler, header = shutil.which("cc"), Path("/usr/local/cuda/include/cuda.h")
+    if compiler is None or not header.exists():
+        pytest.skip("no C compiler, or no cuda.h of 12.8 or later in /usr/local/cuda/include")
+    source, program = tmp_path / "ask.c", tmp_path / "ask"
+    source.write_text(_ASK)
+    build_ = [compiler, f"-I{header.parent}", "-o", str(program), str(source)]
+    subprocess.run(build_, check=True, timeout=60)
+    done = subprocess.run([str(program)], check=True, capture_output=True, text=True, timeout=60)
+    properties, access = arena._Properties, arena._Access
+    assert [int(word) for word in done.stdout.split()] == [
+        *(ctypes.sizeof(LockArgs), LockArgs.reserved0.offset, LockArgs.reserved1.offset),
+        *(ctypes.sizeof(properties), properties.location.offset, properties.win32.offset),
+        *(properties.flags.offset, ctypes.sizeof(access), access.flags.offset),
+        *(arena._PINNED, arena._DEVICE, arena._READ_WRITE, arena._MINIMUM),
+        *ProcessState,
+        *(NOT_READY, NOT_SUPPORTED),
+    ]
