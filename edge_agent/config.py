@@ -28,6 +28,7 @@ from edge_agent.feeder_settings import (
     names_of,
 )
 from edge_agent.inventory import InventoryError, Label, MinerLine, read_inventory
+from edge_agent.prewarm_settings import PrewarmRow, check_prewarm, limits_of
 from firmware_bridges.families import FAMILY_OF
 from firmware_bridges.targets import TargetError, addresses_of
 from protocol.market import GpuRate
@@ -219,6 +220,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         node_link: needed where a node is on another machine.
         market: where prices come from. feeds: further sources that confirm or contradict it.
         feeders: parts of the supply with caps of their own.
+        prewarm: engines that are held ready for likely switches.
     """
 
     site_id: SiteName
@@ -237,6 +239,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     nodes: tuple[NodeRow, ...] = ()
     asics: tuple[AsicRow, ...] = ()
     feeders: Annotated[tuple[FeederRow, ...], Meta(max_length=FEEDERS_MAX)] = ()
+    prewarm: PrewarmRow = PrewarmRow()
 
 
 class AsicAddress(Struct, frozen=True, kw_only=True):
@@ -338,7 +341,14 @@ def build_site(config: AgentConfig) -> Site:
         )
     classes = tuple(_device_class(row) for row in config.classes)
     try:
-        return Site(config.site_id, classes, devices, config.limits, feeders_of(config.feeders))
+        return Site(
+            config.site_id,
+            classes,
+            devices,
+            config.limits,
+            feeders_of(config.feeders),
+            limits_of(config.prewarm),
+        )
     except SiteError as exc:
         problem = Problem(path=exc.detail.split(" ", maxsplit=1)[0], detail=exc.detail)
         raise SettingsError(config.site_id, (problem,)) from exc
@@ -407,6 +417,7 @@ def _device_class(row: ClassRow) -> DeviceClass:
 
 def _check(config: AgentConfig) -> Iterator[Problem]:
     yield from check_limits(config.limits)
+    yield from check_prewarm(config.prewarm)
     yield from _check_classes(config)
     yield from _check_class_names(config)
     wrong = (*_check_nodes(config), *_check_asics(config))

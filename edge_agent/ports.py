@@ -23,6 +23,7 @@ from protocol.node import (
     NodeFacts,
     PhaseDo,
     PhaseDone,
+    Prepare,
     Readings,
 )
 from protocol.sync import StreamHead
@@ -245,6 +246,10 @@ class NodeSink(Protocol):
 
     def lease_keys(self, node_id: str) -> tuple[LeaseKeys, ...]:
         """Give the leases held on the node's devices, and who may use what they serve."""
+        ...
+
+    def prepare(self, node_id: str) -> tuple[Prepare, ...]:
+        """Give all that is to be held ready on the node's devices now."""
         ...
 
     async def on_inventory(self, inventory: Inventory) -> None:

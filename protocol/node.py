@@ -4,12 +4,14 @@ The agent connects, says ``Hello`` and reads the node's ``Inventory`` first: wha
 adopted, never overwritten. A phase is asked for by (switch_id, phase); asking again gives the
 stored result, so a lost answer costs nothing. Phases that need no word of the agent between them
 may be asked for at once (``then``). Readings are kept long after ``ReadingsAck``, so that
-an agent restored from an older copy meters again what it forgot, with equal results.
+an agent restored from an older copy meters again what it forgot, with equal results. What is to be
+held ready for a likely switch is desired state: each beat says all of it, and it lapses.
 """
 
 from enum import StrEnum
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from protocol.lease import AccessKeys, OnPartition, WorkloadSpec
 from protocol.resource import Activity, DeviceKind
@@ -23,6 +25,13 @@ from protocol.units import (
     check_base_url,
     check_utc,
 )
+
+# More GPUs than one host has.
+PREPARE_MAX = 64
+# The code of an engine that is ready whether anybody asks or not.
+STANDING = "standing"
+# An agent that is started anew says again what it wants before this.
+PREPARE_LAPSES_S = 30.0
 
 
 class Phase(StrEnum):
@@ -144,6 +153,25 @@ class LeaseKeys(Struct, frozen=True, kw_only=True):
     keys: AccessKeys = ()
 
 
+class Prepare(Struct, frozen=True, kw_only=True):
+    """What a device will likely enter: its engine is to be held ready, and nothing is switched.
+
+    Args:
+        enters: ``mine`` or ``serve``. probability: that it is needed ``within_s`` seconds.
+        earns_usd_per_h: lost while the engine is not there. energy_usd_per_mwh: at its plug.
+        draw_w: most that it draws while it is made ready.
+    """
+
+    device_id: Ident
+    enters: Activity
+    probability: Annotated[float, Meta(ge=0, le=1)]
+    within_s: Annotated[float, Meta(ge=0)]
+    earns_usd_per_h: float = 0.0
+    energy_usd_per_mwh: float = 0.0
+    draw_w: Annotated[float, Meta(ge=0)] = 0.0
+    why: Text = ""
+
+
 class AgentBeat(Struct, frozen=True, kw_only=True, tag="agent_beat"):
     """Every 2 s, and before a switch begins and before it opens gates.
 
@@ -151,11 +179,14 @@ class AgentBeat(Struct, frozen=True, kw_only=True, tag="agent_beat"):
         hub_heard_age_ms: since the last hub message; None: never in this boot.
         lease_keys: of every lease that the site holds on the node's devices; one that is missing is
             over. None: not told.
+        prepare: everything that is to be held ready now; what is missing is let go, and so is all
+            of it when no beat comes for ``PREPARE_LAPSES_S``. A node that knows of none does none.
     """
 
     agent_epoch: Count
     hub_heard_age_ms: Count | None = None
     lease_keys: tuple[LeaseKeys, ...] | None = None
+    prepare: Annotated[tuple[Prepare, ...], Meta(max_length=PREPARE_MAX)] = ()
 
 
 # node -> agent
@@ -282,13 +313,37 @@ class GpuSample(Struct, frozen=True, kw_only=True):
     healthy: bool = True
 
 
+class PrepareStage(StrEnum):
+    """How far an engine that is to be held ready has come."""
+
+    PREPARING = "preparing"
+    PREPARED = "prepared"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+class Prepared(Struct, frozen=True, kw_only=True):
+    """What became of a ``Prepare``; ``code``: why not, or ``STANDING``; stable for programs."""
+
+    device_id: Ident
+    enters: Activity
+    stage: PrepareStage
+    code: str = ""
+    detail: Text = ""
+
+
 class NodeFacts(Struct, frozen=True, kw_only=True, tag="node_facts"):
-    """Once a second: samples of all devices, their present activity, and the proxy's address."""
+    """Once a second: samples of all devices, their present activity, and the proxy's address.
+
+    Args:
+        prepared: of everything that is to be held ready, as far as the workload host has told.
+    """
 
     at: UtcDatetime
     samples: tuple[GpuSample, ...]
     devices: tuple[NodeDevice, ...]
     proxy_url: str | None = None
+    prepared: tuple[Prepared, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the address."""

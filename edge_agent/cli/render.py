@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 _ACTIVITIES = ("serve", "mine", "idle", "curtailed", "switching", "maintenance", "fault", "unknown")
 
 # What a why adds when there is something to say.
-_NOTES = (("doubt", "price_doubt"), ("order", "grid_order"), ("peak", "peak"))
+_NOTES = (
+    ("doubt", "price_doubt"),
+    ("order", "grid_order"),
+    ("peak", "peak"),
+    ("prepared", "prepared"),
+)
 
 
 def status(value: Row) -> str:
@@ -45,6 +50,7 @@ def status(value: Row) -> str:
             f"p99 {number(switches['p99_ms'], '{:.0f}')} ms, "
             f"rolled back {switches['rolled_back']:,}"
         ),
+        *_prewarm(site.get("prewarm")),
         "",
         *_fleet(site["classes"]),
     ]
@@ -55,6 +61,18 @@ def status(value: Row) -> str:
         for problem in site["problems"]
     ]
     return "\n".join(lines)
+
+
+def _prewarm(row: Row | None) -> list[str]:
+    """Say what is held ready for likely switches; nothing where it is off, or never was used."""
+    if row is None or not any(row.values()):
+        return []
+    return [
+        (
+            f"ahead   {row['ready']:,} of {row['asked']:,} ready; used {row['used']:,}, "
+            f"late {row['late']:,}, wasted {row['wasted']:,}, failed {row['failed']:,}"
+        )
+    ]
 
 
 def _feeder(row: Row) -> str:

@@ -367,18 +367,26 @@ def break_even_usd_per_mwh(site: Site, state: SiteState, index: int) -> float | 
     return revenue / (saved_w * row.pue / W_PER_MW) - added
 
 
-def learnt_cost(state: SiteState, row: DeviceClass) -> tuple[float, float | None] | None:
+def learnt_cost(
+    state: SiteState, row: DeviceClass, *, ready: bool = False
+) -> tuple[float, float | None] | None:
     """Give seconds and Wh of one off -> on cycle of a GPU, as learnt; None: not enough was.
 
     The way off counts once it is learnt as well; until then it is free, as in the constant. Energy
     is known when that of each way is.
+
+    Args:
+        ready: of one whose miner is held ready.
     """
     if row.model.kind is DeviceKind.ASIC or not state.switch_costs:
         return None
     ways = {
         (cost.from_activity, cost.to_activity): cost
         for cost in state.switch_costs
-        if cost.device_class == row.class_name and cost.samples >= COST_SAMPLES_MIN
+        if cost.device_class == row.class_name
+        and cost.samples >= COST_SAMPLES_MIN
+        # The way off is to nothing that could be made ready.
+        and cost.ready == (ready and cost.to_activity is Activity.MINE)
     }
     on = ways.get((Activity.IDLE, Activity.MINE))
     if on is None:
@@ -416,7 +424,20 @@ def _restart_usd(
     if any(above_wh):
         above = site.spread(above_wh)
         out += np.where(above > 0.0, above * np.maximum(energy_usd_per_wh, 0.0), 0.0)
+    _ready_usd(site, state, earned, out)
     return out
+
+
+def _ready_usd(site: Site, state: SiteState, earned: FloatColumn, cost_usd: FloatColumn) -> None:
+    """Put in what a restart costs where the miner is held ready, once that was learnt."""
+    for entry in state.prepares:
+        at = site.index_of(entry.device_id)
+        if at is None or not entry.ready or entry.enters is not Activity.MINE:
+            continue
+        learnt = learnt_cost(state, site.classes[int(site.class_of[at])], ready=True)
+        if learnt is not None:
+            # A way that was learnt to be no shorter is none.
+            cost_usd[at] = min(cost_usd[at], earned[at] * learnt[0] / SECONDS_PER_H)
 
 
 def _or_nameplate(column: FloatColumn, nameplate: FloatColumn) -> FloatColumn:

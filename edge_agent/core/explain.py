@@ -24,6 +24,7 @@ from edge_agent.core.order_facts import binding, wall_ms
 from edge_agent.core.orders import load_w
 from edge_agent.core.peaks import peak_text
 from edge_agent.core.plan import DecisionRecords, Gates, Plan, Reason
+from edge_agent.core.ready import ready_text
 from edge_agent.core.site import CURTAILED, IDLE, MINE, NS_PER_S, SERVE, DeviceClass, Site
 from edge_agent.core.site_state import NEVER_NS, MarketValue, SiteState
 from protocol.market import PRICE_USD_PER_MWH_MAX, PRICE_USD_PER_MWH_MIN
@@ -75,6 +76,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
     grid_order: str | None = None
     peak: str | None = None
     mode: ModeExplanation | None = None
+    prepared: str | None = None
 
 
 _SENTENCE: dict[Reason, str] = {
@@ -143,6 +145,7 @@ def why(site: Site, state: SiteState, plan: Plan, index: int) -> Explanation:
         grid_order=_grid_order(site, state),
         peak=peak_text(site.limits, market.peak, state.instant.wall, state.now_ns),
         mode=why_mode(site, state, plan, index),
+        prepared=ready_text(state.prepares, site.devices[index].device_id, state.now_ns),
     )
 
 

@@ -17,7 +17,7 @@ from edge_agent.core.site import CodeColumn, FloatColumn, IndexColumn
 from protocol.event import ReleaseOutcome
 from protocol.lease import Lease, SitePolicy
 from protocol.market import MarketTick
-from protocol.node import NodeDevice, NodeEvent
+from protocol.node import NodeDevice, NodeEvent, Prepared
 from protocol.resource import Activity
 
 ROW_VERSION = 1
@@ -246,6 +246,64 @@ class SwitchCost(Struct, frozen=True, array_like=True, tag="switch_cost"):
     energy_wh: float | None = None
     learnt: bytes = b""
 
+    @property
+    def ready(self) -> bool:
+        """Tell whether it is of switches to what had been made ready before."""
+        return False
+
+
+class SwitchCostReady(SwitchCost, frozen=True, array_like=True, tag="switch_cost_ready"):
+    """The same of switches to what had been made ready before; a fact of its own for old rows."""
+
+    @property
+    def ready(self) -> bool:
+        """Tell whether it is of switches to what had been made ready before."""
+        return True
+
+
+class PrepareOutcome(StrEnum):
+    """How holding an engine ready ended; the stored words stay."""
+
+    USED = "used"
+    # The switch came before the engine was ready.
+    LATE = "late"
+    TURNED = "turned"
+    EXPIRED = "expired"
+    REFUSED = "refused"
+    FAILED = "failed"
+    # The device is gone, out of use, or in other hands.
+    LOST = "lost"
+    # It is ready anyway, and nothing need be held.
+    STANDING = "standing"
+    # The power is wanted elsewhere.
+    POWER = "power"
+
+
+class PrepareAsked(Struct, frozen=True, array_like=True, tag="prepare_asked"):
+    """The edge asked a node to hold an engine ready for what a device will likely enter."""
+
+    device_id: str
+    enters: Activity
+    chance: float
+    within_s: float
+    why: str
+
+
+class PrepareEnded(Struct, frozen=True, array_like=True, tag="prepare_ended"):
+    """What was held ready, or asked for, is so no longer; ``ready``: it had come so far."""
+
+    device_id: str
+    outcome: PrepareOutcome
+    ready: bool
+    detail: str = ""
+
+
+class PrepareSaid(Struct, frozen=True, array_like=True, tag="prepare_said"):
+    """A node said how everything stands that it was asked to hold ready."""
+
+    node_id: str
+    rows: tuple[Prepared, ...]
+
 
 Fact = (
     Booted
@@ -271,6 +329,10 @@ Fact = (
     | MetersPassed
     | ClockSuspected
     | SwitchCost
+    | SwitchCostReady
+    | PrepareAsked
+    | PrepareEnded
+    | PrepareSaid
 )
 
 

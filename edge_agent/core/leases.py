@@ -40,6 +40,7 @@ from edge_agent.core.site_state import (
 )
 from protocol.event import ReleaseOutcome
 from protocol.lease import Lease, OnPartition
+from protocol.resource import Activity
 
 LIVE = (LeaseStatus.ACCEPTED, LeaseStatus.STARTING, LeaseStatus.RUNNING)
 # Weights of a device's score; each part lies within 0..1, so that a weight is its most.
@@ -48,6 +49,8 @@ WEIGHT_TEMPERATURE = 1.0
 WEIGHT_UTILISATION = 1.0
 WEIGHT_EARNINGS = 2.0
 WEIGHT_LOCALITY = 1.0
+# Of one whose server is held ready for the next lease.
+WEIGHT_READY = 1.0
 SWITCHING_PENALTY = 4.0
 FAULT_GRACE_S = 10
 # A start that has just failed is tried again when the device's node had time to say why.
@@ -217,6 +220,7 @@ def pick(
         + WEIGHT_UTILISATION * free
         + WEIGHT_EARNINGS * cheap
         + WEIGHT_LOCALITY * local
+        + WEIGHT_READY * _ready(site, state, candidates)
         - np.where(state.switch_no[candidates] >= 0, SWITCHING_PENALTY, 0.0)
     )
     order = _by_node(site, candidates, total, count)
@@ -251,6 +255,15 @@ def _locality(site: Site, candidates: IntColumn, count: int) -> FloatColumn:
     nodes = site.node_of[candidates]
     beside = np.bincount(nodes + 1)[nodes + 1]  # -1 is no node
     out: FloatColumn = np.minimum(beside / count, 1.0)
+    return out
+
+
+def _ready(site: Site, state: SiteState, candidates: IntColumn) -> FloatColumn:
+    """Give 1 where a server is held ready for a lease."""
+    waiting = [
+        row.device_id for row in state.prepares if row.ready and row.enters is Activity.SERVE
+    ]
+    out: FloatColumn = np.isin(candidates, site.indices_of(tuple(waiting))).astype(np.float64)
     return out
 
 

@@ -4,8 +4,9 @@ A device counts for the largest of its last reading, the nameplate of its mode a
 is open, both sides of it with inrush; unknown, faulty or unreachable counts as its highest
 nameplate. Where the agent sets power modes, mining counts as the confirmed step (an unknown one as
 the highest), and as both steps while a change is open. It counts for less only once that is
-confirmed: a switch that closed, and a lower reading. All sums are in site watts (device watts x
-PUE), in index order, so that they repeat bit for bit.
+confirmed: a switch that closed, and a lower reading. One that is asked to hold an engine ready
+counts as what it will enter until that engine was seen to be ready, and paused. All sums are in
+site watts (device watts x PUE), in index order, so that they repeat bit for bit.
 """
 
 from functools import lru_cache
@@ -16,6 +17,7 @@ import numpy as np
 from edge_agent.core.order_facts import limit_w
 from edge_agent.core.plan import PowerView
 from edge_agent.core.site import (
+    CODE_OF,
     CURTAILED,
     FAULT,
     IDLE,
@@ -49,6 +51,10 @@ def counted_w(site: Site, state: SiteState) -> FloatColumn:
         sides = sides_w(site, state)
         switching = np.where(_wakes(state), np.maximum(sides, inrush_w(site)), sides)
         count = np.where(open_now, switching, count)
+    if busy := preparing_w(site, state):
+        count = count.copy()
+        for at, plate in busy:
+            count[at] = max(count[at], plate)
     unsure = ~state.reachable | (state.activity == UNKNOWN) | (state.activity == FAULT)
     if unsure.any():
         count = np.where(unsure, np.maximum(site.once(_highest_w), count), count)
@@ -72,6 +78,17 @@ def mode_plate_w(site: Site, state: SiteState) -> FloatColumn:
     out = plate_w(site, state, mode_of(state))
     out.flags.writeable = False
     return out
+
+
+def preparing_w(site: Site, state: SiteState) -> list[tuple[int, float]]:
+    """Give what each device that makes an engine ready may draw meanwhile, in device watts."""
+    busy = [row for row in state.prepares if row.draws]
+    found = [(site.index_of(row.device_id), CODE_OF[row.enters]) for row in busy]
+    return [
+        (at, float(site.nameplate_w[site.class_of[at], code]))
+        for at, code in found
+        if at is not None
+    ]
 
 
 def counted_after_w(site: Site, state: SiteState, target: int) -> FloatColumn:

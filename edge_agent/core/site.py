@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from edge_agent.core.curve import ModePoint, Step, steps
 from edge_agent.core.errors import SiteError
+from edge_agent.core.prewarm_limits import PrewarmLimits
 from edge_agent.core.step_table import STEPS_MAX, StepTable, mine_w_max, step_points, step_table
 from protocol.market import PRICE_USD_PER_MWH_MAX, PRICE_USD_PER_MWH_MIN
 from protocol.resource import ACTIVITY_CODES, Activity, DeviceKind, DeviceModel
@@ -227,6 +228,7 @@ class Site:
     Args:
         site_id: the site's name. classes: every class that a device names. devices: in index order.
         limits: local ceilings. feeders: every feeder that a device names.
+        prewarm: what may be held ready for likely switches; None: nothing.
 
     Raises:
         SiteError: duplicate ids, an unknown class or feeder, a GPU without a node, or a limit out
@@ -240,12 +242,14 @@ class Site:
         devices: tuple[Device, ...],
         limits: Limits,
         feeders: tuple[Feeder, ...] = (),
+        prewarm: PrewarmLimits | None = None,
     ) -> None:
         self.site_id = site_id
         self.classes = classes
         self.devices = devices
         self.limits = limits
         self.feeders = feeders
+        self.prewarm = prewarm
         self._class_index = {row.class_name: at for at, row in enumerate(classes)}
         self._index = {device.device_id: at for at, device in enumerate(devices)}
         self._made: dict[Callable[..., Any], npt.NDArray[Any]] = {}

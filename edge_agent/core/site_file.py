@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Struct
 
 from edge_agent.core.errors import JournalError, SiteError
+from edge_agent.core.prewarm_limits import PrewarmLimits
 from edge_agent.core.site import Device, DeviceClass, Feeder, Limits, Site
 
 SITE_VERSION = 1
@@ -22,6 +23,7 @@ class SiteFile(Struct, frozen=True, kw_only=True):
     devices: tuple[Device, ...]
     limits: Limits
     feeders: tuple[Feeder, ...] = ()
+    prewarm: PrewarmLimits | None = None
 
 
 _DECODER = msgspec.msgpack.Decoder(SiteFile)
@@ -37,6 +39,7 @@ def encode_site(site: Site, program: str) -> bytes:
         devices=site.devices,
         limits=site.limits,
         feeders=site.feeders,
+        prewarm=site.prewarm,
     )
     return zlib.compress(msgspec.msgpack.encode(body), level=6)
 
@@ -52,7 +55,9 @@ def decode_site(data: bytes) -> tuple[Site, str]:
         body = _DECODER.decode(unpacked)
         if body.version != SITE_VERSION:
             raise JournalError("site_version", f"version {body.version} is not known")
-        site = Site(body.site_id, body.classes, body.devices, body.limits, body.feeders)
+        site = Site(
+            body.site_id, body.classes, body.devices, body.limits, body.feeders, body.prewarm
+        )
         return site, body.program
     except (msgspec.MsgspecError, ValueError, zlib.error, SiteError) as exc:
         raise JournalError("bad_site", str(exc)) from exc

@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from edge_agent.core import facts as f
+from edge_agent.core.ready import Arrivals, PrepareEntry, shift_arrivals, shift_prepares
 from edge_agent.core.restart import ClassBelief
 from edge_agent.core.site import (
     ACTIVITIES,
@@ -257,7 +258,8 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     being off has not earned yet), ``quarantine_ns`` (ends, or ended, then; 0 is none), ``spent_ns``
     (closed intervals by activity, (D, 8)). ``switch_costs``: the newest of each class and move.
     ``restarts``: what wake-ups taught, by class. ``unheard``: nodes that have said nothing since
-    the agent's last start.
+    the agent's last start. ``prepares``: what is held ready, by device. ``arrivals``: of leases, by
+    class.
 
     Of the power mode, where the agent sets it: ``step`` (confirmed; 0 is unknown; kept while the
     miner is off, as miners do), ``step_to`` (the other side of an open change, else the same),
@@ -284,6 +286,8 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     responses: tuple[Response, ...]
     restarts: tuple[ClassBelief, ...] = ()
     unheard: tuple[str, ...] = ()
+    prepares: tuple[PrepareEntry, ...] = ()
+    arrivals: tuple[Arrivals, ...] = ()
     activity: CodeColumn
     origin: CodeColumn
     target: CodeColumn
@@ -409,6 +413,8 @@ def enter_instant(state: SiteState, instant: f.Instant) -> SiteState:
         switches=tuple(replace(row, opened_ns=row.opened_ns + shift) for row in state.switches),
         over_cap_ns=-1,
         nodes_up=(),
+        prepares=shift_prepares(state.prepares, shift),
+        arrivals=shift_arrivals(state.arrivals, shift),
         spent_ns=spent,
         since_ns=now,
         mode_since_ns=now,

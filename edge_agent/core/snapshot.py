@@ -13,7 +13,8 @@ import numpy as np
 from msgspec import Struct, structs
 
 from edge_agent.core.errors import JournalError
-from edge_agent.core.facts import Instant, SwitchCost
+from edge_agent.core.facts import Instant, SwitchCost, SwitchCostReady
+from edge_agent.core.ready import Arrivals, PrepareEntry
 from edge_agent.core.restart import ClassBelief
 from edge_agent.core.site import ACTIVITIES, Site
 from edge_agent.core.site_state import (
@@ -96,18 +97,28 @@ class Snapshot(Struct, frozen=True, array_like=True):
     columns: tuple[bytes, ...]
     orders: tuple[OrderEntry, ...] = ()
     responses: tuple[Response, ...] = ()
-    switch_costs: tuple[SwitchCost, ...] = ()
+    switch_costs: tuple[SwitchCost | SwitchCostReady, ...] = ()
     restarts: tuple[ClassBelief, ...] = ()
     unheard: tuple[str, ...] = ()
 
 
+class SnapshotReady(Snapshot, frozen=True, array_like=True):
+    """Stored form of a state that holds engines ready, or has counted the leases that came."""
+
+    prepares: tuple[PrepareEntry, ...] = ()
+    arrivals: tuple[Arrivals, ...] = ()
+
+
 _ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(Snapshot)
-_SAME = tuple(
-    field.name
-    for field in structs.fields(Snapshot)
-    if field.name not in ("version", "device_ids", "columns")
-)
+_DECODER = msgspec.msgpack.Decoder(SnapshotReady)
+
+
+def _same(kind: type[Struct]) -> tuple[str, ...]:
+    own = ("version", "device_ids", "columns")
+    return tuple(field.name for field in structs.fields(kind) if field.name not in own)
+
+
+_SAME, _SAME_READY = _same(Snapshot), _same(SnapshotReady)
 
 
 def encode_state(site: Site, state: SiteState) -> bytes:
@@ -119,11 +130,12 @@ def encode_state(site: Site, state: SiteState) -> bytes:
     version = SNAPSHOT_VERSION
     if site.steps is not None:
         version, columns = STEPS_VERSION, (*columns, _names_digest(site))
-    values = {name: getattr(state, name) for name in _SAME}
+    # A state without them is stored, and hashed, as it was before there were any.
+    ready = bool(state.prepares or state.arrivals)
+    kind, names = (SnapshotReady, _SAME_READY) if ready else (Snapshot, _SAME)
+    values = {name: getattr(state, name) for name in names}
     device_ids = tuple(device.device_id for device in site.devices)
-    return _ENCODER.encode(
-        Snapshot(version=version, device_ids=device_ids, columns=columns, **values)
-    )
+    return _ENCODER.encode(kind(version=version, device_ids=device_ids, columns=columns, **values))
 
 
 def columns_of(site: Site) -> tuple[tuple[str, str], ...]:
@@ -168,7 +180,7 @@ def decode_state(site: Site, data: bytes) -> SiteState:
     if body.version == 1:
         # Nobody wrote down who was silent: the day of silence begins with the snapshot.
         columns["mode_since_ns"] = columns["since_ns"]
-    values = {name: getattr(body, name) for name in _SAME}
+    values = {name: getattr(body, name) for name in _SAME_READY}
     return structs.replace(state, **values, **columns)
 
 

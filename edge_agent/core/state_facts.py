@@ -16,6 +16,13 @@ from edge_agent.core.device_facts import (
 from edge_agent.core.lease_facts import lease_fact
 from edge_agent.core.market_facts import market_seen
 from edge_agent.core.order_facts import order_cancelled, order_seen
+from edge_agent.core.ready_facts import (
+    lease_arrived,
+    node_away,
+    prepare_asked,
+    prepare_ended,
+    prepare_said,
+)
 from edge_agent.core.response import learn_readings
 from edge_agent.core.site import (
     MINE,
@@ -50,7 +57,7 @@ def apply(site: Site, state: SiteState, fact: f.Fact) -> SiteState:
         case f.NodeAdopted():
             return node_adopted(site, state, fact)
         case f.NodeLost():
-            return node_lost(site, state, fact)
+            return node_away(site, node_lost(site, state, fact), fact.node_id)
         case f.NodeSaid():
             return node_said(site, state, fact)
     return _site_fact(site, state, fact)
@@ -72,6 +79,19 @@ def _site_fact(site: Site, state: SiteState, fact: f.Fact) -> SiteState:
             return replace(state, owner=fact.owner)
         case f.SwitchCost():
             return replace(state, switch_costs=_costs(state, fact))
+    return _ready_fact(site, state, fact)
+
+
+def _ready_fact(site: Site, state: SiteState, fact: f.Fact) -> SiteState:
+    match fact:
+        case f.PrepareAsked():
+            return prepare_asked(site, state, fact)
+        case f.PrepareEnded():
+            return prepare_ended(site, state, fact)
+        case f.PrepareSaid():
+            return prepare_said(site, state, fact)
+        case f.LeaseSeen():
+            return lease_arrived(site, state, lease_fact(site, state, fact), fact)
     return lease_fact(site, state, fact)
 
 
@@ -128,8 +148,8 @@ def _costs(state: SiteState, fact: f.SwitchCost) -> tuple[f.SwitchCost, ...]:
     return tuple(held[key] for key in sorted(held)[:SWITCH_COSTS_MAX])
 
 
-def _move(cost: f.SwitchCost) -> tuple[str, str, str]:
-    return cost.device_class, cost.from_activity.value, cost.to_activity.value
+def _move(cost: f.SwitchCost) -> tuple[str, str, str, bool]:
+    return cost.device_class, cost.from_activity.value, cost.to_activity.value, cost.ready
 
 
 def _held(site: Site, state: SiteState, fact: f.OperatorHeld) -> SiteState:

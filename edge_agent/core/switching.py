@@ -116,7 +116,7 @@ class SwitchDevice(Struct, frozen=True, array_like=True):
     """One device: what it leaves (the undo), what it enters, and where it stands.
 
     ``strategy``, ``moved_mib`` and ``engine_us`` (what its workloads took of the time) are what its
-    node told of the way it is switched.
+    node told of the way it is switched. ``ready``: what it enters was held ready when it began.
     """
 
     device_id: str
@@ -131,6 +131,7 @@ class SwitchDevice(Struct, frozen=True, array_like=True):
     moved_mib: int = 0
     engine_us: int = 0
     from_mode: ModePoint | None = None
+    ready: bool = False
 
 
 class PhaseSpan(Struct, frozen=True, array_like=True):

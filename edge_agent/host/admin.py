@@ -44,6 +44,7 @@ class GpuStatus(Struct, frozen=True, kw_only=True):
     server_ready: bool | None
     miner_strategy: str | None
     server_strategy: str | None
+    prepared: str | None
     instance: InstanceStatus | None
 
 
@@ -98,11 +99,12 @@ def status_of(service: HostService) -> Status:
         waiting=service.doors.waiting,
         turned_away=service.doors.turned_away,
         unauthorised=service.access.refused.total(),
-        gpus=tuple(_gpu_status(slot) for slot in service.slots.values()),
+        gpus=tuple(_gpu_status(service, slot) for slot in service.slots.values()),
     )
 
 
-def _gpu_status(slot: Slot) -> GpuStatus:
+def _gpu_status(service: HostService, slot: Slot) -> GpuStatus:
+    ready = service.prewarmer.ready(slot.name)
     return GpuStatus(
         gpu=slot.name,
         model=slot.config.model,
@@ -110,6 +112,7 @@ def _gpu_status(slot: Slot) -> GpuStatus:
         server_ready=slot.server_ready,
         miner_strategy=None if slot.miner is None else slot.miner.strategy.value,
         server_strategy=None if slot.server is None else slot.server.strategy.value,
+        prepared=None if ready is None else f"{ready.enters.value} {ready.stage.value}",
         instance=None if slot.instance is None else _instance_status(slot, slot.instance),
     )
 
@@ -211,6 +214,15 @@ def _gpu_metrics(service: HostService) -> Iterator[str]:
         "counter",
         "energy guessed from power where the card has no counter; never billed",
         [({"gpu": name}, joules) for name, joules in service.watch.estimate.joules.items()],
+    )
+    yield from family(
+        "hcp_host_prewarm_total",
+        "counter",
+        "engines made ready before they were wanted, by what became of it",
+        [
+            ({"gpu": gpu, "outcome": outcome}, count)
+            for (gpu, outcome), count in sorted(service.prewarmer.counts.items())
+        ],
     )
     yield from family(
         "hcp_host_mining",

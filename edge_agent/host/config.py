@@ -26,6 +26,8 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         kind: of the driver. engine_id: empty = named after the GPU and what it does there.
         token_credential: names the secret that its API wants; empty = none.
         strategy: how it leaves its GPU and comes back; None: the cheapest that it can.
+        starts_paused: of a miner: its program does not hash before it is told to, so that it may be
+            made ready beside what else its GPU does.
     """
 
     kind: Ident
@@ -41,6 +43,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     canary_sha256: Digest = ""
     start_s: Seconds = 120.0
     strategy: Strategy | None = None
+    starts_paused: bool = False
 
     def spec(self, gpu: "GpuConfig", role: str, token: str) -> EngineSpec:
         """Give what a driver makes an engine of."""

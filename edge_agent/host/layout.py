@@ -156,11 +156,11 @@ class _Asked(Struct, frozen=True, kw_only=True):
         return None if first is None else times
 
 
-def key_of(party: Party, strategy: Strategy, model: str) -> Key:
+def key_of(party: Party, strategy: Strategy, model: str, move: str = MOVE) -> Key:
     """Give the cell under which an engine's way off and back is learnt."""
     moves = strategy in (Strategy.PINNED_SWAP, Strategy.EXTERNAL_API, Strategy.CUDA_CHECKPOINT)
     known = party.spec.mirror_mib if party.moved_mib is None else party.moved_mib
-    return Key(party.kind, strategy.value, MOVE, size_of(known if moves else 0), model)
+    return Key(party.kind, strategy.value, move, size_of(known if moves else 0), model)
 
 
 def _said(party: Party, choice: Choice) -> str:

@@ -52,11 +52,16 @@ _SILENT = Probe(state=EngineState.FAILED, started=False, live=False, ready=False
 
 
 class Trip(Struct, frozen=True):
-    """What one engine's way off its GPU and back to work took; ``done``: it came back."""
+    """What one engine's way off its GPU and back to work took.
+
+    Args:
+        done: it came back. ready: it had been made ready before it was wanted.
+    """
 
     strategy: Strategy
     seconds: float
     done: bool
+    ready: bool = False
 
 
 class _Seen(Struct, frozen=True):
@@ -84,6 +89,8 @@ class Mover:
         away_mib: what it freed when it last left its GPU; None: not known.
         moved_mib: copied between GPU and host memory by the last ``off`` or ``to_work``.
         seen_idle: when it was last paused, its driver saw more than its answer that it stopped.
+        ready: it was made ready ahead of a switch, and has not been at work since.
+        waited_s: that an act before ``to_work`` waited for its start: a part of the way back.
         hashes: of a miner, its counter as its driver saw it at the last ``off`` or ``to_work``.
     """
 
@@ -99,6 +106,8 @@ class Mover:
         self._grace_s = grace_s
         self._warming = asyncio.Lock()
         self.seen_idle = False
+        self.ready = False
+        self.waited_s = 0.0
         self.hashes: int | None = None
         self._acts = 0
         self._seen: _Seen | None = None
@@ -159,7 +168,8 @@ class Mover:
         Raises:
             RefusedError: it failed. SilentEngineError: it is still starting.
         """
-        if _is_warm(self._seen_of_late() or await self.look()):
+        # While it is being warmed up it may look so for a moment, and be paused in the next.
+        if not self._warming.locked() and _is_warm(self._seen_of_late() or await self.look()):
             return
         limit_s = limit_s or self._act_s
         try:
@@ -177,15 +187,19 @@ class Mover:
         """
         began_s = asyncio.get_running_loop().time()
         away, self._away = self._away, None
+        ready, self.ready = self.ready, False
+        began_s -= self.waited_s
+        self.waited_s = 0.0
         self._suspect = True
         self.moved_mib = 0
+        done = False
         self.hashes = None
         try:
             await self._to_work()
-        except (RefusedError, SilentEngineError):
-            self._trip = _trip(away, asyncio.get_running_loop().time() - began_s, done=False)
-            raise
-        self._trip = _trip(away, asyncio.get_running_loop().time() - began_s, done=True)
+            done = True
+        finally:
+            took_s = asyncio.get_running_loop().time() - began_s
+            self._trip = _trip(away, took_s, done=done, ready=ready)
         self._suspect = False
         # What went to host memory comes back from there; what was ended is read from elsewhere.
         if away is not None and away.strategy is not Strategy.RESTART:
@@ -232,7 +246,8 @@ class Mover:
         """
         began_s = asyncio.get_running_loop().time()
         self.moved_mib = 0
-        self.seen_idle, self.hashes = False, None
+        self.seen_idle = self.ready = False
+        self.hashes, self.waited_s = None, 0.0
         seen = self._seen_of_late()
         at_work = seen is not None and seen.state is EngineState.ACTIVE
         probe = seen if seen is not None and at_work else await self.look()
@@ -356,8 +371,8 @@ class Mover:
         self._seen = None
 
 
-def _trip(away: _Away | None, back_s: float, *, done: bool) -> Trip | None:
-    return None if away is None else Trip(away.strategy, away.took_s + back_s, done)
+def _trip(away: _Away | None, back_s: float, *, done: bool, ready: bool) -> Trip | None:
+    return None if away is None else Trip(away.strategy, away.took_s + back_s, done, ready)
 
 
 def _is_warm(probe: Probe) -> bool:

@@ -9,9 +9,11 @@ from pathlib import Path
 from msgspec import Struct
 
 from edge_agent.host.config import EngineConfig, GpuConfig
-from edge_agent.host.layout import Layout, Party, key_of, lay_out
+from edge_agent.host.layout import MOVE, Layout, Party, key_of, lay_out
 from edge_agent.host.moves import Mover, Trip
+from edge_agent.host.prewarm_plan import MOVE_READY, Judged, judge
 from edge_agent.workloads.engine import Strategy
+from edge_agent.workloads.ports import Wish
 from edge_agent.workloads.switching.errors import BookError
 from edge_agent.workloads.switching.latency import Book, decode_book, encode_book, observe
 from edge_agent.workloads.switching.vram import Card
@@ -121,11 +123,29 @@ class Planner:
             book=self.book,
         )
 
+    def judge(self, pair: Pair, wish: Wish, role: str) -> Judged:
+        """Judge whether an engine is made ready: the ``miner`` or the ``server``."""
+        gpu = pair.config
+        parties = {
+            "miner": _party(gpu.miner, pair.miner),
+            "server": _party(gpu.server, pair.server),
+        }
+        return judge(
+            None if gpu.vram_mib is None else Card(gpu=gpu.name, vram_mib=gpu.vram_mib),
+            gpu.model,
+            next(party for name, party in parties.items() if name != role),
+            parties[role],
+            wish,
+            host_free_mib=None if gpu.vram_mib is None else self._host_free_mib(),
+            book=self.book,
+        )
+
     def took(self, config: EngineConfig | None, mover: Mover, model: str, trip: Trip) -> None:
         """Learn what an engine's way off its GPU and back took."""
         party = _party(config, mover)
         if party is not None:
-            key = key_of(party, trip.strategy, model)
+            move = MOVE_READY if trip.ready else MOVE
+            key = key_of(party, trip.strategy, model, move)
             self.book = observe(self.book, key, trip.seconds, done=trip.done)
             self._learnt.set()
 

@@ -25,6 +25,8 @@ from edge_agent.workloads.ports import (
     InstanceSpec,
     Meter,
     Moved,
+    Ready,
+    Wish,
 )
 from protocol.node import LeaseKeys
 from protocol.units import Count, Ident
@@ -52,6 +54,8 @@ class Request(Struct, frozen=True, kw_only=True):
     open: bool | None = None
     since_minute: int | None = None
     leases: tuple[LeaseKeys, ...] | None = None
+    wishes: tuple[Wish, ...] | None = None
+    for_s: float | None = None
 
 
 class _Refusal(Struct, frozen=True):
@@ -109,6 +113,11 @@ class _Gate(Struct, frozen=True):
     strategy: str = ""
     moved_mib: int = 0
     engine_ns: int = 0
+
+
+class _Readiness(Struct, frozen=True):
+    id: int
+    ready: tuple[Ready, ...]
 
 
 class _Page(Struct, frozen=True):
@@ -215,6 +224,9 @@ class HostServer:
             case "keys" if request.leases is not None:
                 service.access.replace(request.leases)
                 return _Done(request.id)
+            case "prewarm" if request.wishes is not None and request.for_s is not None:
+                ready = service.prewarmer.take(request.wishes, request.for_s)
+                return _Readiness(request.id, ready)
             case "mine" if request.on is not None:
                 return _Hashes(request.id, await service.mine(request.gpu, on=request.on))
             case _:

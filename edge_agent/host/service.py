@@ -20,6 +20,7 @@ from edge_agent.host.ledger import HostClock, Instance, Ledger
 from edge_agent.host.metrics import PhaseTimes
 from edge_agent.host.moves import Mover
 from edge_agent.host.planner import MemoryBook, Planner
+from edge_agent.host.prewarm import Prewarmer
 from edge_agent.host.proxy import Target
 from edge_agent.host.sensors import Sensors
 from edge_agent.host.slot import House, Slot
@@ -87,6 +88,9 @@ class HostService:
             for gpu in config.gpus
         }
         self.watch = Watch(self.slots, sensors, ledger, clock, config.limits)
+        self.prewarmer = Prewarmer(
+            self.slots, self._planner, config.limits.look_s, self.watch.refresh_cards
+        )
         self._group: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
@@ -98,6 +102,7 @@ class HostService:
                 group.create_task(self._sensors.run(), name="host-sensors")
                 group.create_task(self.watch.run(), name="host-watch")
                 group.create_task(self._planner.run(), name="host-planner")
+                group.create_task(self.prewarmer.run(), name="host-prewarm")
                 for slot in self.slots.values():
                     group.create_task(self._adopt(slot), name=f"adopt-{slot.name}")
         finally:

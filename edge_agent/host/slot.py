@@ -231,7 +231,9 @@ class Slot:
                 raise RefusedError("no_vram", f"{self.name}: {self.layout.no_fit}")
             if server.strategy is Strategy.RESTART and self.mining is not False:
                 raise RefusedError("busy", f"{self.name} is mining, or may be")
+            began_ns = self._now_ns()
             await server.warm()
+            server.waited_s = (self._now_ns() - began_ns) / 1e9
             self.instance = Instance(self.name, self.config.model, spec)
             self.doors[spec.instance_id] = self._doors.door(self.name, spec.lease_id)
             self._ledger.add(self.instance)

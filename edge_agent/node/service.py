@@ -22,6 +22,7 @@ from edge_agent.node.guard import Duty, Guard
 from edge_agent.node.keys import KeyDesk
 from edge_agent.node.lapse import heard
 from edge_agent.node.memory import NodeMemory
+from edge_agent.node.prewarm import PrewarmDesk
 from edge_agent.node.runner import PhaseRunner
 from edge_agent.node.store import NodeStore
 from edge_agent.ports import Clock
@@ -83,6 +84,7 @@ class NodeService:
         self._clock = clock
         self._book = DeviceBook(config.devices, self.memory)
         self._keys = KeyDesk(driver)
+        self._prewarm = PrewarmDesk(self._book, driver, clock)
         self._executor = ActExecutor(driver, self._keys)
         limits = config.limits
         self._desk = MeterDesk(self.memory, driver, clock, readings_max=limits.readings_max)
@@ -171,9 +173,10 @@ class NodeService:
             self._session = None
 
     def beat(self, beat: AgentBeat) -> None:
-        """Take the agent's word on when the hub was last heard, and on who may use what."""
+        """Take the agent's word: when the hub was last heard, who may use what, what to ready."""
         if beat.agent_epoch < self.memory.epoch:
             return
+        self._prewarm.take(beat.prepare)
         self._desk.heard = heard(
             self._desk.heard,
             beat.hub_heard_age_ms,
@@ -230,6 +233,8 @@ class NodeService:
             self._driver_heard()
             self._begin(self._guard.duties_of_samples(asked_ns))
             self._tell_keys()  # the host may be another one
+            if self._prewarm.due:
+                self._spawn(self._prewarm.tell(), "node-prewarm")
         self._tell_facts()
 
     async def _look_at_meters(self) -> None:
@@ -313,6 +318,7 @@ class NodeService:
             samples=samples,
             devices=self._book.reports(),
             proxy_url=self._proxy_url(),
+            prepared=self._prewarm.prepared(),
         )
         self._session.facts(facts)
 

@@ -30,13 +30,14 @@ from edge_agent.services.grid_desk import GridDesk
 from edge_agent.services.journal import Journal
 from edge_agent.services.metering import MeteringService
 from edge_agent.services.order_reports import OrderReports
+from edge_agent.services.prewarm_words import says_new, wanted
 from edge_agent.services.readings_buffer import ReadingsBuffer
 from edge_agent.services.recovery import restore
 from edge_agent.services.switch_executor import SwitchExecutor
 from protocol.event import Alarm, SiteLive, SwitchReport
 from protocol.lease import Lease, SitePolicy
 from protocol.market import MarketTick
-from protocol.node import Inventory, LeaseKeys, NodeDevice, NodeEvent, NodeFacts, Readings
+from protocol.node import Inventory, LeaseKeys, NodeDevice, NodeEvent, NodeFacts, Prepare, Readings
 from protocol.resource import ACTIVITY_CODES
 from protocol.sync import LeaseHead
 from protocol.units import minute_floor
@@ -199,6 +200,10 @@ class Agent:
         """Give the leases held on a node's devices, and who may use what they serve."""
         return self._journal.endpoints.keys_at(self.state, node_id)
 
+    def prepare(self, node_id: str) -> tuple[Prepare, ...]:
+        """Give all that is to be held ready on a node's devices now."""
+        return wanted(self.site, self.state, node_id)
+
     # --- NodeSink -------------------------------------------------------------------------
 
     def reading_mark(self, node_id: str) -> int:
@@ -226,6 +231,8 @@ class Agent:
         self._take_url(node_id, facts.proxy_url)
         self._buffer.take_gpus(facts.samples, self._ports.clock.boottime_ns())
         state = self.state
+        if state.prepares and says_new(self.site, state, node_id, facts.prepared):
+            self._loop.offer(f.PrepareSaid(node_id, facts.prepared))
         believed = (state.activity, state.switch_no, state.lease_no, state.leases)
         agreed = self._agreed.get(node_id)
         # Columns are copied when written: the same ones are the same belief as a second ago.
@@ -288,6 +295,7 @@ class Agent:
             order_limit_w=limit_w(site, state),
             curtailable_mw_5s=sum((row.curtailable_mw_5s for row in can_go), 0.0),
             curtailable_mw_10min=sum((row.curtailable_mw_10min for row in can_go), 0.0),
+            prewarm=None if site.prewarm is None else self._loop.prewarm.view(state.prepares),
         )
 
     def devices(self) -> tuple[report.DeviceLine, ...]:
@@ -312,7 +320,8 @@ class Agent:
 
     def metrics(self) -> str:
         """Give the histograms of this run in the text form of Prometheus."""
-        return self._loop.metrics.text(self.state.switch_costs)
+        prewarm = self._loop.prewarm.text(self.state.prepares)
+        return self._loop.metrics.text(self.state.switch_costs) + prewarm
 
     def device_time(self, device_id: str) -> report.TimeLine:
         """Give the ledger of a device's time.

@@ -64,7 +64,7 @@ class Cleared:
             return site
         limits = replace(site.limits, power_cap_w=_BOUNDLESS_W, ramp_w_per_min=_BOUNDLESS_W_PER_MIN)
         feeders = tuple(replace(row, power_cap_w=_BOUNDLESS_W) for row in site.feeders)
-        return Site(site.site_id, site.classes, site.devices, limits, feeders)
+        return Site(site.site_id, site.classes, site.devices, limits, feeders, site.prewarm)
 
     def ails(self, site: Site, state: SiteState) -> bool:
         """Say whether the state of this world needs clearing again: silence shows only in time."""

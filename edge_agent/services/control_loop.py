@@ -21,6 +21,7 @@ from edge_agent.core import facts as f
 from edge_agent.core.optimizer import plan
 from edge_agent.core.order_facts import next_ms, wall_ms
 from edge_agent.core.plan import Plan
+from edge_agent.core.prepares import prepare_acts
 from edge_agent.core.site import NS_PER_S
 from edge_agent.core.site_state import SiteState
 from edge_agent.core.snapshot import encode_state
@@ -36,6 +37,7 @@ from edge_agent.services.intents import (
 from edge_agent.services.journal import Journal
 from edge_agent.services.lease_events import Running, lease_events, tell, told_again
 from edge_agent.services.metering import MeteringService
+from edge_agent.services.prewarm_metrics import PREPARE_ACTS, PrewarmMetrics
 from edge_agent.services.readings_buffer import ReadingsBuffer
 from edge_agent.services.switch_costs import CostLearner
 from edge_agent.services.switch_executor import SwitchExecutor
@@ -113,6 +115,7 @@ class ControlLoop:
         self._alarmed: tuple[str, ...] = ()
         self.costs = CostLearner(journal.site, journal.state.switch_costs)
         self.metrics = SwitchMetrics()
+        self.prewarm = PrewarmMetrics()
         self.executor: SwitchExecutor | None = None
         self.on_pass: Callable[[Plan], None] | None = None
         self.counters = LoopCounters()
@@ -209,7 +212,8 @@ class ControlLoop:
         self._order_s = self._next_order_s(state)
         self.counters.passes += 1
         self.counters.took_us = max(self._clock.boottime_ns() - began_ns, 0) // 1_000
-        if acts and not opened:
+        self.prewarm.take(acts)
+        if not opened and any(not isinstance(fact, PREPARE_ACTS) for fact in acts):
             self.wake(urgent=True)  # an ended or closed lease may make room for the next one
         await self._snapshot(state, committed.fact_seq)
         if self.on_pass is not None:
@@ -286,7 +290,8 @@ class ControlLoop:
             open_switch(site, state, intent, lambda prefix: self._new_id(prefix, wall))
             for intent in made.intents[:room]
         )
-        acts = (*told.facts, *(row.fact for row in opened))
+        prepares = prepare_acts(site, state, made)
+        acts = (*told.facts, *prepares, *(row.fact for row in opened))
         events = (
             *lease_events(before, state, wall, self._journal.endpoints.url_of),
             *told_again(before, facts, wall),

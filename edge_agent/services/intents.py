@@ -8,6 +8,7 @@ from msgspec import Struct
 from edge_agent.core.curve import ModePoint
 from edge_agent.core.facts import SwitchOpened
 from edge_agent.core.plan import Intent
+from edge_agent.core.ready import is_ready
 from edge_agent.core.site import DeviceClass, Site
 from edge_agent.core.site_state import SiteState, lease_by_id
 from edge_agent.core.switching import PATHS, Stage, Status, Switch, SwitchDevice
@@ -67,6 +68,7 @@ def open_switch(
                 ACTIVITY_CODES[int(state.activity[at])],
                 _work(state, intent, instances[number]) if serves else None,
                 from_mode=_mode(row, site, intent, int(state.step[at])) if intent.mode else None,
+                ready=is_ready(state.prepares, device_id, intent.to_activity),
             )
             for number, (at, device_id) in enumerate(zip(intent.indices, device_ids, strict=True))
         ),

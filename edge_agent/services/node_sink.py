@@ -1,7 +1,7 @@
 """A sink whose target is named later: links and brain need each other to be built."""
 
 from edge_agent.services.agent import Agent
-from protocol.node import Inventory, LeaseKeys, NodeEvent, NodeFacts, Readings
+from protocol.node import Inventory, LeaseKeys, NodeEvent, NodeFacts, Prepare, Readings
 
 
 class LateSink:
@@ -16,6 +16,10 @@ class LateSink:
     def lease_keys(self, node_id: str) -> tuple[LeaseKeys, ...]:
         """Ask the target who may use what the node serves."""
         return self.target.lease_keys(node_id)
+
+    def prepare(self, node_id: str) -> tuple[Prepare, ...]:
+        """Ask the target what is to be held ready on the node."""
+        return self.target.prepare(node_id)
 
     def reading_mark(self, node_id: str) -> int:
         """Ask the target."""

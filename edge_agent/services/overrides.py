@@ -50,7 +50,7 @@ def other_site(site: Site, overrides: Overrides) -> tuple[Site, tuple[int, ...]]
     kept = list(_fleet(site, overrides.counts))
     try:
         devices = tuple(row for _, row in kept)
-        made = Site(site.site_id, classes, devices, limits, feeders)
+        made = Site(site.site_id, classes, devices, limits, feeders, site.prewarm)
     except CoreError as exc:
         raise OverrideError(exc.code, exc.detail) from exc
     return made, tuple(at for at, _ in kept)

@@ -37,6 +37,7 @@ from edge_agent.core.site import (
 from edge_agent.core.site_state import HOLD_CODES, LeaseStatus, SiteState
 from edge_agent.services.lease_events import UrlOf
 from edge_agent.services.mode_lines import mode_of_miner, modes_by_class
+from edge_agent.services.prewarm_metrics import PrewarmView
 from protocol.event import ClassReport, HeldLease, SiteLive, SiteReport, SwitchReport
 from protocol.resource import ACTIVITY_CODES
 
@@ -99,6 +100,7 @@ class Status(Struct, frozen=True, kw_only=True):
     order_limit_w: float | None = None
     curtailable_mw_5s: float | None = None
     curtailable_mw_10min: float | None = None
+    prewarm: PrewarmView | None = None
 
 
 class DeviceLine(Struct, frozen=True, kw_only=True):

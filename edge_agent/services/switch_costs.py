@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterable
 
 from edge_agent.core.economics import COST_SAMPLES_MIN
-from edge_agent.core.facts import SwitchCost
+from edge_agent.core.facts import SwitchCost, SwitchCostReady
 from edge_agent.core.site import CODE_OF, NS_PER_S, Site
 from edge_agent.core.switching import Status, Switch
 from edge_agent.workloads.switching.errors import BookError
@@ -24,7 +24,7 @@ from edge_agent.workloads.switching.latency import (
     part,
     size_of,
 )
-from protocol.resource import DeviceKind
+from protocol.resource import Activity, DeviceKind
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,8 @@ class CostLearner:
         self.book = Book()
         self._told: dict[tuple[str, str], SwitchCost] = {}
         for fact in told:
-            self._told[self._move(fact), fact.device_class] = fact
+            move = _move(fact.from_activity, fact.to_activity, ready=fact.ready)
+            self._told[move, fact.device_class] = fact
             try:
                 self.book = merge(self.book, decode_book(fact.learnt))
             except BookError as exc:
@@ -57,13 +58,14 @@ class CostLearner:
         """Learn from a switch that is over; gives a fact when there is something new to say.
 
         A switch that a restart of the agent lies in says nothing: the agent's absence is no cost of
-        the switch. Nor does one of several moves at once.
+        the switch. Nor does one of several moves at once, or of devices of which some were ready.
         """
-        moves = {device.from_activity for device in switch.devices}
+        moves = {(device.from_activity, device.ready) for device in switch.devices}
         if switch.kind is DeviceKind.ASIC or switch.resumed or len(moves) != 1:
             return None
+        from_activity, ready = next(iter(moves))
         seconds = max(now_ns - switch.opened_ns, 0) / NS_PER_S
-        move = f"{next(iter(moves)).value}-{switch.to_activity.value}"
+        move = _move(from_activity, switch.to_activity, ready=ready)
         told = {(device.strategy, device.moved_mib) for device in switch.devices}
         strategy, moved_mib = next(iter(told)) if len(told) == 1 else ("", 0)
         self.book = observe(
@@ -83,7 +85,8 @@ class CostLearner:
         before = self._told.get((move, switch.device_class))
         if before is not None and not _moved(before, found.expected_s, found.learnt):
             return None
-        fact = SwitchCost(
+        kind = SwitchCostReady if switch.devices[0].ready else SwitchCost
+        fact = kind(
             switch.device_class,
             switch.devices[0].from_activity,
             switch.to_activity,
@@ -103,8 +106,9 @@ class CostLearner:
         codes = (CODE_OF[switch.devices[0].from_activity], CODE_OF[switch.to_activity])
         return max(float(self._site.nameplate_w[at, code]) for code in codes) * seconds
 
-    def _move(self, fact: SwitchCost) -> str:
-        return f"{fact.from_activity.value}-{fact.to_activity.value}"
+
+def _move(from_activity: Activity, to_activity: Activity, *, ready: bool) -> str:
+    return f"{from_activity.value}-{to_activity.value}{'-ready' if ready else ''}"
 
 
 def _moved(before: SwitchCost, seconds: float, samples: float) -> bool:

@@ -70,6 +70,7 @@ class SwitchMetrics:
                 ("device_class", cost.device_class),
                 ("from", cost.from_activity.value),
                 ("to", cost.to_activity.value),
+                *((("ready", "true"),) if cost.ready else ()),
             )
             lines.append(f"hcp_switch_cost_seconds{_braces(labels)} {cost.seconds:.6g}")
         return "\n".join(lines) + "\n"

@@ -19,6 +19,7 @@ from edge_agent.core import power as pw
 from edge_agent.core.optimizer import plan
 from edge_agent.core.passes import act, enter
 from edge_agent.core.plan import Plan
+from edge_agent.core.prepares import prepare_acts
 from edge_agent.core.profit import profit_usd_per_h, wear_usd
 from edge_agent.core.site import NS_PER_S, IntColumn, Site
 from edge_agent.core.site_state import OFF_CODES, SiteState
@@ -277,6 +278,7 @@ def _acts(world: OtherWorld, step: Step, entered: SiteState, made: Plan) -> tupl
         was = step.acts()
         room = opened if was is not None and opened < len(was.intents) else room
     facts: list[f.Fact] = list(tell(entered, made.leases, wall, 0).facts)
+    facts += prepare_acts(world.site, entered, made)
     facts += [
         open_switch(world.site, entered, intent, world.new_id).fact
         for intent in made.intents[:room]
@@ -313,6 +315,10 @@ def _made(fact: f.Fact) -> Made:
             devices=len(fact.device_ids),
             first_devices=fact.device_ids[:_DEVICES_SHOWN],
         )
+    if isinstance(fact, f.PrepareAsked | f.PrepareEnded):
+        what = "prepare" if isinstance(fact, f.PrepareAsked) else "end preparing"
+        reason = fact.why if isinstance(fact, f.PrepareAsked) else fact.outcome.value
+        return Made(what=what, reason=reason, devices=1, first_devices=(fact.device_id,))
     device_ids = fact.device_ids if isinstance(fact, f.LeaseTaken) else ()
     names = {
         f.LeaseTaken: "take lease",

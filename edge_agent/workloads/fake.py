@@ -23,6 +23,8 @@ from edge_agent.workloads.ports import (
     Meter,
     MeterPage,
     Moved,
+    Ready,
+    Wish,
 )
 from protocol.node import LeaseKeys
 
@@ -94,7 +96,8 @@ class FakeDriver:
 
     Faults are plain attributes: ``fail_at`` makes the Nth act (from 1) fail undone,
     ``lose_answer_at`` lets it happen and loses its answer, ``hanging`` names mute GPUs,
-    ``falsify`` spoils the output of canaries.
+    ``falsify`` spoils the output of canaries. ``readiness`` says what becomes of a wish to hold an
+    engine ready; None: this host knows of none.
 
     Args:
         host: the model. refusal: the error class that the model raises to refuse; its
@@ -121,6 +124,8 @@ class FakeDriver:
         self.lose_answer_at: int | None = None
         self.hanging: set[str] = set()
         self.falsify = False
+        self.readiness: Callable[[Wish], Ready] | None = None
+        self.wishes: tuple[Wish, ...] = ()
         self._acts = 0
 
     def kill(self) -> None:
@@ -200,6 +205,15 @@ class FakeDriver:
         self._up()
         if len(self.tables) < CALLS_MAX:
             self.tables.append(table)
+
+    async def prewarm(self, wishes: tuple[Wish, ...], for_s: float) -> tuple[Ready, ...]:
+        """Keep the wishes, and say of each what ``readiness`` says."""
+        del for_s
+        self._up()
+        if self.readiness is None:
+            raise DriverRefusedError("bad_request", "op 'prewarm'")
+        self.wishes = wishes
+        return tuple(self.readiness(wish) for wish in wishes)
 
     async def meters(self, since_minute: int | None) -> MeterPage:
         """Read all meters."""

@@ -23,6 +23,8 @@ from edge_agent.workloads.ports import (
     Meter,
     MeterPage,
     Moved,
+    Ready,
+    Wish,
 )
 from protocol.node import LeaseKeys
 from protocol.units import check_base_url
@@ -52,6 +54,8 @@ class _Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
     open: bool | None = None
     since_minute: int | None = None
     leases: tuple[LeaseKeys, ...] | None = None
+    wishes: tuple[Wish, ...] | None = None
+    for_s: float | None = None
 
 
 class _Head(Struct, frozen=True):
@@ -87,6 +91,10 @@ class _Page(Struct, frozen=True):
     meters: tuple[Meter, ...]
 
 
+class _Readiness(Struct, frozen=True):
+    ready: tuple[Ready, ...]
+
+
 class _Nothing(Struct, frozen=True):
     pass
 
@@ -100,6 +108,7 @@ _output = msgspec.json.Decoder(CanaryOutput)
 _page = msgspec.json.Decoder(_Page)
 _gate = msgspec.json.Decoder(GateState)
 _moved = msgspec.json.Decoder(Moved)
+_readiness = msgspec.json.Decoder(_Readiness)
 _nothing = msgspec.json.Decoder(_Nothing)
 
 
@@ -182,6 +191,11 @@ class HostDriver:
     async def keys(self, table: tuple[LeaseKeys, ...]) -> None:
         """Say who may use what is served."""
         await self._ask(_nothing, op="keys", leases=msgspec.to_builtins(table))
+
+    async def prewarm(self, wishes: tuple[Wish, ...], for_s: float) -> tuple[Ready, ...]:
+        """Say all that is to be held ready."""
+        told = [msgspec.to_builtins(wish) for wish in wishes]
+        return (await self._ask(_readiness, op="prewarm", wishes=told, for_s=for_s)).ready
 
     async def meters(self, since_minute: int | None) -> MeterPage:
         """Read all meters."""
@@ -271,7 +285,7 @@ class HostDriver:
         op: str,
         gpu: str | None = None,
         instance_id: str | None = None,
-        **fields: str | int | list[Any] | None,
+        **fields: str | float | list[Any] | None,
     ) -> T:
         writer = self._writer
         if writer is None:

@@ -12,7 +12,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from protocol.node import LeaseKeys
+from protocol.node import LeaseKeys, PrepareStage
+from protocol.resource import Activity
 
 
 class HostGpu(Struct, frozen=True, kw_only=True):
@@ -130,6 +131,34 @@ class Moved(Struct, frozen=True, kw_only=True):
     moved_mib: int = 0
 
 
+class Wish(Struct, frozen=True, kw_only=True):
+    """An engine to hold ready on a GPU beside what works there; see ``protocol.node.Prepare``.
+
+    Args:
+        begin: False while a switch of the GPU is under way: what is ready stays, nothing begins.
+    """
+
+    gpu: str
+    enters: Activity
+    probability: float
+    within_s: float
+    earns_usd_per_h: float = 0.0
+    energy_usd_per_mwh: float = 0.0
+    draw_w: float = 0.0
+    why: str = ""
+    begin: bool = True
+
+
+class Ready(Struct, frozen=True, kw_only=True):
+    """What became of a wish."""
+
+    gpu: str
+    enters: Activity
+    stage: PrepareStage
+    code: str = ""
+    detail: str = ""
+
+
 class Capabilities(Struct, frozen=True, kw_only=True):
     """What a driver can do.
 
@@ -188,6 +217,14 @@ class WorkloadDriver(Protocol):
 
         Args:
             table: a lease that is missing in it is over.
+        """
+        ...
+
+    async def prewarm(self, wishes: tuple[Wish, ...], for_s: float) -> tuple[Ready, ...]:
+        """Say all that is to be held ready, in place of what was said before; gives how it stands.
+
+        Args:
+            for_s: after so long without another word all of it is let go.
         """
         ...
 

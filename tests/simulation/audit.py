@@ -14,6 +14,7 @@ from edge_agent.core.facts import (
     HoldMode,
     Instant,
     OperatorHeld,
+    PrepareEnded,
     SwitchClosed,
     SwitchOpened,
     TickRow,
@@ -314,6 +315,9 @@ def _journal(world: World, site: SiteWorld, counts: dict[str, int]) -> None:
     reports = _switch_reports(connection)
     connection.close()
     counts["journal_rows"] += len(rows)
+    for fact in (fact for row in rows for fact in row.acts):
+        if isinstance(fact, PrepareEnded):
+            counts[f"prepared_{fact.outcome.value}"] += 1
     for switch in open_switches:
         age_s = (rows[-1].instant.now_ns - switch.opened_ns) / 1e9
         if age_s > SWITCH_S_MAX:

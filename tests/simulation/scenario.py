@@ -9,6 +9,7 @@ from decimal import Decimal
 from msgspec import Struct
 
 from edge_agent.core.curve import ModePoint
+from edge_agent.core.prewarm_limits import PrewarmLimits
 from edge_agent.core.site import Device, DeviceClass, Limits, Site
 from protocol.lease import OnPartition
 from protocol.resource import MODELS
@@ -33,6 +34,12 @@ PRICES = ((datetime(2026, 3, 1, 0, 0, tzinfo=UTC), Decimal("2.00")),
           (datetime(2026, 3, 1, 13, 0, tzinfo=UTC), Decimal("2.75")))  # fmt: skip
 HOST_FAULTS = ("workload_crash", "workload_crash", "link_cut", "reboot_agent", "reboot_node")
 ENERGY_USD_PER_MWH = (-30.0, 8.0, 20.0, 28.0, 35.0, 60.0, 140.0, 900.0, 4_000.0)
+
+
+# Eager and forgetful: much begins, turns and expires within one life of a world.
+PREWARM = PrewarmLimits(
+    per_node=2, start_chance=0.2, keep_chance=0.1, horizon_s=120.0, expire_s=120.0, rest_s=60.0
+)
 
 
 class Order(Struct, frozen=True, kw_only=True):
@@ -189,7 +196,7 @@ def build_site(
         for n in range(ASICS)
     )
     limits = Limits(power_cap_w=cap_w, ramp_w_per_min=ramp_w_per_min)
-    return Site(site_id, classes, gpus + asics, limits)
+    return Site(site_id, classes, gpus + asics, limits, prewarm=PREWARM)
 
 
 def faults_end_s(scenario: Scenario) -> float:

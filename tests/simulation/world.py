@@ -34,6 +34,7 @@ from edge_agent.storage.schema import MIGRATIONS as CORE_MIGRATIONS
 from edge_agent.storage.segments import SegmentStore
 from edge_agent.storage.worker import InlineWorker
 from edge_agent.workloads.fake import FakeDriver
+from edge_agent.workloads.ports import Ready, Wish
 from hub.core.rating import ClassPrice
 from hub.live import NullLive
 from hub.metrics.adapters import MemoryMetrics
@@ -44,6 +45,8 @@ from hub.store.writer import InlineWriter as HubWriter
 from protocol.event import SiteLive
 from protocol.ids import IdSource
 from protocol.market import MarketTick
+from protocol.node import PrepareStage
+from protocol.resource import Activity
 from protocol.telemetry import Metric
 from protocol.units import EPOCH, to_ms
 from simulators.gpu_host import GpuError, GpuHost, MeterView, TruthLine
@@ -184,6 +187,9 @@ class SiteWorld:
         self.driver = FakeDriver(
             self.host, refusal=GpuError, latency_s=lambda: self.rng.expovariate(1 / 0.03)
         )
+        self.ready_rng = random.Random(f"{world.seed}:{self.site_id}:ready")
+        self.stages: dict[tuple[str, Activity], PrepareStage] = {}
+        self.driver.readiness = self._ready
         world_clock = SimClock(now_s, START, host=f"world-{self.site_id}")
         self.fleet = self._new_fleet(world_clock)
         self.seen_fleet = RebootedFleet(self.fleet, world_clock.boottime_ns, self.agent_clock)
@@ -239,6 +245,14 @@ class SiteWorld:
     def energy_price(self, now_s: float) -> float:
         """Give the price of energy in force."""
         return [price for at_s, price in self.steps if at_s <= now_s][-1]
+
+    def _ready(self, wish: Wish) -> Ready:
+        """Make an engine ready, or not, or lose it again: hosts do all of that."""
+        key = (wish.gpu, wish.enters)
+        if key not in self.stages or self.ready_rng.random() < 0.1:
+            stages = [*6 * [PrepareStage.PREPARED], *PrepareStage]
+            self.stages[key] = self.ready_rng.choice(stages)
+        return Ready(gpu=wish.gpu, enters=wish.enters, stage=self.stages[key])
 
     def _new_fleet(self, clock: SimClock) -> FakeFleet:
         plate = AsicNameplate(hashrate_ths=200.0, power_w=3_500.0, sleep_power_w=20.0)

@@ -331,3 +331,11 @@ def test_status_shows_each_feeder() -> None:
     text = render.status(STATUS | {"site": SITE | {"feeders": [feeder]}})
     assert "feeder  north: ? measured, 4.20 MW counted of 5.00 MW" in text
     assert "feeder" not in render.status(STATUS)
+
+
+def test_what_is_ready_ahead_of_a_switch_has_a_line_where_there_is_any() -> None:
+    counts = {"asked": 2, "ready": 1, "used": 7, "late": 3, "wasted": 5, "failed": 4}
+    text = render.status(STATUS | {"site": SITE | {"prewarm": counts}})
+    assert "ahead   1 of 2 ready; used 7, late 3, wasted 5, failed 4" in text
+    for nothing in (None, dict.fromkeys(counts, 0)):
+        assert "ahead" not in render.status(STATUS | {"site": SITE | {"prewarm": nothing}})

@@ -11,6 +11,7 @@ from edge_agent.core import facts as f
 from edge_agent.core.optimizer import plan
 from edge_agent.core.passes import act, enter
 from edge_agent.core.plan import Plan, Reason
+from edge_agent.core.prepares import prepare_acts
 from edge_agent.core.site import CODE_OF, Device, DeviceClass, Limits, Site
 from edge_agent.core.site_state import SiteState, new_state
 from edge_agent.services.cleared import bound
@@ -128,6 +129,7 @@ class Plant:
         self.open: dict[str, f.SwitchOpened] = {}
         self.number = 0
         self.plan: Plan | None = None
+        self.prepares: tuple[f.Fact, ...] = ()
         self.hub_heard_s: float | None = None
 
     def readings(self, **columns: np.ndarray) -> f.ReadingsSeen:
@@ -155,8 +157,10 @@ class Plant:
         self.at_s += dt_s
         self.state = enter(self.site, self.state, instant(self.at_s, self.hub_heard_s), facts)
         self.plan = plan(self.site, self.state)
+        self.prepares = prepare_acts(self.site, self.state, self.plan)
         same_acts(self.plan, plan(self.site, self.state, acts_only=True))
         acts: list[f.Fact] = list(tell(self.state, self.plan.leases, START, 0).facts)
+        acts += self.prepares
         for intent in self.plan.intents:
             self.number += 1
             ids = tuple(self.site.devices[int(at)].device_id for at in intent.indices)

@@ -26,12 +26,16 @@ class Body:
 
     Attributes:
         standin: what answers; None: no such process. starts: whether it can be started.
+        started: how often it was. slow_s: what a start takes. born: what befalls a new one.
     """
 
     def __init__(self, make: Callable[[], StandIn], *, ours: bool) -> None:
         self._make = make
         self._ours = ours
         self.starts = True
+        self.started = 0
+        self.slow_s = LATENCY_S
+        self.born: Callable[[StandIn], None] = lambda _standin: None
         self.standin: StandIn | None = make()
 
     @property
@@ -58,10 +62,12 @@ class Body:
     async def start(self, deadline_s: float) -> bool:
         if self.alive or not self._ours:
             return False
-        await asyncio.sleep(LATENCY_S)
+        await asyncio.sleep(self.slow_s)
         if not self.starts:
             raise DriverRefusedError(Refusal.START_FAILED, "the model's file is not there")
         self.standin = self._make()
+        self.started += 1
+        self.born(self.standin)
         return True
 
     async def end(self, grace_s: float) -> None:

@@ -48,6 +48,8 @@ from edge_agent.workloads.ports import (
     InstanceSpec,
     MeterPage,
     Moved,
+    Ready,
+    Wish,
 )
 from firmware_bridges.errors import (
     BridgeRefusedError,
@@ -119,6 +121,7 @@ class FaultWorld:
         self.processes = 0
         self.switches = 0
         self.server_claim_mib = SERVER_MIB
+        self.starts_paused = False
         self.greed_mib: dict[int, int] = {}
         self.both_at_work: list[str] = []
         self.unverified: list[str] = []
@@ -165,6 +168,12 @@ class FaultWorld:
         self._noted_ns, self._able = now_ns, self.able()
         server = None if self.host is None else self.host.slots[GPU].server
         warming = server is None or server._warming.locked()
+        # One that nobody is served by works for nobody, whatever it says of itself.
+        warming = warming or (
+            self.host is not None
+            and "server" in self.host.prewarmer._tended[GPU].held
+            and self.host.slots[GPU].instance is None
+        )
         if self.mines() and self.at_work() and not warming:
             self.both_at_work.append(f"at {now_ns / 1e9:.3f} s")
 
@@ -264,6 +273,7 @@ class FaultWorld:
                 url=f"http://127.0.0.1:{port}",
                 vram_mib=MINER_MIB if role == "miner" else SERVER_MIB,
                 strategy=self.pair.strategies[role],
+                starts_paused=self.starts_paused,
             )
             for role, port in PORTS.items()
         )
@@ -515,6 +525,13 @@ class LocalDriver:
             host.access.replace(table)
 
         await self._ask(ask)
+
+    async def prewarm(self, wishes: tuple[Wish, ...], for_s: float) -> tuple[Ready, ...]:
+        async def ask(host: HostService) -> tuple[Ready, ...]:
+            await asyncio.sleep(0)
+            return host.prewarmer.take(wishes, for_s)
+
+        return await self._ask(ask)
 
     async def mine(self, gpu: str, *, on: bool) -> int:
         return await self._ask(lambda host: host.mine(gpu, on=on))

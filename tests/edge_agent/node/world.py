@@ -31,6 +31,7 @@ from protocol.node import (
     Phase,
     PhaseDo,
     PhaseDone,
+    Prepare,
     Readings,
 )
 from protocol.resource import Activity
@@ -82,10 +83,15 @@ class Sink:
         self.stall_s = 0.0
         self.mark: int | None = None
         self.keys: tuple[LeaseKeys, ...] = ()
+        self.wanted: tuple[Prepare, ...] = ()
 
     def lease_keys(self, node_id: str) -> tuple[LeaseKeys, ...]:
         assert node_id
         return self.keys
+
+    def prepare(self, node_id: str) -> tuple[Prepare, ...]:
+        assert node_id
+        return self.wanted
 
     def reading_mark(self, node_id: str) -> int:
         return self.mark if self.mark is not None else self._had()

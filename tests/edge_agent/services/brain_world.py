@@ -10,6 +10,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from edge_agent.core.curve import ModePoint
+from edge_agent.core.prewarm_limits import PrewarmLimits
 from edge_agent.core.site import Device, DeviceClass, Limits, Site
 from edge_agent.devices.ports import (
     AsicAction,
@@ -37,6 +38,9 @@ from protocol.node import (
     PhaseDo,
     PhaseDone,
     PhaseEnd,
+    Prepare,
+    Prepared,
+    PrepareStage,
     ReadingKind,
     Readings,
 )
@@ -49,7 +53,13 @@ START = datetime(2026, 3, 1, tzinfo=UTC)
 BOOT_NS = 1_000_000_000_000
 
 
-def build_site(asics: int = 4, gpus: int = 4, cap_w: float = 50_000.0, **limits: object) -> Site:
+def build_site(
+    asics: int = 4,
+    gpus: int = 4,
+    cap_w: float = 50_000.0,
+    prewarm: PrewarmLimits | None = None,
+    **limits: object,
+) -> Site:
     classes = (
         DeviceClass(model=MODELS["S21"], dwell_s=30.0, warmup_s=5.0, wear_usd=0.001),
         DeviceClass(model=MODELS["H100"], pue=1.25, dwell_s=30.0),
@@ -58,7 +68,7 @@ def build_site(asics: int = 4, gpus: int = 4, cap_w: float = 50_000.0, **limits:
         Device(device_id=f"g{n}", device_class="H100", node_id=f"n{n // 2}") for n in range(gpus)
     ] + [Device(device_id=f"a{n}", device_class="S21", address="127.0.0.1") for n in range(asics)]
     made = Limits(power_cap_w=cap_w, ramp_w_per_min=1e6, **limits)  # type: ignore[arg-type]
-    return Site("s1", classes, tuple(devices), made)
+    return Site("s1", classes, tuple(devices), made, prewarm=prewarm)
 
 
 class LoopClock:
@@ -171,6 +181,7 @@ class FakeNodes:
         self.truth_ns: dict[str, int] = {}
         self.phase_s = 0.001
         self.epoch = 0
+        self.stage: Callable[[Prepare], PrepareStage | None] = lambda _one: None
 
     def node_of(self, device_id: str) -> str:
         at = self.site.index_of(device_id)
@@ -358,8 +369,19 @@ class FakeNodes:
                     ),
                     devices=self.devices(node_id),
                     proxy_url=self.proxy_url,
+                    prepared=self.prepared(node_id),
                 ),
             )
+
+    def prepared(self, node_id: str) -> tuple[Prepared, ...]:
+        """Give how all stands that the agent wants held ready now."""
+        assert self.sink is not None
+        wanted = [(one, self.stage(one)) for one in self.sink.prepare(node_id)]
+        return tuple(
+            Prepared(device_id=one.device_id, enters=one.enters, stage=stage)
+            for one, stage in wanted
+            if stage is not None
+        )
 
     async def flush(self, node_id: str) -> None:
         assert self.sink is not None
