@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from edge_agent.core import facts as f
 from edge_agent.core.prewarm_limits import PrewarmLimits
 from edge_agent.services.agent import Agent
-from edge_agent.services.overrides import Overrides
+from edge_agent.services.override_keys import Overrides
 from edge_agent.services.replay import ReplayReport, replay
 from edge_agent.services.switch_costs import CostLearner
 from edge_agent.services.what_if import what_if
