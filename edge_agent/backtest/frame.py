@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from edge_agent.backtest.files import Column, block_time_s, files_of, hours, read
 from edge_agent.core.economics import hashprice_usd_per_ths_day
-from edge_agent.core.site import FloatColumn, IntColumn
+from edge_agent.core.site import FlagColumn, FloatColumn, IntColumn
 from edge_agent.market.errors import SeriesError
 from protocol.market import PRICE_USD_PER_MWH_MAX, PRICE_USD_PER_MWH_MIN
 
@@ -93,6 +93,19 @@ def load_frame(folder: Path, wish: Wish) -> Frame:
         rates=_rates(files, at_s, notes),
         demand=_demand(files, at_s, wish.demand_quantile, notes),
         notes=tuple(notes),
+    )
+
+
+def part_of(frame: Frame, wanted: FlagColumn) -> Frame:
+    """Give the wanted intervals of a span, which must be consecutive."""
+    return structs.replace(
+        frame,
+        at_s=frame.at_s[wanted],
+        price=frame.price[wanted],
+        day_ahead=None if frame.day_ahead is None else frame.day_ahead[wanted],
+        hashprice=frame.hashprice[wanted],
+        rates={name: rate[wanted] for name, rate in frame.rates.items()},
+        demand=None if frame.demand is None else frame.demand[wanted],
     )
 
 

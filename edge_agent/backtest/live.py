@@ -11,7 +11,7 @@ from msgspec import Struct
 from edge_agent.backtest.frame import HOUR_S, STEP_S
 from edge_agent.backtest.rows import MINE, OFF, SERVE, STEP_H, ClassSeries, Rows
 from edge_agent.core.economics import W_PER_MW
-from edge_agent.core.outlook import AHEAD, Knowledge, Known, Outlook, forecast
+from edge_agent.core.outlook import HOURS, Knowledge, Known, Outlook, Table, forecast
 from edge_agent.core.restart import RestartBelief, believed_usd, learn, lost_s
 from edge_agent.core.rule import grow_regret, pay_debt, wants
 from edge_agent.core.site import CodeColumn, FlagColumn, FloatColumn, Limits
@@ -55,10 +55,15 @@ def hcp(
     ahead: FloatColumn | None,
     knowledge: Knowledge,
     limits: Limits,
+    table: Table | None = None,
 ) -> CodeColumn:
-    """Give the course of our decision."""
+    """Give the course of our decision.
+
+    Args:
+        table: weights to try; none: those that ship.
+    """
     memory = remember(price, knowledge, limits)
-    sheets = Sheets(rows.classes, tuple(range(len(rows.classes))), memory, ahead, knowledge)
+    sheets = Sheets(rows.classes, tuple(range(len(rows.classes))), memory, ahead, knowledge, table)
     return _run(rows, sheets, memory, limits, known=knowledge == "nowcast")
 
 
@@ -66,7 +71,7 @@ class Sheets:
     """What the decision sees of each row over time, made again when a restart has taught.
 
     Args:
-        every: the rows. of_class: whose restarts teach about each row.
+        every: the rows. of_class: whose restarts teach about each row. table: weights to try.
     """
 
     def __init__(
@@ -76,9 +81,11 @@ class Sheets:
         memory: Memory,
         ahead: FloatColumn | None,
         knowledge: Knowledge,
+        table: Table | None = None,
     ) -> None:
         self._every, self._of_class = every, of_class
         self._memory, self._ahead, self._knowledge = memory, ahead, knowledge
+        self._table = table
         self._beliefs = dict.fromkeys(of_class, RestartBelief())
         columns = [self._sheet(row, 1.0) for row in every]
         # (T, column, row): known gain, outlook gain, share, prudent cost.
@@ -100,7 +107,9 @@ class Sheets:
                 self.by_time[:, :, place] = self._sheet(self._every[place], after.used).T
 
     def _sheet(self, series: ClassSeries, factor: float) -> FloatColumn:
-        return _class_sheet(series, factor, self._memory, self._ahead, self._knowledge)
+        return _class_sheet(
+            series, factor, self._memory, self._ahead, self._knowledge, self._table
+        )
 
 
 def _class_sheet(
@@ -109,6 +118,7 @@ def _class_sheet(
     memory: Memory,
     ahead: FloatColumn | None,
     knowledge: Knowledge,
+    table: Table | None,
 ) -> FloatColumn:
     """Give (known gain, outlook gain, share, prudent cost) over time.
 
@@ -123,17 +133,26 @@ def _class_sheet(
     def told(hours: tuple[FloatColumn, ...]) -> tuple[Outlook, FloatColumn]:
         known = Known(price=now, older=memory.prices[1:], ahead=hours)
         cost = believed_usd(series.wear, series.assumed_start - series.wear, factor)
-        return forecast(knowledge, known, gain, saved_mwh, cost, series.revenue)
+        return forecast(knowledge, known, gain, saved_mwh, cost, series.revenue, table)
 
     outlook, cost = told(())
     columns = [gain, outlook.gain, outlook.share, cost]
     if ahead is not None:
-        hours = tuple(later(ahead, number) for number in range(AHEAD))
+        hours = hours_told(ahead)
         better, better_cost = told(hours)
         has = ~np.isnan(hours[0] + hours[1] + hours[2])
         pairs = ((gain, gain), (better.gain, outlook.gain), (better.share, outlook.share))
         columns = [np.where(has, new, old) for new, old in (*pairs, (better_cost, cost))]
     return np.stack(columns)
+
+
+def hours_told(ahead: FloatColumn) -> tuple[FloatColumn, ...]:
+    """Give the day-ahead price of each interval's hour, the two after it, and the one before."""
+    hours = [later(ahead, number) for number in range(HOURS)]
+    by = HOUR_S // STEP_S
+    before = np.concatenate((np.full(min(by, len(ahead)), np.nan), ahead[:-by]))
+    # As live: what was not told is as the hour itself.
+    return (*hours, np.where(np.isnan(before), ahead, before))
 
 
 def later(column: FloatColumn, hours: int) -> FloatColumn:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.core.outlook import (
+    AHEAD,
     BEFORE_HATS,
     COMPANY_RAMPS,
     HOURS_HATS,
@@ -27,7 +28,7 @@ def columns(values: tuple[float, ...]) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("knowledge", KNOWN)
-@given(seen=st.tuples(gains, gains, gains), told=st.none() | st.tuples(gains, gains, gains))
+@given(seen=st.tuples(gains, gains, gains), told=st.none() | st.tuples(*(gains,) * AHEAD))
 def test_what_is_decided_is_the_sum_that_was_fitted(
     knowledge: Knowledge, seen: tuple[float, ...], told: tuple[float, ...] | None
 ) -> None:
@@ -42,7 +43,7 @@ def test_what_is_decided_is_the_sum_that_was_fitted(
         assert made.gain[0] == pytest.approx(float((terms @ np.array(table.gain))[0]), abs=1e-9)
 
 
-@given(seen=st.tuples(gains, gains, gains), told=st.tuples(gains, gains, gains))
+@given(seen=st.tuples(gains, gains, gains), told=st.tuples(*(gains,) * AHEAD))
 def test_company_shares_each_ramp_out_whole(
     seen: tuple[float, ...], told: tuple[float, ...]
 ) -> None:
