@@ -1,4 +1,4 @@
-"""Cross-validation of the outlook: every part of a span judged by weights fitted to the other parts.
+"""Cross-validation of the outlook: each part of a span judged by weights fitted to the others.
 
 The weights that ship are fitted to all the months at hand, so a back-test over them tells nothing
 of months nobody has seen. Here the span is cut into parts of consecutive days; in each part the

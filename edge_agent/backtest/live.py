@@ -107,9 +107,7 @@ class Sheets:
                 self.by_time[:, :, place] = self._sheet(self._every[place], after.used).T
 
     def _sheet(self, series: ClassSeries, factor: float) -> FloatColumn:
-        return _class_sheet(
-            series, factor, self._memory, self._ahead, self._knowledge, self._table
-        )
+        return _class_sheet(series, factor, self._memory, self._ahead, self._knowledge, self._table)
 
 
 def _class_sheet(

@@ -12,7 +12,7 @@ dear hours, or after another dear one, lasts. So its ramps count once more in th
 a few hats over those other gains takes. A dear restart needs other weights, because prices do not
 last as long as it takes to earn it, and so does a light one, as a change of mode is: between the
 sets the estimate goes over with the cost. The weights are ``outlook_table``; how they were fitted
-stands in docs/adr/0011, 0019, 0024 and 0032. A wrong outlook can cost no more than ``rule`` lets it.
+stands in docs/adr/0011, 0019, 0024 and 0032. A wrong outlook costs no more than ``rule`` lets it.
 """
 
 from collections.abc import Sequence
@@ -227,9 +227,11 @@ def _weighted(
     constant: float, weights: tuple[float, ...], columns: Sequence[FloatColumn]
 ) -> FloatColumn:
     total: FloatColumn = np.full_like(columns[0], constant)
+    product = np.empty_like(total)
     for weight, column in zip(weights, columns, strict=False):
         if weight != 0.0:
-            total += weight * column
+            np.multiply(column, weight, out=product)
+            total += product
     return total
 
 

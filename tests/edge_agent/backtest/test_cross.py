@@ -68,7 +68,7 @@ def test_another_table_decides_otherwise(frame: Frame) -> None:
     config = read_config(SITE)
     site, parts = build_site(config), parts_of(frame, 3)
     tables = fitted_without(parts, "nowcast")
-    # A share of 1 says that every loss is over with the interval: hardly anything is worth a restart.
+    # A share of 1: every loss is over with the interval, hardly one is worth a restart.
     calm = structs.replace(
         tables[0], share=(1.0, *(0.0,) * (len(tables[0].share) - 1)), dear=tables[0].dear
     )

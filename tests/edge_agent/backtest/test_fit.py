@@ -23,7 +23,9 @@ def terms_of(gains: np.ndarray, hours: np.ndarray, *, in_company: bool) -> np.nd
     before = [
         np.concatenate((np.full(back, CALM), gains[: len(gains) - back])) for back in (0, 1, 2)
     ]
-    return np.stack(basis(before, [hours] * AHEAD, np.full(len(gains), 1.5), in_company=in_company), 1)
+    return np.stack(
+        basis(before, [hours] * AHEAD, np.full(len(gains), 1.5), in_company=in_company), 1
+    )
 
 
 def test_a_spike_in_company_of_dear_hours_is_expected_to_last() -> None:

@@ -1,4 +1,4 @@
-"""What a tick leaves in the state for the outlook: day-ahead prices, that of the hour before too."""
+"""What a tick leaves for the outlook: day-ahead prices, that of the hour before among them."""
 
 from datetime import timedelta
 
