@@ -1,6 +1,6 @@
 """Fits the weights of the outlook to a span of prices and prints ``core/outlook_table.py``.
 
-Run: ``python -m edge_agent.backtest.fit --market DIR --from 2024-01-01 --to 2024-09-01``.
+Run: ``python -m edge_agent.backtest.fit --market DIR`` (all months; ``--from`` and ``--to`` cut).
 
 Value iteration with a linear estimate: ``D = clip(gain + share, 0, 1)`` in restart costs, the share
 regressed on the next interval's D. Each span is used at several levels of hashprice and of restart
@@ -19,13 +19,14 @@ from msgspec import Struct
 from edge_agent.backtest.class_series import STEP_H
 from edge_agent.backtest.files import time_s
 from edge_agent.backtest.frame import Frame, Wish, load_frame
-from edge_agent.backtest.live import later, remember
+from edge_agent.backtest.live import hours_told, remember
 from edge_agent.core.economics import W_PER_MW, mine_usd_per_ths_h, restart_usd
 from edge_agent.core.outlook import (
     AHEAD,
     AHEAD_RAMPS,
     LIGHT_MOST,
     NOW_RAMPS,
+    RISE_RAMPS,
     SEEN_RAMPS,
     Knowledge,
     basis,
@@ -85,7 +86,7 @@ def samples(
             if cost_scales is LIGHT_SCALES:
                 term = np.minimum(term, LIGHT_MOST)
             told = [gain(price) for price in memory.prices]
-            hours = [] if ahead is None else [gain(later(ahead, n)) for n in range(AHEAD)]
+            hours = [] if ahead is None else [gain(hour) for hour in hours_told(ahead)]
             usual = cost_scales is COST_SCALES
             terms = np.stack(basis(told, hours, term, in_company=usual), axis=1)
             now = gain(frame.price)
@@ -128,7 +129,8 @@ def fit(
 
 def _bound_and_ridge(count: int, *, has_ahead: bool) -> tuple[FlagColumn, FloatColumn]:
     """Say which of so many weights are kept >= 0, and how strongly each is drawn to 0."""
-    alone = 1 + sum(map(len, SEEN_RAMPS)) + (AHEAD * len(AHEAD_RAMPS) if has_ahead else 0)
+    alone = 1 + sum(map(len, SEEN_RAMPS))
+    alone += AHEAD * len(AHEAD_RAMPS) + len(RISE_RAMPS) if has_ahead else 0
     place = np.arange(count)
     company = (place >= alone) & (place < count - 1)
     bound: FlagColumn = company | ((place >= 1) & (place <= len(NOW_RAMPS)))
@@ -160,8 +162,8 @@ def main(argv: list[str] | None = None) -> int:
     program = "python -m edge_agent.backtest.fit"
     parser = argparse.ArgumentParser(prog=program, description=__doc__)
     parser.add_argument("--market", required=True, type=Path)
-    parser.add_argument("--from", dest="start", default="2024-01-01", type=time_s)
-    parser.add_argument("--to", dest="end", default="2024-09-01", type=time_s)
+    parser.add_argument("--from", dest="start", type=time_s)
+    parser.add_argument("--to", dest="end", type=time_s)
     args = parser.parse_args(argv)
     frame = load_frame(args.market, Wish(from_s=args.start, to_s=args.end))
     sys.stdout.write(

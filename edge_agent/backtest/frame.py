@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from edge_agent.backtest.beside import NOTHING, Beside, read_beside
 from edge_agent.backtest.files import Column, block_time_s, files_of, hours, read
 from edge_agent.core.economics import hashprice_usd_per_ths_day
-from edge_agent.core.site import FloatColumn, IntColumn
+from edge_agent.core.site import FlagColumn, FloatColumn, IntColumn
 from edge_agent.market.errors import SeriesError
 from protocol.market import PRICE_USD_PER_MWH_MAX, PRICE_USD_PER_MWH_MIN
 
@@ -104,6 +104,19 @@ def load_frame(folder: Path, wish: Wish) -> Frame:
         demand=demand,
         notes=tuple(notes),
         beside=beside,
+    )
+
+
+def part_of(frame: Frame, wanted: FlagColumn) -> Frame:
+    """Give the wanted intervals of a span, which must be consecutive."""
+    return structs.replace(
+        frame,
+        at_s=frame.at_s[wanted],
+        price=frame.price[wanted],
+        day_ahead=None if frame.day_ahead is None else frame.day_ahead[wanted],
+        hashprice=frame.hashprice[wanted],
+        rates={name: rate[wanted] for name, rate in frame.rates.items()},
+        demand=None if frame.demand is None else frame.demand[wanted],
     )
 
 

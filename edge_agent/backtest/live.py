@@ -13,7 +13,7 @@ from edge_agent.backtest.frame import HOUR_S, STEP_S
 from edge_agent.backtest.rows import Rows
 from edge_agent.backtest.tariff import Contract, StopLoss
 from edge_agent.core.economics import W_PER_MW
-from edge_agent.core.outlook import AHEAD, Knowledge, Known, Outlook, forecast
+from edge_agent.core.outlook import HOURS, Knowledge, Known, Outlook, Table, forecast
 from edge_agent.core.peaks import for_peak
 from edge_agent.core.power import total
 from edge_agent.core.restart import RestartBelief, believed_usd, learn, lost_s
@@ -59,10 +59,17 @@ def hcp(
     ahead: FloatColumn | None,
     knowledge: Knowledge,
     limits: Limits,
+    table: Table | None = None,
 ) -> CodeColumn:
-    """Give the course of our decision."""
+    """Give the course of our decision.
+
+    Args:
+        table: weights to try; none: those that ship.
+    """
     memory = remember(price, knowledge, limits)
-    sight = Sight(memory=memory, ahead=ahead, knowledge=knowledge, contract=rows.contract)
+    sight = Sight(
+        memory=memory, ahead=ahead, knowledge=knowledge, contract=rows.contract, table=table
+    )
     sheets = Sheets(rows.classes, tuple(range(len(rows.classes))), sight)
     return _run(rows, sheets, memory, limits, known=knowledge == "nowcast")
 
@@ -71,13 +78,15 @@ class Sight(Struct, frozen=True, eq=False, kw_only=True):
     """What a decision sees of the market.
 
     Args:
-        ahead: day-ahead price of each interval's hour; None: there is none.
+        ahead: day-ahead price of each interval's hour; None: there is none. table: weights to try;
+            None: those that ship.
     """
 
     memory: Memory
     ahead: FloatColumn | None
     knowledge: Knowledge
     contract: Contract
+    table: Table | None = None
 
 
 class Sheets:
@@ -154,17 +163,26 @@ def _sheet(series: ClassSeries, factor: float, charge: FloatColumn, sight: Sight
     def told(hours: tuple[FloatColumn, ...]) -> tuple[Outlook, FloatColumn]:
         known = Known(price=prices[0], older=prices[1:], ahead=hours)
         cost = believed_usd(series.wear, series.assumed_start - series.wear, factor)
-        return forecast(sight.knowledge, known, gain, saved_mwh, cost, series.revenue)
+        return forecast(sight.knowledge, known, gain, saved_mwh, cost, series.revenue, sight.table)
 
     outlook, cost = told(())
     columns = [gain, outlook.gain, outlook.share, cost]
     if sight.ahead is not None:
-        hours = tuple(later(sight.ahead, number) for number in range(AHEAD))
+        hours = hours_told(sight.ahead)
         better, better_cost = told(hours)
         has = ~np.isnan(hours[0] + hours[1] + hours[2])
         pairs = ((gain, gain), (better.gain, outlook.gain), (better.share, outlook.share))
         columns = [np.where(has, new, old) for new, old in (*pairs, (better_cost, cost))]
     return np.stack(columns)
+
+
+def hours_told(ahead: FloatColumn) -> tuple[FloatColumn, ...]:
+    """Give the day-ahead price of each interval's hour, the two after it, and the one before."""
+    hours = [later(ahead, number) for number in range(HOURS)]
+    by = HOUR_S // STEP_S
+    before = np.concatenate((np.full(min(by, len(ahead)), np.nan), ahead[:-by]))
+    # As live: what was not told is as the hour itself.
+    return (*hours, np.where(np.isnan(before), ahead, before))
 
 
 def later(column: FloatColumn, hours: int) -> FloatColumn:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from edge_agent.core.order_facts import under_order
 from edge_agent.core.outlook import (
-    AHEAD,
+    HOURS,
     INTERVAL_S,
     SEEN,
     Known,
@@ -321,9 +321,12 @@ def known_prices(market: MarketState) -> Known:
     price = float("nan") if market.price_usd_per_mwh is None else market.price_usd_per_mwh.value
     older = (*market.older_usd_per_mwh, *(SEEN - 1) * (price,))[: SEEN - 1]
     ahead = market.day_ahead_usd_per_mwh
-    return Known(
-        price=price, older=(older[0], older[1]), ahead=ahead if len(ahead) == AHEAD else ()
-    )
+    if len(ahead) == HOURS:
+        before = market.day_ahead_before_usd_per_mwh
+        ahead = (*ahead, ahead[0] if before is None else before)
+    else:
+        ahead = ()
+    return Known(price=price, older=(older[0], older[1]), ahead=ahead)
 
 
 def grow(

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from edge_agent.core import hygiene as hy
 from edge_agent.core.economics import W_PER_MW, gpu_mine_usd_per_h, hashprice, mine_usd_per_ths_h
-from edge_agent.core.outlook import AHEAD, INTERVAL_S, SEEN
+from edge_agent.core.outlook import HOURS, INTERVAL_S, SEEN
 from edge_agent.core.peaks import peak_seen
 from edge_agent.core.site import NS_PER_S, DeviceClass, IntColumn, Site
 from edge_agent.core.site_model import blocks_seen, class_at
@@ -15,6 +15,8 @@ from edge_agent.core.site_state import MarketState, MarketValue, SiteState, Told
 from protocol.market import MarketTick
 from protocol.resource import DeviceKind
 from protocol.units import to_ms
+
+_INTERVALS_PER_H = 4
 
 
 def market_seen(site: Site, state: SiteState, tick: MarketTick) -> MarketState:
@@ -97,13 +99,23 @@ def _price(
         return market
     number = taken.source_ms // interval_ms
     changes = _older(market, number)
+    changes |= _hour_before(market, number)
     if held is None or number > market.interval_no:
         changes["usual"] = hy.learn(market.usual, taken.value)
     # Another feed may know no day-ahead prices; those of this hour stay true.
     if tick.day_ahead_usd_per_mwh or held is None or held.feed == tick.feed:
-        changes["day_ahead_usd_per_mwh"] = tick.day_ahead_usd_per_mwh[:AHEAD]
+        changes["day_ahead_usd_per_mwh"] = tick.day_ahead_usd_per_mwh[:HOURS]
     value = MarketValue(taken.value, taken.as_of_ns, taken.feed)
     return replace(market, price_usd_per_mwh=value, interval_no=number, **changes)
+
+
+def _hour_before(market: MarketState, number: int) -> dict[str, Any]:
+    """Keep the day-ahead price of the hour before the price's, when the hours move on."""
+    passed = number // _INTERVALS_PER_H - market.interval_no // _INTERVALS_PER_H
+    told = market.day_ahead_usd_per_mwh
+    if passed <= 0:
+        return {}
+    return {"day_ahead_before_usd_per_mwh": told[passed - 1] if passed <= len(told) else None}
 
 
 def _older(market: MarketState, number: int) -> dict[str, Any]:

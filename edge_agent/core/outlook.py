@@ -12,7 +12,7 @@ dear hours, or after another dear one, lasts. So its ramps count once more in th
 a few hats over those other gains takes. A dear restart needs other weights, because prices do not
 last as long as it takes to earn it, and so does a light one, as a change of mode is: between the
 sets the estimate goes over with the cost. The weights are ``outlook_table``; how they were fitted
-stands in docs/adr/0011, 0019 and 0024. A wrong outlook can cost no more than ``rule`` lets it.
+stands in docs/adr/0011, 0019, 0024 and 0032. A wrong outlook costs no more than ``rule`` lets it.
 """
 
 from collections.abc import Sequence
@@ -38,6 +38,8 @@ NOW_RAMPS: tuple[Ramp, ...] = (
 LAST_RAMPS: tuple[Ramp, ...] = ((-4.0, 3.0), (-1.0, 1.0), (0.0, 0.5))
 OLDER_RAMPS: tuple[Ramp, ...] = ((-2.0, 2.0), (0.0, 0.5))
 AHEAD_RAMPS: tuple[Ramp, ...] = ((-1.0, 1.0), (0.0, 0.2), (0.2, 0.2), (0.4, 0.4))
+# Of what the gain of the hour before is above that of this hour: by how much the hours grow dearer.
+RISE_RAMPS: tuple[Ramp, ...] = ((-0.6, 0.4), (-0.2, 0.2), (0.0, 0.2), (0.2, 0.4))
 # Of the last gain in company, and where the hats of the others stand: over the mean gain of this
 # and the next hour by day-ahead prices, and over the gain before the last.
 COMPANY_RAMPS: tuple[Ramp, ...] = (
@@ -46,7 +48,10 @@ COMPANY_RAMPS: tuple[Ramp, ...] = (
 HOURS_HATS, BEFORE_HATS = (-0.5, 0.1, 0.4, 0.8), (-1.0, 0.0, 0.5)
 SEEN_RAMPS = (NOW_RAMPS, LAST_RAMPS, OLDER_RAMPS)
 SEEN = len(SEEN_RAMPS)
-AHEAD = 3
+# Day-ahead prices that are told: of this hour and the two after it. That of the hour before joins
+# them: whether the hours grow dearer or cheaper says how long a spike will last.
+HOURS = 3
+AHEAD = HOURS + 1
 # Devices looked at together: the ramps of more do not fit into a core's cache.
 BLOCK = 4_096
 # The forecast never claims certainty: each change it asks for has at least this part behind it.
@@ -113,8 +118,9 @@ def look(
 
     Args:
         seen: gain of an interval at the last price, the one before, and the one before that, in
-            prudent restart costs. ahead: the same at the day-ahead price of this hour and the two
-            after it; empty: not known. cost_in_revenue: restart cost over an interval's revenue.
+            prudent restart costs. ahead: the same at the day-ahead price of this hour, the two
+            after it and the one before; empty: not known. cost_in_revenue: restart cost over an
+            interval's revenue.
     """
     share = np.empty_like(cost_in_revenue)
     # Where the present interval's gain is known there is nothing to estimate.
@@ -184,7 +190,7 @@ class Known(Struct, frozen=True, eq=False, kw_only=True):
 
     Args:
         price: last known, USD/MWh. older: the two intervals before it. ahead: day-ahead price of
-            this hour and the two after it, or none.
+            this hour, the two after it and the one before, or none.
     """
 
     price: FloatColumn | float
@@ -199,15 +205,18 @@ def forecast(
     saved_mwh: FloatColumn | float,
     restart_usd: FloatColumn,
     revenue_usd: FloatColumn,
+    table: Table | None = None,
 ) -> tuple[Outlook, FloatColumn]:
     """Give the outlook and the prudent restart cost of each device (or each instant).
 
     Args:
         gain_usd: of being on over an interval at the known price. saved_mwh: energy of an interval
             that being off saves, at the meter. restart_usd, revenue_usd: assumed cost of a
-            restart, and what an interval of mining earns.
+            restart, and what an interval of mining earns. table: weights to try, where day-ahead
+            prices are known.
     """
-    table = table_of(knowledge, has_ahead=bool(known.ahead))
+    if table is None or not known.ahead:
+        table = table_of(knowledge, has_ahead=bool(known.ahead))
     cost = table.prudence * restart_usd
     unit = 1.0 / np.maximum(cost, 1e-9)
     at = [gain_usd * unit]
@@ -286,6 +295,9 @@ def _within(above: FloatColumn, width: float) -> FloatColumn:
 def _alone(seen: Sequence[_Gain], ahead: Sequence[_Gain]) -> list[Height]:
     """Give the ramps of each gain by itself."""
     every = [*zip(seen, SEEN_RAMPS, strict=True), *((gain, AHEAD_RAMPS) for gain in ahead)]
+    if ahead:
+        rise = ahead[HOURS].column - ahead[0].column
+        every.append((_gain(rise), RISE_RAMPS))
     return [_ramp(gain, ramp) for gain, ramps in every for ramp in ramps]
 
 

@@ -167,7 +167,8 @@ class MarketState(Struct, frozen=True, array_like=True):
     Args:
         interval_no: settlement interval (source time) that the price speaks of.
         older_usd_per_mwh: prices of the two intervals before it, latest first.
-        day_ahead_usd_per_mwh: of the price's hour and those after it.
+        day_ahead_usd_per_mwh: of the price's hour and those after it;
+            day_ahead_before_usd_per_mwh: of the hour before, as it was told then.
         told: by input and feed. at_risk_usd_per_h: what the price may cost if it is wrong.
         ambient_c: outside air. blocks: of the running difficulty epoch. peak: of the grid.
     """
@@ -188,6 +189,7 @@ class MarketState(Struct, frozen=True, array_like=True):
     ambient_c: MarketValue | None = None
     blocks: Blocks | None = None
     peak: PeakState = PeakState()
+    day_ahead_before_usd_per_mwh: float | None = None
 
 
 class OrderStatus(StrEnum):

@@ -75,7 +75,7 @@ class Day(Struct, frozen=True, kw_only=True, eq=False):
 
     Args:
         price: settled, by interval; NaN unknown. told: the same with what was known of the
-            intervals before the day in front. ahead: day-ahead prices of the hour and those after.
+            intervals before the day in front. ahead: day-ahead prices as the outlook takes them.
         worlds: sums of the real world and of those cleared of trouble. begin: the state of the
             world cleared of everything when the day began. notes: what a person should know.
     """

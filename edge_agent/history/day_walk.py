@@ -9,7 +9,7 @@ from edge_agent.backtest.class_series import SECONDS_PER_H
 from edge_agent.backtest.frame import STEP_S
 from edge_agent.core import facts as f
 from edge_agent.core import power as pw
-from edge_agent.core.economics import W_PER_MW, age_s
+from edge_agent.core.economics import W_PER_MW, age_s, known_prices
 from edge_agent.core.errors import JournalError
 from edge_agent.core.outlook import AHEAD
 from edge_agent.core.plan import PowerView
@@ -196,9 +196,9 @@ class _Making:
         if market.price_usd_per_mwh is not None and age is not None and age <= limits.price_stale_s:
             for place, dt_s in parts:
                 self._price[place] += (dt_s * market.price_usd_per_mwh.value, dt_s)
-        ahead = step.state.market.day_ahead_usd_per_mwh
+        ahead = known_prices(step.state.market).ahead
         place = int((step.row.instant.wall - self._start).total_seconds() // STEP_S)
-        if len(ahead) == AHEAD and 0 <= place < STEPS and np.isnan(self._ahead[place, 0]):
+        if ahead and 0 <= place < STEPS and np.isnan(self._ahead[place, 0]):
             self._ahead[place] = ahead
 
     def _settle(

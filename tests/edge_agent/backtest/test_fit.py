@@ -3,7 +3,7 @@
 import numpy as np
 
 from edge_agent.backtest.fit import Sample, fit
-from edge_agent.core.outlook import NOW_RAMPS, basis
+from edge_agent.core.outlook import AHEAD, NOW_RAMPS, basis
 
 # Gains in restarts: calm, and inside a spike of so many intervals.
 CALM, LOSS, LASTS = 2.0, -0.5, 8
@@ -23,7 +23,9 @@ def terms_of(gains: np.ndarray, hours: np.ndarray, *, in_company: bool) -> np.nd
     before = [
         np.concatenate((np.full(back, CALM), gains[: len(gains) - back])) for back in (0, 1, 2)
     ]
-    return np.stack(basis(before, [hours] * 3, np.full(len(gains), 1.5), in_company=in_company), 1)
+    return np.stack(
+        basis(before, [hours] * AHEAD, np.full(len(gains), 1.5), in_company=in_company), 1
+    )
 
 
 def test_a_spike_in_company_of_dear_hours_is_expected_to_last() -> None:

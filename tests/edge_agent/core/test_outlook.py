@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.core.outlook import (
+    AHEAD,
     AHEAD_RAMPS,
     BEFORE_HATS,
     COMPANY_RAMPS,
@@ -32,7 +33,7 @@ def columns(values: tuple[float, ...]) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("knowledge", KNOWN)
-@given(seen=st.tuples(gains, gains, gains), told=st.none() | st.tuples(gains, gains, gains))
+@given(seen=st.tuples(gains, gains, gains), told=st.none() | st.tuples(*(gains,) * AHEAD))
 def test_what_is_decided_is_the_sum_that_was_fitted(
     knowledge: Knowledge, seen: tuple[float, ...], told: tuple[float, ...] | None
 ) -> None:
@@ -47,7 +48,7 @@ def test_what_is_decided_is_the_sum_that_was_fitted(
         assert made.gain[0] == pytest.approx(float((terms @ np.array(table.gain))[0]), abs=1e-9)
 
 
-@given(seen=st.tuples(gains, gains, gains), told=st.tuples(gains, gains, gains))
+@given(seen=st.tuples(gains, gains, gains), told=st.tuples(*(gains,) * AHEAD))
 def test_company_shares_each_ramp_out_whole(
     seen: tuple[float, ...], told: tuple[float, ...]
 ) -> None:

@@ -37,7 +37,7 @@ def looked(
 def test_a_higher_price_never_speaks_for_staying_on(
     knowledge: str, low: float, more: float, older: tuple[float, float], *, told: bool
 ) -> None:
-    ahead = (40.0, 60.0, 45.0) if told else ()
+    ahead = (40.0, 60.0, 45.0, 35.0) if told else ()
     cheap, dear = (looked(knowledge, price, older, ahead) for price in (low, low + more))
     assert dear.gain + dear.share <= cheap.gain + cheap.share + 1e-9
 
@@ -47,7 +47,9 @@ def test_a_higher_price_never_speaks_for_staying_on(
 def test_money_has_no_scale(
     knowledge: str, price: float, older: tuple[float, float], k: float
 ) -> None:
-    one, many = (looked(knowledge, price, older, (30.0, 35.0, 90.0), scale) for scale in (1.0, k))
+    one, many = (
+        looked(knowledge, price, older, (30.0, 35.0, 90.0, 25.0), scale) for scale in (1.0, k)
+    )
     assert many.gain == pytest.approx(one.gain, rel=1e-9, abs=1e-9)
     assert many.share == pytest.approx(one.share, rel=1e-9, abs=1e-9)
 
