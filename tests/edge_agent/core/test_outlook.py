@@ -14,6 +14,8 @@ from edge_agent.core.outlook import (
     COMPANY_RAMPS,
     HOURS_HATS,
     NOW_RAMPS,
+    RISE_RAMPS,
+    SEEN,
     SEEN_RAMPS,
     SHARE_MAX,
     SHARE_MIN,
@@ -100,6 +102,7 @@ def one_device(
     ] + [ramp(value, *row) for value in ahead for row in AHEAD_RAMPS]
     told = hats(seen[1], BEFORE_HATS)
     if ahead:
+        alone += [ramp(ahead[3] - ahead[0], *row) for row in RISE_RAMPS]
         told = hats(0.5 * (ahead[0] + ahead[1]), HOURS_HATS) + told
     heights = [ramp(seen[0], *row) for row in COMPANY_RAMPS]
 
@@ -139,7 +142,7 @@ def one_device(
 @given(
     # From devices that are alike, where most terms are one number for all, to any mixture.
     apart=st.sampled_from([0.0, 1e-9, 0.02, 0.5, 5.0]),
-    about=st.lists(st.floats(-6.0, 3.0), min_size=6, max_size=6),
+    about=st.lists(st.floats(-6.0, 3.0), min_size=SEEN + AHEAD, max_size=SEEN + AHEAD),
     costs=st.sampled_from([(0.1, 0.4), (0.35, 0.65), (1.0, 2.0), (2.9, 3.1), (0.1, 8.0)]),
     has_ahead=st.booleans(),
     seed=st.integers(0, 2**16),
@@ -157,7 +160,7 @@ def test_what_a_device_is_told_hangs_on_no_other_to_the_bit(
     rows = [level + apart * rng.uniform(-1.0, 1.0, 7) for level in about]
     # On a knot, and just beside it.
     rows[0][:3] = -0.25, np.nextafter(-0.25, -1.0), np.nextafter(-0.25, 1.0)
-    seen, ahead = rows[:3], rows[3:] if has_ahead else []
+    seen, ahead = rows[:SEEN], rows[SEEN:] if has_ahead else []
     cost = rng.uniform(*costs, 7)
     table = table_of(knowledge, has_ahead=has_ahead)
     made = look(table, seen, ahead, cost)
