@@ -225,6 +225,7 @@ class _Exchange:
                         )
                 if chunked:
                     await connection.send(b"0\r\n\r\n")
+                connection.end()
         except TimeoutError as exc:
             raise _ClientError(408, "too_slow", "the body did not come in time") from exc
 
