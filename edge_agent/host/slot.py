@@ -97,6 +97,8 @@ class Slot:
         self._keep = keep
         self._hashes = 0
         self._card_ns = 0
+        # Its driver saw a wrong answer: what it says to customers is then no sign of life either.
+        self._wrong = False
         self.over_looks = 0
         # Not at work for sure; a host that starts knows nothing of the engines that it finds.
         self._server_is_off = server is None
@@ -357,13 +359,19 @@ class Slot:
         probe = await self.server.look()
         self.server_state = probe.state
         self.server_ready = probe.live and probe.ready
+        self._wrong = probe.live and probe.state is EngineState.FAILED
         if self.server_ready and self.instance is not None:
             self._saw(self.instance, asked_ns)
         return self.server_ready
 
     def seen(self, instance: Instance) -> None:
-        """Note a sign of life of an instance's engine."""
-        self._saw(instance, self._now_ns())
+        """Note that an instance's engine gave something to a customer: a sign of life.
+
+        Of one whose looks are answered late or not at all it is as good as a look; of one that
+        gives its looks a wrong answer it is worth nothing.
+        """
+        if not self._wrong:
+            self._saw(instance, self._now_ns())
 
     # --- within an act -------------------------------------------------------------------------
 

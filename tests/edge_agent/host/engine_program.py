@@ -40,6 +40,7 @@ class EngineProgram:
         silent: takes requests and answers none. lying: says that it paused, and works on;
             smooth: its state says so too. immortal: does not end when asked.
         wrong: answers its canary wrongly. die_after: stream events after which it dies.
+        html, raw: answers everything by a page, or by these bytes and an end.
         seen: what customers asked, as (method, path, headers).
     """
 
@@ -50,6 +51,7 @@ class EngineProgram:
         self.wrong = False
         self.die_after: int | None = None
         self.html = False
+        self.raw = b""
         self.seen: list[tuple[str, str, dict[str, str]]] = []
         self.bodies: list[bytes] = []
         self.aborted = 0
@@ -130,6 +132,11 @@ class EngineProgram:
     async def _answer(self, path: str, body: bytes, writer: asyncio.StreamWriter) -> None:
         if self.html:
             await _send(writer, b"<html>busy</html>", "text/html")
+        elif self.raw:
+            writer.write(self.raw)
+            await writer.drain()
+            if b"Length: 2" not in self.raw:
+                raise ConnectionResetError
         elif path == "/pause":
             if not self.lying:
                 self.work(on=False)

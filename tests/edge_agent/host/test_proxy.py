@@ -12,7 +12,7 @@ import pytest
 
 from edge_agent.workloads.host_driver import HostDriver
 from edge_agent.workloads.ports import InstanceSpec
-from tests.edge_agent.host.world import Client, HostWorld, client, get, until
+from tests.edge_agent.host.world import CLOCK, Client, HostWorld, client, get, until
 
 CHAT = "/i/i1/v1/chat/completions"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
@@ -206,6 +206,79 @@ async def test_an_engine_that_answers_garbage_or_nothing_is_said(tmp_path: Path)
             await one.post(CHAT, {})
             status, _, body = await one.answer()
             assert (status, _error(body)) in {(504, "engine_silent"), (503, "preempted")}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_of_http_1_0_gets_no_chunks(tmp_path: Path, stream: bool) -> None:
+    # RFC 9112 section 6.1: no transfer coding in an answer to a request of HTTP/1.0.
+    world = HostWorld(tmp_path)
+    async with _serving(world), client(world.port) as one:
+        body = json.dumps({"n": 2, "stream": stream}).encode()
+        head = f"POST {CHAT} HTTP/1.0\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        one.writer.write(head.encode() + body)
+        status, headers, answer = await one.answer()
+        assert "transfer-encoding" not in headers
+        assert headers["connection"] == "close"
+        if stream:
+            assert (status, _error(answer)) == (505, "version")
+        else:
+            assert (status, json.loads(answer)["usage"]["completion_tokens"]) == (200, 2)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 777 Lucky\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+        b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{",
+    ],
+)
+async def test_an_answer_that_is_none_is_said_to_be(tmp_path: Path, answer: bytes) -> None:
+    world = HostWorld(tmp_path)
+    async with _serving(world):
+        world.server.raw = answer
+        status, _, body = await _one(world.port)
+        assert (status, _error(body)) == (502, "engine_died")
+        assert world.service.ledger.find("i1").tally.failed == 1  # type: ignore[union-attr] # there
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_json_without_bottom_passes_uncounted(tmp_path: Path, stream: bool) -> None:
+    world, deep = HostWorld(tmp_path), b'{"usage":null,"x":' + b"[" * 50_000
+    async with _serving(world):
+        text = b"data: " + deep + b"\n\n" if stream else deep
+        kind = b"text/event-stream" if stream else b"application/json"
+        length = b"Transfer-Encoding: chunked" if stream else b"Content-Length: %d" % len(text)
+        framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(text), text) if stream else text
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n%b\r\n\r\n" % (kind, length)
+        world.server.raw = head + framed
+        status, _, body = await _one(world.port)
+        assert (status, body) == (200, text)
+        assert world.service.ledger.find("i1").tally.uncounted == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("failure", ["html", "error", "wrong"])
+async def test_an_engine_that_answers_its_customers_wrongly_is_not_billed(
+    tmp_path: Path, failure: str
+) -> None:
+    # Customers who ask on and on must not keep the gate of a broken engine open.
+    world = HostWorld(tmp_path)
+    async with _serving(world):
+        instance = world.service.ledger.find("i1")
+        assert instance is not None
+        before_ns = CLOCK.boottime_ns()
+        if failure == "error":
+            world.server.raw = b"HTTP/1.1 500 Oops\r\nContent-Length: 2\r\n\r\n{}"
+        elif failure == "html":
+            world.server.html = True
+        else:
+            world.server.state = "failed"  # its driver sees wrong answers; customers get tokens
+        async with asyncio.timeout(5):
+            while instance.meter.open:
+                await _one(world.port)
+        assert instance.seen_ns <= before_ns + 200_000_000
+        assert instance.reason == "its engine gave no right answer"
 
 
 async def test_a_client_that_leaves_frees_its_engine(tmp_path: Path) -> None:
