@@ -188,7 +188,12 @@ class _Exchange:
                 lambda reason: connection.abort("cut", f"the work on this device ended: {reason}")
             )
             peer = self._scope["state"]["peer"]
-            peer.on_lost = lambda: connection.abort("client_gone", "the client went away")
+
+            def lost() -> None:
+                connection.abort("client_gone", "the client went away")
+                self._passage.flow()  # nobody is there to be held for
+
+            peer.on_lost = lost
             try:
                 self._check_cut()
                 await self._upload(connection, target, path)
@@ -199,6 +204,8 @@ class _Exchange:
                 target.upstream.release(connection)
         except UpstreamError as exc:
             target.tally.failed += 1
+            if exc.reason == "timeout" and self._passage.held:
+                exc = UpstreamError("cut", "no gate of its lease opened in time")  # it is paused
             await self._fail(exc)
         except _ClientError as exc:
             target.tally.failed += 1

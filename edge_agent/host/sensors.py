@@ -45,6 +45,10 @@ class Sensors(Protocol):
         """
         ...
 
+    def prometheus(self, hostname: str) -> str:
+        """Give all figures of the cards as Prometheus text, as last read."""
+        ...
+
 
 class NoSensors:
     """For machines whose cards nobody reads: everything is unknown, and no energy is metered."""
@@ -56,3 +60,8 @@ class NoSensors:
     async def read(self) -> Mapping[str, GpuFacts]:
         """Give nothing."""
         return {}
+
+    def prometheus(self, hostname: str) -> str:
+        """Give nothing."""
+        del hostname
+        return ""

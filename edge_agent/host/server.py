@@ -213,7 +213,7 @@ class HostServer:
                 page = await service.meters(request.since_minute)
                 return _Page(request.id, page.now_ns, page.wall_anchor_ns, page.meters)
             case "keys" if request.leases is not None:
-                service.access.replace(request.leases)
+                service.take_keys(request.leases)
                 return _Done(request.id)
             case "mine" if request.on is not None:
                 return _Hashes(request.id, await service.mine(request.gpu, on=request.on))

@@ -8,7 +8,7 @@ taken off its GPU; meters begin anew, under a new ``process_id``.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -35,6 +35,7 @@ from edge_agent.workloads.ports import (
     MeterPage,
     Moved,
 )
+from protocol.node import LeaseKeys
 
 T = TypeVar("T")
 
@@ -176,6 +177,16 @@ class HostService:
             RefusedError: ``no_instance``.
         """
         return self.ledger.on_gpu(gpu, instance_id).moved
+
+    def take_keys(self, table: Iterable[LeaseKeys]) -> None:
+        """Take the whole table of keys; who is held for a lease that is over is sent out."""
+        self.access.replace(table)
+        for slot in self.slots.values():
+            slot.release_held(self.access.is_over)
+
+    def card_metrics(self) -> str:
+        """Give the figures of the cards themselves as Prometheus text."""
+        return self._sensors.prometheus(self.config.host_id)
 
     # --- for the proxy -------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from msgspec import Struct
 
 from edge_agent.host.config import EngineConfig, GpuConfig, HostLimits
-from edge_agent.host.door import Door, Doors
+from edge_agent.host.door import Door, Doors, DoorState
 from edge_agent.host.errors import RefusedError, SilentEngineError
 from edge_agent.host.layout import Layout
 from edge_agent.host.ledger import Instance, Ledger
@@ -345,6 +345,12 @@ class Slot:
             self._ledger.shut_gate(instance)
         except OSError:
             logger.exception("instance=%s: its end is not in the log", instance.instance_id)
+
+    def release_held(self, is_over: Callable[[str], bool]) -> None:
+        """Send out who is held behind a gate that has shut, for a lease that is over."""
+        for door in self.doors.values():
+            if door.state is DoorState.CORDONED and is_over(door.lease_id):
+                door.release_held("its lease is over")
 
     def close(self) -> None:
         """Let go of the engines, which go on."""

@@ -122,6 +122,10 @@ class EngineProgram:
                     self.bodies.append(body)
                 if self.silent:
                     await asyncio.Event().wait()
+                if self.raw:
+                    writer.write(self.raw)
+                    await writer.drain()
+                    break
                 await self._answer(path.partition("?")[0], body, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -132,11 +136,6 @@ class EngineProgram:
     async def _answer(self, path: str, body: bytes, writer: asyncio.StreamWriter) -> None:
         if self.html:
             await _send(writer, b"<html>busy</html>", "text/html")
-        elif self.raw:
-            writer.write(self.raw)
-            await writer.drain()
-            if b"Length: 2" not in self.raw:
-                raise ConnectionResetError
         elif path == "/pause":
             if not self.lying:
                 self.work(on=False)

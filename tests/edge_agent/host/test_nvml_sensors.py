@@ -116,6 +116,20 @@ async def test_an_xid_fences_its_card_for_good_and_that_one_alone(fake: FakeNvml
         assert (facts[fake.uuid(0)].healthy, facts[fake.uuid(1)].healthy) == (True, False)
 
 
+async def test_the_cards_are_told_under_the_names_of_dcgm(fake: FakeNvml) -> None:
+    async with reading(fake) as sensors:
+        assert sensors.prometheus("g1") == ""
+        await until(sensors, fake.uuid(1), lambda row: row.healthy)
+        fake.event(1, XID_EVENT, FALLEN_OFF_THE_BUS)
+        await until(sensors, fake.uuid(1), lambda row: not row.healthy)
+        text = sensors.prometheus("g1")
+        temps = [row for row in text.splitlines() if row.startswith("DCGM_FI_DEV_GPU_TEMP{")]
+        assert [row.rsplit(" ", 1)[1] for row in temps] == ["50", "51"]
+        assert all('hostname="g1"' in row for row in temps)
+        xids = [row for row in text.splitlines() if row.startswith("DCGM_FI_DEV_XID_ERRORS{")]
+        assert [(fake.uuid(1) in row, row.rsplit(" ", 1)[1]) for row in xids] == [(True, "79")]
+
+
 async def test_a_card_that_hangs_tells_nothing_but_that_it_is_not_well(fake: FakeNvml) -> None:
     async with reading(fake) as sensors:
         await until(sensors, fake.uuid(0), lambda row: row.power_w is not None)

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from edge_agent.workloads.host_driver import HostDriver
 from edge_agent.workloads.ports import InstanceSpec
@@ -176,6 +177,31 @@ async def test_kept_streams_go_on_behind_the_next_gate_of_their_lease(tmp_path: 
         assert body.endswith(b"[DONE]\n\n")
 
 
+@pytest.mark.parametrize("engine", ["gave more", "gave no more"])
+@pytest.mark.parametrize("ends", ["in time", "with its lease", "with its client"])
+async def test_a_kept_stream_is_not_held_for_ever(tmp_path: Path, ends: str, engine: str) -> None:
+    world = HostWorld(tmp_path, outlive="keep")
+    world.door = structs.replace(world.door, keep_s=0.3 if ends == "in time" else 60.0)
+    async with _serving(world) as driver, client(world.port) as one:
+        await one.post(CHAT, {"stream": True, "n": 30, "delay_s": 0.03})
+        assert (await one.head())[0] == 200
+        await driver.gate("gpu0", "i1", is_open=False)
+        door = world.service.slots["gpu0"].doors["i1"]
+        (passage,) = door._inside
+        if engine == "gave more":  # between the gate and its pause: that is held back
+            await until(lambda: bool(passage._flowing and passage._flowing._waiters))
+        await driver.stop("gpu0", "i1")
+        assert door.inside == 1
+        if ends == "with its lease":
+            world.service.take_keys(())
+        if ends == "with its client":
+            one.writer.transport.abort()
+        else:
+            body = b"".join([data async for data in _chunks(one)])
+            assert _error(body.rsplit(b"data: ", 1)[1]) == "preempted"
+        await until(lambda: door.inside == 0)
+
+
 @pytest.mark.parametrize("kind", ["stream", "whole"])
 async def test_an_engine_that_dies_is_said(tmp_path: Path, kind: str) -> None:
     world, stream = HostWorld(tmp_path), kind == "stream"
@@ -208,10 +234,10 @@ async def test_an_engine_that_answers_garbage_or_nothing_is_said(tmp_path: Path)
             assert (status, _error(body)) in {(504, "engine_silent"), (503, "preempted")}
 
 
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_of_http_1_0_gets_no_chunks(tmp_path: Path, stream: bool) -> None:
+@pytest.mark.parametrize("kind", ["stream", "whole"])
+async def test_a_client_of_http_1_0_gets_no_chunks(tmp_path: Path, kind: str) -> None:
     # RFC 9112 section 6.1: no transfer coding in an answer to a request of HTTP/1.0.
-    world = HostWorld(tmp_path)
+    world, stream = HostWorld(tmp_path), kind == "stream"
     async with _serving(world), client(world.port) as one:
         body = json.dumps({"n": 2, "stream": stream}).encode()
         head = f"POST {CHAT} HTTP/1.0\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -243,8 +269,9 @@ async def test_an_answer_that_is_none_is_said_to_be(tmp_path: Path, answer: byte
         assert world.service.ledger.find("i1").tally.failed == 1  # type: ignore[union-attr] # there
 
 
-@pytest.mark.parametrize("stream", [False, True])
-async def test_json_without_bottom_passes_uncounted(tmp_path: Path, stream: bool) -> None:
+@pytest.mark.parametrize("framing", ["stream", "whole"])
+async def test_json_without_bottom_passes_uncounted(tmp_path: Path, framing: str) -> None:
+    stream = framing == "stream"
     world, deep = HostWorld(tmp_path), b'{"usage":null,"x":' + b"[" * 50_000
     async with _serving(world):
         text = b"data: " + deep + b"\n\n" if stream else deep
@@ -407,6 +434,7 @@ async def test_metrics_and_status_tell_what_happened(tmp_path: Path) -> None:
         assert f"hcp_host_tokens_out_total{labels} 5.0" in lines
         assert f"hcp_host_gate_open{labels} 1" in lines
         assert 'hcp_host_mining{gpu="gpu0"} 0' in lines
+        assert 'DCGM_FI_DEV_GPU_TEMP{hostname="host"} 51' in lines
         count = 'hcp_host_act_seconds_count{act="gate_open",gpu="gpu0",outcome="done"} 1'
         assert count in lines
         status, body = await get(world.admin_port, "/status")
