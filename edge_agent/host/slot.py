@@ -332,6 +332,26 @@ class Slot:
                 finally:
                     await self._take_server_off(PauseMode.ABORT)
 
+    @property
+    def strayed(self) -> bool:
+        """Tell whether the server is at work though it was taken off the GPU and nobody asked."""
+        off = self._server_is_off and self.instance is None and not self.lock.locked()
+        return off and self.server_state is EngineState.ACTIVE
+
+    async def call_back(self) -> None:
+        """Take a server off the GPU that came to work by itself, such as after a late wake-up.
+
+        Raises:
+            RefusedError, SilentEngineError: it is still there.
+        """
+        async with self.lock:
+            server = self._server()
+            # An act since it was seen knows better.
+            if self.instance is None and (await server.look()).state is EngineState.ACTIVE:
+                logger.warning("gpu=%s %s is at work for nobody", self.name, server.engine_id)
+                self._server_is_off = False
+                await self._take_server_off(PauseMode.ABORT)
+
     async def host_ends(self) -> None:
         """Shut an open gate without a drain: this process ends now."""
         instance = self.instance

@@ -393,3 +393,17 @@ async def test_each_act_tells_what_of_it_was_the_engines_own(
         "canary": True,
         "stop": True,
     }
+
+
+async def test_a_server_that_wakes_after_it_was_given_up_is_put_to_rest_again(
+    tmp_path: Path,
+) -> None:
+    # A wake-up whose deadline passed may still take effect, beside a miner that earns by then.
+    world = HostWorld(tmp_path)
+    async with world.engines(), world.host(), world.driver() as driver:
+        await driver.mine("gpu0", on=True)
+        await until(lambda: world.service.slots["gpu0"].server_state is EngineState.WARM)
+        world.server.work(on=True)
+        await until(lambda: world.server.state == "warm")
+        assert world.miner.state == "active"
+        assert world.service.slots["gpu0"].mining
