@@ -89,7 +89,7 @@ class NvmlSensors:
     def _facts(self, view: GpuView, health: GpuHealth) -> GpuFacts:
         sample = view.sample
         if sample is None or view.state is not GpuState.LIVE:
-            return GpuFacts(healthy=health.is_healthy, reason=health.reason)
+            return GpuFacts(healthy=health.is_healthy, held=health.is_held, reason=health.reason)
         meter = self._meters.get(view.card, EnergyMeter())
         if meter.at_ns is None or sample.at_ns > meter.at_ns:
             meter = self._meters[view.card] = metered(meter, sample)
@@ -103,6 +103,7 @@ class NvmlSensors:
             utilisation=None if percent is None else percent / _PERCENT,
             memory_used_mib=None if used is None else used / _MIB,
             healthy=health.is_healthy,
+            held=health.is_held,
             reason=health.reason,
             energy=energy,
         )

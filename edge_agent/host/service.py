@@ -308,5 +308,6 @@ def _sample(slot: Slot) -> HostSample:
         hashrate_mhs=None if rate is None else rate / _HS_PER_MHS,
         mining=slot.mining,
         healthy=facts is None or facts.healthy,
+        held=facts is not None and facts.held,
         reason="" if facts is None else facts.reason,
     )

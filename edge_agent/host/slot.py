@@ -225,6 +225,8 @@ class Slot:
                 return
             if known is not None:
                 raise RefusedError("busy", f"{spec.instance_id} is on {known.gpu}")
+            if self.facts is not None and self.facts.held:
+                raise RefusedError("held", f"{self.name}: {self.facts.reason}")
             if self.instance is not None:
                 raise RefusedError("busy", f"{self.name} holds {self.instance.instance_id}")
             server = self._server()
