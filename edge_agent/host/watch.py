@@ -191,7 +191,8 @@ class Watch:
             what = "does not rest" if strayed else "does not start"
             logger.warning("engine=%s %s: %s", server.engine_id, what, exc)
         else:
-            del self._revivals[slot.name]
+            if not strayed:  # one that strays again and again is called back less and less often
+                del self._revivals[slot.name]
 
     async def _judge(self, slot: Slot) -> None:
         instance = slot.instance
