@@ -139,7 +139,7 @@ def _instance_status(slot: Slot, one: Instance) -> InstanceStatus:
 def metrics_text(service: HostService) -> str:
     """Give all metrics in Prometheus text form."""
     lines = [*_proxy_metrics(service), *_gpu_metrics(service), *service.times.lines()]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + service.card_metrics()
 
 
 def _proxy_metrics(service: HostService) -> Iterator[str]:

@@ -5,7 +5,8 @@ still open (a switch is under way), the request waits for a second at most, in a
 length, and is then told to come again. A door is cordoned before it shuts: nobody enters, and who
 is inside may finish until the drain's deadline. Who is then still inside is cut, with a reason, or
 (``keep``) held: nothing more reaches the client until a door of the same lease opens on the same
-GPU. Every wait ends by an event or a deadline; nobody is forgotten.
+GPU, for a time, and not after its lease or its client is gone. Every wait ends by an event or a
+deadline; nobody is forgotten.
 """
 
 import asyncio
@@ -48,19 +49,25 @@ class DoorLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     Args:
         hold_s: longest wait before a shut door. waiting_max: requests that wait, over all doors.
-        inside_max: requests inside one door.
+        inside_max: requests inside one door. keep_s: longest time that a kept request is held.
     """
 
     hold_s: float = 1.0
+    keep_s: float = 60.0
     waiting_max: int = 256
     inside_max: int = 256
 
 
 class Passage:
-    """One request inside a door."""
+    """One request inside a door.
 
-    def __init__(self, door: "Door") -> None:
+    Args:
+        keep_s: longest time that it is held.
+    """
+
+    def __init__(self, door: "Door", keep_s: float) -> None:
         self.door = door
+        self._keep_s = keep_s
         self.cut_reason: str | None = None
         self._on_cut: Callable[[str], None] | None = None
         self._flowing: asyncio.Event | None = None
@@ -84,6 +91,11 @@ class Passage:
         if self._flowing is None:
             self._flowing = asyncio.Event()
 
+    @property
+    def held(self) -> bool:
+        """Tell whether nothing more is let through."""
+        return self._flowing is not None
+
     def flow(self) -> None:
         """Let it go on."""
         if self._flowing is not None:
@@ -93,7 +105,11 @@ class Passage:
     async def flowing(self) -> None:
         """Wait while it is held; who is cut is no longer held."""
         while self._flowing is not None:
-            await self._flowing.wait()
+            try:
+                async with asyncio.timeout(self._keep_s):
+                    await self._flowing.wait()
+            except TimeoutError:
+                self.cut("no gate of its lease opened in time")
 
     def leave(self) -> None:
         """Be outside."""
@@ -105,11 +121,13 @@ class Door:
 
     Args:
         changed: called when somebody who waits may be able to enter, or must go.
+        keep_s: longest time that a request is held inside.
     """
 
-    def __init__(self, gpu: str, lease_id: str, changed: Callable[[], None]) -> None:
+    def __init__(self, gpu: str, lease_id: str, changed: Callable[[], None], keep_s: float) -> None:
         self.gpu = gpu
         self.lease_id = lease_id
+        self._keep_s = keep_s
         self._changed = changed
         self._inside: set[Passage] = set()
         self._empty = asyncio.Event()
@@ -124,7 +142,7 @@ class Door:
     def admit(self) -> Passage:
         """Let one in; the door is open."""
         assert self.state is DoorState.OPEN
-        passage = Passage(self)
+        passage = Passage(self, self._keep_s)
         self._inside.add(passage)
         self._empty.clear()
         return passage
@@ -159,6 +177,11 @@ class Door:
         """Hold who is inside."""
         for passage in self._inside:
             passage.hold()
+
+    def release_held(self, reason: str) -> None:
+        """Send out who is held; who may still finish in a drain is not."""
+        for passage in [one for one in self._inside if one.held]:
+            passage.cut(reason)
 
     def take_over(self, other: "Door") -> None:
         """Take in who is held inside another door of the same lease."""
@@ -196,7 +219,7 @@ class Doors:
 
     def door(self, gpu: str, lease_id: str) -> Door:
         """Make a door of this house."""
-        return Door(gpu, lease_id, self._wake)
+        return Door(gpu, lease_id, self._wake, self._limits.keep_s)
 
     async def enter(self, find: Callable[[], Door]) -> Passage:
         """Enter the door that ``find`` gives, waiting for it to open.

@@ -1,6 +1,6 @@
 """What the host counts and times, as Prometheus text.
 
-Source: Prometheus text exposition format 0.0.4. GPU facts are not here: they go with telemetry.
+Source: Prometheus text exposition format 0.0.4. Figures of the cards themselves are the sensors'.
 """
 
 from bisect import bisect_left

@@ -122,6 +122,11 @@ class Mover:
         """Give its name."""
         return self.engine.spec.engine_id
 
+    @property
+    def warming(self) -> bool:
+        """Tell whether it is being brought to warm, for which it works a little."""
+        return self._warming.locked()
+
     def distrust(self) -> None:
         """Have it ended when it next leaves its GPU: what it does is not what it claims."""
         self._suspect = True

@@ -8,7 +8,8 @@ from edge_agent.host.sensors import EnergyReading, GpuFacts
 from firmware_bridges.nvml.client import Telemetry
 from firmware_bridges.nvml.energy import EnergyMeter, metered
 from firmware_bridges.nvml.health import GpuHealth, HealthLimits, judged, unjudged
-from firmware_bridges.nvml.samples import GpuEvent
+from firmware_bridges.nvml.metrics import prometheus
+from firmware_bridges.nvml.samples import EventKind, GpuEvent
 from firmware_bridges.nvml.states import GpuState, GpuView
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class NvmlSensors:
         self._limits = limits
         self._health: dict[str, GpuHealth] = {}
         self._meters: dict[str, EnergyMeter] = {}
+        self._last_xids: dict[str, int] = {}
 
     async def run(self) -> None:
         """Keep reading until cancelled."""
@@ -49,6 +51,8 @@ class NvmlSensors:
         by_card: dict[str, list[GpuEvent]] = {}
         for event in self._telemetry.take_events():
             by_card.setdefault(event.uuid or "", []).append(event)
+            if event.kind is EventKind.XID and event.uuid is not None:
+                self._last_xids[event.uuid] = event.number
         known: dict[str, GpuFacts] = {}
         for view in self._telemetry.view():
             health = self._judge(view, by_card.get(view.card, ()))
@@ -67,6 +71,12 @@ class NvmlSensors:
                 return None if used is None else used // _MIB
         return None
 
+    def prometheus(self, hostname: str) -> str:
+        """Give all figures of the cards that are live, under the names of NVIDIA's exporter."""
+        views = self._telemetry.view()
+        live = [view.sample for view in views if view.state is GpuState.LIVE and view.sample]
+        return prometheus(live, hostname=hostname, last_xids=self._last_xids)
+
     def _judge(self, view: GpuView, events: Sequence[GpuEvent]) -> GpuHealth:
         before = self._health.get(view.card) or unjudged(view.card)
         health = judged(before, view, events, self._limits, self._now_ns())
@@ -79,7 +89,7 @@ class NvmlSensors:
     def _facts(self, view: GpuView, health: GpuHealth) -> GpuFacts:
         sample = view.sample
         if sample is None or view.state is not GpuState.LIVE:
-            return GpuFacts(healthy=health.is_healthy, reason=health.reason)
+            return GpuFacts(healthy=health.is_healthy, held=health.is_held, reason=health.reason)
         meter = self._meters.get(view.card, EnergyMeter())
         if meter.at_ns is None or sample.at_ns > meter.at_ns:
             meter = self._meters[view.card] = metered(meter, sample)
@@ -93,6 +103,7 @@ class NvmlSensors:
             utilisation=None if percent is None else percent / _PERCENT,
             memory_used_mib=None if used is None else used / _MIB,
             healthy=health.is_healthy,
+            held=health.is_held,
             reason=health.reason,
             energy=energy,
         )

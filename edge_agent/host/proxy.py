@@ -10,7 +10,8 @@ Theory of operation.
    ``error`` event. In anything else: the connection is cut, so that the client sees a broken answer
    and never a short one. A short answer with a length is held until it is whole, so the second case
    is rare.
-5. Each byte from the engine is evidence that it lives (``seen``), which the meter counts up to.
+5. Each byte of an answer is evidence that the engine lives (``seen``), which the meter counts up
+   to; an error of its own (5xx) and a page are none.
 """
 
 import asyncio
@@ -72,6 +73,8 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
     b"expect",
     b"host",
 }
+# RFC 9110 section 15: what is above is no status.
+_STATUS_MAX = 599
 _NOT_RETURNED = _HOP_BY_HOP | {b"server", b"set-cookie", b"date"}
 
 
@@ -174,6 +177,7 @@ class _Exchange:
         self._passage = passage
         self._begun = False
         self._events = False
+        self._seen: Callable[[], None] = _nothing
 
     async def run(self, target: Target, path: str) -> None:
         """Carry it through; whatever breaks, the client is told."""
@@ -184,7 +188,12 @@ class _Exchange:
                 lambda reason: connection.abort("cut", f"the work on this device ended: {reason}")
             )
             peer = self._scope["state"]["peer"]
-            peer.on_lost = lambda: connection.abort("client_gone", "the client went away")
+
+            def lost() -> None:
+                connection.abort("client_gone", "the client went away")
+                self._passage.flow()  # nobody is there to be held for
+
+            peer.on_lost = lost
             try:
                 self._check_cut()
                 await self._upload(connection, target, path)
@@ -195,6 +204,8 @@ class _Exchange:
                 target.upstream.release(connection)
         except UpstreamError as exc:
             target.tally.failed += 1
+            if exc.reason == "timeout" and self._passage.held:
+                exc = UpstreamError("cut", "no gate of its lease opened in time")  # it is paused
             await self._fail(exc)
         except _ClientError as exc:
             target.tally.failed += 1
@@ -225,6 +236,7 @@ class _Exchange:
                         )
                 if chunked:
                     await connection.send(b"0\r\n\r\n")
+                connection.end()
         except TimeoutError as exc:
             raise _ClientError(408, "too_slow", "the body did not come in time") from exc
 
@@ -237,8 +249,12 @@ class _Exchange:
 
     async def _download(self, connection: EngineConnection, target: Target) -> None:
         head = await connection.head(self._limits.first_byte_s)
-        target.seen()
         kind = (head.first(b"content-type") or b"").lower()
+        if head.status > _STATUS_MAX:
+            raise UpstreamError("garbage", f"the engine's answer has status {head.status}")
+        if head.status < HTTPStatus.INTERNAL_SERVER_ERROR and not kind.startswith(b"text/html"):
+            self._seen = target.seen
+        self._seen()
         self._events = kind.startswith(b"text/event-stream")
         length = _length(head)
         if length is not None and length <= BODY_BYTES_MAX:
@@ -253,7 +269,7 @@ class _Exchange:
         pieces = []
         while data := await connection.chunk(self._limits.silence_s):
             pieces.append(data)
-        target.seen()
+        self._seen()
         body = b"".join(pieces)
         usage = usage_of(body)
         target.tally.tokens_in += usage.tokens_in or 0
@@ -267,7 +283,7 @@ class _Exchange:
         await self._begin(head)
         try:
             while data := await connection.chunk(self._limits.silence_s):
-                target.seen()
+                self._seen()
                 counter.feed(data)
                 await self._give(data, more=True)
         finally:
@@ -281,7 +297,7 @@ class _Exchange:
         await self._begin(head)
         target.tally.uncounted += 1
         while data := await connection.chunk(self._limits.silence_s):
-            target.seen()
+            self._seen()
             await self._give(data, more=True)
         await self._give(b"", more=False)
 
@@ -289,6 +305,9 @@ class _Exchange:
         await self._passage.flowing()
         self._check_cut()
         headers = _end_to_end(head.headers, _NOT_RETURNED)
+        if self._scope["http_version"] == "1.0" and head.first(b"content-length") is None:
+            # Such an answer has no end but that of the connection, which could as well be a fault.
+            raise _ClientError(505, "version", "an answer in pieces needs HTTP/1.1")
         self._begun = True
         await self._send({"type": "http.response.start", "status": head.status, "headers": headers})
 
@@ -330,6 +349,10 @@ class _Exchange:
     async def _abort(self) -> None:
         self._scope["state"]["peer"].abort()
         await asyncio.sleep(0)  # the server learns of it before this request ends
+
+
+def _nothing() -> None:
+    """Stands for evidence where there is none."""
 
 
 def _route(scope: Scope) -> tuple[str, str, str]:

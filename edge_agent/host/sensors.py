@@ -20,13 +20,19 @@ class EnergyReading(Struct, frozen=True):
 
 
 class GpuFacts(Struct, frozen=True, kw_only=True):
-    """What a card says of itself; None is unknown. ``reason``: why it is not healthy, in words."""
+    """What a card says of itself; None is unknown.
+
+    Args:
+        healthy: what runs on it may go on. held: nothing new may begin on it for a customer.
+        reason: why it is not healthy, or held, in words.
+    """
 
     power_w: float | None = None
     temp_c: float | None = None
     utilisation: float | None = None
     memory_used_mib: float | None = None
     healthy: bool = True
+    held: bool = False
     reason: str = ""
     energy: EnergyReading | None = None
 
@@ -45,6 +51,10 @@ class Sensors(Protocol):
         """
         ...
 
+    def prometheus(self, hostname: str) -> str:
+        """Give all figures of the cards as Prometheus text, as last read."""
+        ...
+
 
 class NoSensors:
     """For machines whose cards nobody reads: everything is unknown, and no energy is metered."""
@@ -56,3 +66,8 @@ class NoSensors:
     async def read(self) -> Mapping[str, GpuFacts]:
         """Give nothing."""
         return {}
+
+    def prometheus(self, hostname: str) -> str:
+        """Give nothing."""
+        del hostname
+        return ""

@@ -222,7 +222,7 @@ class HostServer:
                 page = await service.meters(request.since_minute)
                 return _Page(request.id, page.now_ns, page.wall_anchor_ns, page.meters)
             case "keys" if request.leases is not None:
-                service.access.replace(request.leases)
+                service.take_keys(request.leases)
                 return _Done(request.id)
             case "prewarm" if request.wishes is not None and request.for_s is not None:
                 ready = service.prewarmer.take(request.wishes, request.for_s)

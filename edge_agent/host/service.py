@@ -8,7 +8,7 @@ taken off its GPU; meters begin anew, under a new ``process_id``.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -36,6 +36,7 @@ from edge_agent.workloads.ports import (
     MeterPage,
     Moved,
 )
+from protocol.node import LeaseKeys
 
 T = TypeVar("T")
 
@@ -182,6 +183,16 @@ class HostService:
         """
         return self.ledger.on_gpu(gpu, instance_id).moved
 
+    def take_keys(self, table: Iterable[LeaseKeys]) -> None:
+        """Take the whole table of keys; who is held for a lease that is over is sent out."""
+        self.access.replace(table)
+        for slot in self.slots.values():
+            slot.release_held(self.access.is_over)
+
+    def card_metrics(self) -> str:
+        """Give the figures of the cards themselves as Prometheus text."""
+        return self._sensors.prometheus(self.config.host_id)
+
     # --- for the proxy -------------------------------------------------------------------------
 
     def authorise(self, kind: str, name: str, key: bytes | None) -> None:
@@ -302,5 +313,6 @@ def _sample(slot: Slot) -> HostSample:
         hashrate_mhs=None if rate is None else rate / _HS_PER_MHS,
         mining=slot.mining,
         healthy=facts is None or facts.healthy,
+        held=facts is not None and facts.held,
         reason="" if facts is None else facts.reason,
     )

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from msgspec import Struct
 
 from edge_agent.host.config import EngineConfig, GpuConfig, HostLimits
-from edge_agent.host.door import Door, Doors
+from edge_agent.host.door import Door, Doors, DoorState
 from edge_agent.host.errors import RefusedError, SilentEngineError
 from edge_agent.host.layout import Layout
 from edge_agent.host.ledger import Instance, Ledger
@@ -97,6 +97,8 @@ class Slot:
         self._keep = keep
         self._hashes = 0
         self._card_ns = 0
+        # Its driver saw a wrong answer: what it says to customers is then no sign of life either.
+        self._wrong = False
         self.over_looks = 0
         # Not at work for sure; a host that starts knows nothing of the engines that it finds.
         self._server_is_off = server is None
@@ -223,6 +225,8 @@ class Slot:
                 return
             if known is not None:
                 raise RefusedError("busy", f"{spec.instance_id} is on {known.gpu}")
+            if self.facts is not None and self.facts.held:
+                raise RefusedError("held", f"{self.name}: {self.facts.reason}")
             if self.instance is not None:
                 raise RefusedError("busy", f"{self.name} holds {self.instance.instance_id}")
             server = self._server()
@@ -332,6 +336,26 @@ class Slot:
                 finally:
                     await self._take_server_off(PauseMode.ABORT)
 
+    @property
+    def strayed(self) -> bool:
+        """Tell whether the server is at work though it was taken off the GPU and nobody asked."""
+        off = self._server_is_off and self.instance is None and not self.lock.locked()
+        return off and self.server_state is EngineState.ACTIVE
+
+    async def call_back(self) -> None:
+        """Take a server off the GPU that came to work by itself, such as after a late wake-up.
+
+        Raises:
+            RefusedError, SilentEngineError: it is still there.
+        """
+        async with self.lock:
+            server = self._server()
+            # An act since it was seen knows better.
+            if self.instance is None and (await server.look()).state is EngineState.ACTIVE:
+                logger.warning("gpu=%s %s is at work for nobody", self.name, server.engine_id)
+                self._server_is_off = False
+                await self._take_server_off(PauseMode.ABORT)
+
     async def host_ends(self) -> None:
         """Shut an open gate without a drain: this process ends now."""
         instance = self.instance
@@ -346,6 +370,12 @@ class Slot:
         except OSError:
             logger.exception("instance=%s: its end is not in the log", instance.instance_id)
 
+    def release_held(self, is_over: Callable[[str], bool]) -> None:
+        """Send out who is held behind a gate that has shut, for a lease that is over."""
+        for door in self.doors.values():
+            if door.state is DoorState.CORDONED and is_over(door.lease_id):
+                door.release_held("its lease is over")
+
     def close(self) -> None:
         """Let go of the engines, which go on."""
         if self.upstream is not None:
@@ -359,13 +389,19 @@ class Slot:
         probe = await self.server.look()
         self.server_state = probe.state
         self.server_ready = probe.live and probe.ready
+        self._wrong = probe.live and probe.state is EngineState.FAILED
         if self.server_ready and self.instance is not None:
             self._saw(self.instance, asked_ns)
         return self.server_ready
 
     def seen(self, instance: Instance) -> None:
-        """Note a sign of life of an instance's engine."""
-        self._saw(instance, self._now_ns())
+        """Note that an instance's engine gave something to a customer: a sign of life.
+
+        Of one whose looks are answered late or not at all it is as good as a look; of one that
+        gives its looks a wrong answer it is worth nothing.
+        """
+        if not self._wrong:
+            self._saw(instance, self._now_ns())
 
     # --- within an act -------------------------------------------------------------------------
 

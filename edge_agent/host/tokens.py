@@ -43,7 +43,7 @@ def usage_of(document: bytes) -> Usage:
     """Give the tokens that a JSON answer names; nonsense is unknown."""
     try:
         answer = _answer.decode(document)
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return Usage()
     usage = answer.usage
     if usage is None and answer.response is not None:

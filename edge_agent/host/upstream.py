@@ -58,7 +58,9 @@ class EngineConnection(asyncio.Protocol):
         self._body: deque[bytes] = deque()
         self._buffered = 0
         self._paused = False
+        self._sent = False
         self._complete = False
+        self._stray = False
         self._keep_alive = False
         self._error: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -68,6 +70,8 @@ class EngineConnection(asyncio.Protocol):
     def begin(self, method: bytes, target: bytes, headers: Iterable[Header]) -> None:
         """Send the head of a request."""
         self._reset()
+        if self._transport is None or self._transport.is_closing():
+            self._error = UpstreamError("broken", "the engine closed the connection")
         lines = [b"%b %b HTTP/1.1\r\n" % (method, target)]
         lines += [b"%b: %b\r\n" % pair for pair in headers]
         self._write(b"".join([*lines, b"\r\n"]))
@@ -85,6 +89,10 @@ class EngineConnection(asyncio.Protocol):
                     await self._writable.wait()
             except TimeoutError as exc:
                 raise UpstreamError("timeout", "the engine takes no more of the request") from exc
+
+    def end(self) -> None:
+        """Note that the request is whole: only then may another one follow on this connection."""
+        self._sent = True
 
     async def head(self, limit_s: float) -> Head:
         """Wait for the head of the answer.
@@ -132,9 +140,15 @@ class EngineConnection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Tell whether another exchange may follow."""
+        """Tell whether another exchange may follow, with nothing left of this one on the way.
+
+        An engine that answered early takes what comes next for the rest of that request's body;
+        what it said unasked would be taken for the next answer.
+        """
         alive = self._transport is not None and not self._transport.is_closing()
-        return alive and self._complete and self._keep_alive and self._writable.is_set()
+        whole = self._sent and self._complete and not self._stray and not self._body
+        still = self._writable.is_set() and not self._paused
+        return alive and whole and still and self._keep_alive
 
     def _write(self, data: bytes) -> None:
         if self._error is not None and self._head is None:
@@ -165,7 +179,10 @@ class EngineConnection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is of no common class
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came; garbage ends the exchange."""
+        """Parse what came; garbage ends the exchange, and what nobody asked for is dropped."""
+        if self._complete:
+            self._stray = True
+            return
         if self._head is None:
             self._head_bytes += len(data)
         try:
@@ -182,12 +199,11 @@ class EngineConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """An answer without a length ends here; any other is broken."""
-        del exc
         self._writable.set()
         framed = self._head is None or any(
             name in {b"content-length", b"transfer-encoding"} for name, _ in self._head.headers
         )
-        if self._error is None and not framed:
+        if self._error is None and not framed and exc is None:
             self._complete = True
         elif self._error is None and not self._complete:
             self._error = UpstreamError("broken", "the engine closed the connection")
@@ -204,25 +220,31 @@ class EngineConnection(asyncio.Protocol):
 
     # --- of the parser -------------------------------------------------------------------------
 
+    def on_message_begin(self) -> None:
+        """Another answer begins; one that follows the one asked for is nobody's."""
+        self._stray = self._complete
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect a header."""
-        self._headers.append((name.lower(), value))
+        if not self._stray:
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Take the head; one of 1xx announces another."""
         status = self._parser.get_status_code()
-        if status >= 200:
+        if status >= 200 and not self._stray:
             self._head = Head(status, tuple(self._headers))
         self._headers = []
 
     def on_body(self, body: bytes) -> None:
         """Queue a piece of the body."""
-        self._body.append(body)
-        self._buffered += len(body)
+        if not self._stray:
+            self._body.append(body)
+            self._buffered += len(body)
 
     def on_message_complete(self) -> None:
         """The answer is whole."""
-        if self._head is not None:
+        if self._head is not None and not self._complete:
             self._complete = True
             self._keep_alive = self._parser.should_keep_alive()
 

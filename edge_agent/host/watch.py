@@ -167,22 +167,32 @@ class Watch:
             return
 
     async def _revive(self, slot: Slot, server: Mover) -> None:
-        """Start a server that is gone while nobody is served by it, before somebody wants it."""
+        """Start a server that is gone while nobody is served by it, before somebody wants it.
+
+        One that came to work by itself is taken off its GPU again.
+        """
         now_s = asyncio.get_running_loop().time()
+        strayed = slot.strayed and not server.warming
         gone = slot.server_state in {EngineState.ABSENT, EngineState.FAILED}
-        if slot.instance is not None or server.strategy is Strategy.RESTART or not gone:
+        wanted = gone and slot.instance is None and server.strategy is not Strategy.RESTART
+        if not (wanted or strayed):
             return
         due_s, wait_s = self._revivals.get(slot.name, (now_s, REVIVE_S_MIN))
         if now_s < due_s:
             return
         self._revivals[slot.name] = (now_s + wait_s, min(2 * wait_s, REVIVE_S_MAX))
         try:
-            await server.warm(server.engine.spec.start_s)
-            await slot.adopt()
+            if strayed:
+                await slot.call_back()
+            else:
+                await server.warm(server.engine.spec.start_s)
+                await slot.adopt()
         except (RefusedError, SilentEngineError) as exc:
-            logger.warning("engine=%s does not start: %s", server.engine_id, exc)
+            what = "does not rest" if strayed else "does not start"
+            logger.warning("engine=%s %s: %s", server.engine_id, what, exc)
         else:
-            del self._revivals[slot.name]
+            if not strayed:  # one that strays again and again is called back less and less often
+                del self._revivals[slot.name]
 
     async def _judge(self, slot: Slot) -> None:
         instance = slot.instance

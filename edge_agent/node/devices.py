@@ -83,6 +83,7 @@ class DeviceBook:
             meters=self._memory.meters_of(slot.device_id),
             mining=None if sample is None else sample.mining,
             healthy=None if sample is None else sample.healthy,
+            held=sample is not None and sample.held,
             temp_c=None if sample is None else sample.temp_c,
             lapsed=work is not None and lapsed(work, heard, boot_id=boot_id, now_ns=now_ns),
             host_up=host_up,

@@ -81,7 +81,7 @@ class DeviceView(Struct, frozen=True, kw_only=True):
 
     Args:
         meters: of every instance not known to be gone. mining: by the last sample; None unknown.
-        host_up: the workload host answers.
+        host_up: the workload host answers. held: its card takes no new work.
     """
 
     assignment: Assignment
@@ -91,6 +91,7 @@ class DeviceView(Struct, frozen=True, kw_only=True):
     temp_c: float | None
     lapsed: bool = False
     host_up: bool = True
+    held: bool = False
 
 
 class Refusal(Struct, frozen=True):
@@ -120,7 +121,10 @@ def _unready(step: DeviceStep, view: DeviceView, temp_c_max: float) -> Refusal |
     if step.from_activity is not Activity.SERVE and any(one.serving for one in view.meters):
         return Refusal("serving", f"{step.device_id} serves {_served(view)}")
     if step.to_activity in {Activity.SERVE, Activity.MINE} or step.from_activity is Activity.FAULT:
-        return _unfit(view, temp_c_max)
+        unfit = _unfit(view, temp_c_max)
+        if unfit is None and step.to_activity is Activity.SERVE and view.held:
+            return Refusal("held", "its card goes on with what runs, and takes no new work")
+        return unfit
     return None
 
 

@@ -39,7 +39,11 @@ class HostInfo(Struct, frozen=True, kw_only=True):
 
 
 class HostSample(Struct, frozen=True, kw_only=True):
-    """Facts of one GPU; None is unknown. ``reason``: why it is not healthy, in words."""
+    """Facts of one GPU; None is unknown.
+
+    Args:
+        held: it takes no new work. reason: why it is not healthy, or held, in words.
+    """
 
     gpu: str
     power_w: float | None = None
@@ -49,6 +53,7 @@ class HostSample(Struct, frozen=True, kw_only=True):
     hashrate_mhs: float | None = None
     mining: bool | None = None
     healthy: bool = True
+    held: bool = False
     reason: str = ""
 
 

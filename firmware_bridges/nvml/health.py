@@ -99,6 +99,11 @@ class GpuHealth(Struct, frozen=True, kw_only=True):
         return self.standing is not Standing.FENCED
 
     @property
+    def is_held(self) -> bool:
+        """Tell whether nothing new may be started on the card."""
+        return self.standing is not Standing.OK
+
+    @property
     def reason(self) -> str:
         """Say why, for a person; empty when all is well."""
         return "; ".join(finding.reason for finding in self.findings)

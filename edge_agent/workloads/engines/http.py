@@ -142,7 +142,7 @@ class EngineHttp:
     def _decoded(self, response: HttpResponse, path: str, kind: type[T]) -> T:
         try:
             return msgspec.json.decode(response.body, type=kind)
-        except msgspec.MsgspecError as exc:
+        except (msgspec.MsgspecError, RecursionError) as exc:
             raise DriverRefusedError(Refusal.NOT_API, f"{path}: {exc}") from exc
 
 

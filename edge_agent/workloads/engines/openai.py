@@ -146,6 +146,8 @@ class OpenAiEngine(ApiEngine):
             try:
                 await self._verify(deadline, learn=False)
             except DriverRefusedError as exc:
+                if exc.answer_code == Refusal.BUSY:
+                    raise  # it has too much to do, which is no wrong answer
                 state, ready, detail = EngineState.FAILED, False, str(exc)
         return Probe(state=state, started=True, live=True, ready=ready, detail=detail)
 

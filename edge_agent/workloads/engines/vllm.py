@@ -9,6 +9,7 @@ Source: vLLM docs/features/sleep_mode.md; levels: 0 pauses only, 1 keeps the wei
 2 drops them. Newer versions call an engine asleep that is merely paused.
 """
 
+import math
 import re
 from typing import Final
 
@@ -113,7 +114,7 @@ class VllmEngine(OpenAiEngine):
                 acked_ns=acked_ns,
                 idle_ns=self._now_ns(),
                 evidence="is_paused says so",
-                inflight_left=None if running is None else int(running),
+                inflight_left=_whole(running),
             )
 
     async def offload(self, deadline_s: float) -> Receipt:
@@ -311,9 +312,17 @@ class VllmEngine(OpenAiEngine):
             return {}
         sums: dict[str, float] = {}
         for name, value in _SAMPLE.findall(answer.body.decode("utf-8", "replace")):
-            sums[name] = sums.get(name, 0.0) + float(value)
+            sums[name] = sums.get(name, 0.0) + _number(value)
         return sums
 
 
+def _number(text: str) -> float:
+    """Read a sample; what is no number makes its sum unknown."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)
+    return None if value is None or not math.isfinite(value) else int(value)

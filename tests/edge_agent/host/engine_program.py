@@ -40,6 +40,7 @@ class EngineProgram:
         silent: takes requests and answers none. lying: says that it paused, and works on;
             smooth: its state says so too. immortal: does not end when asked.
         wrong: answers its canary wrongly. die_after: stream events after which it dies.
+        html, raw: answers everything by a page, or by these bytes and an end.
         seen: what customers asked, as (method, path, headers).
     """
 
@@ -50,6 +51,7 @@ class EngineProgram:
         self.wrong = False
         self.die_after: int | None = None
         self.html = False
+        self.raw = b""
         self.seen: list[tuple[str, str, dict[str, str]]] = []
         self.bodies: list[bytes] = []
         self.aborted = 0
@@ -120,6 +122,10 @@ class EngineProgram:
                     self.bodies.append(body)
                 if self.silent:
                     await asyncio.Event().wait()
+                if self.raw:
+                    writer.write(self.raw)
+                    await writer.drain()
+                    break
                 await self._answer(path.partition("?")[0], body, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass

@@ -106,6 +106,9 @@ class Card:
         )
         return {UUID: facts}
 
+    def prometheus(self, hostname: str) -> str:
+        return ""
+
 
 class Pair:
     """Which engines a world has, and how they are switched."""

@@ -393,3 +393,34 @@ async def test_each_act_tells_what_of_it_was_the_engines_own(
         "canary": True,
         "stop": True,
     }
+
+
+async def test_a_server_that_wakes_after_it_was_given_up_is_put_to_rest_again(
+    tmp_path: Path,
+) -> None:
+    # A wake-up whose deadline passed may still take effect, beside a miner that earns by then.
+    world = HostWorld(tmp_path)
+    async with world.engines(), world.host(), world.driver() as driver:
+        await driver.mine("gpu0", on=True)
+        await until(lambda: world.service.slots["gpu0"].server_state is EngineState.WARM)
+        world.server.work(on=True)
+        await until(lambda: world.server.state == "warm")
+        assert world.miner.state == "active"
+        assert world.service.slots["gpu0"].mining
+
+
+async def test_a_card_that_is_held_takes_no_new_customer_and_serves_on(tmp_path: Path) -> None:
+    world = HostWorld(tmp_path)
+    async with world.engines(), world.host(), world.driver() as driver:
+        world.cards.facts = {"GPU-1": GpuFacts()}
+        await world.serve(driver, "i1")
+        world.cards.facts = {"GPU-1": GpuFacts(held=True, reason="Xid 63: a row")}
+        await world.service.watch.read_cards()
+        (sample,) = await driver.sample()
+        assert (sample.healthy, sample.held, sample.reason) == (True, True, "Xid 63: a row")
+        assert (await driver.gate("gpu0", "i1", is_open=True)).open
+        await driver.stop("gpu0", "i1")
+        with pytest.raises(DriverRefusedError) as refused:
+            await driver.prepare("gpu0", InstanceSpec(instance_id="i2", lease_id="w", attempt=1))
+        assert refused.value.answer_code == "held"
+        await driver.mine("gpu0", on=True)

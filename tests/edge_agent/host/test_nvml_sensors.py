@@ -19,7 +19,7 @@ from tests.fakes.nvml import FakeNvml, build, cards, compiler
 DEADLINE_S = 20.0
 # Short where the test waits for it, long where a loaded machine must not be taken for a hang.
 BOUNDS = Bounds(stale_s=2.0, hang_s=0.4, probe_s=1.0, probe_s_min=0.3, probe_s_max=0.6)
-XID_EVENT, FALLEN_OFF_THE_BUS = 0x8, 79
+XID_EVENT, ROW_TO_BE_REMAPPED, FALLEN_OFF_THE_BUS = 0x8, 63, 79
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +116,38 @@ async def test_an_xid_fences_its_card_for_good_and_that_one_alone(fake: FakeNvml
         assert (facts[fake.uuid(0)].healthy, facts[fake.uuid(1)].healthy) == (True, False)
 
 
+async def test_an_xid_that_holds_a_card_lets_its_work_go_on_and_no_new_begin(
+    fake: FakeNvml,
+) -> None:
+    async with reading(fake) as sensors:
+        await until(sensors, fake.uuid(0), lambda row: row.healthy and not row.held)
+        fake.event(0, XID_EVENT, ROW_TO_BE_REMAPPED)
+        facts = await until(sensors, fake.uuid(0), lambda row: row.held)
+        assert facts.healthy
+        assert facts.reason.startswith("Xid 63")
+        assert not (await sensors.read())[fake.uuid(1)].held
+
+
+async def test_the_cards_are_told_under_the_names_of_dcgm(fake: FakeNvml) -> None:
+    async with reading(fake) as sensors:
+        assert sensors.prometheus("g1") == ""
+        await until(sensors, fake.uuid(1), lambda row: row.healthy)
+        fake.event(1, XID_EVENT, FALLEN_OFF_THE_BUS)
+        await until(sensors, fake.uuid(1), lambda row: not row.healthy)
+        text = sensors.prometheus("g1")
+        temps = [row for row in text.splitlines() if row.startswith("DCGM_FI_DEV_GPU_TEMP{")]
+        assert [row.rsplit(" ", 1)[1] for row in temps] == ["50", "51"]
+        assert all('hostname="g1"' in row for row in temps)
+        xids = [row for row in text.splitlines() if row.startswith("DCGM_FI_DEV_XID_ERRORS{")]
+        assert [(fake.uuid(1) in row, row.rsplit(" ", 1)[1]) for row in xids] == [(True, "79")]
+
+
 async def test_a_card_that_hangs_tells_nothing_but_that_it_is_not_well(fake: FakeNvml) -> None:
     async with reading(fake) as sensors:
         await until(sensors, fake.uuid(0), lambda row: row.power_w is not None)
         fake.gpu(0).hang = 1
         facts = await until(sensors, fake.uuid(0), lambda row: not row.healthy)
-        assert facts == GpuFacts(healthy=False, reason=facts.reason)
+        assert facts == GpuFacts(healthy=False, held=True, reason=facts.reason)
         assert facts.reason
         assert await sensors.used_mib("gpu0") is None
         assert (await sensors.read())[fake.uuid(1)].power_w is not None

@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from edge_agent.workloads.host_driver import HostDriver
 from edge_agent.workloads.ports import InstanceSpec
-from tests.edge_agent.host.world import Client, HostWorld, client, get, until
+from tests.edge_agent.host.world import CLOCK, Client, HostWorld, client, get, until
 
 CHAT = "/i/i1/v1/chat/completions"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
@@ -176,6 +177,31 @@ async def test_kept_streams_go_on_behind_the_next_gate_of_their_lease(tmp_path: 
         assert body.endswith(b"[DONE]\n\n")
 
 
+@pytest.mark.parametrize("engine", ["gave more", "gave no more"])
+@pytest.mark.parametrize("ends", ["in time", "with its lease", "with its client"])
+async def test_a_kept_stream_is_not_held_for_ever(tmp_path: Path, ends: str, engine: str) -> None:
+    world = HostWorld(tmp_path, outlive="keep")
+    world.door = structs.replace(world.door, keep_s=0.3 if ends == "in time" else 60.0)
+    async with _serving(world) as driver, client(world.port) as one:
+        await one.post(CHAT, {"stream": True, "n": 30, "delay_s": 0.03})
+        assert (await one.head())[0] == 200
+        await driver.gate("gpu0", "i1", is_open=False)
+        door = world.service.slots["gpu0"].doors["i1"]
+        (passage,) = door._inside
+        if engine == "gave more":  # between the gate and its pause: that is held back
+            await until(lambda: bool(passage._flowing and passage._flowing._waiters))
+        await driver.stop("gpu0", "i1")
+        assert door.inside == 1
+        if ends == "with its lease":
+            world.service.take_keys(())
+        if ends == "with its client":
+            one.writer.transport.abort()
+        else:
+            body = b"".join([data async for data in _chunks(one)])
+            assert _error(body.rsplit(b"data: ", 1)[1]) == "preempted"
+        await until(lambda: door.inside == 0)
+
+
 @pytest.mark.parametrize("kind", ["stream", "whole"])
 async def test_an_engine_that_dies_is_said(tmp_path: Path, kind: str) -> None:
     world, stream = HostWorld(tmp_path), kind == "stream"
@@ -206,6 +232,80 @@ async def test_an_engine_that_answers_garbage_or_nothing_is_said(tmp_path: Path)
             await one.post(CHAT, {})
             status, _, body = await one.answer()
             assert (status, _error(body)) in {(504, "engine_silent"), (503, "preempted")}
+
+
+@pytest.mark.parametrize("kind", ["stream", "whole"])
+async def test_a_client_of_http_1_0_gets_no_chunks(tmp_path: Path, kind: str) -> None:
+    # RFC 9112 section 6.1: no transfer coding in an answer to a request of HTTP/1.0.
+    world, stream = HostWorld(tmp_path), kind == "stream"
+    async with _serving(world), client(world.port) as one:
+        body = json.dumps({"n": 2, "stream": stream}).encode()
+        head = f"POST {CHAT} HTTP/1.0\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        one.writer.write(head.encode() + body)
+        status, headers, answer = await one.answer()
+        assert "transfer-encoding" not in headers
+        assert headers["connection"] == "close"
+        if stream:
+            assert (status, _error(answer)) == (505, "version")
+        else:
+            assert (status, json.loads(answer)["usage"]["completion_tokens"]) == (200, 2)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 777 Lucky\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+        b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{",
+    ],
+)
+async def test_an_answer_that_is_none_is_said_to_be(tmp_path: Path, answer: bytes) -> None:
+    world = HostWorld(tmp_path)
+    async with _serving(world):
+        world.server.raw = answer
+        status, _, body = await _one(world.port)
+        assert (status, _error(body)) == (502, "engine_died")
+        assert world.service.ledger.find("i1").tally.failed == 1  # type: ignore[union-attr] # there
+
+
+@pytest.mark.parametrize("framing", ["stream", "whole"])
+async def test_json_without_bottom_passes_uncounted(tmp_path: Path, framing: str) -> None:
+    stream = framing == "stream"
+    world, deep = HostWorld(tmp_path), b'{"usage":null,"x":' + b"[" * 50_000
+    async with _serving(world):
+        text = b"data: " + deep + b"\n\n" if stream else deep
+        kind = b"text/event-stream" if stream else b"application/json"
+        length = b"Transfer-Encoding: chunked" if stream else b"Content-Length: %d" % len(text)
+        framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(text), text) if stream else text
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n%b\r\n\r\n" % (kind, length)
+        world.server.raw = head + framed
+        status, _, body = await _one(world.port)
+        assert (status, body) == (200, text)
+        assert world.service.ledger.find("i1").tally.uncounted == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("failure", ["html", "error", "wrong"])
+async def test_an_engine_that_answers_its_customers_wrongly_is_not_billed(
+    tmp_path: Path, failure: str
+) -> None:
+    # Customers who ask on and on must not keep the gate of a broken engine open.
+    world = HostWorld(tmp_path)
+    async with _serving(world):
+        instance = world.service.ledger.find("i1")
+        assert instance is not None
+        before_ns = CLOCK.boottime_ns()
+        if failure == "error":
+            world.server.raw = b"HTTP/1.1 500 Oops\r\nContent-Length: 2\r\n\r\n{}"
+        elif failure == "html":
+            world.server.html = True
+        else:
+            world.server.state = "failed"  # its driver sees wrong answers; customers get tokens
+        async with asyncio.timeout(5):
+            while instance.meter.open:
+                await _one(world.port)
+        assert instance.seen_ns <= before_ns + 200_000_000
+        assert instance.reason == "its engine gave no right answer"
 
 
 async def test_a_client_that_leaves_frees_its_engine(tmp_path: Path) -> None:
@@ -334,6 +434,7 @@ async def test_metrics_and_status_tell_what_happened(tmp_path: Path) -> None:
         assert f"hcp_host_tokens_out_total{labels} 5.0" in lines
         assert f"hcp_host_gate_open{labels} 1" in lines
         assert 'hcp_host_mining{gpu="gpu0"} 0' in lines
+        assert 'DCGM_FI_DEV_GPU_TEMP{hostname="host"} 51' in lines
         count = 'hcp_host_act_seconds_count{act="gate_open",gpu="gpu0",outcome="done"} 1'
         assert count in lines
         status, body = await get(world.admin_port, "/status")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -44,6 +46,7 @@ async def _ask(upstream: Upstream) -> tuple[int, bytes]:
     connection = await upstream.acquire()
     try:
         connection.begin(b"GET", upstream.base + b"/x", [(b"host", upstream.authority)])
+        connection.end()
         head, body = await connection.head(0.3), b""
         while data := await connection.chunk(0.3):
             body += data
@@ -107,6 +110,98 @@ async def test_connections_are_used_again_and_not_when_they_were_closed() -> Non
     async with _engine(OK + b"Connection: close\r\nContent-Length: 2\r\n\r\nab") as upstream:
         assert await _ask(upstream) == (200, b"ab")
         assert not upstream._idle
+
+
+@asynccontextmanager
+async def _scripted(
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[Upstream]:
+    """Run an engine that does with each connection what a test wants, and count them by it."""
+
+    async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await serve(reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(guarded, "127.0.0.1", 0) as server:
+        upstream = Upstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        yield upstream
+        upstream.close()
+
+
+async def test_an_answer_before_the_request_was_whole_leaves_no_connection_to_the_next() -> None:
+    # The engine takes what comes next on it for the rest of that request's body.
+    async def early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(OK + b"Content-Length: 2\r\n\r\nno")
+            await reader.readexactly(10)
+
+    async with _scripted(early) as upstream:
+        connection = await upstream.acquire()
+        connection.begin(b"POST", b"/x", [(b"content-length", b"10")])
+        await connection.send(b"12345")
+        assert (await connection.head(1.0)).status == 200
+        while await connection.chunk(1.0):
+            pass
+        upstream.release(connection)  # as where the client gave up in the middle of its body
+        assert await upstream.acquire() is not connection
+
+
+async def test_an_answer_that_nobody_read_to_its_end_stalls_no_later_one() -> None:
+    body = b"x" * 300_000
+
+    async def large(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(OK + b"Content-Length: 300000\r\n\r\n" + body)
+            await writer.drain()
+
+    async with _scripted(large) as upstream:
+        connection = await upstream.acquire()
+        connection.begin(b"GET", b"/x", [(b"host", b"x")])
+        connection.end()
+        await connection.head(1.0)
+        async with asyncio.timeout(3):
+            while not connection._complete:  # noqa: ASYNC110 - it gives no event for it
+                await asyncio.sleep(0.005)
+        upstream.release(connection)  # as where its client stalled
+        assert await _ask(upstream) == (200, body)
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.05])
+async def test_an_answer_that_nobody_asked_for_reaches_nobody(pause_s: float) -> None:
+    mine, others = b"Content-Length: 4\r\n\r\nmine", b"Content-Length: 6\r\n\r\nothers"
+
+    async def double(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK + mine)
+        if pause_s:
+            await writer.drain()
+            await asyncio.sleep(pause_s)
+        writer.write(OK + others)
+        await reader.read()
+
+    async with _scripted(double) as upstream:
+        assert await _ask(upstream) == (200, b"mine")
+        await asyncio.sleep(4 * pause_s)
+        assert await _ask(upstream) == (200, b"mine")
+
+
+async def test_an_answer_without_a_length_that_is_reset_is_broken() -> None:
+    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK + b"\r\nhalf of the ans")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        raw = writer.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    async with _scripted(reset) as upstream:
+        with pytest.raises(UpstreamError) as caught:
+            await _ask(upstream)
+        assert caught.value.reason == "broken"
 
 
 async def test_nobody_listens() -> None:

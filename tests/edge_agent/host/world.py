@@ -46,6 +46,9 @@ class Cards:
     async def read(self) -> Mapping[str, GpuFacts]:
         return self.facts
 
+    def prometheus(self, hostname: str) -> str:
+        return f'DCGM_FI_DEV_GPU_TEMP{{hostname="{hostname}"}} 51\n'
+
 
 class HostWorld:
     """One host with one GPU; host and engines die apart."""

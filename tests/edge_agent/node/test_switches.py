@@ -7,7 +7,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from msgspec import structs
 
+from edge_agent.workloads.ports import HostSample
 from protocol.node import DeviceStep, NodeEventKind, Phase, ReadingKind
 from protocol.resource import Activity
 from tests.edge_agent.node.world import FORWARD, World, lease_work, step
@@ -336,6 +338,28 @@ def test_validate_refuses(play: Play, temp_c_max: float, code: str) -> None:
                 "s", Phase.VALIDATE, step("d0", MINE, SERVE, lease_work("i9"))
             )
             assert (refused.outcomes[0].status, refused.outcomes[0].code) == ("refused", code)
+
+    play(scenario)
+
+
+def test_a_card_that_is_held_takes_no_customer_and_may_mine(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(world: World) -> None:
+        sample = world.driver.sample
+
+        async def held() -> tuple[HostSample, ...]:
+            return tuple(structs.replace(row, held=True) for row in await sample())
+
+        monkeypatch.setattr(world.driver, "sample", held)
+        async with world.node():
+            await asyncio.sleep(1.5)
+            serve = step("d0", MINE, SERVE, lease_work("i9"))
+            refused = await world.phase("s", Phase.VALIDATE, serve)
+            assert (refused.outcomes[0].status, refused.outcomes[0].code) == ("refused", "held")
+            assert not [name for name, _ in world.driver.calls if name in {"prepare", "mine"}]
+            mine = await world.phase("m", Phase.VALIDATE, step("d0", IDLE, MINE))
+            assert mine.outcomes[0].status == "done"
 
     play(scenario)
 

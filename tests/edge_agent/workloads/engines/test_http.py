@@ -10,6 +10,7 @@ import pytest
 
 from edge_agent.workloads.engines.evidence import Deadline, until, within
 from edge_agent.workloads.engines.http import EngineHttp
+from edge_agent.workloads.engines.vllm import Paused
 from edge_agent.workloads.errors import (
     DriverRefusedError,
     DriverUnavailableError,
@@ -69,6 +70,7 @@ async def test_the_request_names_path_and_token() -> None:
         (200, b'{"a": "text"}', Refusal.NOT_API),
         (200, b"<!DOCTYPE html><p>hello", Refusal.NOT_API),
         (200, b"\n  <HTML>", Refusal.NOT_API),
+        (200, b'{"a": NaN}', Refusal.NOT_API),
     ],
 )
 async def test_a_refusal_has_its_code(status: int, body: bytes, code: Refusal) -> None:
@@ -77,6 +79,13 @@ async def test_a_refusal_has_its_code(status: int, body: bytes, code: Refusal) -
             await api.get("/x", dict[str, int], Deadline("x", LONG_S))
     assert refused.value.answer_code == code
     assert refused.value.detail.startswith(("GET /x: ", "/x: "))
+
+
+async def test_json_without_bottom_is_no_answer_of_the_api() -> None:
+    async with _answering(_head(200, b'{"x": ' + b"[" * 50_000)) as (api, _):
+        with pytest.raises(DriverRefusedError) as refused:
+            await api.get("/is_sleeping", Paused, Deadline("x", LONG_S))
+    assert refused.value.answer_code == Refusal.NOT_API
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_agent.workloads.engine import EngineState, PauseMode
+from edge_agent.workloads.engine import EngineState, PauseMode, TokenSample
 from edge_agent.workloads.engines.base import EnginePorts
 from edge_agent.workloads.engines.evidence import UnknownMemory, UnknownWork
 from edge_agent.workloads.engines.record import RecordFile
@@ -23,6 +23,7 @@ from edge_agent.workloads.errors import (
 )
 from simulators.engine_lies import EVERY_PATH, Lie
 from simulators.engine_openai import OpenAiStandIn, right_answer
+from simulators.engine_server import Reply
 from simulators.engine_vllm import VllmStandIn, VllmVersion
 from simulators.engine_xmrig import XmrigStandIn
 from tests.edge_agent.workloads.engines.reference_standin import GENESIS_HASH, GENESIS_NONCE
@@ -551,3 +552,35 @@ async def test_without_development_mode_nothing_is_switched(tmp_path: Path) -> N
             await engine.prepare(LONG_S)
         assert refused.value.answer_code == Refusal.UNSUPPORTED
         assert (await engine.probe()).state is EngineState.FAILED
+
+
+async def test_counters_of_vllm_that_are_no_numbers_are_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rigged("vllm", tmp_path) as rig:
+        engine = rig.again()
+        await engine.prepare(LONG_S)
+        await engine.resume(LONG_S)
+        text = b"vllm:num_requests_running 1e999\nvllm:prompt_tokens_total ..\n"
+        text += b'vllm:generation_tokens_total{a="b"} NaN\nvllm:request_success_total 3.0\n'
+        monkeypatch.setattr(rig.standin, "_metrics", lambda: Reply(200, text, "text/plain"))
+        assert await engine.sample() == TokenSample(requests=3)
+        receipt = await engine.pause(PauseMode.KEEP, LONG_S)
+        assert (receipt.inflight_left, receipt.evidence) == (None, "is_paused says so")
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_an_engine_with_too_much_to_do_gave_no_wrong_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    async with rigged("openai", tmp_path) as rig:
+        engine = rig.again()
+        await engine.prepare(LONG_S)
+        await engine.resume(LONG_S)
+
+        async def busy(*_: object) -> Reply:
+            return Reply(status, b"{}")
+
+        monkeypatch.setattr(rig.standin, "_completion", busy)
+        probe = await engine.probe()
+        assert (probe.ready, probe.live) == (False, False)
