@@ -189,6 +189,15 @@ def test_the_numbers_are_those_of_the_formulas(calm: Plant) -> None:
     assert (said.take, said.keep) == (1, 2)
 
 
+def test_one_is_taken_only_if_that_brings_its_restart_as_well(calm: Plant) -> None:
+    said = judged(calm, [428.0, 0.0])
+    assert said is not None
+    # It would pay its keep, 0.175 of 0.187 USD/h, but not its restart within the least stay too.
+    worth = said.chance * said.margin_usd_per_h
+    assert said.idle_usd_per_h < worth < said.idle_usd_per_h + 0.2 * 0.98 * 10.0 / 60.0
+    assert (said.take, said.keep) == (0, 1)
+
+
 def test_what_is_learnt_of_the_ways_to_serve_counts(calm: Plant) -> None:
     ago_s = [300.0, 200.0, 100.0, 0.0]
     plain = calm.state
@@ -254,6 +263,20 @@ def test_gpus_stay_idle_after_a_burst_and_mine_again_when_it_is_over() -> None:
         plant.settle(900.0, tick(25.0, plant.at_s + 900.0), plant.readings())
     assert (plant.state.activity == MINE).all()
     assert reserved(plant) == 0
+
+
+@pytest.mark.parametrize(("idle", "stay"), [(0, 1), (1, 1), (2, 2), (4, 2)])
+def test_more_stay_idle_than_are_taken_from_mining(idle: int, stay: int) -> None:
+    plant = mining(reserve_site(most=0, fixed=idle))
+    assert int((plant.state.activity == IDLE).sum()) == idle
+    plant.site = reserve_site(most=3)
+    at = tuple(plant.state.now_ns - int(one * NS_PER_S) for one in (300, 200, 100, 0))
+    plant.state = replace(
+        plant.state, arrivals=(Arrivals("H100", at),), paid=(Paid("H100", (2.0,)),)
+    )
+    # By the numbers of the test above one is taken, two are kept.
+    plant.settle(5.0, plant.readings())
+    assert int((plant.state.activity == IDLE).sum()) == stay
 
 
 def test_the_number_does_not_flap_while_a_burst_goes_by() -> None:
