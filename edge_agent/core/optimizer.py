@@ -412,6 +412,7 @@ def _stop_intents(
         entry = lease_by_id(state, stop.lease_id)
         mines = (
             not curtail
+            and not _is_kept(site, draft, stop.indices)
             and bool(np.all(values.gain_on_usd_per_h[stop.indices] > 0.0))
             and bool(np.all(values.quality[stop.indices] == FRESH))
             and bool(np.all((held[stop.indices] == 0) | (held[stop.indices] == HOLD_MINE)))
@@ -434,6 +435,15 @@ def _stop_intents(
             )
         )
     return tuple(out)
+
+
+def _is_kept(site: Site, draft: Draft, at: IntColumn) -> bool:
+    """Tell whether the reserve lacks those whose lease ends, and count them in: they are warm."""
+    place = int(site.class_of[at[0]])
+    if draft.lacks is None or draft.lacks[place] < len(at):
+        return False
+    draft.lacks[place] -= len(at)
+    return True
 
 
 def _groups(site: Site, state: SiteState, draft: Draft) -> tuple[p.Intent, ...]:

@@ -162,6 +162,10 @@ def keep_reserve(site: Site, state: SiteState, draft: Draft) -> None:
             wanted = min(max(rested + coming, said.take), said.keep)
             count = max(count, wanted - coming)
         kept = order[:count]
+        if said is not None:
+            if draft.lacks is None:
+                draft.lacks = np.zeros(len(site.classes), dtype=np.int64)
+            draft.lacks[place] = said.keep - coming - len(kept)
         draft.target[kept] = IDLE
         draft.reason[kept] = Reason.RESERVE
 

@@ -265,6 +265,24 @@ def test_gpus_stay_idle_after_a_burst_and_mine_again_when_it_is_over() -> None:
     assert reserved(plant) == 0
 
 
+def test_the_gpu_of_a_lease_that_ends_stays_idle_while_the_reserve_lacks_one() -> None:
+    for most, to in ((2, Activity.IDLE), (0, Activity.MINE)):
+        # So long a dwell that nothing is taken from mining.
+        plant = mining(reserve_site(most=most, dwell_s=10_000.0))
+        for name in ("w1.1", "w2.1", "w3.1", "w4.1"):
+            plant.settle(5.0, f.LeaseSeen(make_lease(name)), plant.readings())
+        ended: list[Activity] = []
+        for name in ("w1.1", "w2.1", "w3.1"):
+            taken = next(row for row in plant.state.leases if row.lease_id == name)
+            closed = tuple(slot.instance_id for slot in taken.slots)
+            end = make_lease(name, state=LeaseState.END, generation=2)
+            plant.settle(1.0, f.LeaseSeen(end), f.MetersPassed(opened=closed))
+            plant.settle(1.0, f.MetersPassed(closed=closed))
+            ended.append(plant.of(taken.slots[0].device_id))
+        # The third one is more than the reserve may be.
+        assert ended == [to, to, Activity.MINE]
+
+
 @pytest.mark.parametrize(("idle", "stay"), [(0, 1), (1, 1), (2, 2), (4, 2)])
 def test_more_stay_idle_than_are_taken_from_mining(idle: int, stay: int) -> None:
     plant = mining(reserve_site(most=0, fixed=idle))
@@ -311,6 +329,27 @@ def test_leases_that_pay_nothing_keep_no_gpu_from_mining() -> None:
     plant.settle(120.0, tick(25.0, plant.at_s + 120.0), plant.readings())
     assert reserved(plant) == 0
     assert (plant.state.activity == MINE).all()
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_leases_that_end_together_fill_the_reserve_to_its_bound_and_not_above(
+    *, apart: bool
+) -> None:
+    plant = mining(reserve_site(most=2, dwell_s=10_000.0))
+    sizes = {"w1.1": 3, "w2.1": 1, "w3.1": 1, "w4.1": 1}
+    for name, count in sizes.items():
+        plant.settle(5.0, f.LeaseSeen(make_lease(name, count=count)), plant.readings())
+    slots = {row.lease_id: row.slots for row in plant.state.leases}
+    assert [len(row) for row in slots.values()] == [3, 1, 1, 1]
+    closed = tuple(slot.instance_id for row in slots.values() for slot in row)
+    ends = [f.LeaseSeen(make_lease(name, state=LeaseState.END, generation=2)) for name in sizes]
+    plant.step(1.0, f.MetersPassed(opened=closed))
+    # While the switch of one is open the next one ends, or all end in one pass.
+    for facts in [[end] for end in ends] if apart else [ends]:
+        plant.step(1.0, *facts)
+        plant.step(1.0, f.MetersPassed(closed=closed))
+    plant.settle(1.0)
+    assert sorted(plant.state.activity.tolist()) == sorted([IDLE] * 2 + [MINE] * 4)
 
 
 # --- kept ---------------------------------------------------------------------------------------
