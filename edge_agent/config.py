@@ -117,6 +117,7 @@ class ClassRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     min_up_s: _AnySeconds | None = None
     min_down_s: _AnySeconds | None = None
     warm_reserve: Annotated[int, Meta(ge=0, le=65_536)] | None = None
+    warm_reserve_max: Annotated[int, Meta(ge=0, le=1_024)] | None = None
     sla_usd: _Usd | None = None
     modes: Annotated[tuple[ModePoint, ...], Meta(max_length=64)] | None = None
     mode_change_s: Annotated[float, Meta(ge=0, le=86_400)] | None = None

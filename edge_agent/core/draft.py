@@ -3,7 +3,7 @@
 import numpy as np
 from msgspec import Struct
 
-from edge_agent.core.site import CodeColumn, FlagColumn, FloatColumn
+from edge_agent.core.site import CodeColumn, FlagColumn, FloatColumn, IntColumn
 
 
 def choose(holds: FlagColumn, code: CodeColumn | np.uint8, other: CodeColumn) -> CodeColumn:
@@ -37,7 +37,8 @@ class Draft(Struct, eq=False):
 
     Args:
         steps: None where the agent sets no power modes. bound: what a feeder keeps from mining;
-            None: of a site without feeders.
+            None: of a site without feeders. lacks: by class, how many more may stay idle for leases
+            that come, at the end of one; None: nobody asked.
     """
 
     target: CodeColumn
@@ -49,3 +50,4 @@ class Draft(Struct, eq=False):
     free: FlagColumn
     steps: StepDraft | None = None
     bound: FlagColumn | None = None
+    lacks: IntColumn | None = None

@@ -25,6 +25,7 @@ from edge_agent.core.orders import load_w
 from edge_agent.core.peaks import peak_text
 from edge_agent.core.plan import DecisionRecords, Gates, Plan, Reason
 from edge_agent.core.ready import ready_text
+from edge_agent.core.reserve import reserve_text
 from edge_agent.core.site import CURTAILED, IDLE, MINE, NS_PER_S, SERVE, DeviceClass, Site
 from edge_agent.core.site_state import NEVER_NS, MarketValue, SiteState
 from protocol.market import PRICE_USD_PER_MWH_MAX, PRICE_USD_PER_MWH_MIN
@@ -121,6 +122,7 @@ def why(site: Site, state: SiteState, plan: Plan, index: int) -> Explanation:
     activity = ACTIVITY_CODES[int(state.activity[index])]
     verb = f"keeps {activity.value}" if target == activity else f"goes to {target.value}"
     price = market.price_usd_per_mwh
+    kept = reserve_text(site, state, index) if reason is Reason.RESERVE else ""
     return Explanation(
         device_id=site.devices[index].device_id,
         device_class=row.class_name,
@@ -139,7 +141,7 @@ def why(site: Site, state: SiteState, plan: Plan, index: int) -> Explanation:
         cost_usd=_known(float(records.cost_usd[index])),
         gates=_gates(site, state, plan, records, index),
         reason=reason.name.lower(),
-        verdict=f"{verb}: {_SENTENCE[reason]}{_of_feeder(site, plan, index)}",
+        verdict=f"{verb}: {_SENTENCE[reason]}{_of_feeder(site, plan, index)}{kept}",
         would_change=_would_change(site, state, plan, reason, index),
         price_doubt=doubt(site.limits, market, state.now_ns),
         grid_order=_grid_order(site, state),

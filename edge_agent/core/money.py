@@ -42,7 +42,7 @@ def is_calm(site: Site, state: SiteState, power: p.PowerView, draft: Draft) -> b
         or (state.lease_no >= 0).any()
         or state.hold.any()
         or state.quarantine_ns.any()
-        or any(row.warm_reserve > 0 for row in site.classes)
+        or any(max(row.warm_reserve, row.warm_reserve_max) > 0 for row in site.classes)
         or site.feeders
         or site.steps is not None
     )

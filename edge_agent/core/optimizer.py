@@ -28,6 +28,7 @@ from edge_agent.core.order_facts import (
     missed_text,
 )
 from edge_agent.core.orders import need
+from edge_agent.core.reserve import keep_reserve
 from edge_agent.core.room import (
     Room,
     admit,
@@ -91,7 +92,7 @@ def plan(site: Site, state: SiteState, *, acts_only: bool = False) -> p.Plan:
     draft = (changes if acts_only else _money)(site, state, best_value(site, state))
     if acts_only and not acts and is_calm(site, state, power, draft):
         return p.Plan(intents=(), leases=(), records=_records(state, draft), power=power)
-    _reserve(site, state, draft)
+    keep_reserve(site, state, draft)
     starts = _admit_starts(site, state, power)
     draft.free |= starts.waiting
     _orders(site, state, draft)
@@ -160,19 +161,6 @@ def _money(site: Site, state: SiteState, values: Values) -> Draft:
 
 def _mines(site: Site) -> CodeColumn:
     return np.full(len(site), MINE, dtype=np.uint8)
-
-
-def _reserve(site: Site, state: SiteState, draft: Draft) -> None:
-    """Keep some GPUs of a class idle for bursts, first those that are: mining starts slowly."""
-    for at, row in enumerate(site.classes):
-        if row.warm_reserve <= 0 or row.model.serve_w <= 0.0:
-            continue
-        free = np.flatnonzero(draft.free & (site.class_of == at))
-        # One that is idle already costs no switch.
-        order = free[np.argsort(state.activity[free] != IDLE, kind="stable")]
-        kept = order[: row.warm_reserve]
-        draft.target[kept] = IDLE
-        draft.reason[kept] = R.RESERVE
 
 
 def _first_that_holds(conditions: tuple[FlagColumn, ...]) -> CodeColumn:
@@ -424,6 +412,7 @@ def _stop_intents(
         entry = lease_by_id(state, stop.lease_id)
         mines = (
             not curtail
+            and not _is_kept(site, draft, stop.indices)
             and bool(np.all(values.gain_on_usd_per_h[stop.indices] > 0.0))
             and bool(np.all(values.quality[stop.indices] == FRESH))
             and bool(np.all((held[stop.indices] == 0) | (held[stop.indices] == HOLD_MINE)))
@@ -446,6 +435,15 @@ def _stop_intents(
             )
         )
     return tuple(out)
+
+
+def _is_kept(site: Site, draft: Draft, at: IntColumn) -> bool:
+    """Tell whether the reserve lacks those whose lease ends, and count them in: they are warm."""
+    place = int(site.class_of[at[0]])
+    if draft.lacks is None or draft.lacks[place] < len(at):
+        return False
+    draft.lacks[place] -= len(at)
+    return True
 
 
 def _groups(site: Site, state: SiteState, draft: Draft) -> tuple[p.Intent, ...]:

@@ -1,6 +1,6 @@
-"""What is held ready for likely switches, and when leases came: values of the state.
+"""What is held ready for likely switches, when leases came and what they paid: of the state.
 
-Both are kept on sites that pre-warm alone, so that others stay as they were, bit for bit.
+Each is kept on sites that ask for it alone, so that others stay as they were, bit for bit.
 """
 
 from enum import StrEnum
@@ -68,6 +68,13 @@ class Arrivals(Struct, frozen=True, array_like=True):
     at_ns: tuple[int, ...]
 
 
+class Paid(Struct, frozen=True, array_like=True):
+    """What the newest leases of a class pay per hour and device, oldest first."""
+
+    device_class: str
+    usd_per_h: tuple[float, ...]
+
+
 def entry_of(prepares: tuple[PrepareEntry, ...], device_id: str) -> PrepareEntry | None:
     """Find the entry of a device."""
     return next((row for row in prepares if row.device_id == device_id), None)
@@ -90,6 +97,14 @@ def arrived(arrivals: tuple[Arrivals, ...], device_class: str, now_ns: int) -> t
     held = {row.device_class: row for row in arrivals}
     before = held[device_class].at_ns if device_class in held else ()
     held[device_class] = Arrivals(device_class, (*before, now_ns)[-ARRIVALS_KEPT:])
+    return tuple(held[key] for key in sorted(held))
+
+
+def has_paid(paid: tuple[Paid, ...], device_class: str, usd_per_h: float) -> tuple[Paid, ...]:
+    """Give what was paid with one lease more; the oldest of a class are forgotten."""
+    held = {row.device_class: row for row in paid}
+    before = held[device_class].usd_per_h if device_class in held else ()
+    held[device_class] = Paid(device_class, (*before, usd_per_h)[-ARRIVALS_KEPT:])
     return tuple(held[key] for key in sorted(held))
 
 

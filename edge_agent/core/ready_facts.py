@@ -9,6 +9,7 @@ from edge_agent.core.ready import (
     PrepareStatus,
     arrived,
     entry_of,
+    has_paid,
     put_entry,
 )
 from edge_agent.core.site import CODE_OF, NS_PER_S, Site
@@ -102,10 +103,17 @@ def lease_arrived(site: Site, before: SiteState, state: SiteState, fact: f.Lease
     """Give the state with the arrival of a lease that was not known before, where that is kept."""
     lease = fact.lease
     known = any(row.lease_id == lease.lease_id for row in before.leases)
-    named = site.class_index(lease.device_class) is not None
-    if site.prewarm is None or known or not named or lease.state is not LeaseState.RUN:
+    place = site.class_index(lease.device_class)
+    if known or place is None or lease.state is not LeaseState.RUN:
         return state
-    return replace(state, arrivals=arrived(state.arrivals, lease.device_class, state.now_ns))
+    reserves = site.classes[place].warm_reserve_max > 0
+    if site.prewarm is None and not reserves:
+        return state
+    came = arrived(state.arrivals, lease.device_class, state.now_ns)
+    paid = state.paid
+    if reserves:
+        paid = has_paid(paid, lease.device_class, float(lease.price_usd_per_h))
+    return replace(state, arrivals=came, paid=paid)
 
 
 def node_away(site: Site, state: SiteState, node_id: str) -> SiteState:

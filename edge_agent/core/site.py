@@ -66,6 +66,7 @@ class DeviceClass(Struct, frozen=True, kw_only=True):
             cap counts the highest.
         min_up_s, min_down_s: least time on and off, where longer than ``dwell_s``.
         warm_reserve: GPUs of the class that are kept idle for bursts instead of mining.
+        warm_reserve_max: most that are kept so because leases come (``reserve``); 0: none are.
         sla_usd: cost of ending a lease early, per device.
         modes: measured points of a miner's power modes; none: it mines at the nameplate only.
         mode_change_s: seconds of the revenue of the mode reached that a cycle of one step costs.
@@ -89,6 +90,7 @@ class DeviceClass(Struct, frozen=True, kw_only=True):
     min_up_s: float = 0.0
     min_down_s: float = 0.0
     warm_reserve: int = 0
+    warm_reserve_max: int = 0
     sla_usd: float = 0.0
 
     @property

@@ -118,20 +118,3 @@ def block_s(held: Blocks | None) -> float | None:
 def blocks_left(held: Blocks) -> int:
     """Give how many blocks the running epoch still has."""
     return EPOCH_BLOCKS - held.height % EPOCH_BLOCKS
-
-
-def warm_reserve(exceed: Sequence[float], idle_usd_per_h: float, margin_usd_per_h: float) -> int:
-    """Give how many GPUs to keep warm: the newsvendor's number.
-
-    Args:
-        exceed: probability that demand exceeds n, for n = 0, 1, ...; not increasing.
-        idle_usd_per_h: cost of keeping one. margin_usd_per_h: what one earns when asked for.
-    """
-    if margin_usd_per_h <= 0.0:
-        return 0
-    count = 0
-    for share in exceed:
-        if share * margin_usd_per_h < idle_usd_per_h:
-            break
-        count += 1
-    return count

@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from edge_agent.core import facts as f
-from edge_agent.core.ready import Arrivals, PrepareEntry, shift_arrivals, shift_prepares
+from edge_agent.core.ready import Arrivals, Paid, PrepareEntry, shift_arrivals, shift_prepares
 from edge_agent.core.restart import ClassBelief
 from edge_agent.core.site import (
     ACTIVITIES,
@@ -261,7 +261,7 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     (closed intervals by activity, (D, 8)). ``switch_costs``: the newest of each class and move.
     ``restarts``: what wake-ups taught, by class. ``unheard``: nodes that have said nothing since
     the agent's last start. ``prepares``: what is held ready, by device. ``arrivals``: of leases, by
-    class.
+    class; ``paid``: what these pay, of classes whose reserve demand sets.
 
     Of the power mode, where the agent sets it: ``step`` (confirmed; 0 is unknown; kept while the
     miner is off, as miners do), ``step_to`` (the other side of an open change, else the same),
@@ -290,6 +290,7 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     unheard: tuple[str, ...] = ()
     prepares: tuple[PrepareEntry, ...] = ()
     arrivals: tuple[Arrivals, ...] = ()
+    paid: tuple[Paid, ...] = ()
     activity: CodeColumn
     origin: CodeColumn
     target: CodeColumn

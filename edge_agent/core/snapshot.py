@@ -14,7 +14,7 @@ from msgspec import Struct, structs
 
 from edge_agent.core.errors import JournalError
 from edge_agent.core.facts import Instant, SwitchCost, SwitchCostReady
-from edge_agent.core.ready import Arrivals, PrepareEntry
+from edge_agent.core.ready import Arrivals, Paid, PrepareEntry
 from edge_agent.core.restart import ClassBelief
 from edge_agent.core.site import ACTIVITIES, Site
 from edge_agent.core.site_state import (
@@ -109,8 +109,14 @@ class SnapshotReady(Snapshot, frozen=True, array_like=True):
     arrivals: tuple[Arrivals, ...] = ()
 
 
+class SnapshotPaid(SnapshotReady, frozen=True, array_like=True):
+    """Stored form of a state that also keeps what leases pay."""
+
+    paid: tuple[Paid, ...] = ()
+
+
 _ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(SnapshotReady)
+_DECODER = msgspec.msgpack.Decoder(SnapshotPaid)
 
 
 def _same(kind: type[Struct]) -> tuple[str, ...]:
@@ -118,7 +124,7 @@ def _same(kind: type[Struct]) -> tuple[str, ...]:
     return tuple(field.name for field in structs.fields(kind) if field.name not in own)
 
 
-_SAME, _SAME_READY = _same(Snapshot), _same(SnapshotReady)
+_SAME = {kind: _same(kind) for kind in (Snapshot, SnapshotReady, SnapshotPaid)}
 
 
 def encode_state(site: Site, state: SiteState) -> bytes:
@@ -132,8 +138,8 @@ def encode_state(site: Site, state: SiteState) -> bytes:
         version, columns = STEPS_VERSION, (*columns, _names_digest(site))
     # A state without them is stored, and hashed, as it was before there were any.
     ready = bool(state.prepares or state.arrivals)
-    kind, names = (SnapshotReady, _SAME_READY) if ready else (Snapshot, _SAME)
-    values = {name: getattr(state, name) for name in names}
+    kind = SnapshotPaid if state.paid else SnapshotReady if ready else Snapshot
+    values = {name: getattr(state, name) for name in _SAME[kind]}
     device_ids = tuple(device.device_id for device in site.devices)
     return _ENCODER.encode(kind(version=version, device_ids=device_ids, columns=columns, **values))
 
@@ -180,7 +186,7 @@ def decode_state(site: Site, data: bytes) -> SiteState:
     if body.version == 1:
         # Nobody wrote down who was silent: the day of silence begins with the snapshot.
         columns["mode_since_ns"] = columns["since_ns"]
-    values = {name: getattr(body, name) for name in _SAME_READY}
+    values = {name: getattr(body, name) for name in _SAME[SnapshotPaid]}
     return structs.replace(state, **values, **columns)
 
 

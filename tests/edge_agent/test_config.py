@@ -181,6 +181,7 @@ DEVICES = 'devices = ["h100-1", "h100-2"]'
         ("pue = 1.25", "dwell_s = -1", "line 10: classes[1].dwell_s"),
         ("pue = 1.25", "interval_s = 0", "line 10: classes[1].interval_s"),
         ("pue = 1.25", "warm_reserve = -1", "line 10: classes[1].warm_reserve"),
+        ("pue = 1.25", "warm_reserve_max = 1025", "line 10: classes[1].warm_reserve_max"),
         ("pue = 1.25", "pue_by_ambient_c = [[30, 1.1], [10, 1.2]]", "line 10: classes[1].pue_by"),
         ("pue = 1.25", "pue_by_ambient_c = [[30, 9.1]]", "line 10: classes[1].pue_by_ambient_c[0]"),
         ('model = "H100"', 'model = "S21"', "line 8: classes[1].name: the class S21 is there"),

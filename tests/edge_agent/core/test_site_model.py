@@ -12,9 +12,8 @@ from edge_agent.core import facts as f
 from edge_agent.core import power as pw
 from edge_agent.core.economics import break_even_usd_per_mwh, value
 from edge_agent.core.errors import SiteError
-from edge_agent.core.plan import Reason
 from edge_agent.core.profit import profit_usd_per_h
-from edge_agent.core.site import CURTAILED, IDLE, MINE, DeviceClass, Limits, Site
+from edge_agent.core.site import CURTAILED, MINE, DeviceClass, Limits, Site
 from edge_agent.core.site_model import (
     block_gain_usd_per_h,
     block_s,
@@ -25,7 +24,6 @@ from edge_agent.core.site_model import (
     marginal_usd_per_mwh,
     next_difficulty,
     pue_at,
-    warm_reserve,
 )
 from protocol.event import ReleaseOutcome
 from protocol.market import MarketTick
@@ -182,34 +180,7 @@ def test_the_step_is_predicted_from_the_heights_of_the_epoch() -> None:
     assert (again.first_height, block_s(again)) == (start + 2_016, None)
 
 
-# --- reserve, least times, penalties --------------------------------------------------------------
-
-
-@given(
-    st.lists(st.floats(0.0, 1.0), max_size=20).map(lambda row: sorted(row, reverse=True)),
-    st.floats(0.01, 2.0),
-    st.floats(0.01, 5.0),
-)
-def test_the_reserve_is_the_newsvendor_s(exceed: list[float], idle: float, margin: float) -> None:
-    count = warm_reserve(exceed, idle, margin)
-    assert all(share * margin >= idle for share in exceed[:count])
-    assert count == len(exceed) or exceed[count] * margin < idle
-
-
-def test_a_warm_reserve_stays_idle_and_the_others_mine() -> None:
-    site = make_site(asics=0, gpus=4)
-    classes = tuple(
-        replace(row, warm_reserve=2) if row.class_name == "H100" else row for row in site.classes
-    )
-    plant = Plant(Site("s", classes, site.devices, site.limits))
-    plant.settle(100.0, tick(25.0, 100.0), plant.readings())
-    plant.settle(1_000.0, tick(25.0, plant.at_s + 1_000.0))
-    assert sorted(plant.state.activity.tolist()) == sorted([IDLE, IDLE, MINE, MINE])
-    assert plant.plan is not None
-    assert plant.plan.records.reason.tolist().count(int(Reason.RESERVE)) == 2
-    plant.settle(5.0, f.LeaseSeen(make_lease("w1.a1", count=2)))
-    idle = plant.state.activity == IDLE
-    assert int(idle.sum()) == 2  # the reserve is filled again from those that mined
+# --- least times, penalties --------------------------------------------------------------
 
 
 def test_least_times_hold_a_device_longer_than_the_dwell() -> None:
