@@ -16,6 +16,7 @@ from msgspec import Struct
 from protocol.event import EventItem
 from protocol.lease import Lease, SitePolicy
 from protocol.node import (
+    GpuRelease,
     Inventory,
     LeaseKeys,
     MeterReading,
@@ -250,6 +251,10 @@ class NodeSink(Protocol):
 
     def prepare(self, node_id: str) -> tuple[Prepare, ...]:
         """Give all that is to be held ready on the node's devices now."""
+        ...
+
+    def release(self, node_id: str) -> tuple[GpuRelease, ...]:
+        """Give the fences of the node's devices that an operator ends now."""
         ...
 
     async def on_inventory(self, inventory: Inventory) -> None:

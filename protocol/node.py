@@ -32,6 +32,8 @@ PREPARE_MAX = 64
 STANDING = "standing"
 # An agent that is started anew says again what it wants before this.
 PREPARE_LAPSES_S = 30.0
+# An operator's word on a fence holds so long at the agent, and at a node without its agent.
+RELEASE_LAPSES_S = 30.0
 
 
 class Phase(StrEnum):
@@ -172,6 +174,14 @@ class Prepare(Struct, frozen=True, kw_only=True):
     why: Text = ""
 
 
+class GpuRelease(Struct, frozen=True, kw_only=True):
+    """An operator's word on one fence of a device; another one of it stays."""
+
+    device_id: Ident
+    code: str
+    since: UtcDatetime
+
+
 class AgentBeat(Struct, frozen=True, kw_only=True, tag="agent_beat"):
     """Every 2 s, and before a switch begins and before it opens gates.
 
@@ -181,12 +191,14 @@ class AgentBeat(Struct, frozen=True, kw_only=True, tag="agent_beat"):
             over. None: not told.
         prepare: everything that is to be held ready now; what is missing is let go, and so is all
             of it when no beat comes for ``PREPARE_LAPSES_S``. A node that knows of none does none.
+        release: fences that an operator ends now. A node that knows of none ends none.
     """
 
     agent_epoch: Count
     hub_heard_age_ms: Count | None = None
     lease_keys: tuple[LeaseKeys, ...] | None = None
     prepare: Annotated[tuple[Prepare, ...], Meta(max_length=PREPARE_MAX)] = ()
+    release: Annotated[tuple[GpuRelease, ...], Meta(max_length=PREPARE_MAX)] = ()
 
 
 # node -> agent
@@ -301,6 +313,21 @@ class Readings(Struct, frozen=True, kw_only=True, tag="readings"):
     through: UtcDatetime | None = None
 
 
+class GpuFence(Struct, frozen=True, kw_only=True):
+    """What stays true of a GPU until an operator has looked at it and releases it.
+
+    Args:
+        code: all that was seen, such as ``xid-79`` or ``xid-48+ecc``; stable for programs.
+        ends_by: what ends it, in words. stands: what is still seen of its cause, so that a
+            release is refused; empty: nothing.
+    """
+
+    code: str
+    since: UtcDatetime
+    ends_by: Text = ""
+    stands: Text = ""
+
+
 class GpuSample(Struct, frozen=True, kw_only=True):
     """Telemetry of one GPU; None is unknown."""
 
@@ -311,6 +338,7 @@ class GpuSample(Struct, frozen=True, kw_only=True):
     memory_used_mib: float | None = None
     hashrate_mhs: float | None = None
     healthy: bool = True
+    fence: GpuFence | None = None
 
 
 class PrepareStage(StrEnum):

@@ -19,6 +19,7 @@ _NOTES = (
     ("order", "grid_order"),
     ("peak", "peak"),
     ("prepared", "prepared"),
+    ("fenced", "fence"),
 )
 
 

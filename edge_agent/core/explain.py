@@ -52,7 +52,7 @@ class GateResult(Struct, frozen=True, kw_only=True):
 
 
 class Explanation(Struct, frozen=True, kw_only=True):
-    """The answer to ``hcp-agent why DEV``."""
+    """The answer to ``hcp-agent why DEV``; ``fence``: of a GPU, as its host tells it now."""
 
     device_id: str
     device_class: str
@@ -78,6 +78,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
     peak: str | None = None
     mode: ModeExplanation | None = None
     prepared: str | None = None
+    fence: str | None = None
 
 
 _SENTENCE: dict[Reason, str] = {

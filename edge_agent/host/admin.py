@@ -10,6 +10,7 @@ from edge_agent.host.ledger import Instance
 from edge_agent.host.metrics import Labels, family
 from edge_agent.host.service import HostService
 from edge_agent.host.slot import Slot
+from protocol.node import GpuFence
 
 # Of the newest instances alone: a page of metrics stays readable.
 INSTANCES_MAX = 256
@@ -45,6 +46,10 @@ class GpuStatus(Struct, frozen=True, kw_only=True):
     miner_strategy: str | None
     server_strategy: str | None
     prepared: str | None
+    healthy: bool | None
+    held: bool | None
+    reason: str
+    fence: GpuFence | None
     instance: InstanceStatus | None
 
 
@@ -113,6 +118,10 @@ def _gpu_status(service: HostService, slot: Slot) -> GpuStatus:
         miner_strategy=None if slot.miner is None else slot.miner.strategy.value,
         server_strategy=None if slot.server is None else slot.server.strategy.value,
         prepared=None if ready is None else f"{ready.enters.value} {ready.stage.value}",
+        healthy=None if slot.facts is None else slot.facts.healthy,
+        held=None if slot.facts is None else slot.facts.held,
+        reason="" if slot.facts is None else slot.facts.reason,
+        fence=None if slot.facts is None else slot.facts.fence,
         instance=None if slot.instance is None else _instance_status(slot, slot.instance),
     )
 

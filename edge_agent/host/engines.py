@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edge_agent.clock import SystemClock
 from edge_agent.host.config import HostConfig
+from edge_agent.host.fences import FenceFile
 from edge_agent.host.main import EngineFactory
 from edge_agent.host.nvml_sensors import NvmlSensors
 from edge_agent.host.sensors import NoSensors, Sensors
@@ -59,10 +60,13 @@ def make_sensors(config: HostConfig) -> Sensors:
     if config.sensors == "none":
         return NoSensors()
     if config.sensors == "nvml":
+        clock = SystemClock()
         return NvmlSensors(
             Telemetry(SpawnPiped()),
             {gpu.name: gpu.uuid for gpu in config.gpus if gpu.uuid},
-            now_ns=SystemClock().boottime_ns,
+            now_ns=clock.boottime_ns,
+            kept=FenceFile(Path(config.data_dir) / "fences.json"),
+            boot_id=clock.boot_id(),
         )
     detail = f"no sensors named {config.sensors}; there are none, nvml"
     raise SettingsError("host.toml", (Problem(path="sensors", detail=detail),))

@@ -11,6 +11,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from protocol.node import GpuFence
+
 
 class EnergyReading(Struct, frozen=True):
     """An energy counter at one instant of CLOCK_BOOTTIME; only differences mean anything."""
@@ -25,6 +27,7 @@ class GpuFacts(Struct, frozen=True, kw_only=True):
     Args:
         healthy: what runs on it may go on. held: nothing new may begin on it for a customer.
         reason: why it is not healthy, or held, in words.
+        fence: what is remembered of it until it is released; None: nothing.
     """
 
     power_w: float | None = None
@@ -35,6 +38,7 @@ class GpuFacts(Struct, frozen=True, kw_only=True):
     held: bool = False
     reason: str = ""
     energy: EnergyReading | None = None
+    fence: GpuFence | None = None
 
 
 class Sensors(Protocol):
@@ -55,6 +59,14 @@ class Sensors(Protocol):
         """Give all figures of the cards as Prometheus text, as last read."""
         ...
 
+    async def release(self, uuid: str) -> None:
+        """Forget what is remembered of a card, by an operator's word; durable when it returns.
+
+        Raises:
+            RefusedError: ``fence_stands``: its cause is still seen. OSError: the disk.
+        """
+        ...
+
 
 class NoSensors:
     """For machines whose cards nobody reads: everything is unknown, and no energy is metered."""
@@ -71,3 +83,7 @@ class NoSensors:
         """Give nothing."""
         del hostname
         return ""
+
+    async def release(self, uuid: str) -> None:
+        """Forget nothing: nothing is remembered."""
+        del uuid

@@ -227,6 +227,9 @@ class HostServer:
             case "prewarm" if request.wishes is not None and request.for_s is not None:
                 ready = service.prewarmer.take(request.wishes, request.for_s)
                 return _Readiness(request.id, ready)
+            case "release":
+                await service.release(request.gpu)
+                return _Done(request.id)
             case "mine" if request.on is not None:
                 return _Hashes(request.id, await service.mine(request.gpu, on=request.on))
             case _:

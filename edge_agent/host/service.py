@@ -189,6 +189,16 @@ class HostService:
         for slot in self.slots.values():
             slot.release_held(self.access.is_over)
 
+    async def release(self, gpu: str) -> None:
+        """Forget what is remembered of a GPU, by an operator's word; idempotent.
+
+        Raises:
+            RefusedError: ``fence_stands``: its cause is still seen; ``log_failed``: the disk.
+        """
+        slot = self._slot(gpu)
+        await self._act("release", gpu, lambda: self._sensors.release(slot.config.uuid))
+        await self.watch.refresh_cards()
+
     def card_metrics(self) -> str:
         """Give the figures of the cards themselves as Prometheus text."""
         return self._sensors.prometheus(self.config.host_id)
@@ -315,4 +325,5 @@ def _sample(slot: Slot) -> HostSample:
         healthy=facts is None or facts.healthy,
         held=facts is not None and facts.held,
         reason="" if facts is None else facts.reason,
+        fence=None if facts is None else facts.fence,
     )

@@ -304,8 +304,14 @@ class LocalApi:
 
     async def _undrain(self, request: LocalRequest) -> Acted:
         reached = self._matching(_body(request, UndrainBody).pattern)
+        refused = None
         for device_id in reached:
-            await self._brain.undrain(device_id)
+            try:
+                await self._brain.undrain(device_id)
+            except ActError as exc:  # one that stays fenced is in no other's way
+                refused = refused or exc
+        if refused is not None:
+            raise refused
         return Acted(v=VIEW_VERSION, devices=reached)
 
     def _matching(self, pattern: str) -> tuple[str, ...]:

@@ -122,4 +122,5 @@ def _gpu_sample(slot: Slot, sample: HostSample | None) -> GpuSample:
         memory_used_mib=sample.memory_used_mib,
         hashrate_mhs=sample.hashrate_mhs,
         healthy=sample.healthy,
+        fence=sample.fence,
     )

@@ -302,6 +302,7 @@ class _Link:
             hub_heard_age_ms=self._hub_heard_age_ms(),
             lease_keys=self._sink.lease_keys(self._node.node_id),
             prepare=self._sink.prepare(self._node.node_id),
+            release=self._sink.release(self._node.node_id),
         )
 
     def _lose(self) -> None:

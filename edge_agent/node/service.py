@@ -23,6 +23,7 @@ from edge_agent.node.keys import KeyDesk
 from edge_agent.node.lapse import heard
 from edge_agent.node.memory import NodeMemory
 from edge_agent.node.prewarm import PrewarmDesk
+from edge_agent.node.release import ReleaseDesk
 from edge_agent.node.runner import PhaseRunner
 from edge_agent.node.store import NodeStore
 from edge_agent.ports import Clock
@@ -85,6 +86,7 @@ class NodeService:
         self._book = DeviceBook(config.devices, self.memory)
         self._keys = KeyDesk(driver)
         self._prewarm = PrewarmDesk(self._book, driver, clock)
+        self._release = ReleaseDesk(self._book, driver, clock)
         self._executor = ActExecutor(driver, self._keys)
         limits = config.limits
         self._desk = MeterDesk(self.memory, driver, clock, readings_max=limits.readings_max)
@@ -177,6 +179,7 @@ class NodeService:
         if beat.agent_epoch < self.memory.epoch:
             return
         self._prewarm.take(beat.prepare)
+        self._release.take(beat.release)
         self._desk.heard = heard(
             self._desk.heard,
             beat.hub_heard_age_ms,
@@ -235,6 +238,8 @@ class NodeService:
             self._tell_keys()  # the host may be another one
             if self._prewarm.due:
                 self._spawn(self._prewarm.tell(), "node-prewarm")
+            if self._release.due:
+                self._spawn(self._release.tell(), "node-release")
         self._tell_facts()
 
     async def _look_at_meters(self) -> None:

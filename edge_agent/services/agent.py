@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from edge_agent.core import facts as f
 from edge_agent.core import feeders as fd
@@ -26,6 +26,7 @@ from edge_agent.devices.ports import AsicFleet, AsicReadings
 from edge_agent.ports import Clock, CommitBatch, CoreStore, NodeLinks, Recovered
 from edge_agent.services import state_report as report
 from edge_agent.services.control_loop import ControlLoop
+from edge_agent.services.fence_words import FenceWords
 from edge_agent.services.grid_desk import GridDesk
 from edge_agent.services.journal import Journal
 from edge_agent.services.metering import MeteringService
@@ -37,7 +38,16 @@ from edge_agent.services.switch_executor import SwitchExecutor
 from protocol.event import Alarm, SiteLive, SwitchReport
 from protocol.lease import Lease, SitePolicy
 from protocol.market import MarketTick
-from protocol.node import Inventory, LeaseKeys, NodeDevice, NodeEvent, NodeFacts, Prepare, Readings
+from protocol.node import (
+    GpuRelease,
+    Inventory,
+    LeaseKeys,
+    NodeDevice,
+    NodeEvent,
+    NodeFacts,
+    Prepare,
+    Readings,
+)
 from protocol.resource import ACTIVITY_CODES
 from protocol.sync import LeaseHead
 from protocol.units import minute_floor
@@ -123,6 +133,7 @@ class Agent:
         )
         self._loop.executor = self._executor
         self._loop.on_pass = self._after_pass
+        self._fences = FenceWords(clock.boottime_ns)
         self._disagreed: dict[str, int] = {}
         self._agreed: dict[str, tuple[tuple[NodeDevice, ...], tuple[object, ...]]] = {}
         self._told: tuple[datetime, bytes] | None = None
@@ -204,6 +215,10 @@ class Agent:
         """Give all that is to be held ready on a node's devices now."""
         return wanted(self.site, self.state, node_id)
 
+    def release(self, node_id: str) -> tuple[GpuRelease, ...]:
+        """Give the fences of a node's devices that an operator ends now."""
+        return self._fences.words(node_id)
+
     # --- NodeSink -------------------------------------------------------------------------
 
     def reading_mark(self, node_id: str) -> int:
@@ -230,6 +245,7 @@ class Agent:
         """Take samples; adopt activities that differ from the belief twice in a row."""
         self._take_url(node_id, facts.proxy_url)
         self._buffer.take_gpus(facts.samples, self._ports.clock.boottime_ns())
+        self._fences.take(node_id, facts.samples)
         state = self.state
         if state.prepares and says_new(self.site, state, node_id, facts.prepared):
             self._loop.offer(f.PrepareSaid(node_id, facts.prepared))
@@ -308,7 +324,8 @@ class Agent:
         Raises:
             ActError: the site has no such device.
         """
-        return why(self.site, self.state, self._loop.dry_run(), self._index(device_id))
+        said = why(self.site, self.state, self._loop.dry_run(), self._index(device_id))
+        return structs.replace(said, fence=self._fences.text(device_id))
 
     def plan(self) -> report.PlanView:
         """Give what would be done now; does nothing."""
@@ -359,12 +376,14 @@ class Agent:
         await self.hold(device_id, f.HoldMode.DRAIN, for_s, reason)
 
     async def undrain(self, device_id: str) -> None:
-        """End any hold and any quarantine of a device.
+        """End any hold and any quarantine of a device, and have the fence of its GPU released.
 
         Raises:
-            ActError: the site has no such device.
+            ActError: the site has no such device; ``fence_stands``: its hold is ended, and its
+                fence is not, as the cause is still seen.
         """
         await self.hold(device_id, f.HoldMode.NONE, None, "released")
+        self._fences.release(device_id)
 
     async def hold(
         self, device_id: str, mode: f.HoldMode, for_s: float | None, reason: str

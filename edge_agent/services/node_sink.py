@@ -1,7 +1,7 @@
 """A sink whose target is named later: links and brain need each other to be built."""
 
 from edge_agent.services.agent import Agent
-from protocol.node import Inventory, LeaseKeys, NodeEvent, NodeFacts, Prepare, Readings
+from protocol.node import GpuRelease, Inventory, LeaseKeys, NodeEvent, NodeFacts, Prepare, Readings
 
 
 class LateSink:
@@ -20,6 +20,10 @@ class LateSink:
     def prepare(self, node_id: str) -> tuple[Prepare, ...]:
         """Ask the target what is to be held ready on the node."""
         return self.target.prepare(node_id)
+
+    def release(self, node_id: str) -> tuple[GpuRelease, ...]:
+        """Ask the target which fences of the node an operator ends now."""
+        return self.target.release(node_id)
 
     def reading_mark(self, node_id: str) -> int:
         """Ask the target."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import msgspec
+from msgspec import structs
 
 from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError
 from edge_agent.workloads.ports import (
@@ -26,7 +27,7 @@ from edge_agent.workloads.ports import (
     Ready,
     Wish,
 )
-from protocol.node import LeaseKeys
+from protocol.node import GpuFence, LeaseKeys
 
 T = TypeVar("T")
 
@@ -96,6 +97,7 @@ class FakeDriver:
 
     Faults are plain attributes: ``fail_at`` makes the Nth act (from 1) fail undone,
     ``lose_answer_at`` lets it happen and loses its answer, ``hanging`` names mute GPUs,
+    ``fences`` fences GPUs until they are released,
     ``falsify`` spoils the output of canaries. ``readiness`` says what becomes of a wish to hold an
     engine ready; None: this host knows of none.
 
@@ -119,6 +121,8 @@ class FakeDriver:
         self._latency_s = latency_s
         self._timeout_s = timeout_s
         self.calls: list[tuple[str, str]] = []
+        self.released: list[str] = []
+        self.fences: dict[str, GpuFence] = {}
         self.tables: list[tuple[LeaseKeys, ...]] = []
         self.fail_at: int | None = None
         self.lose_answer_at: int | None = None
@@ -159,7 +163,13 @@ class FakeDriver:
     async def sample(self) -> tuple[HostSample, ...]:
         """Read the facts of every GPU."""
         rows = self._up().sample()
-        return tuple(_copy(row, HostSample) for row in rows)
+        samples = (_copy(row, HostSample) for row in rows)
+        return tuple(
+            structs.replace(one, fence=self.fences[one.gpu], healthy=False)
+            if one.gpu in self.fences
+            else one
+            for one in samples
+        )
 
     async def mine(self, gpu: str, *, on: bool) -> int:
         """Start or stop the miner."""
@@ -214,6 +224,13 @@ class FakeDriver:
             raise DriverRefusedError("bad_request", "op 'prewarm'")
         self.wishes = wishes
         return tuple(self.readiness(wish) for wish in wishes)
+
+    async def release(self, gpu: str) -> None:
+        """End a fence that was put on a GPU here; a host model fences none itself."""
+        self._up()
+        if len(self.released) < CALLS_MAX:
+            self.released.append(gpu)
+        self.fences.pop(gpu, None)
 
     async def meters(self, since_minute: int | None) -> MeterPage:
         """Read all meters."""

@@ -197,6 +197,10 @@ class HostDriver:
         told = [msgspec.to_builtins(wish) for wish in wishes]
         return (await self._ask(_readiness, op="prewarm", wishes=told, for_s=for_s)).ready
 
+    async def release(self, gpu: str) -> None:
+        """Have the fence of a GPU released."""
+        await self._ask(_nothing, op="release", gpu=gpu)
+
     async def meters(self, since_minute: int | None) -> MeterPage:
         """Read all meters."""
         info = self._info

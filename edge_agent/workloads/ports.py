@@ -12,7 +12,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from protocol.node import LeaseKeys, PrepareStage
+from protocol.node import GpuFence, LeaseKeys, PrepareStage
 from protocol.resource import Activity
 
 
@@ -43,6 +43,7 @@ class HostSample(Struct, frozen=True, kw_only=True):
 
     Args:
         held: it takes no new work. reason: why it is not healthy, or held, in words.
+        fence: what the host remembers of it until it is released.
     """
 
     gpu: str
@@ -55,6 +56,7 @@ class HostSample(Struct, frozen=True, kw_only=True):
     healthy: bool = True
     held: bool = False
     reason: str = ""
+    fence: GpuFence | None = None
 
 
 class InstanceSpec(Struct, frozen=True, kw_only=True):
@@ -231,6 +233,10 @@ class WorkloadDriver(Protocol):
         Args:
             for_s: after so long without another word all of it is let go.
         """
+        ...
+
+    async def release(self, gpu: str) -> None:
+        """Have the fence of a GPU released, by an operator's word; refused while it stands."""
         ...
 
     async def meters(self, since_minute: int | None) -> MeterPage:

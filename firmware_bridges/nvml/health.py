@@ -3,8 +3,8 @@
 Each gate says ok, hold (nothing new starts here) or fence (the card is made safe), and the worst
 counts. Heat and power come and go: they fence at one limit and let go below another, so that a
 card at its limit does not flap. What an Xid, an uncorrected error or a failed row remap says stays
-true until somebody has looked: those gates open again by `released` alone, and only when the
-sample no longer shows their cause.
+true until somebody has looked: those gates open again by `released` alone, and only when nothing
+that is seen of the card `stands` against it. What needed a reboot is over with it (`rebooted`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,6 +19,10 @@ from firmware_bridges.nvml.xid import Effect, Need, XidRow, row_of
 
 NS_PER_S: Final = 1_000_000_000
 XIDS_KEPT: Final = 16
+# Gates that stay shut until they are released.
+_REMEMBERED: Final = frozenset({"xid", "ecc", "unavailable"})
+# Gates that show the cause of a remembered fence, or that nobody can see whether it is gone.
+_CAUSES: Final = frozenset({"unknown", "lost", "reset", "silent", "remap", "recovery"})
 # Recovery actions of nvml.h from which on the driver wants the card reset, or the host.
 _ACTIONS: Final = {
     1: Need.RESET, 2: Need.REBOOT, 3: Need.RESET, 4: Need.RESET, 5: Need.INSPECT, 6: Need.RESET,
@@ -142,6 +146,36 @@ def judged(
 def released(health: GpuHealth) -> GpuHealth:
     """Forget what a person has looked at: Xids, uncorrected errors, and the driver's word."""
     return structs.replace(health, xids=(), new_uncorrected=False, unavailable=False)
+
+
+def remembered(health: GpuHealth) -> tuple[str, ...]:
+    """Give codes of all that stays true until it is released, such as ``xid-79``, ``ecc``."""
+    said = (("ecc", health.new_uncorrected), ("unavailable", health.unavailable))
+    xids = tuple(f"xid-{number}" for number in health.xids)
+    return (*xids, *(code for code, is_true in said if is_true))
+
+
+def stands(health: GpuHealth) -> str:
+    """Say what is still seen of a card that keeps it from being released; empty: nothing."""
+    seen = [finding.reason for finding in health.findings if finding.gate in _CAUSES]
+    if health.uncorrected:
+        seen.append(f"{health.uncorrected} uncorrected ECC errors since its last reset")
+    return "; ".join(seen)
+
+
+def ends_by(health: GpuHealth) -> str:
+    """Say what a remembered fence is ended by, for a person."""
+    needs = [finding.need for finding in health.findings if finding.gate in _REMEMBERED]
+    if set(needs) == {Need.REBOOT}:
+        return "a reboot, or an operator's release"
+    words = ", ".join(dict.fromkeys(need.value for need in needs))
+    return f"an operator's release, after: {words}"
+
+
+def rebooted(health: GpuHealth) -> GpuHealth:
+    """Forget the Xids that a reboot cures; the card was seen to be well in another boot."""
+    left = tuple(number for number in health.xids if row_of(number).need is not Need.REBOOT)
+    return structs.replace(health, xids=left)
 
 
 def unjudged(card: str) -> GpuHealth:

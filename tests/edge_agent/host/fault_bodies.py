@@ -109,6 +109,9 @@ class Card:
     def prometheus(self, hostname: str) -> str:
         return ""
 
+    async def release(self, uuid: str) -> None:
+        del uuid
+
 
 class Pair:
     """Which engines a world has, and how they are switched."""

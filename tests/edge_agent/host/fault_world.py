@@ -526,6 +526,12 @@ class LocalDriver:
 
         await self._ask(ask)
 
+    async def release(self, gpu: str) -> None:
+        async def ask(host: HostService) -> None:
+            await host.release(gpu)
+
+        await self._ask(ask)
+
     async def prewarm(self, wishes: tuple[Wish, ...], for_s: float) -> tuple[Ready, ...]:
         async def ask(host: HostService) -> tuple[Ready, ...]:
             await asyncio.sleep(0)

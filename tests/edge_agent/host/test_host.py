@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edge_agent.host.admin import status_of
 from edge_agent.host.door import DoorState
 from edge_agent.host.sensors import EnergyReading, GpuFacts
 from edge_agent.workloads.engine import EngineState, Probe
 from edge_agent.workloads.engine_time import counted, engine_acts
 from edge_agent.workloads.errors import DriverRefusedError
 from edge_agent.workloads.ports import InstanceSpec
+from protocol.node import GpuFence
 from tests.edge_agent.host.engine_program import CANARY_SHA256, EngineProgram, ProgramEngine
 from tests.edge_agent.host.world import CLOCK, HostWorld, client, get, until
 
@@ -424,3 +427,25 @@ async def test_a_card_that_is_held_takes_no_new_customer_and_serves_on(tmp_path:
             await driver.prepare("gpu0", InstanceSpec(instance_id="i2", lease_id="w", attempt=1))
         assert refused.value.answer_code == "held"
         await driver.mine("gpu0", on=True)
+
+
+async def test_the_fence_of_a_card_is_told_and_released_over_the_socket(tmp_path: Path) -> None:
+    world = HostWorld(tmp_path)
+    fence = GpuFence(code="xid-48", since=datetime(2026, 3, 1, tzinfo=UTC), stands="a row")
+    async with world.engines(), world.host(), world.driver() as driver:
+        world.cards.facts = {"GPU-1": GpuFacts(healthy=False, held=True, fence=fence)}
+        await world.service.watch.read_cards()
+        (sample,) = await driver.sample()
+        assert sample.fence == fence
+        (row,) = status_of(world.service).gpus
+        assert (row.healthy, row.held, row.fence) == (False, True, fence)
+        world.cards.stands = "a row"
+        with pytest.raises(DriverRefusedError) as refused:
+            await driver.release("gpu0")
+        assert refused.value.answer_code == "fence_stands"
+        world.cards.stands = ""
+        await driver.release("gpu0")
+        assert world.cards.released == ["GPU-1"]
+        with pytest.raises(DriverRefusedError) as unknown:
+            await driver.release("gpu9")
+        assert unknown.value.answer_code == "no_gpu"

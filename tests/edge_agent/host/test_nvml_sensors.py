@@ -3,11 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from edge_agent.clock import SystemClock
+from edge_agent.host.errors import RefusedError
+from edge_agent.host.fences import FenceFile
 from edge_agent.host.nvml_sensors import NvmlSensors
 from edge_agent.host.sensors import GpuFacts
 from firmware_bridges.nvml.client import Telemetry
@@ -19,7 +22,7 @@ from tests.fakes.nvml import FakeNvml, build, cards, compiler
 DEADLINE_S = 20.0
 # Short where the test waits for it, long where a loaded machine must not be taken for a hang.
 BOUNDS = Bounds(stale_s=2.0, hang_s=0.4, probe_s=1.0, probe_s_min=0.3, probe_s_max=0.6)
-XID_EVENT, ROW_TO_BE_REMAPPED, FALLEN_OFF_THE_BUS = 0x8, 63, 79
+XID_EVENT, DOUBLE_BIT, ROW_TO_BE_REMAPPED, FALLEN_OFF_THE_BUS = 0x8, 48, 63, 79
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +39,18 @@ def fake(library: Path, tmp_path: Path) -> Iterator[FakeNvml]:
 
 
 @asynccontextmanager
-async def reading(fake: FakeNvml) -> AsyncIterator[NvmlSensors]:
+async def reading(
+    fake: FakeNvml, kept: FenceFile | None = None, boot_id: str = "b1"
+) -> AsyncIterator[NvmlSensors]:
     telemetry = Telemetry(SpawnPiped(fake.environment()), bounds=BOUNDS, period_s=0.05)
     sensors = NvmlSensors(
         telemetry,
         {"gpu0": fake.uuid(0), "gpu1": fake.uuid(1)},
         now_ns=SystemClock().boottime_ns,
         limits=HealthLimits(fault_s=0.5),
+        kept=kept,
+        boot_id=boot_id,
+        wall_ns=lambda: 1_700_000_000 * 1_000_000_000,
     )
     task = asyncio.create_task(sensors.run())
     try:
@@ -126,6 +134,79 @@ async def test_an_xid_that_holds_a_card_lets_its_work_go_on_and_no_new_begin(
         assert facts.healthy
         assert facts.reason.startswith("Xid 63")
         assert not (await sensors.read())[fake.uuid(1)].held
+
+
+async def fenced(fake: FakeNvml, file: FenceFile, xid: int) -> None:
+    """Have a host see an Xid of the second card, and end."""
+    async with reading(fake, file) as sensors:
+        await until(sensors, fake.uuid(1), lambda row: row.healthy)
+        fake.event(1, XID_EVENT, xid)
+        await until(sensors, fake.uuid(1), lambda row: not row.healthy and file.read() != ())
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> FenceFile:
+    return FenceFile(tmp_path / "fences.json")
+
+
+async def test_a_fence_outlives_the_host_and_stands_before_the_card_is_read(
+    fake: FakeNvml, file: FenceFile
+) -> None:
+    await fenced(fake, file, DOUBLE_BIT)
+    async with reading(fake, file, "b2") as sensors:
+        first = (await sensors.read())[fake.uuid(1)]
+        assert (first.healthy, first.held) == (False, True), "its child has read nothing yet"
+        facts = await until(sensors, fake.uuid(1), lambda row: row.temp_c is not None)
+        assert not facts.healthy
+        assert facts.fence is not None
+        assert (facts.fence.code, facts.fence.stands) == ("xid-48", "")
+        assert facts.fence.since == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
+        assert facts.fence.ends_by == "an operator's release, after: reset"
+        assert (await sensors.read())[fake.uuid(0)].fence is None
+
+
+async def test_a_release_is_refused_while_the_cause_is_seen_and_then_outlives_the_host(
+    fake: FakeNvml, file: FenceFile
+) -> None:
+    await fenced(fake, file, DOUBLE_BIT)
+    async with reading(fake, file) as sensors:
+        with pytest.raises(RefusedError, match="not read yet"):
+            await sensors.release(fake.uuid(1))
+        fake.gpu(1).remap_pending = 1
+        said = await until(sensors, fake.uuid(1), lambda row: "remapped" in row.reason)
+        assert said.fence is not None
+        assert said.fence.stands == "a row is remapped at the next reset"
+        with pytest.raises(RefusedError) as refused:
+            await sensors.release(fake.uuid(1))
+        assert refused.value.answer_code == "fence_stands"
+        assert len(file.read()) == 1
+        fake.gpu(1).remap_pending = 0
+        await until(sensors, fake.uuid(1), lambda row: "remapped" not in row.reason)
+        await sensors.release(fake.uuid(1))
+        assert file.read() == ()
+        assert (await sensors.read())[fake.uuid(1)].healthy
+        await sensors.release(fake.uuid(1))
+    async with reading(fake, file) as sensors:
+        facts = await until(sensors, fake.uuid(1), lambda row: row.temp_c is not None)
+        assert (facts.healthy, facts.fence) == (True, None)
+
+
+async def test_a_reboot_ends_a_fence_that_needs_one_once_the_card_is_seen_to_be_well(
+    fake: FakeNvml, file: FenceFile
+) -> None:
+    await fenced(fake, file, FALLEN_OFF_THE_BUS)
+    async with reading(fake, file, "b1") as sensors:
+        facts = await until(sensors, fake.uuid(1), lambda row: row.temp_c is not None)
+        assert not facts.healthy, "the same boot"
+    fake.gpu(1).remap_pending = 1
+    async with reading(fake, file, "b2") as sensors:
+        assert not (await sensors.read())[fake.uuid(1)].healthy, "not read yet"
+        facts = await until(sensors, fake.uuid(1), lambda row: row.temp_c is not None)
+        assert not facts.healthy, "something is still seen"
+        fake.gpu(1).remap_pending = 0
+        facts = await until(sensors, fake.uuid(1), lambda row: row.healthy)
+        assert facts.fence is None
+        await until(sensors, fake.uuid(1), lambda row: row.healthy and file.read() == ())
 
 
 async def test_the_cards_are_told_under_the_names_of_dcgm(fake: FakeNvml) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from edge_agent.host.admin import Admin
 from edge_agent.host.config import EngineConfig, GpuConfig, HostConfig, HostLimits, ProxyConfig
 from edge_agent.host.door import DoorLimits
+from edge_agent.host.errors import RefusedError
 from edge_agent.host.gate_log import GateLine, GateLog
 from edge_agent.host.http_server import HttpLimits, bind, serving
 from edge_agent.host.ledger import HostClock, Ledger
@@ -39,6 +40,8 @@ class Cards:
 
     def __init__(self) -> None:
         self.facts: dict[str, GpuFacts] = {}
+        self.released: list[str] = []
+        self.stands = ""
 
     async def run(self) -> None:
         await asyncio.Event().wait()
@@ -48,6 +51,11 @@ class Cards:
 
     def prometheus(self, hostname: str) -> str:
         return f'DCGM_FI_DEV_GPU_TEMP{{hostname="{hostname}"}} 51\n'
+
+    async def release(self, uuid: str) -> None:
+        if self.stands:
+            raise RefusedError("fence_stands", self.stands)
+        self.released.append(uuid)
 
 
 class HostWorld:

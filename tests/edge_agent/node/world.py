@@ -21,6 +21,7 @@ from edge_agent.workloads.fake import FakeDriver
 from protocol.lease import OnPartition, WorkloadSpec
 from protocol.node import (
     DeviceStep,
+    GpuRelease,
     Inventory,
     LeaseKeys,
     LeaseWork,
@@ -84,6 +85,7 @@ class Sink:
         self.mark: int | None = None
         self.keys: tuple[LeaseKeys, ...] = ()
         self.wanted: tuple[Prepare, ...] = ()
+        self.releases: tuple[GpuRelease, ...] = ()
 
     def lease_keys(self, node_id: str) -> tuple[LeaseKeys, ...]:
         assert node_id
@@ -92,6 +94,10 @@ class Sink:
     def prepare(self, node_id: str) -> tuple[Prepare, ...]:
         assert node_id
         return self.wanted
+
+    def release(self, node_id: str) -> tuple[GpuRelease, ...]:
+        assert node_id
+        return self.releases
 
     def reading_mark(self, node_id: str) -> int:
         return self.mark if self.mark is not None else self._had()

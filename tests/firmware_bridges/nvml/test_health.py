@@ -11,8 +11,12 @@ from firmware_bridges.nvml.health import (
     GpuHealth,
     HealthLimits,
     Standing,
+    ends_by,
     judged,
+    rebooted,
     released,
+    remembered,
+    stands,
     unjudged,
 )
 from firmware_bridges.nvml.samples import EventKind, GpuEvent, GpuInfo, GpuSample
@@ -214,6 +218,43 @@ def test_figures_of_a_card_that_is_silent_are_not_judged() -> None:
     cool_but_old = view(GpuState.SILENT, temp_c=60.0)
     health = judge(hot, cool_but_old)
     assert {finding.gate for finding in health.findings} == {"silent", "heat"}
+
+
+@pytest.mark.parametrize(
+    ("figures", "cause"),
+    [
+        ({}, ""),
+        ({"temp_c": 95.0}, ""),  # heat comes and goes by itself, whatever is released
+        ({"ecc_corrected_volatile": 9}, ""),
+        ({"remap_pending": True}, "a row is remapped at the next reset"),
+        ({"remap_failed": True}, "a row could not be remapped"),
+        ({"recovery_action": 1}, "the driver asks for recovery action 1"),
+        ({"ecc_uncorrected_volatile": 1}, "1 uncorrected ECC errors since its last reset"),
+    ],
+)
+def test_a_fence_stands_while_its_cause_is_seen(figures: dict[str, Any], cause: str) -> None:
+    assert stands(judge(view(**figures), events=[xid(48)])) == cause
+
+
+@pytest.mark.parametrize("state", [one for one in GpuState if one is not GpuState.LIVE])
+def test_a_fence_stands_while_the_card_is_not_read(state: GpuState) -> None:
+    assert stands(judge(view(state, "detail"), events=[xid(48)]))
+
+
+def test_what_is_remembered_has_codes_and_says_what_ends_it() -> None:
+    health = judge(view(ecc_uncorrected_volatile=2), events=[xid(79), xid(63)])
+    assert remembered(health) == ("xid-79", "xid-63", "ecc")
+    assert remembered(released(health)) == ()
+    assert remembered(judge(view(temp_c=95.0))) == ()
+    assert ends_by(judge(view(), events=[xid(79)])) == "a reboot, or an operator's release"
+    assert ends_by(judge(view(), events=[xid(63), xid(74)])) == (
+        "an operator's release, after: inspect, reset"
+    )
+
+
+def test_a_reboot_ends_what_needs_one_and_nothing_else() -> None:
+    health = judge(view(), events=[xid(79), xid(48)])
+    assert rebooted(health).xids == (48,)
 
 
 @given(st.lists(st.floats(0, 120) | st.none(), min_size=1, max_size=30))

@@ -1,0 +1,85 @@
+"""An operator's word on a fence, as the agent takes it and says it on."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from msgspec import structs
+
+from edge_agent.core.errors import ActError
+from edge_agent.services.agent import Agent
+from edge_agent.services.fence_words import FenceWords
+from protocol.node import RELEASE_LAPSES_S, GpuFence, GpuRelease, GpuSample, NodeFacts
+from tests.edge_agent.services.brain_world import World, play
+
+SINCE = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
+FENCE = GpuFence(code="xid-48", since=SINCE, ends_by="an operator's release, after: reset")
+STANDING = structs.replace(FENCE, stands="a row is remapped at the next reset")
+
+
+def sample(device_id: str, fence: GpuFence | None) -> GpuSample:
+    return GpuSample(device_id=device_id, healthy=fence is None, fence=fence)
+
+
+def test_a_word_names_the_fence_and_is_said_until_it_lapses_or_the_fence_is_gone() -> None:
+    now = [0]
+    words = FenceWords(lambda: now[0])
+    words.release("g0")
+    assert words.words("n1") == (), "nothing is fenced"
+    words.take("n1", (sample("g0", FENCE), sample("g1", None)))
+    words.release("g0")
+    words.release("g1")
+    said = (GpuRelease(device_id="g0", code="xid-48", since=SINCE),)
+    assert words.words("n1") == said
+    assert words.words("n2") == ()
+    now[0] = int(RELEASE_LAPSES_S * 1e9) - 1
+    assert words.words("n1") == said
+    now[0] += 1
+    assert words.words("n1") == ()
+    words.release("g0")
+    words.take("n1", (sample("g0", None),))
+    assert words.words("n1") == ()
+
+
+def test_a_fence_that_stands_is_not_released() -> None:
+    words = FenceWords(lambda: 0)
+    words.take("n1", (sample("g0", STANDING),))
+    with pytest.raises(ActError, match="a row is remapped at the next reset") as refused:
+        words.release("g0")
+    assert refused.value.code == "fence_stands"
+    assert words.words("n1") == ()
+
+
+def test_a_fence_is_told_with_its_code_since_when_and_what_ends_it() -> None:
+    words = FenceWords(lambda: 0)
+    assert words.text("g0") is None
+    words.take("n1", (sample("g0", FENCE),))
+    ends = "ends by an operator's release, after: reset (`undrain`)"
+    assert words.text("g0") == f"xid-48 since 2026-03-01T12:30:00Z; {ends}"
+    words.take("n1", (sample("g0", STANDING),))
+    assert words.text("g0") == (
+        f"xid-48 since 2026-03-01T12:30:00Z; {ends}; still seen: {STANDING.stands}"
+    )
+
+
+def test_undrain_releases_the_fence_of_a_gpu_and_why_tells_of_it() -> None:
+    world = World()
+
+    async def script(agent: Agent) -> None:
+        node_id, device_id = next(
+            (row.node_id, row.device_id) for row in agent.site.devices if row.node_id
+        )
+        facts = NodeFacts(at=SINCE, samples=(sample(device_id, STANDING),), devices=())
+        await agent.on_facts(node_id, facts)
+        with pytest.raises(ActError) as refused:
+            await agent.undrain(device_id)
+        assert refused.value.code == "fence_stands"
+        assert agent.release(node_id) == ()
+        facts = NodeFacts(at=SINCE, samples=(sample(device_id, FENCE),), devices=())
+        await agent.on_facts(node_id, facts)
+        assert (agent.why(device_id).fence or "").startswith("xid-48 since")
+        await agent.undrain(device_id)
+        assert [one.device_id for one in agent.release(node_id)] == [device_id]
+
+    play(world, script)
