@@ -59,11 +59,13 @@ class NvmlSensors:
         self._now_ns = now_ns
         self._limits = limits
         self._kept = MemoryFences() if kept is None else kept
+        self._changed = asyncio.Event()
         self._boot_id = boot_id
         self._wall_ns = wall_ns
         self._fences: dict[str, Fence] = {one.card: one for one in self._kept.read()}
         self._health = {card: health_of(fence) for card, fence in self._fences.items()}
-        self._changed = asyncio.Event()
+        for card in self._fences:
+            self._judge(GpuView(card=card, state=GpuState.UNKNOWN), ())
         self._meters: dict[str, EnergyMeter] = {}
         self._last_xids: dict[str, int] = {}
 
