@@ -15,6 +15,7 @@ from protocol.resource import Activity
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edge_agent.node.service import NodeService
     from tests.edge_agent.node.conftest import Scenario
     from tests.edge_agent.node.world import World
 
@@ -25,19 +26,23 @@ FENCE = GpuFence(code="xid-79", since=SINCE)
 WORD = GpuRelease(device_id="d0", code="xid-79", since=SINCE)
 
 
+def activity_of(node: NodeService) -> Activity:
+    return node.memory.assignments["d0"].activity
+
+
 def test_a_released_gpu_comes_back_to_work(play: Play) -> None:
     async def scenario(world: World) -> None:
         world.driver.fences["gpu0"] = FENCE
         async with world.node() as node, world.agent():
             await asyncio.sleep(4.5)
-            assert node.memory.assignments["d0"].activity is Activity.FAULT
+            assert activity_of(node) is Activity.FAULT
             told = {one.device_id: one.fence for one in world.sink.facts[-1].samples}
             assert told == {"d0": FENCE, "d1": None}
             assert world.driver.released == []
             world.sink.releases = (WORD,)
             await asyncio.sleep(12.0)
             assert world.driver.released == ["gpu0"]
-            assert node.memory.assignments["d0"].activity is Activity.IDLE
+            assert activity_of(node) is Activity.IDLE
 
     play(scenario)
 
