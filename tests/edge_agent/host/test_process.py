@@ -8,7 +8,7 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -16,9 +16,11 @@ import msgspec
 import pytest
 
 from edge_agent.host.gate_log import GateLine
+from edge_agent.workloads.errors import DriverRefusedError
 from edge_agent.workloads.host_driver import HostDriver
-from edge_agent.workloads.ports import InstanceSpec
+from edge_agent.workloads.ports import HostSample, InstanceSpec
 from tests.edge_agent.host.world import background, client, get, until
+from tests.fakes.nvml import build, cards, compiler
 
 ROOT = Path(__file__).resolve().parents[3]
 ENGINE = str(Path(__file__).with_name("engine_program.py"))
@@ -62,10 +64,10 @@ url = "http://127.0.0.1:{server}"
 
 
 @asynccontextmanager
-async def _process(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def _process(*arguments: str, **env: str) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, *arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **env},
     )  # fmt: skip
     try:
         yield process
@@ -199,3 +201,58 @@ async def test_the_installed_command_serves_gpus_without_engines(tmp_path: Path)
         host.send_signal(signal.SIGTERM)
         async with asyncio.timeout(8):
             assert await host.wait() == 0
+
+
+async def _sampled(driver: HostDriver, is_true: Callable[[HostSample], bool]) -> HostSample:
+    async with asyncio.timeout(20):
+        while True:
+            (sample,) = await driver.sample()
+            if is_true(sample):
+                return sample
+            await asyncio.sleep(0.05)  # another process makes it true
+
+
+@pytest.mark.e2e
+async def test_a_fence_outlives_a_killed_host_and_ends_by_a_release_for_good(
+    tmp_path: Path,
+) -> None:
+    if compiler() is None:
+        pytest.skip("no C compiler for tests/fakes/nvml.c: apt-get install -y gcc")
+    config, driver = tmp_path / "host.toml", _driver(tmp_path)
+    command = ("-m", "edge_agent", "host", "--config", str(config))
+    with cards(build(tmp_path / "nvml"), tmp_path, 1) as fake:
+        text = CONFIG.format(folder=tmp_path, port=_free_port(), admin=(admin := _free_port()))
+        text = f'sensors = "nvml"\n{text}uuid = "{fake.uuid(0)}"\n'
+        config.write_text(text, encoding="utf-8")
+        env = {name: fake.environment()[name] for name in ("LD_LIBRARY_PATH", "HCP_NVML_STATE")}
+        async with background(driver.run()):
+            async with _process(*command, **env) as host:
+                await _up(driver)
+                await _sampled(driver, lambda one: one.healthy and one.temp_c is not None)
+                fake.event(0, 0x8, 79)
+                told = (await _sampled(driver, lambda one: not one.healthy)).fence
+                await until((tmp_path / "data" / "fences.json").exists)
+                host.kill()
+                await host.wait()
+            await until(lambda: driver.info() is None)
+            fake.gpu(0).remap_pending = 1
+            async with _process(*command, **env):
+                await _up(driver)
+                sample = await _sampled(driver, lambda one: one.temp_c is not None)
+                assert (sample.healthy, sample.held) == (False, True)
+                assert told is not None
+                assert sample.fence is not None
+                assert (sample.fence.code, sample.fence.since) == ("xid-79", told.since)
+                page = json.loads((await get(admin, "/status"))[1])["gpus"][0]["fence"]
+                assert page["ends_by"] == "a reboot, or an operator's release"
+                with pytest.raises(DriverRefusedError, match="remapped at the next reset"):
+                    await driver.release("gpu0")
+                fake.gpu(0).remap_pending = 0
+                await _sampled(driver, lambda one: one.fence is not None and not one.fence.stands)
+                await driver.release("gpu0")
+                assert (await driver.sample())[0].healthy
+            await until(lambda: driver.info() is None)
+            async with _process(*command, **env):
+                await _up(driver)
+                sample = await _sampled(driver, lambda one: one.temp_c is not None)
+                assert (sample.healthy, sample.held, sample.fence) == (True, False, None)

@@ -8,10 +8,12 @@ import pytest
 from msgspec import structs
 
 from edge_agent.core.errors import ActError
+from edge_agent.local_api.api import BufferView, HubLink, LocalApi
+from edge_agent.local_api.http import LocalError, LocalRequest, Peer
 from edge_agent.services.agent import Agent
 from edge_agent.services.fence_words import FenceWords
 from protocol.node import RELEASE_LAPSES_S, GpuFence, GpuRelease, GpuSample, NodeFacts
-from tests.edge_agent.services.brain_world import World, play
+from tests.edge_agent.services.brain_world import LoopClock, World, build_site, play
 
 SINCE = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
 FENCE = GpuFence(code="xid-48", since=SINCE, ends_by="an operator's release, after: reset")
@@ -81,5 +83,40 @@ def test_undrain_releases_the_fence_of_a_gpu_and_why_tells_of_it() -> None:
         assert (agent.why(device_id).fence or "").startswith("xid-48 since")
         await agent.undrain(device_id)
         assert [one.device_id for one in agent.release(node_id)] == [device_id]
+
+    play(world, script)
+
+
+def test_one_gpu_that_stays_fenced_is_in_no_others_way() -> None:
+    world = World(build_site(asics=0, gpus=2))
+
+    async def script(agent: Agent) -> None:
+        for device_id in ("g0", "g1"):
+            await agent.drain(device_id, None, "dust")
+        rows = (sample("g0", STANDING), sample("g1", FENCE))
+        await agent.on_facts("n0", NodeFacts(at=SINCE, samples=rows, devices=()))
+        api = LocalApi(
+            agent,
+            LoopClock(),
+            hub=lambda: HubLink(online=False, heard_age_s=None, backlog=0, last_error=""),
+            buffer=lambda: BufferView(
+                v=1, streams=(), segment_bytes=0, level=0, dropped_segments=0
+            ),
+            switches=lambda _limit: (),
+        )
+        with pytest.raises(LocalError, match="g0: no longer held, but fenced") as refused:
+            await api.handle(
+                LocalRequest(
+                    method="POST",
+                    path="/v1/undrain",
+                    query={},
+                    body=b'{"pattern":"g*"}',
+                    peer=Peer(pid=1, uid=1_000, gid=1_000),
+                    writable=True,
+                )
+            )
+        assert (refused.value.status, refused.value.code) == (409, "fence_stands")
+        assert [one.hold for one in agent.devices()] == ["none", "none"]
+        assert [one.device_id for one in agent.release("n0")] == ["g1"]
 
     play(world, script)
