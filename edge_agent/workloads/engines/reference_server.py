@@ -180,12 +180,20 @@ class ReferenceServer(ApiEngine):
             return (await self._api.get("/canary", LogitsHash, deadline)).logits_sha256
 
     async def _tried(self, deadline: Deadline) -> Probe | None:
-        """Have it give its logits; None: it says that it is not at work."""
+        """Have it give its logits; None: it says that it is not at work.
+
+        Raises:
+            WorkloadError: No logits came: somebody else may sit on the address of one that is gone.
+        """
         try:
-            self._judge(await self._logits(deadline), learn=False)
+            logits = await self._logits(deadline)
         except DriverRefusedError as exc:
             if exc.answer_code == Refusal.BUSY:
                 return None
+            raise
+        try:
+            self._judge(logits, learn=False)
+        except DriverRefusedError as exc:
             return live_probe(EngineState.FAILED, ready=False, detail=str(exc))
         return live_probe(EngineState.ACTIVE, ready=True, detail="logits are right")
 
