@@ -108,7 +108,7 @@ class FenceFile:
             return ()
         except msgspec.MsgspecError as exc:
             aside = self._path.with_suffix(".unread")
-            logger.error("fences are NOT known, set aside as %s: %s", aside, exc)  # noqa: TRY400
+            logger.error("fences are NOT known, set aside as %s: %s", aside, exc)  # noqa: TRY400 - the file, no defect
             self._path.replace(aside)
             return ()
 
