@@ -81,7 +81,8 @@ def to_shed_w(site: Site, state: SiteState, counted: FloatColumn) -> FloatColumn
     if not waited:
         known = state.reachable & ~np.isnan(state.power_w) & (state.read_ns >= state.mode_since_ns)
         read = split_w(site, np.where(known, state.power_w, 0.0) * site.pue)
-        excess = np.where(read > caps_w(site), excess, 0.0)
+        coming = split_w(site, pw.stepping_up(site, state).astype(np.float64)) > 0.0
+        excess = np.where((read > caps_w(site)) | coming, excess, 0.0)
     out: FloatColumn = np.maximum(excess - going_down_w(site, state), 0.0)
     return np.where(excess > 0.0, out, 0.0)
 

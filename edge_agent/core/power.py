@@ -251,7 +251,7 @@ def to_shed_w(site: Site, state: SiteState, power: PowerView) -> float:
     """Give how many site watts must go now, beyond what open switches already bring down.
 
     True readings above the cap shed at once; a counted load above it has ``shed_after_s`` to be
-    confirmed lower.
+    confirmed lower, unless a step is going up: what that will draw no reading can know yet.
     """
     excess = power.counted_w - power.cap_w
     if excess <= 0.0:
@@ -259,7 +259,8 @@ def to_shed_w(site: Site, state: SiteState, power: PowerView) -> float:
     waited = state.over_cap_ns >= 0 and state.now_ns - state.over_cap_ns >= int(
         site.limits.shed_after_s * NS_PER_S
     )
-    if not waited and read_w(site, state) <= power.cap_w:
+    below = read_w(site, state) <= power.cap_w
+    if below and not waited and not stepping_up(site, state).any():
         return 0.0
     return max(excess - going_down_w(site, state), 0.0)
 
@@ -294,6 +295,19 @@ def stepping_down(site: Site, state: SiteState) -> FlagColumn:
     young = state.now_ns - state.step_since_ns <= int(site.limits.shed_after_s * NS_PER_S)
     read = (state.read_ns > state.step_since_ns) & (state.power_w <= lower * READ_SLACK)
     out: FlagColumn = open_down & state.reachable & (young | read)
+    return out
+
+
+def stepping_up(site: Site, state: SiteState) -> FlagColumn:
+    """Tell which devices an open change of step brings up.
+
+    One is begun only where it fits; an agent that resumes it from an older copy of its store, or is
+    given a lower cap, may find that it does not.
+    """
+    if site.steps is None or not np.any(state.step_to != state.step):
+        return np.zeros(len(site), dtype=np.bool_)
+    after, before = step_device_w(site, state.step_to), step_device_w(site, state.step)
+    out: FlagColumn = (state.step_to != state.step) & (state.switch_no >= 0) & (after > before)
     return out
 
 
