@@ -409,6 +409,17 @@ def test_a_step_down_that_does_not_show_is_not_waited_for() -> None:
     assert plant.state.step[off] == 0
 
 
+def test_what_a_step_going_up_will_draw_is_shed_before_any_reading_knows_it() -> None:
+    plant = running(mode_site(3, cap_w=1e5, shed_after_s=15.0), price=60.0)
+    plant.step(5.0, tick(20.0, plant.at_s + 5.0))
+    assert {row.mode for row in plant.open.values()} == {"high"}
+    made = plant.step(1.0, policy(1, 11_500.0), plant.readings())
+    assert pw.read_w(plant.site, plant.state) <= 11_500.0
+    assert {row.to_activity for row in made.intents} == {Activity.CURTAILED}
+    left = np.setdiff1d(np.arange(3), np.concatenate([row.indices for row in made.intents]))
+    assert 4_485.0 * len(left) <= 11_500.0
+
+
 def test_a_confirmed_step_down_is_waited_for_until_it_is_read() -> None:
     plant = running(mode_site(3, cap_w=1e5, shed_after_s=15.0), "high", price=20.0)
     plant.step(5.0, policy(1, 11_000.0), plant.readings())
