@@ -79,7 +79,7 @@ def to_shed_w(site: Site, state: SiteState, counted: FloatColumn) -> FloatColumn
         site.limits.shed_after_s * NS_PER_S
     )
     if not waited:
-        known = state.reachable & ~np.isnan(state.power_w) & (state.read_ns >= state.mode_since_ns)
+        known = pw.truly_read(site, state)
         read = split_w(site, np.where(known, state.power_w, 0.0) * site.pue)
         coming = split_w(site, pw.stepping_up(site, state).astype(np.float64)) > 0.0
         excess = np.where((read > caps_w(site)) | coming, excess, 0.0)

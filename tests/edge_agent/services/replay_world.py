@@ -3,14 +3,16 @@
 import asyncio
 import random
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from edge_agent.core.site import Site
 from edge_agent.services.agent import Agent, AgentPorts
+from edge_agent.services.replay import ReplayReport, replay
 from edge_agent.storage.core_store import SqliteCoreStore
+from edge_agent.storage.journal_reader import JournalReader
 from edge_agent.storage.schema import MIGRATIONS
 from edge_agent.storage.writer import InlineWriter
 from protocol.ids import IdSource
@@ -174,3 +176,14 @@ def live(world: JournalWorld, days: int, *, changed: Site | None = None) -> byte
 
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(main())
+
+
+def replay_file(
+    path: Path, *, from_at: datetime | None = None, to_at: datetime | None = None
+) -> ReplayReport:
+    """Replay a journal that lies in a file, whole or in a span."""
+    reader = JournalReader(path)
+    try:
+        return replay(reader, from_at=from_at, to_at=to_at)
+    finally:
+        reader.close()

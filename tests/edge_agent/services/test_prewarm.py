@@ -11,7 +11,6 @@ from edge_agent.core import facts as f
 from edge_agent.core.prewarm_limits import PrewarmLimits
 from edge_agent.services.agent import Agent
 from edge_agent.services.override_keys import Overrides
-from edge_agent.services.replay import ReplayReport, replay
 from edge_agent.services.switch_costs import CostLearner
 from edge_agent.services.what_if import what_if
 from edge_agent.storage.journal_reader import JournalReader
@@ -20,7 +19,7 @@ from protocol.node import Prepare, PrepareStage
 from protocol.resource import Activity
 from simulators.virtual_loop import VirtualTimeLoop
 from tests.edge_agent.services.brain_world import World, build_site, lease, play
-from tests.edge_agent.services.replay_world import JournalWorld, live, spiky
+from tests.edge_agent.services.replay_world import JournalWorld, live, replay_file, spiky
 from tests.edge_agent.services.test_replay import rewrite, rows_of
 
 PREWARM = PrewarmLimits(per_node=1)
@@ -158,20 +157,12 @@ def days(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _replay(path: Path) -> ReplayReport:
-    reader = JournalReader(path)
-    try:
-        return replay(reader)
-    finally:
-        reader.close()
-
-
 def test_a_journal_with_it_is_replayed_exactly(days: Path) -> None:
     acts = [fact for _, row in rows_of(days) for fact in row.acts]
     assert any(isinstance(fact, f.PrepareAsked) for fact in acts)
     ended = {fact.outcome for fact in acts if isinstance(fact, f.PrepareEnded)}
     assert f.PrepareOutcome.USED in ended
-    report = _replay(days)
+    report = replay_file(days)
     assert report.differences == ()
     assert report.equal
     assert report.states > 0
@@ -187,7 +178,7 @@ def test_an_act_that_was_not_decided_is_found_and_named(days: Path, tmp_path: Pa
             )
             rewrite(path, seq, f.encode_row(replace(row, acts=told)), chained=True)
             break
-    found = [row for row in _replay(path).differences if row.kind == "act"]
+    found = [row for row in replay_file(path).differences if row.kind == "act"]
     assert "0.123" in str(found[0].journalled)
 
 

@@ -22,7 +22,7 @@ from edge_agent.core.site import CURTAILED, MINE, Device, Site
 from edge_agent.core.snapshot import COLUMNS, Snapshot
 from edge_agent.ports import StoredRow
 from edge_agent.services.journal_walk import Walk
-from edge_agent.services.replay import ReplayReport, replay, why_at
+from edge_agent.services.replay import replay, why_at
 from edge_agent.storage.errors import StoreIoError
 from edge_agent.storage.journal_reader import JournalReader
 from protocol.resource import Activity
@@ -34,6 +34,7 @@ from tests.edge_agent.services.replay_world import (
     HOUR_S,
     JournalWorld,
     live,
+    replay_file,
     spiky,
 )
 
@@ -44,16 +45,6 @@ TURN_S = 300.0
 @pytest.fixture
 def copy(week: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(week, tmp_path / "core.sqlite"))
-
-
-def run(
-    path: Path, *, from_at: datetime | None = None, to_at: datetime | None = None
-) -> ReplayReport:
-    reader = JournalReader(path)
-    try:
-        return replay(reader, from_at=from_at, to_at=to_at)
-    finally:
-        reader.close()
 
 
 def rows_of(path: Path) -> list[tuple[int, f.TickRow]]:
@@ -78,7 +69,7 @@ def rewrite(path: Path, seq: int, body: bytes, *, chained: bool = False) -> None
 
 
 def test_a_week_is_replayed_exactly(week: Path) -> None:
-    report = run(week)
+    report = replay_file(week)
     assert report.equal, report.differences
     # A pass at least every five minutes, and a snapshot every hour.
     assert report.decisions >= 7 * DAY_S / TURN_S
@@ -98,7 +89,7 @@ def test_a_week_is_replayed_exactly(week: Path) -> None:
 
 def test_a_span_begins_at_the_snapshot_before_it(week: Path) -> None:
     from_at, to_at = START + timedelta(days=3, hours=5), START + timedelta(days=3, hours=8)
-    report = run(week, from_at=from_at, to_at=to_at)
+    report = replay_file(week, from_at=from_at, to_at=to_at)
     assert report.equal, report.differences
     assert report.from_at is not None
     assert report.to_at is not None
@@ -144,7 +135,7 @@ def test_one_bit_of_a_reading_is_found_and_named(
     changed = replace(fact, hashrate_ths=bytes(raw))
     facts = (*row.facts[:at], changed, *row.facts[at + 1 :])
     rewrite(copy, seq, f.encode_row(replace(row, facts=facts)))
-    report = run(copy)
+    report = replay_file(copy)
     assert not report.equal
     first, second = report.differences[:2]
     assert (first.kind, first.seq, first.at) == ("row", seq, row.instant.wall)
@@ -174,7 +165,7 @@ def test_a_change_with_a_mended_chain_is_found_by_the_decision(copy: Path) -> No
     dearer = replace(fact.tick, price_usd_per_mwh=fact.tick.price_usd_per_mwh + 0.01)
     facts = (*row.facts[:at], f.MarketSeen(dearer), *row.facts[at + 1 :])
     rewrite(copy, seq, f.encode_row(replace(row, facts=facts)), chained=True)
-    (found,) = run(copy).differences
+    (found,) = replay_file(copy).differences
     assert (found.kind, found.seq, found.column) == ("decision", seq, "gain_usd")
     assert found.device_id in {"g0", "a0"}  # the first of its class: a price moves them all
     assert found.detail == "other devices differ too"
@@ -194,7 +185,7 @@ def test_an_act_that_was_not_decided_is_found_and_named(copy: Path) -> None:
         for fact in row.acts
     )
     rewrite(copy, seq, f.encode_row(replace(row, acts=acts)), chained=True)
-    (found,) = run(copy).differences
+    (found,) = replay_file(copy).differences
     assert (found.kind, found.seq, found.column) == ("act", seq, "target")
     assert (found.journalled, found.replayed) == ("idle", "curtailed")
     assert found.device_id is not None
@@ -211,9 +202,9 @@ def test_one_bit_of_a_snapshot_is_found_and_named(copy: Path) -> None:
         connection.execute("UPDATE snapshot SET body = ? WHERE fact_seq = ?", (text, seq))
     connection.close()
     at = next(row.instant.wall for number, row in rows_of(copy) if number == seq)
-    report = run(copy, from_at=at + timedelta(seconds=1))
+    report = replay_file(copy, from_at=at + timedelta(seconds=1))
     assert [row.kind for row in report.differences][:1] == ["snapshot"]
-    (found,) = run(copy).differences
+    (found,) = replay_file(copy).differences
     assert (found.kind, found.seq, found.column) == ("snapshot", seq, COLUMNS[-1][0])
     assert found.device_id == "a5"
     assert found.journalled != found.replayed
@@ -224,9 +215,9 @@ def test_missing_and_unreadable_rows_are_told(copy: Path) -> None:
         connection.execute("DELETE FROM journal WHERE seq = 900")
         connection.execute("UPDATE journal SET body = x'00' WHERE seq = 950")
     connection.close()
-    told = [(row.kind, row.seq) for row in run(copy).differences]
+    told = [(row.kind, row.seq) for row in replay_file(copy).differences]
     assert ("gap", 901) in told
-    assert run(copy, from_at=START + timedelta(days=5)).equal
+    assert replay_file(copy, from_at=START + timedelta(days=5)).equal
 
 
 def test_why_at_a_time_explains_what_was_decided_then(week: Path) -> None:
@@ -266,7 +257,7 @@ def test_a_changed_site_is_taken_over_where_it_came_into_force(tmp_path: Path) -
     changed = Site("s1", classes, devices, site.limits)
     world = JournalWorld(path, site=site, turn_s=TURN_S, price_at=spiky(2))
     live(world, days=2, changed=changed)
-    report = run(path)
+    report = replay_file(path)
     assert report.equal, report.differences
     assert report.sites == 2
 
@@ -278,7 +269,7 @@ def test_a_journal_is_read_beside_a_running_agent(week: Path, tmp_path: Path) ->
     writer.execute("BEGIN IMMEDIATE")
     writer.execute("UPDATE meta SET value = value + 1")
     try:
-        assert run(path, to_at=START + timedelta(hours=6)).equal
+        assert replay_file(path, to_at=START + timedelta(hours=6)).equal
     finally:
         writer.execute("ROLLBACK")
         writer.close()
@@ -391,7 +382,7 @@ def test_a_week_at_a_pass_a_minute_is_replayed_exactly(tmp_path: Path) -> None:
     path = tmp_path / "core.sqlite"
     site = build_site(asics=12, gpus=6, cap_w=45_000.0)
     live(JournalWorld(path, site=site, turn_s=60.0, price_at=spiky(3)), days=7)
-    report = run(path)
+    report = replay_file(path)
     assert report.equal, report.differences
     assert report.decisions >= 7 * DAY_S / 60.0
     assert report.to_at is not None

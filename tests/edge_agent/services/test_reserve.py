@@ -8,12 +8,11 @@ from msgspec.structs import replace
 from edge_agent.core import facts as f
 from edge_agent.core.site import Site
 from edge_agent.services.override_keys import Change, Overrides
-from edge_agent.services.replay import ReplayReport, replay
 from edge_agent.services.what_if import what_if
 from edge_agent.storage.journal_reader import JournalReader
 from protocol.resource import Activity
 from tests.edge_agent.services.brain_world import build_site
-from tests.edge_agent.services.replay_world import JournalWorld, live, spiky
+from tests.edge_agent.services.replay_world import JournalWorld, live, replay_file, spiky
 from tests.edge_agent.services.test_replay import rows_of
 
 
@@ -40,20 +39,12 @@ def days(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _lived(tmp_path_factory.mktemp("reserve") / "core.sqlite", 2)
 
 
-def _replay(path: Path) -> ReplayReport:
-    reader = JournalReader(path)
-    try:
-        return replay(reader)
-    finally:
-        reader.close()
-
-
 def test_a_journal_with_it_is_replayed_exactly(days: Path) -> None:
     acts = [fact for _, row in rows_of(days) for fact in row.acts]
     moved = [fact for fact in acts if isinstance(fact, f.SwitchOpened) and fact.reason == "reserve"]
     assert moved
     assert {fact.to_activity for fact in moved} == {Activity.IDLE}
-    report = _replay(days)
+    report = replay_file(days)
     assert report.differences == ()
     assert report.equal
     assert report.states > 0
