@@ -9,6 +9,7 @@ Theory of operation.
    an order, its feeder and the ramp, with room left for a start in earnest; it goes when it is
    wanted.
 4. What ends otherwise than by a switch leaves the device alone for a while.
+5. A pass that starts a lease's work leaves all of it to the next one: somebody waits for that start.
 """
 
 from collections import Counter
@@ -52,6 +53,8 @@ def prepare_acts(site: Site, state: SiteState, made: Plan) -> tuple[f.Fact, ...]
     """
     limits = site.prewarm or NOTHING
     if limits.per_node <= 0 and not state.prepares:
+        return ()
+    if any(intent.lease_id is not None for intent in made.intents):
         return ()
     expected = {(row.device_id, row.enters): row for row in ahead(site, state, idle=False)}
     found = ((row, _end(site, state, limits, made, row, expected)) for row in state.prepares)

@@ -350,16 +350,15 @@ class PhaseRunner:
         deadline_s: float,
         walk: _Walk,
     ) -> None:
-        before, read = dict(outcomes), asyncio.Event()
+        before = dict(outcomes)
 
         def decide(page: Harvest) -> Decision:
             outcomes.update(before)
-            read.set()
             return self._decide(request, jobs, outcomes, page)
 
         deed = partial(self._desk.harvest, decide, stopped=stopped)
         if request.phase is Phase.DRAIN and walk.goes_on:
-            await self._sync_beside(deed, read, walk)
+            walk.syncing = walk.group.create_task(self._metered(deed), name="phase-meters")
             return
         try:
             harvested = await _with_host(request.phase, deed, deadline_s)
@@ -374,31 +373,20 @@ class PhaseRunner:
             self._emit(event)
         self._tell(request.phase, harvested.decision)
 
-    async def _sync_beside(
-        self, deed: Callable[[], Awaitable[Harvested]], read: asyncio.Event, walk: _Walk
-    ) -> None:
-        """Wait until the page of DRAIN is read; what it gives is synced while the walk goes on.
+    async def _metered(self, deed: Callable[[], Awaitable[Harvested]]) -> Exception | None:
+        """Read and sync what the gates that were shut have metered, while the walk goes on.
 
-        The host keeps a meter that is shut, so that a node which dies before the write reads it
-        again. Nobody is told of the reading, nor of the walk, before it is durable.
+        A meter that is shut stands still, and its host keeps it, also without its instance: a node
+        that dies before the write reads it again. Nobody is told of the reading, nor of the walk,
+        before it is durable.
         """
-
-        async def synced() -> Exception | None:
-            try:
-                harvested = await deed()
-            except (StorageError, DriverRefusedError, DriverUnavailableError) as exc:
-                return exc
-            finally:
-                read.set()
-            for event in harvested.events:
-                self._emit(event)
-            return None
-
-        walk.syncing = walk.group.create_task(synced(), name="phase-sync")
-        await read.wait()
-        if walk.syncing.done() and (error := walk.syncing.result()) is not None:
-            walk.syncing = None
-            raise error
+        try:
+            harvested = await deed()
+        except (StorageError, DriverRefusedError, DriverUnavailableError) as exc:
+            return exc
+        for event in harvested.events:
+            self._emit(event)
+        return None
 
     async def _store(
         self,

@@ -12,6 +12,8 @@ from edge_agent.core.economics import value
 from edge_agent.core.explain import why
 from edge_agent.core.optimizer import plan
 from edge_agent.core.passes import enter
+from edge_agent.core.plan import Intent, Reason
+from edge_agent.core.prepares import prepare_acts
 from edge_agent.core.prewarm_limits import PrewarmLimits
 from edge_agent.core.ready import ARRIVALS_KEPT, PrepareStatus, entry_of, next_chance
 from edge_agent.core.ready_facts import SHORT_REST_S
@@ -131,6 +133,24 @@ def test_leases_that_come_make_the_gpu_of_the_next_one_ready() -> None:
     assert opened.device_ids == (row.device_id,)
     plant.step(1.0, plant.close(opened.switch_id), plant.readings())
     assert ends(plant) == [Out.USED]
+
+
+def test_a_pass_that_starts_a_lease_leaves_what_is_only_likely_to_the_next() -> None:
+    plant = expecting()
+    anew = replace(plant.state, prepares=())
+    made = plan(plant.site, anew)
+    assert [type(fact) for fact in prepare_acts(plant.site, anew, made)] == [f.PrepareAsked]
+    asked_at = plant.site.index_of(asked(plant))
+    other = next(at for at in range(len(plant.site)) if at != asked_at)
+    start = Intent(
+        class_index=int(plant.site.class_of[other]),
+        indices=np.array([other], dtype=np.int64),
+        from_activity=MINE,
+        to_activity=SERVE,
+        reason=Reason.LEASE,
+        lease_id="w9.1",
+    )
+    assert prepare_acts(plant.site, anew, replace(made, intents=(start,))) == ()
 
 
 def test_a_switch_that_comes_before_it_is_ready_is_late() -> None:
