@@ -9,7 +9,7 @@ Theory of operation.
    an order, its feeder and the ramp, with room left for a start in earnest; it goes when it is
    wanted.
 4. What ends otherwise than by a switch leaves the device alone for a while.
-5. A pass that starts a lease's work leaves all of it to the next one: somebody waits for that start.
+5. A pass that starts a lease's work leaves all this to the next one: somebody waits for it.
 """
 
 from collections import Counter

@@ -5,7 +5,9 @@ savepoint of its own, and every caller is answered after the commit. While one g
 synced the next one gathers, so that the cost of a sync is shared without anybody waiting for it;
 only after a group of many jobs does the writer linger for more. A group without any ``sync``
 job is committed unsynced (``synchronous=NORMAL``): it survives the death of the process, and the
-next synced commit covers it too, because the write-ahead log is one file, synced as a whole.
+next synced commit covers it too, because the write-ahead log is one file, synced as a whole. What
+is in the log is copied into the database, which takes syncs of its own, while nobody waits: SQLite
+would do so in the commit that fills it.
 """
 
 import asyncio
@@ -36,8 +38,13 @@ QUEUE_MAX = 1_024
 LINGER_S = 0.002
 # A group of more jobs than this means that more are on their way.
 LINGER_ABOVE = 4
+# After so many commits the log is copied, once nobody has wanted anything for so long.
+COPY_AFTER = 64
+COPY_IDLE_S = 0.03
 _BUSY_TIMEOUT_MS = 5_000
 _WAL_LIMIT_BYTES = 64 * 1024 * 1024
+# A writer that is never idle has SQLite copy the log at so many pages (32 MiB).
+_WAL_PAGES_MAX = 8_192
 
 
 class Writer(Protocol):
@@ -123,6 +130,7 @@ class ThreadedWriter:
         self._thread: threading.Thread | None = None
         self._ended: asyncio.Future[None] | None = None
         self._reader: sqlite3.Connection | None = None
+        self._uncopied = 0
 
     async def start(self) -> None:
         """Open the file in the writer's thread."""
@@ -182,11 +190,12 @@ class ThreadedWriter:
         level = _SyncLevel(connection)
         crowded = False
         while True:
-            group, last = self._gather(linger=crowded)
+            group, last = self._gather(connection, linger=crowded)
             crowded = len(group) > LINGER_ABOVE
             if group:
                 run_group(connection, group, level, self._on_full)
                 self._call(self._deliver, group)
+                self._uncopied += 1
             if last:
                 break
         connection.close()
@@ -195,9 +204,11 @@ class ThreadedWriter:
         )
         self._call(_resolve, ended)
 
-    def _gather(self, *, linger: bool) -> tuple[list[_Pending], bool]:
+    def _gather(
+        self, connection: sqlite3.Connection, *, linger: bool
+    ) -> tuple[list[_Pending], bool]:
         """Take what is queued, at least one job; True when the end mark was among it."""
-        first = self._queue.get()
+        first = self._first(connection)
         if first is None:
             return [], True
         group = [first]
@@ -211,6 +222,15 @@ class ThreadedWriter:
                 return group, True
             group.append(item)
         return group, False
+
+    def _first(self, connection: sqlite3.Connection) -> _Pending | None:
+        """Wait for a job; copy the log when it is long and none comes for a while."""
+        if self._uncopied >= COPY_AFTER:
+            with contextlib.suppress(queue.Empty):
+                return self._queue.get(timeout=COPY_IDLE_S)
+            copy_log(connection)
+            self._uncopied = 0
+        return self._queue.get()
 
     def _deliver(self, group: list[_Pending]) -> None:
         for pending in group:
@@ -323,6 +343,15 @@ def open_database(path: Path, migrations: Sequence[Sequence[str]]) -> sqlite3.Co
     return connection
 
 
+def copy_log(connection: sqlite3.Connection) -> None:
+    """Copy what is in the write-ahead log into the database, as far as no reader needs it."""
+    try:
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    except sqlite3.Error as exc:
+        # Nothing is lost: it stays in the log, and is tried again after as many commits.
+        logger.warning("write-ahead log not copied: %s", exc)
+
+
 def run_group(
     connection: sqlite3.Connection,
     group: Sequence[_Pending],
@@ -421,6 +450,7 @@ def _set_up(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute(f"PRAGMA journal_size_limit={_WAL_LIMIT_BYTES}")
+    connection.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES_MAX}")
     connection.execute("PRAGMA temp_store=MEMORY")
 
 

@@ -1,6 +1,8 @@
 """Group commit: values, isolation of failing jobs, order, full disk, closing."""
 
 import asyncio
+import contextlib
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -12,7 +14,13 @@ from edge_agent.storage.errors import (
     StoreFullError,
     StoreTooNewError,
 )
-from edge_agent.storage.writer import InlineWriter, ThreadedWriter, Writer
+from edge_agent.storage.writer import (
+    COPY_AFTER,
+    InlineWriter,
+    ThreadedWriter,
+    Writer,
+    copy_log,
+)
 
 MIGRATIONS = (("CREATE TABLE t (x INTEGER PRIMARY KEY)",),)
 
@@ -157,3 +165,39 @@ async def test_strange_files_are_refused(kind: str, tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(StoreTooNewError):
         await _make(kind, newer).start()
+
+
+def _rows_without_log(path: Path, folder: Path) -> int:
+    """Count the rows that the database file holds by itself, its write-ahead log left out."""
+    alone = folder / "alone.sqlite"
+    shutil.copyfile(path, alone)
+    with contextlib.closing(sqlite3.connect(f"file:{alone}?immutable=1", uri=True)) as connection:
+        try:
+            return int(connection.execute("SELECT count(*) FROM t").fetchone()[0])
+        except sqlite3.OperationalError:
+            return 0  # not even the table is there yet
+
+
+async def test_the_log_is_copied_into_the_database_while_nobody_waits(tmp_path: Path) -> None:
+    path = tmp_path / "a.sqlite"
+    writer = ThreadedWriter(path, MIGRATIONS)
+    await writer.start()
+    for value in range(COPY_AFTER - 1):
+        await writer.run(_insert(value))  # type: ignore[arg-type]
+    assert _rows_without_log(path, tmp_path) == 0
+    await writer.run(_insert(COPY_AFTER - 1))  # type: ignore[arg-type]
+    async with asyncio.timeout(10.0):
+        while _rows_without_log(path, tmp_path) < COPY_AFTER:  # noqa: ASYNC110 - a file tells nobody
+            await asyncio.sleep(0.01)
+    await writer.run(_insert(COPY_AFTER))  # type: ignore[arg-type]
+    assert writer.read("SELECT count(*) FROM t") == [(COPY_AFTER + 1,)]
+    await writer.close()
+
+
+def test_a_log_that_cannot_be_copied_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection = sqlite3.connect(tmp_path / "a.sqlite")
+    connection.close()
+    copy_log(connection)
+    assert "not copied" in caplog.text
