@@ -70,7 +70,7 @@ class _Walk:
         group: of the request; what it runs raises nothing.
         results: that wait for the end of the walk. stopped: instances that it removed.
         goes_on: other phases follow the present one.
-        syncing: the write of DRAIN, which gives its error: it is over before the walk is answered.
+        metering: the write of DRAIN, which gives its error; the walk's devices.
     """
 
     def __init__(self) -> None:
@@ -78,11 +78,11 @@ class _Walk:
         self.results: dict[ResultKey, DeviceOutcome] = {}
         self.stopped: dict[str, None] = {}
         self.goes_on = False
-        self.syncing: asyncio.Task[Exception | None] | None = None
+        self.metering: asyncio.Task[Exception | None] | None = None
 
     def error(self) -> Exception | None:
         """Give what became of the write, once the group has ended."""
-        return None if self.syncing is None else self.syncing.result()
+        return None if self.metering is None else self.metering.result()
 
 
 class PhaseRunner:
@@ -114,30 +114,30 @@ class PhaseRunner:
         self._switch_hold_ns = switch_hold_ns
         self._emit = emit
         self._unstored: dict[ResultKey, DeviceOutcome] = {}
+        # Per device the last switch whose DRAIN metered something, and what became of that.
+        self._metering: dict[str, tuple[str, asyncio.Task[Exception | None]]] = {}
 
     async def do(self, request: PhaseDo, reply: Callable[[PhaseDone], None]) -> PhaseDone:
         """Carry out a phase on its devices and those to follow, or give the stored results.
 
         Args:
-            reply: takes what is returned as soon as all is stored that must not be lost.
+            reply: takes what is returned before what only saves doing it again is stored.
         """
         walk = _Walk()
         try:
             async with asyncio.TaskGroup() as walk.group:
                 ends = await self._ends(request, walk)
-            if (error := walk.error()) is not None:
-                ends = _unsynced(request, ends, error)
-                # The undo has to read the meter: nothing that came after is held for done.
-                self._forget(walk)
-            done = PhaseDone(
-                switch_id=request.switch_id,
-                phase=request.phase,
-                outcomes=ends[0].outcomes,
-                took_us=ends[0].took_us,
-                then=tuple(ends[1:]),
-            )
-            reply(done)
-            await self._store_walk(walk)
+                done = PhaseDone(
+                    switch_id=request.switch_id,
+                    phase=request.phase,
+                    outcomes=ends[0].outcomes,
+                    took_us=ends[0].took_us,
+                    then=tuple(ends[1:]),
+                )
+                reply(done)
+            if walk.error() is None:
+                # Else the undo has to read the meter: nothing of the walk is held for done.
+                await self._store_walk(walk)
         finally:
             self._forget(walk)
         return done
@@ -150,8 +150,9 @@ class PhaseRunner:
 
     async def _ends(self, request: PhaseDo, walk: _Walk) -> list[PhaseEnd]:
         ends: list[PhaseEnd] = []
+        last = request.walk[-1].phase
         for one in request.walk:
-            walk.goes_on = one is not request.walk[-1]
+            walk.goes_on = one.phase is not last
             began_ns = self._clock.boottime_ns()
             asked = structs.replace(request, phase=one.phase, deadline_ms=one.deadline_ms)
             outcomes = await self._phase(asked, walk)
@@ -197,6 +198,8 @@ class PhaseRunner:
                     await self._executor.wait_for_host()
         for device_id, step in steps.items():
             stored = self._result(ResultKey(request.switch_id, request.phase, device_id))
+            if stored is None and request.phase is Phase.COMMIT:
+                stored = await self._unmetered(request.switch_id, step, deadline_s)
             if stored is not None:
                 outcomes[device_id] = stored
                 continue
@@ -216,6 +219,22 @@ class PhaseRunner:
             return outcomes | _all(jobs, "unknown", exc.code, str(exc))
         finally:
             self._release(request.phase, jobs)
+
+    async def _unmetered(
+        self, switch_id: str, step: DeviceStep, deadline_s: float
+    ) -> DeviceOutcome | None:
+        """Wait until what its DRAIN has metered is durable; gives the outcome if it is not."""
+        metered_by, task = self._metering.get(step.device_id, ("", None))
+        if task is None or metered_by != switch_id:
+            return None
+        left_s = deadline_s - asyncio.get_running_loop().time()
+        await asyncio.wait({task}, timeout=max(left_s, 0.0))
+        if not task.done():
+            return _outcome(step, "unknown", "deadline", "its meter is not stored yet")
+        error = task.result()
+        if error is None:
+            return None
+        return _outcome(step, "unknown", getattr(error, "code", "storage"), str(error))
 
     def _result(self, key: ResultKey) -> DeviceOutcome | None:
         return self._unstored.get(key) or self._memory.result(key)
@@ -358,7 +377,9 @@ class PhaseRunner:
 
         deed = partial(self._desk.harvest, decide, stopped=stopped)
         if request.phase is Phase.DRAIN and walk.goes_on:
-            walk.syncing = walk.group.create_task(self._metered(deed), name="phase-meters")
+            walk.metering = walk.group.create_task(self._metered(deed), name="phase-meters")
+            told = (request.switch_id, walk.metering)
+            self._metering |= {job.slot.device_id: told for job in jobs}
             return
         try:
             harvested = await _with_host(request.phase, deed, deadline_s)
@@ -377,8 +398,8 @@ class PhaseRunner:
         """Read and sync what the gates that were shut have metered, while the walk goes on.
 
         A meter that is shut stands still, and its host keeps it, also without its instance: a node
-        that dies before the write reads it again. Nobody is told of the reading, nor of the walk,
-        before it is durable.
+        that dies before the write reads it again. Nobody is told of the reading before it is
+        durable, and no COMMIT goes ahead of it.
         """
         try:
             harvested = await deed()
@@ -536,14 +557,6 @@ async def _with_host(phase: Phase, deed: Callable[[], Awaitable[T]], deadline_s:
             if phase is not Phase.ROLLBACK or loop.time() + HOST_LOOK_S >= deadline_s:
                 raise
         await asyncio.sleep(HOST_LOOK_S)
-
-
-def _unsynced(request: PhaseDo, ends: list[PhaseEnd], error: Exception) -> list[PhaseEnd]:
-    """Give a walk whose DRAIN was not made durable: it went no further than that for certain."""
-    code = getattr(error, "code", "storage")
-    unknown = tuple(_outcome(one, "unknown", code, str(error)) for one in request.steps)
-    at = next(place for place, end in enumerate(ends) if end.phase is Phase.DRAIN)
-    return [*ends[:at], structs.replace(ends[at], outcomes=unknown)]
 
 
 def _outcome(step: DeviceStep, status: str, code: str = "", detail: str = "") -> DeviceOutcome:

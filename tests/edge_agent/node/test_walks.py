@@ -11,7 +11,7 @@ import pytest
 from edge_agent.node.service import NodeService
 from edge_agent.node.store import NodeChange
 from edge_agent.storage.errors import StoreFullError
-from protocol.node import Phase, ReadingKind
+from protocol.node import Phase, PhaseDone, ReadingKind
 from protocol.resource import Activity
 from tests.edge_agent.node.world import FORWARD, World, lease_work, step
 
@@ -131,29 +131,38 @@ class HeldDisk:
         await self._stored(change, sync=sync)
 
 
-def test_a_walk_goes_on_beside_the_write_of_its_drain_and_is_answered_after_it(play: Play) -> None:
+def test_a_walk_is_answered_beside_the_write_of_its_drain_and_commit_waits_for_it(
+    play: Play,
+) -> None:
     async def scenario(world: World) -> None:
         async with world.node() as node:
             await asyncio.sleep(1.5)
             await world.switch(step("d0", IDLE, SERVE, lease_work()))
             one = step("d0", SERVE, MINE)
             disk = HeldDisk(node)
-            walk = asyncio.create_task(world.phase("s9", WALK[0], one, then=WALK[1:]))
+            told: list[PhaseDone] = []
+            request = world.request("s9", WALK[0], one, then=WALK[1:])
+            walk = asyncio.create_task(node.do_phase(request, told.append))
             await disk.begun.wait()
-            while not world.host.sample()[0].mining:  # noqa: ASYNC110 - a host tells no event
+            while not told:  # noqa: ASYNC110 - an answer is a call
                 await asyncio.sleep(0.001)
-            await asyncio.sleep(0.1)
-            assert not walk.done()
+            assert [end.phase for end in told[0].walk] == list(WALK)
+            assert world.host.sample()[0].mining
             assert not any(one.kind is ReadingKind.CLOSE for one in node.memory.readings_after(0))
+            commit = asyncio.create_task(world.phase("s9", Phase.COMMIT, one))
+            await asyncio.sleep(0.1)
+            assert not commit.done()
+            assert node.memory.assignments["d0"].activity is SERVE
             disk.let_go.set()
-            assert [end.phase for end in (await walk).walk] == list(WALK)
+            assert (await commit).outcomes[0].status == "done"
+            assert await walk == told[0]
             assert node.memory.readings_after(0)[-1].served_ns == world.truth[-1].served_ns
 
     play(scenario)
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["at-once", "once-it-mines"])
-def test_a_walk_whose_drain_was_not_stored_is_unknown_from_there_and_can_be_undone(
+def test_a_switch_whose_drain_was_not_stored_is_not_committed_and_can_be_undone(
     play: Play,
     late: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
@@ -170,12 +179,10 @@ def test_a_walk_whose_drain_was_not_stored_is_unknown_from_there_and_can_be_undo
             while late and not world.host.sample()[0].mining:  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0.001)
             disk.let_go.set()
-            ends = (await walk).walk
-            assert [end.phase for end in ends] == [Phase.VALIDATE, Phase.DRAIN]
-            assert (ends[-1].outcomes[0].status, ends[-1].outcomes[0].code) == (
-                "unknown",
-                "store_full",
-            )
+            assert [end.phase for end in (await walk).walk] == list(WALK)
+            refused = (await world.phase("s9", Phase.COMMIT, one)).outcomes[0]
+            assert (refused.status, refused.code) == ("unknown", "store_full")
+            assert node.memory.assignments["d0"].activity is SERVE
             back = await world.phase("s9", Phase.ROLLBACK, one)
             assert back.outcomes[0].status == "done"
             assert not world.host.sample()[0].mining

@@ -231,7 +231,23 @@ class World:
         deadline_ms: int = 2_000,
         then: tuple[Phase, ...] = (),
     ) -> PhaseDone:
-        request = PhaseDo(
+        assert self.service is not None
+        request = self.request(
+            switch_id, phase, *steps, epoch=epoch, deadline_ms=deadline_ms, then=then
+        )
+        return await self.service.do_phase(request)
+
+    @staticmethod
+    def request(
+        switch_id: str,
+        phase: Phase,
+        *steps: DeviceStep,
+        epoch: int = 1,
+        deadline_ms: int = 2_000,
+        then: tuple[Phase, ...] = (),
+    ) -> PhaseDo:
+        """Make a request of phases that share a deadline."""
+        return PhaseDo(
             agent_epoch=epoch,
             switch_id=switch_id,
             phase=phase,
@@ -239,8 +255,6 @@ class World:
             steps=steps,
             then=tuple(NextPhase(phase=one, deadline_ms=deadline_ms) for one in then),
         )
-        assert self.service is not None
-        return await self.service.do_phase(request)
 
     async def switch(self, *steps: DeviceStep, phases: tuple[Phase, ...] = FORWARD) -> str:
         """Carry a switch through; every outcome must be ``done``."""
