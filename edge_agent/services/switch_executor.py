@@ -64,6 +64,7 @@ class SwitchExecutor:
         self._group: asyncio.TaskGroup | None = None
         self._early: list[Switch] = []
         self.open: dict[str, Switch] = {}
+        self.held: dict[str, Switch] = {}
 
     def start(self, switch: Switch) -> None:
         """Begin or resume a switch whose intent is durable; it waits for ``run``."""
@@ -72,6 +73,15 @@ class SwitchExecutor:
             self._early.append(switch)
         else:
             self._begin(self._group, switch)
+
+    def hold(self, switch: Switch) -> None:
+        """Keep a switch of a former life, open and not carried on, until it is resumed."""
+        self.open[switch.switch_id] = self.held[switch.switch_id] = switch
+
+    def resume(self, switch: Switch) -> None:
+        """Carry out a held switch, as it was decided."""
+        self.held.pop(switch.switch_id, None)
+        self.start(switch)
 
     def room(self) -> int:
         """Give how many switches may be started now."""
