@@ -19,7 +19,7 @@ from edge_agent.core import feeders as fd
 from edge_agent.core import power as pw
 from edge_agent.core.held import HeldSwitch, not_held
 from edge_agent.core.order_facts import limit_w
-from edge_agent.core.plan import Resume
+from edge_agent.core.plan import Plan, Resume
 from edge_agent.core.site import CODE_OF, MINE, NS_PER_S, SERVE, FlagColumn, FloatColumn, Site
 from edge_agent.core.site_state import SiteState, SwitchEntry
 from edge_agent.core.switching import (
@@ -66,6 +66,11 @@ def resumes(site: Site, state: SiteState) -> tuple[Resume, ...]:
         elif waited or not own.any():
             out.append(Resume(entry.switch_id, forward=False))
     return tuple(out)
+
+
+def resume_acts(made: Plan) -> tuple[f.Fact, ...]:
+    """Give the acts by which a pass carries held switches on, or turns them back."""
+    return tuple(f.SwitchResumed(row.switch_id, row.forward) for row in made.resumes)
 
 
 def carried_on(site: Site, state: SiteState, switch: Switch, *, forward: bool) -> Switch:

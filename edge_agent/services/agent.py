@@ -248,7 +248,8 @@ class Agent:
         """Take samples; adopt activities that differ from the belief twice in a row."""
         self._take_url(node_id, facts.proxy_url)
         self._buffer.take_gpus(facts.samples, self._ports.clock.boottime_ns())
-        self._fences.take(node_id, facts.samples)
+        if unreadable := self._fences.take(node_id, facts.samples):
+            await self._tell_unreadable(node_id, unreadable)
         self._wake_for_held()
         state = self.state
         if state.prepares and says_new(self.site, state, node_id, facts.prepared):
@@ -424,6 +425,12 @@ class Agent:
         return Alarm(
             at=self._ports.clock.wall(), code=code, detail=detail[:2_000], device_id=device_id
         )
+
+    async def _tell_unreadable(self, node_id: str, device_ids: tuple[str, ...]) -> None:
+        """Tell once that a host fenced its cards as it cannot read its record of them."""
+        detail = f"{node_id}: fence record unreadable; look at each card, then `undrain` it"
+        alarms = tuple(self._alarm("fence_record_unreadable", detail, key) for key in device_ids)
+        await self._journal.commit(CommitBatch(events=alarms, sync=True))
 
     def _foreign(self, devices: tuple[NodeDevice, ...]) -> tuple[Alarm, ...]:
         known = {

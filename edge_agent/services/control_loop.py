@@ -22,7 +22,7 @@ from edge_agent.core.optimizer import plan
 from edge_agent.core.order_facts import next_ms, wall_ms
 from edge_agent.core.plan import Plan
 from edge_agent.core.prepares import prepare_acts
-from edge_agent.core.resuming import carried_on
+from edge_agent.core.resuming import carried_on, resume_acts
 from edge_agent.core.site import NS_PER_S
 from edge_agent.core.site_state import SiteState
 from edge_agent.core.snapshot import encode_state
@@ -313,8 +313,7 @@ class ControlLoop:
             for intent in made.intents[:room]
         )
         prepares = prepare_acts(site, state, made)
-        goes_on = (f.SwitchResumed(row.switch_id, row.forward) for row in made.resumes)
-        acts = (*goes_on, *told.facts, *prepares, *(row.fact for row in opened))
+        acts = (*resume_acts(made), *told.facts, *prepares, *(row.fact for row in opened))
         # A later life finds what was turned back on its way back.
         turned = (switch for switch in resumed if switch.stage is not Stage.FORWARD)
         events = (
