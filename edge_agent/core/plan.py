@@ -211,7 +211,8 @@ class Plan(Struct, frozen=True, eq=False, kw_only=True):
     """What to do now; a plan does nothing by itself.
 
     ``allocation`` is None while a price is unknown. ``feeder_bound``: devices whose reason CAP or
-    SHED is their feeder's; None: a site without feeders.
+    SHED is their feeder's; None: a site without feeders. ``resumes``: held switches of a former
+    life that go on, or back.
     """
 
     intents: tuple[Intent, ...]
