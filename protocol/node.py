@@ -313,6 +313,10 @@ class Readings(Struct, frozen=True, kw_only=True, tag="readings"):
     through: UtcDatetime | None = None
 
 
+# Code of a fence of every card of a host that cannot read what it had written down of them.
+FENCE_UNREADABLE = "record-unreadable"
+
+
 class GpuFence(Struct, frozen=True, kw_only=True):
     """What stays true of a GPU until an operator has looked at it and releases it.
 

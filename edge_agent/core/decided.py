@@ -127,7 +127,9 @@ def _rest(plan: Plan) -> bytes:
         for row in plan.intents
     ]  # fmt: skip
     acts = [(type(row).__name__, row) for row in plan.leases]
-    body = _ENCODER.encode((intents, acts, _power(plan.power).tobytes(), plan.alarms))
+    # Plans without any stay what they were.
+    resumes = (plan.resumes,) if plan.resumes else ()
+    body = _ENCODER.encode((intents, acts, _power(plan.power).tobytes(), plan.alarms, *resumes))
     return blake2b(body, digest_size=DIGEST_BYTES).digest()
 
 

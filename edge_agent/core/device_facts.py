@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from edge_agent.core import facts as f
 from edge_agent.core import power as pw
+from edge_agent.core.held import not_held, turned
 from edge_agent.core.lease_facts import lease_after_switch, lease_ending, slot_changed
 from edge_agent.core.order_facts import off_by_order
 from edge_agent.core.response import learn_closed
@@ -109,11 +110,13 @@ def switch_closed(site: Site, state: SiteState, fact: f.SwitchClosed) -> SiteSta
     for code in np.unique(final):
         moved = at[final == code]
         state = replace(state, **set_activity(state, moved, int(code), int(code), int(code)))
+    blamed = ~back if turned(state.held, entry.no) else np.ones(len(at), dtype=np.bool_)
     state = replace(
         state,
         switch_no=put(state.switch_no, at, -1),
         switches=tuple(row for row in state.switches if row.no != entry.no),
-        **_failure_columns(site, state, at, good, back),
+        held=not_held(state.held, entry.no),
+        **_failure_columns(site, state, at[blamed], good[blamed], back[blamed]),
     )
     return lease_after_switch(site, state, entry, fact)
 

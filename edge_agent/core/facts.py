@@ -172,6 +172,19 @@ class SwitchClosed(Struct, frozen=True, array_like=True, tag="switch_closed"):
     mode: str = ""
 
 
+class SwitchHeld(Struct, frozen=True, array_like=True, tag="switch_held"):
+    """A starting agent found these open: they may raise power, and wait until the site is read."""
+
+    switch_ids: tuple[str, ...]
+
+
+class SwitchResumed(Struct, frozen=True, array_like=True, tag="switch_resumed"):
+    """One that waited is carried on, or turned back: what it draws does not fit."""
+
+    switch_id: str
+    forward: bool
+
+
 class LeaseTaken(Struct, frozen=True, array_like=True, tag="lease_taken"):
     """The edge reserved devices for a lease."""
 
@@ -321,6 +334,8 @@ Fact = (
     | OrderCancelled
     | SwitchOpened
     | SwitchClosed
+    | SwitchHeld
+    | SwitchResumed
     | LeaseTaken
     | LeaseEnding
     | LeaseClosed

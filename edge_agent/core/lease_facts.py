@@ -187,7 +187,8 @@ def _vouched(entry: LeaseEntry, known: set[str]) -> LeaseEntry:
 def _booted(site: Site, state: SiteState) -> SiteState:
     """Give the state of a new life of the agent: what it knows of leases may be of an old copy."""
     leases = tuple(replace(row, unsure=row.status in UNSURE) for row in state.leases)
-    return replace(state, leases=leases, unheard=tuple(site.nodes))
+    # What is held is told anew: a switch may have been turned back, or lost, with the life before.
+    return replace(state, leases=leases, unheard=tuple(site.nodes), held=())
 
 
 def _lease_taken(site: Site, state: SiteState, fact: f.LeaseTaken) -> SiteState:

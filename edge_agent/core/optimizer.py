@@ -29,6 +29,7 @@ from edge_agent.core.order_facts import (
 )
 from edge_agent.core.orders import need
 from edge_agent.core.reserve import keep_reserve
+from edge_agent.core.resuming import resumes
 from edge_agent.core.room import (
     Room,
     admit,
@@ -83,6 +84,10 @@ def plan(site: Site, state: SiteState, *, acts_only: bool = False) -> p.Plan:
             or an order binds are the same. Money is known of changes for money alone; of other
             devices the records say little, and there is no sum of readings and no allocation.
     """
+    goes_on = resumes(site, state)
+    # Everything else plans as if it had been said: what is turned back makes its room.
+    for row in goes_on:
+        state = apply(site, state, f.SwitchResumed(row.switch_id, row.forward))
     values = value(site, state)
     counted = pw.counted_w(site, state)
     power = pw.view(site, state, read=not acts_only)
@@ -90,7 +95,7 @@ def plan(site: Site, state: SiteState, *, acts_only: bool = False) -> p.Plan:
     # What follows plans as if the lease acts were done: a lease starts in the pass that takes it.
     state = _after(site, state, acts)
     draft = (changes if acts_only else _money)(site, state, best_value(site, state))
-    if acts_only and not acts and is_calm(site, state, power, draft):
+    if acts_only and not acts and not goes_on and is_calm(site, state, power, draft):
         return p.Plan(intents=(), leases=(), records=_records(state, draft), power=power)
     keep_reserve(site, state, draft)
     starts = _admit_starts(site, state, power)
@@ -118,6 +123,7 @@ def plan(site: Site, state: SiteState, *, acts_only: bool = False) -> p.Plan:
         allocation=(
             None if acts_only else _allocation(site, state, values, counted, draft, wanted)
         ),
+        resumes=goes_on,
     )
 
 

@@ -152,6 +152,13 @@ class CloseLease(Struct, frozen=True):
 LeaseAct = TakeLease | RefuseLease | EndLease | ReplaceDevice | CloseLease
 
 
+class Resume(Struct, frozen=True):
+    """Carry on a switch of a former life that waited, or turn it back."""
+
+    switch_id: str
+    forward: bool
+
+
 class PowerView(Struct, frozen=True):
     """The site's power in site watts (PUE included); None is unknown."""
 
@@ -204,7 +211,8 @@ class Plan(Struct, frozen=True, eq=False, kw_only=True):
     """What to do now; a plan does nothing by itself.
 
     ``allocation`` is None while a price is unknown. ``feeder_bound``: devices whose reason CAP or
-    SHED is their feeder's; None: a site without feeders.
+    SHED is their feeder's; None: a site without feeders. ``resumes``: held switches of a former
+    life that go on, or back.
     """
 
     intents: tuple[Intent, ...]
@@ -214,3 +222,4 @@ class Plan(Struct, frozen=True, eq=False, kw_only=True):
     alarms: tuple[tuple[str, str], ...] = ()
     feeder_bound: FlagColumn | None = None
     allocation: AllocationView | None = None
+    resumes: tuple[Resume, ...] = ()

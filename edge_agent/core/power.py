@@ -57,7 +57,7 @@ def counted_w(site: Site, state: SiteState) -> FloatColumn:
             count[at] = max(count[at], plate)
     unsure = ~state.reachable | (state.activity == UNKNOWN) | (state.activity == FAULT)
     if unsure.any():
-        count = np.where(unsure, np.maximum(site.once(_highest_w), count), count)
+        count = np.where(unsure, np.maximum(site.once(highest_w), count), count)
     # A reading that is not known is none.
     out: FloatColumn = np.fmax(count, state.power_w) * site.pue
     out.flags.writeable = False
@@ -278,6 +278,9 @@ def going_down_each_w(site: Site, state: SiteState) -> FloatColumn:
     if site.steps is not None:
         stepping = stepping_down(site, state)
         down = np.where(stepping, counted - step_w(site, state.step_to), down)
+    back = turning_back(site, state)
+    if back.any():
+        down = np.where(back, counted - before_w(site, state), down)
     out: FloatColumn = np.maximum(down, 0.0)
     return out
 
@@ -301,17 +304,38 @@ def stepping_down(site: Site, state: SiteState) -> FlagColumn:
 def stepping_up(site: Site, state: SiteState) -> FlagColumn:
     """Tell which devices an open change of step brings up.
 
-    One is begun only where it fits; an agent that resumes it from an older copy of its store, or is
-    given a lower cap, may find that it does not.
+    One is begun only where it fits; an agent that is given a lower cap may find that it does not.
+    One of a former life does not go up before it is known to fit (``resuming``).
     """
     if site.steps is None or not np.any(state.step_to != state.step):
         return np.zeros(len(site), dtype=np.bool_)
     after, before = step_device_w(site, state.step_to), step_device_w(site, state.step)
     out: FlagColumn = (state.step_to != state.step) & (state.switch_no >= 0) & (after > before)
+    if state.held:
+        out &= ~np.isin(state.switch_no, [row.no for row in state.held])
     return out
 
 
-def _highest_w(site: Site) -> FloatColumn:
+def turning_back(site: Site, state: SiteState) -> FlagColumn:
+    """Tell which devices a switch of a former life is being undone on; not waited for too long."""
+    young_ns = int(site.limits.shed_after_s * NS_PER_S)
+    nos = [row.no for row in state.held if row.back and state.now_ns - row.since_ns <= young_ns]
+    if not nos:
+        return np.zeros(len(site), dtype=np.bool_)
+    out: FlagColumn = np.isin(state.switch_no, nos) & state.reachable
+    return out
+
+
+def before_w(site: Site, state: SiteState) -> FloatColumn:
+    """Give what each device counts for once its open switch is undone, in site watts."""
+    out: FloatColumn = plate_w(site, state, state.origin) * site.pue
+    if site.steps is None:
+        return out
+    return np.where(state.step_to != state.step, step_w(site, state.step), out)
+
+
+def highest_w(site: Site) -> FloatColumn:
+    """Give what each device counts for while nothing is known of it, in device watts."""
     out: FloatColumn = site.nameplate_w[site.class_of, UNKNOWN]
     return out
 

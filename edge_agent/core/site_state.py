@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from edge_agent.core import facts as f
+from edge_agent.core.held import HeldSwitch, shift_held
 from edge_agent.core.ready import Arrivals, Paid, PrepareEntry, shift_arrivals, shift_prepares
 from edge_agent.core.restart import ClassBelief
 from edge_agent.core.site import (
@@ -261,7 +262,8 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     (closed intervals by activity, (D, 8)). ``switch_costs``: the newest of each class and move.
     ``restarts``: what wake-ups taught, by class. ``unheard``: nodes that have said nothing since
     the agent's last start. ``prepares``: what is held ready, by device. ``arrivals``: of leases, by
-    class; ``paid``: what these pay, of classes whose reserve demand sets.
+    class; ``paid``: what these pay, of classes whose reserve demand sets. ``held``: open switches
+    of a former life that wait until the site was read, or were turned back.
 
     Of the power mode, where the agent sets it: ``step`` (confirmed; 0 is unknown; kept while the
     miner is off, as miners do), ``step_to`` (the other side of an open change, else the same),
@@ -291,6 +293,7 @@ class SiteState(Struct, frozen=True, eq=False, kw_only=True):
     prepares: tuple[PrepareEntry, ...] = ()
     arrivals: tuple[Arrivals, ...] = ()
     paid: tuple[Paid, ...] = ()
+    held: tuple[HeldSwitch, ...] = ()
     activity: CodeColumn
     origin: CodeColumn
     target: CodeColumn
@@ -418,6 +421,7 @@ def enter_instant(state: SiteState, instant: f.Instant) -> SiteState:
         nodes_up=(),
         prepares=shift_prepares(state.prepares, shift),
         arrivals=shift_arrivals(state.arrivals, shift),
+        held=shift_held(state.held, shift),
         spent_ns=spent,
         since_ns=now,
         mode_since_ns=now,

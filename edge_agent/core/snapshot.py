@@ -14,6 +14,7 @@ from msgspec import Struct, structs
 
 from edge_agent.core.errors import JournalError
 from edge_agent.core.facts import Instant, SwitchCost, SwitchCostReady
+from edge_agent.core.held import HeldSwitch
 from edge_agent.core.ready import Arrivals, Paid, PrepareEntry
 from edge_agent.core.restart import ClassBelief
 from edge_agent.core.site import ACTIVITIES, Site
@@ -115,8 +116,14 @@ class SnapshotPaid(SnapshotReady, frozen=True, array_like=True):
     paid: tuple[Paid, ...] = ()
 
 
+class SnapshotHeld(SnapshotPaid, frozen=True, array_like=True):
+    """Stored form of a state in which switches of a former life wait, or were turned back."""
+
+    held: tuple[HeldSwitch, ...] = ()
+
+
 _ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(SnapshotPaid)
+_DECODER = msgspec.msgpack.Decoder(SnapshotHeld)
 
 
 def _same(kind: type[Struct]) -> tuple[str, ...]:
@@ -124,7 +131,7 @@ def _same(kind: type[Struct]) -> tuple[str, ...]:
     return tuple(field.name for field in structs.fields(kind) if field.name not in own)
 
 
-_SAME = {kind: _same(kind) for kind in (Snapshot, SnapshotReady, SnapshotPaid)}
+_SAME = {kind: _same(kind) for kind in (Snapshot, SnapshotReady, SnapshotPaid, SnapshotHeld)}
 
 
 def encode_state(site: Site, state: SiteState) -> bytes:
@@ -139,6 +146,7 @@ def encode_state(site: Site, state: SiteState) -> bytes:
     # A state without them is stored, and hashed, as it was before there were any.
     ready = bool(state.prepares or state.arrivals)
     kind = SnapshotPaid if state.paid else SnapshotReady if ready else Snapshot
+    kind = SnapshotHeld if state.held else kind
     values = {name: getattr(state, name) for name in _SAME[kind]}
     device_ids = tuple(device.device_id for device in site.devices)
     return _ENCODER.encode(kind(version=version, device_ids=device_ids, columns=columns, **values))
@@ -186,7 +194,7 @@ def decode_state(site: Site, data: bytes) -> SiteState:
     if body.version == 1:
         # Nobody wrote down who was silent: the day of silence begins with the snapshot.
         columns["mode_since_ns"] = columns["since_ns"]
-    values = {name: getattr(body, name) for name in _SAME[SnapshotPaid]}
+    values = {name: getattr(body, name) for name in _SAME[SnapshotHeld]}
     return structs.replace(state, **values, **columns)
 
 

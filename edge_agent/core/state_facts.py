@@ -24,6 +24,7 @@ from edge_agent.core.ready_facts import (
     prepare_said,
 )
 from edge_agent.core.response import learn_readings
+from edge_agent.core.resuming import held_fact
 from edge_agent.core.site import (
     MINE,
     UNKNOWN,
@@ -79,11 +80,13 @@ def _site_fact(site: Site, state: SiteState, fact: f.Fact) -> SiteState:
             return replace(state, owner=fact.owner)
         case f.SwitchCost():
             return replace(state, switch_costs=_costs(state, fact))
-    return _ready_fact(site, state, fact)
+    return _other_fact(site, state, fact)
 
 
-def _ready_fact(site: Site, state: SiteState, fact: f.Fact) -> SiteState:
+def _other_fact(site: Site, state: SiteState, fact: f.Fact) -> SiteState:
     match fact:
+        case f.SwitchHeld() | f.SwitchResumed():
+            return held_fact(state, fact)
         case f.PrepareAsked():
             return prepare_asked(site, state, fact)
         case f.PrepareEnded():

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from edge_agent.core import facts as f
 from edge_agent.core import power as pw
+from edge_agent.core.held import not_held, turned
 from edge_agent.core.site import NS_PER_S, CodeColumn, FlagColumn, FloatColumn, IntColumn, Site
 from edge_agent.core.site_state import Rows, SiteState, SwitchEntry, put
 from edge_agent.core.step_table import StepTable
@@ -74,9 +75,13 @@ def step_closed(
     out = lost | ((outcome == "rolled_back") & (_failures(site, state, at) >= _most(site)))
     until_ns = state.now_ns + int(site.limits.quarantine_s * NS_PER_S)
     bad = ~good & ~refused
+    if turned(state.held, entry.no):
+        bad &= outcome != "rolled_back"
+        out &= lost
     return replace(
         state,
         switches=tuple(row for row in state.switches if row.no != entry.no),
+        held=not_held(state.held, entry.no),
         switch_no=put(state.switch_no, at, -1),
         step=put(state.step, at, after),
         step_to=put(state.step_to, at, after),

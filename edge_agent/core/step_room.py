@@ -102,6 +102,10 @@ def _beyond_change(
     step_w = pw.step_w(site, state.step_to)[busy]
     off_w = site.nameplate_w[site.class_of[busy], CURTAILED] * site.pue[busy]
     out[busy] = np.where(counted, np.minimum(step_w - off_w, freed[busy]), freed[busy])
+    back = busy[pw.turning_back(site, state)[busy]]
+    if len(back):
+        left_w = pw.before_w(site, state) - site.nameplate_w[site.class_of, CURTAILED] * site.pue
+        out[back] = np.minimum(left_w[back], freed[back])
     return out
 
 

@@ -38,7 +38,7 @@ class Status(StrEnum):
 FINAL = (Status.COMMITTED, Status.ROLLED_BACK, Status.QUARANTINED, Status.REFUSED)
 # How a change of power mode may end at once: nothing was done, and nothing is to be undone.
 _SAYS_NO = ("mode.refused", "mode.unsupported")
-_TAKEN_OVER = "switch.superseded"
+TAKEN_OVER = "switch.superseded"
 
 
 class Stage(StrEnum):
@@ -300,13 +300,39 @@ def expired(switch: Switch) -> Switch:
     """
     if switch.stage is not Stage.FORWARD or switch.commit_asked or switch.kind is DeviceKind.ASIC:
         return switch
+    return turned_back(switch, "expired")
+
+
+def turned_back(switch: Switch, code: str) -> Switch:
+    """Give a switch that goes back, not on; one that has nothing to undo is over.
+
+    Args:
+        code: why, for devices that have none yet.
+    """
     devices = tuple(
-        replace(device, status=Status.FAILED, answered=False, code=device.code or "expired")
+        replace(device, status=Status.FAILED, answered=False, code=device.code or code)
         if device.status in (Status.LIVE, Status.FAILED)
         else device
         for device in switch.devices
     )
+    if not any(device.status is Status.FAILED for device in devices):
+        return replace(switch, stage=Stage.CLOSED, devices=devices)
     return replace(switch, stage=Stage.ROLLBACK, phase=Phase.ROLLBACK, devices=devices)
+
+
+def left_to(switch: Switch, device_ids: frozenset[str]) -> Switch:
+    """Give a switch without the devices that a newer one has taken over from it.
+
+    Args:
+        device_ids: those that are still its own.
+    """
+    devices = tuple(
+        replace(device, status=Status.ROLLED_BACK, code=TAKEN_OVER)
+        if device.status in (Status.LIVE, Status.FAILED) and device.device_id not in device_ids
+        else device
+        for device in switch.devices
+    )
+    return replace(switch, devices=devices)
 
 
 def outcomes_of(switch: Switch) -> tuple[str, ...]:
@@ -400,7 +426,7 @@ def _judge_mode(device: SwitchDevice, code: str) -> SwitchDevice:
         return device
     if code in _SAYS_NO:
         return replace(device, status=Status.REFUSED)
-    return replace(device, status=Status.ROLLED_BACK) if code == _TAKEN_OVER else device
+    return replace(device, status=Status.ROLLED_BACK) if code == TAKEN_OVER else device
 
 
 def _whole(switch: Switch) -> Switch:

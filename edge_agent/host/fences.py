@@ -2,13 +2,14 @@
 
 An Xid is told once. A host that forgot it at its next start would give a card to customers that
 nobody has looked at. So what stays true until it is released is written down as soon as it is
-seen, and a release is written before it is told.
+seen, and a release is written before it is told. A record that cannot be read may have named any
+card: it stands for a fence of each, which an operator releases one by one.
 """
 
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,7 @@ class Fence(Struct, frozen=True, kw_only=True):
     Args:
         since_s: UTC seconds since 1970 at which the first of it was seen.
         boot_id: of the boot in which its newest Xid was seen.
+        unreadable: the record that may have told of it could not be read.
     """
 
     card: Annotated[str, Meta(max_length=200)]
@@ -38,6 +40,7 @@ class Fence(Struct, frozen=True, kw_only=True):
     xids: Annotated[tuple[int, ...], Meta(max_length=XIDS_KEPT)] = ()
     new_uncorrected: bool = False
     unavailable: bool = False
+    unreadable: bool = False
 
 
 class FencePage(Struct, frozen=True, kw_only=True):
@@ -68,6 +71,7 @@ def fence_of(before: Fence | None, health: GpuHealth, boot_id: str, wall_s: int)
         xids=health.xids,
         new_uncorrected=health.new_uncorrected,
         unavailable=health.unavailable,
+        unreadable=health.unreadable,
     )
     return before if after == before else after
 
@@ -79,6 +83,18 @@ def health_of(fence: Fence) -> GpuHealth:
         xids=fence.xids,
         new_uncorrected=fence.new_uncorrected,
         unavailable=fence.unavailable,
+        unreadable=fence.unreadable,
+    )
+
+
+def unreadable(cards: Iterable[str], boot_id: str, wall_s: int) -> tuple[Fence, ...]:
+    """Give what is to be remembered of a host's cards when its record cannot be read.
+
+    Args:
+        wall_s: UTC seconds since 1970.
+    """
+    return tuple(
+        Fence(card=card, since_s=wall_s, boot_id=boot_id, unreadable=True) for card in cards
     )
 
 
@@ -99,18 +115,30 @@ class FenceFile:
         self._path = path
         self._one = asyncio.Lock()
 
-    def read(self) -> tuple[Fence, ...]:
-        """Give the fences; a file that cannot be read is set aside, and said."""
+    def read(self) -> tuple[Fence, ...] | None:
+        """Give the fences; None: the file cannot be read, which is said, and it is kept aside.
+
+        It also stays where it is until other fences are written over it: a host that dies before
+        that begins with the same.
+        """
         try:
             with self._path.open("rb") as file:
                 return _page.decode(file.read(FILE_BYTES_MAX)).fences
         except FileNotFoundError:
             return ()
-        except msgspec.MsgspecError as exc:
+        except (msgspec.MsgspecError, OSError) as exc:
             aside = self._path.with_suffix(".unread")
-            logger.error("fences are NOT known, set aside as %s: %s", aside, exc)  # noqa: TRY400 - the file, no defect
-            self._path.replace(aside)
-            return ()
+            logger.error("fence record unreadable, kept as %s: %s", aside, exc)  # noqa: TRY400 - the file, no defect
+            self._keep_aside(aside)
+            return None
+
+    def _keep_aside(self, aside: Path) -> None:
+        """Give the file a second name, under which a new one leaves it."""
+        try:
+            aside.unlink(missing_ok=True)
+            aside.hardlink_to(self._path)
+        except OSError as exc:
+            logger.error("%s is not kept for a technician: %s", self._path, exc)  # noqa: TRY400 - the disk, no defect
 
     async def write(self, fences: Mapping[str, Fence]) -> None:
         """Replace the file at once, or not at all; the last call stands.
@@ -144,7 +172,7 @@ class MemoryFences:
     def __init__(self) -> None:
         self.fences: tuple[Fence, ...] = ()
 
-    def read(self) -> tuple[Fence, ...]:
+    def read(self) -> tuple[Fence, ...] | None:
         """Give them."""
         return self.fences
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from edge_agent.host.errors import RefusedError
-from edge_agent.host.fences import Fence, FenceFile, MemoryFences, fence_of, health_of
+from edge_agent.host.fences import Fence, FenceFile, MemoryFences, fence_of, health_of, unreadable
 from edge_agent.host.sensors import EnergyReading, GpuFacts
 from firmware_bridges.nvml.client import Telemetry
 from firmware_bridges.nvml.energy import EnergyMeter, metered
@@ -62,12 +62,21 @@ class NvmlSensors:
         self._changed = asyncio.Event()
         self._boot_id = boot_id
         self._wall_ns = wall_ns
-        self._fences: dict[str, Fence] = {one.card: one for one in self._kept.read()}
+        self._fences: dict[str, Fence] = {one.card: one for one in self._begun_with()}
         self._health = {card: health_of(fence) for card, fence in self._fences.items()}
         for card in self._fences:
             self._judge(GpuView(card=card, state=GpuState.UNKNOWN), ())
         self._meters: dict[str, EnergyMeter] = {}
         self._last_xids: dict[str, int] = {}
+
+    def _begun_with(self) -> tuple[Fence, ...]:
+        """Give what was written down; where that cannot be read, no card may work unseen."""
+        kept = self._kept.read()
+        if kept is not None:
+            return kept
+        self._changed.set()
+        wall_s = self._wall_ns() // 1_000_000_000
+        return unreadable(self._uuid_of.values(), self._boot_id, wall_s)
 
     async def run(self) -> None:
         """Keep reading until cancelled."""

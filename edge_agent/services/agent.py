@@ -149,6 +149,8 @@ class Agent:
         for entry in self._restored.state.leases:
             if entry.status is not LeaseStatus.CLOSED:
                 self._metering.expect(entry.to_close, wall)
+        for switch in self._restored.held:
+            self._executor.hold(switch)
         await self._loop.one_pass()
         for switch in self._restored.switches:
             self._executor.start(switch)
@@ -188,6 +190,7 @@ class Agent:
     def offer_asic(self, readings: AsicReadings) -> None:
         """Take the newest readings of the miners."""
         self._buffer.take_asics(readings)
+        self._wake_for_held()
 
     def hub_heard(self, hub_time: datetime | None = None) -> None:
         """Note that a message of the hub arrived, with the hub's time when it carried one."""
@@ -245,7 +248,9 @@ class Agent:
         """Take samples; adopt activities that differ from the belief twice in a row."""
         self._take_url(node_id, facts.proxy_url)
         self._buffer.take_gpus(facts.samples, self._ports.clock.boottime_ns())
-        self._fences.take(node_id, facts.samples)
+        if unreadable := self._fences.take(node_id, facts.samples):
+            await self._tell_unreadable(node_id, unreadable)
+        self._wake_for_held()
         state = self.state
         if state.prepares and says_new(self.site, state, node_id, facts.prepared):
             self._loop.offer(f.PrepareSaid(node_id, facts.prepared))
@@ -405,6 +410,11 @@ class Agent:
     def _offer(self, fact: f.Fact) -> None:
         self._loop.offer(fact)
 
+    def _wake_for_held(self) -> None:
+        """Have readings looked at soon that a switch of a former life waits for."""
+        if self._executor.held:
+            self._loop.wake()
+
     def _index(self, device_id: str) -> int:
         at = self.site.index_of(device_id)
         if at is None:
@@ -415,6 +425,12 @@ class Agent:
         return Alarm(
             at=self._ports.clock.wall(), code=code, detail=detail[:2_000], device_id=device_id
         )
+
+    async def _tell_unreadable(self, node_id: str, device_ids: tuple[str, ...]) -> None:
+        """Tell once that a host fenced its cards as it cannot read its record of them."""
+        detail = f"{node_id}: fence record unreadable; look at each card, then `undrain` it"
+        alarms = tuple(self._alarm("fence_record_unreadable", detail, key) for key in device_ids)
+        await self._journal.commit(CommitBatch(events=alarms, sync=True))
 
     def _foreign(self, devices: tuple[NodeDevice, ...]) -> tuple[Alarm, ...]:
         known = {

@@ -22,10 +22,11 @@ from edge_agent.core.optimizer import plan
 from edge_agent.core.order_facts import next_ms, wall_ms
 from edge_agent.core.plan import Plan
 from edge_agent.core.prepares import prepare_acts
+from edge_agent.core.resuming import carried_on, resume_acts
 from edge_agent.core.site import NS_PER_S
 from edge_agent.core.site_state import SiteState
 from edge_agent.core.snapshot import encode_state
-from edge_agent.core.switching import Switch, codes_of, encode_switch, outcomes_of
+from edge_agent.core.switching import Stage, Switch, codes_of, encode_switch, outcomes_of
 from edge_agent.ports import Clock, CommitBatch, CoreStore, SwitchRow
 from edge_agent.services.intents import (
     Opened,
@@ -187,7 +188,8 @@ class ControlLoop:
         waiting, self._waiting = self._waiting, []
         try:
             before, made = self._journal.begin(facts)
-            opened, acts, batch = self._decide(facts, before, made)
+            resumed = self._resumed(made)
+            opened, acts, batch = self._decide(facts, before, made, resumed)
             durable = bool(acts or waiting or batch.events)
             state, committed = await self._journal.finish(
                 facts, made, acts, replace(batch, sync=durable)
@@ -199,9 +201,7 @@ class ControlLoop:
                         exc if isinstance(exc, Exception) else ConnectionError("agent stops")
                     )
             raise
-        if self.executor is not None:
-            for row in opened:
-                self.executor.start(row.switch)
+        self._carry_out(resumed, opened)
         for future in waiting:
             if not future.done():
                 future.set_result(None)
@@ -276,8 +276,30 @@ class ControlLoop:
         readings = self._buffer.collect(state)
         return facts if readings is None else (*facts, readings)
 
+    def _resumed(self, made: Plan) -> tuple[Switch, ...]:
+        """Give the held switches that are carried out from now on, on or back."""
+        held = {} if self.executor is None else self.executor.held
+        site, state = self._journal.site, self._journal.state
+        return tuple(
+            carried_on(site, state, held[row.switch_id], forward=row.forward)
+            for row in made.resumes
+            if row.switch_id in held
+        )
+
+    def _carry_out(self, resumed: tuple[Switch, ...], opened: tuple[Opened, ...]) -> None:
+        if self.executor is None:
+            return
+        for switch in resumed:
+            self.executor.resume(switch)
+        for row in opened:
+            self.executor.start(row.switch)
+
     def _decide(
-        self, facts: tuple[f.Fact, ...], before: SiteState, made: Plan
+        self,
+        facts: tuple[f.Fact, ...],
+        before: SiteState,
+        made: Plan,
+        resumed: tuple[Switch, ...],
     ) -> tuple[tuple[Opened, ...], tuple[f.Fact, ...], CommitBatch]:
         state, site = self._journal.state, self._journal.site
         wall = state.instant.wall
@@ -291,7 +313,9 @@ class ControlLoop:
             for intent in made.intents[:room]
         )
         prepares = prepare_acts(site, state, made)
-        acts = (*told.facts, *prepares, *(row.fact for row in opened))
+        acts = (*resume_acts(made), *told.facts, *prepares, *(row.fact for row in opened))
+        # A later life finds what was turned back on its way back.
+        turned = (switch for switch in resumed if switch.stage is not Stage.FORWARD)
         events = (
             *lease_events(before, state, wall, self._journal.endpoints.url_of),
             *told_again(before, facts, wall),
@@ -302,10 +326,8 @@ class ControlLoop:
         policies = [fact.policy for fact in facts if isinstance(fact, f.PolicySeen)]
         batch = CommitBatch(
             switches=tuple(
-                SwitchRow(
-                    switch_id=row.switch.switch_id, body=encode_switch(row.switch), closed=False
-                )
-                for row in opened
+                SwitchRow(switch_id=switch.switch_id, body=encode_switch(switch), closed=False)
+                for switch in (*turned, *(row.switch for row in opened))
             ),
             events=events,
             leases=leases,

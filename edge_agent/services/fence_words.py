@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterable
 
 from edge_agent.core.errors import ActError
 from edge_agent.core.site import NS_PER_S
-from protocol.node import PREPARE_MAX, RELEASE_LAPSES_S, GpuFence, GpuRelease, GpuSample
+from protocol.node import (
+    FENCE_UNREADABLE,
+    PREPARE_MAX,
+    RELEASE_LAPSES_S,
+    GpuFence,
+    GpuRelease,
+    GpuSample,
+)
 
 
 class FenceWords:
@@ -24,10 +31,20 @@ class FenceWords:
         self._told: dict[str, dict[str, GpuFence]] = {}
         self._words: dict[str, tuple[int, GpuRelease]] = {}
 
-    def take(self, node_id: str, samples: Iterable[GpuSample]) -> None:
-        """Take what a node says of all its devices; a word on a fence that is gone is over."""
+    def take(self, node_id: str, samples: Iterable[GpuSample]) -> tuple[str, ...]:
+        """Take what a node says of all its devices; a word on a fence that is gone is over.
+
+        Returns:
+            The devices that are fenced, as is new, because their host cannot read its record.
+        """
         told = {one.device_id: one.fence for one in samples if one.fence is not None}
+        known = self._told.get(node_id, {})
         self._told[node_id] = told
+        return tuple(
+            name
+            for name, fence in told.items()
+            if _is_unreadable(fence) and not _is_unreadable(known.get(name))
+        )
 
     def release(self, device_id: str) -> None:
         """Take an operator's word on a device; of one that is not fenced there is none to take.
@@ -64,3 +81,7 @@ class FenceWords:
     def _of(self, device_id: str) -> GpuFence | None:
         rows = (told[device_id] for told in self._told.values() if device_id in told)
         return next(rows, None)
+
+
+def _is_unreadable(fence: GpuFence | None) -> bool:
+    return fence is not None and FENCE_UNREADABLE in fence.code.split("+")

@@ -2,6 +2,8 @@
 
 Raw readings go to telemetry; the journal gets a device only when a value left its band since the
 journal's last one (rate 2 %, power 2 %, temperature 1 C, utilisation 0.1) or its state changed.
+The first reading of each device in a life of the agent it gets in any case: it says that the device
+was read since the start.
 """
 
 from collections.abc import Sequence
@@ -52,6 +54,7 @@ class ReadingsBuffer:
         self._measured_ns = np.full(n, -1, dtype=np.int64)
         rated_w = site.nameplate_w[site.class_of]
         self._asleep_w = np.maximum(2.0 * rated_w[:, CURTAILED], ASLEEP_SHARE * rated_w[:, MINE])
+        self._unread: FlagColumn = np.ones(n, dtype=np.bool_)
         self._step: CodeColumn = np.zeros(n, dtype=np.uint8)
         self._step_of = _steps_of_modes(site)
         none = np.zeros(0, dtype=np.int32)
@@ -102,7 +105,8 @@ class ReadingsBuffer:
         step = self._told(state)
         with np.errstate(invalid="ignore"):
             changed = (
-                (self._reachable != state.reachable)
+                (self._unread & self._reachable)
+                | (self._reachable != state.reachable)
                 | ((activity != UNKNOWN) & (activity != mode_of(state)) & (state.switch_no < 0))
                 | _left_share(self.power_w, state.power_w)
                 | _left_share(self.hashrate_ths, state.hashrate_ths)
@@ -113,6 +117,7 @@ class ReadingsBuffer:
         index = np.flatnonzero(changed)
         if not len(index):
             return None
+        self._unread &= ~(changed & self._reachable)
         return pack_readings(
             self._site.digest,
             ReadingColumns(

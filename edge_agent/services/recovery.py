@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from edge_agent.core import facts as f
 from edge_agent.core.errors import JournalError
 from edge_agent.core.passes import replay_row
+from edge_agent.core.resuming import may_raise
 from edge_agent.core.site import NS_PER_S, Site
 from edge_agent.core.site_state import (
     LeaseStatus,
@@ -25,11 +26,16 @@ logger = logging.getLogger(__name__)
 
 
 class Restored(Struct, frozen=True, eq=False):
-    """State as of the last durable row, the facts of the first new one, and the open switches."""
+    """State as of the last durable row, the facts of the first new one, and the open switches.
+
+    Args:
+        switches: that go on at once. held: that wait until the site is known to have room.
+    """
 
     state: SiteState
     facts: tuple[f.Fact, ...]
     switches: tuple[Switch, ...]
+    held: tuple[Switch, ...]
     bad_rows: int
 
 
@@ -61,15 +67,18 @@ def restore(site: Site, recovered: Recovered, instant: f.Instant) -> Restored:
         state = new_state(site, instant)
     switches, bad_switches = _open_switches(recovered)
     switches = _without_expired(state, switches, instant)
+    held = tuple(row for row in switches if may_raise(site, row))
     facts = (
         # What the store says stands before the boot: it is no better known than the rest.
         *_missing(state, recovered),
         f.Booted(recovered.agent_epoch),
         *_switch_facts(state, switches),
+        *((f.SwitchHeld(tuple(row.switch_id for row in held)),) if held else ()),
         *_meter_facts(state, recovered),
         *(f.NodeLost(node_id) for node_id in state.nodes_up),
     )
-    return Restored(state, facts, switches, bad + bad_switches)
+    at_once = tuple(row for row in switches if row not in held)
+    return Restored(state, facts, at_once, held, bad + bad_switches)
 
 
 def _open_switches(recovered: Recovered) -> tuple[tuple[Switch, ...], int]:

@@ -10,6 +10,7 @@ from edge_agent.core import facts as f
 from edge_agent.core.errors import JournalError
 from edge_agent.core.plan import Intent, Plan
 from edge_agent.core.prepares import prepare_acts
+from edge_agent.core.resuming import resume_acts
 from edge_agent.core.site import Site
 from edge_agent.core.site_state import SiteState
 from edge_agent.core.snapshot import columns_of, decode_state
@@ -44,7 +45,8 @@ def act_difference(
 
     The agent starts the first intents of a plan, as many as it has room for.
     """
-    told = [_bare(fact) for fact in tell(entered, made.leases, row.instant.wall, 0).facts]
+    leases = tell(entered, made.leases, row.instant.wall, 0).facts
+    told = [*resume_acts(made), *(_bare(fact) for fact in leases)]
     told += prepare_acts(site, entered, made)
     acts = [fact for fact in row.acts if not isinstance(fact, f.SwitchOpened)]
     opened = [fact for fact in row.acts if isinstance(fact, f.SwitchOpened)]

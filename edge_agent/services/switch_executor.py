@@ -4,6 +4,7 @@ The intent is durable before ``start`` is called; the close is one commit. Phase
 beside the phase they announce: a lost one only repeats its effect with the same (switch_id, phase).
 A node that is away is waited for: forward phases within their deadline, undoing without one,
 because what it holds is its to say. Its device counts with its nameplate meanwhile.
+A raise that a former life left open is only held here; the plan says when it goes on, or back.
 """
 
 import asyncio
@@ -64,6 +65,7 @@ class SwitchExecutor:
         self._group: asyncio.TaskGroup | None = None
         self._early: list[Switch] = []
         self.open: dict[str, Switch] = {}
+        self.held: dict[str, Switch] = {}
 
     def start(self, switch: Switch) -> None:
         """Begin or resume a switch whose intent is durable; it waits for ``run``."""
@@ -72,6 +74,18 @@ class SwitchExecutor:
             self._early.append(switch)
         else:
             self._begin(self._group, switch)
+
+    def hold(self, switch: Switch) -> None:
+        """Keep a switch of a former life, open and not carried on, until it is resumed."""
+        self.open[switch.switch_id] = self.held[switch.switch_id] = switch
+        logger.info("switch=%s waits until the site is read", switch.switch_id)
+
+    def resume(self, switch: Switch) -> None:
+        """Carry out a held switch, as it was decided."""
+        self.held.pop(switch.switch_id, None)
+        way = "on" if switch.stage is Stage.FORWARD else "back: it is not known to fit"
+        logger.info("switch=%s of a former life goes %s", switch.switch_id, way)
+        self.start(switch)
 
     def room(self) -> int:
         """Give how many switches may be started now."""

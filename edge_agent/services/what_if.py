@@ -21,6 +21,7 @@ from edge_agent.core.passes import act, enter
 from edge_agent.core.plan import Plan
 from edge_agent.core.prepares import prepare_acts
 from edge_agent.core.profit import profit_usd_per_h, wear_usd
+from edge_agent.core.resuming import resume_acts
 from edge_agent.core.site import NS_PER_S, IntColumn, Site
 from edge_agent.core.site_state import OFF_CODES, SiteState
 from edge_agent.ports import JournalSource
@@ -277,7 +278,8 @@ def _acts(world: OtherWorld, step: Step, entered: SiteState, made: Plan) -> tupl
         # An agent without room for all its intents leaves the last ones for later.
         was = step.acts()
         room = opened if was is not None and opened < len(was.intents) else room
-    facts: list[f.Fact] = list(tell(entered, made.leases, wall, 0).facts)
+    facts: list[f.Fact] = list(resume_acts(made))
+    facts += list(tell(entered, made.leases, wall, 0).facts)
     facts += prepare_acts(world.site, entered, made)
     facts += [
         open_switch(world.site, entered, intent, world.new_id).fact

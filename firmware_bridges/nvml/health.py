@@ -16,11 +16,12 @@ from msgspec import Struct, structs
 from firmware_bridges.nvml.samples import EventKind, GpuEvent, GpuSample
 from firmware_bridges.nvml.states import GpuState, GpuView
 from firmware_bridges.nvml.xid import Effect, Need, XidRow, row_of
+from protocol.node import FENCE_UNREADABLE
 
 NS_PER_S: Final = 1_000_000_000
 XIDS_KEPT: Final = 16
 # Gates that stay shut until they are released.
-_REMEMBERED: Final = frozenset({"xid", "ecc", "unavailable"})
+_REMEMBERED: Final = frozenset({"xid", "ecc", "unavailable", "record"})
 # Gates that show the cause of a remembered fence, or that nobody can see whether it is gone.
 _CAUSES: Final = frozenset({"unknown", "lost", "reset", "silent", "remap", "recovery"})
 # Recovery actions of nvml.h from which on the driver wants the card reset, or the host.
@@ -78,6 +79,7 @@ class GpuHealth(Struct, frozen=True, kw_only=True):
             yet below the other one. over_power_ns: since when the power is too high.
         uncorrected: uncorrected ECC errors at the last sample; None: never told. new_uncorrected:
             there are such that nobody has looked at. unavailable: the driver said so, once.
+        unreadable: what was written down of the card is not known, so that anything may stand.
     """
 
     card: str
@@ -91,6 +93,7 @@ class GpuHealth(Struct, frozen=True, kw_only=True):
     uncorrected: int | None = None
     new_uncorrected: bool = False
     unavailable: bool = False
+    unreadable: bool = False
 
     @property
     def standing(self) -> Standing:
@@ -144,13 +147,19 @@ def judged(
 
 
 def released(health: GpuHealth) -> GpuHealth:
-    """Forget what a person has looked at: Xids, uncorrected errors, and the driver's word."""
-    return structs.replace(health, xids=(), new_uncorrected=False, unavailable=False)
+    """Forget what a person has looked at: Xids, uncorrected errors, the driver's word, a record."""
+    return structs.replace(
+        health, xids=(), new_uncorrected=False, unavailable=False, unreadable=False
+    )
 
 
 def remembered(health: GpuHealth) -> tuple[str, ...]:
     """Give codes of all that stays true until it is released, such as ``xid-79``, ``ecc``."""
-    said = (("ecc", health.new_uncorrected), ("unavailable", health.unavailable))
+    said = (
+        ("ecc", health.new_uncorrected),
+        ("unavailable", health.unavailable),
+        (FENCE_UNREADABLE, health.unreadable),
+    )
     xids = tuple(f"xid-{number}" for number in health.xids)
     return (*xids, *(code for code, is_true in said if is_true))
 
@@ -277,6 +286,8 @@ def _fault_findings(
 
 
 def _event_findings(health: GpuHealth) -> Iterator[Finding]:
+    if health.unreadable:
+        yield Finding("record", Standing.FENCED, "fence record unreadable", Need.INSPECT)
     if health.unavailable:
         yield Finding("unavailable", Standing.FENCED, "the driver cannot use it", Need.RESET)
     for row in map(row_of, health.xids):

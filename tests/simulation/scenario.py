@@ -206,6 +206,8 @@ def faults_end_s(scenario: Scenario) -> float:
         clock = fault.kind is SiteFaultKind.CLOCK_STEP
         crash = fault.kind is SiteFaultKind.CRASH
         length_s = CLOCK_WRONG_S if clock else max(fault.duration_s, CRASH_MAX_S * crash)
+        # An agent may die once more right after it has started from the copy.
+        length_s += CRASH_MAX_S * (fault.kind is SiteFaultKind.RESTORED_SNAPSHOT)
         ends.append(fault.at_s + length_s)
     return max(ends)
 

@@ -179,7 +179,7 @@ async def test_a_release_is_refused_while_the_cause_is_seen_and_then_outlives_th
         with pytest.raises(RefusedError) as refused:
             await sensors.release(fake.uuid(1))
         assert refused.value.answer_code == "fence_stands"
-        assert len(file.read()) == 1
+        assert len(file.read() or ()) == 1
         fake.gpu(1).remap_pending = 0
         await until(sensors, fake.uuid(1), lambda row: "remapped" not in row.reason)
         await sensors.release(fake.uuid(1))
@@ -207,6 +207,34 @@ async def test_a_reboot_ends_a_fence_that_needs_one_once_the_card_is_seen_to_be_
         facts = await until(sensors, fake.uuid(1), lambda row: row.healthy)
         assert facts.fence is None
         await until(sensors, fake.uuid(1), lambda row: row.healthy and file.read() == ())
+
+
+async def test_without_a_readable_record_no_card_works_until_each_is_released(
+    fake: FakeNvml, file: FenceFile, tmp_path: Path
+) -> None:
+    (tmp_path / "fences.json").write_bytes(b"\0" * 512)
+    uuids = (fake.uuid(0), fake.uuid(1))
+    async with reading(fake, file) as sensors:
+        first = await sensors.read()
+        assert [first[uuid].healthy for uuid in uuids] == [False, False], "read nothing yet"
+        for uuid in uuids:
+            facts = await until(sensors, uuid, lambda row: row.temp_c is not None)
+            assert (facts.healthy, facts.reason) == (False, "fence record unreadable")
+            assert facts.fence is not None
+            assert (facts.fence.code, facts.fence.stands) == ("record-unreadable", "")
+            assert facts.fence.ends_by == "an operator's release, after: inspect"
+        await until(sensors, uuids[0], lambda _: file.read() is not None)
+    async with reading(fake, file, "b2") as sensors:
+        await until(sensors, uuids[1], lambda row: row.temp_c is not None)
+        await sensors.release(uuids[1])
+        facts = (await sensors.read())[uuids[1]]
+        assert (facts.healthy, facts.fence) == (True, None)
+        assert not (await sensors.read())[uuids[0]].healthy
+    async with reading(fake, file, "b2") as sensors:
+        await until(sensors, uuids[1], lambda row: row.healthy and row.temp_c is not None)
+        facts = await until(sensors, uuids[0], lambda row: row.temp_c is not None)
+        assert facts.reason == "fence record unreadable"
+    assert (tmp_path / "fences.unread").read_bytes() == b"\0" * 512
 
 
 async def test_the_cards_are_told_under_the_names_of_dcgm(fake: FakeNvml) -> None:

@@ -12,6 +12,7 @@ from edge_agent.local_api.api import BufferView, HubLink, LocalApi
 from edge_agent.local_api.http import LocalError, LocalRequest, Peer
 from edge_agent.services.agent import Agent
 from edge_agent.services.fence_words import FenceWords
+from protocol.event import Alarm
 from protocol.node import RELEASE_LAPSES_S, GpuFence, GpuRelease, GpuSample, NodeFacts
 from tests.edge_agent.services.brain_world import LoopClock, World, build_site, play
 
@@ -83,6 +84,28 @@ def test_undrain_releases_the_fence_of_a_gpu_and_why_tells_of_it() -> None:
         assert (agent.why(device_id).fence or "").startswith("xid-48 since")
         await agent.undrain(device_id)
         assert [one.device_id for one in agent.release(node_id)] == [device_id]
+
+    play(world, script)
+
+
+def test_a_host_that_cannot_read_its_record_is_alarmed_of_once_for_each_card() -> None:
+    world = World(build_site(asics=0, gpus=2))
+    unreadable = structs.replace(FENCE, code="xid-48+record-unreadable")
+
+    def alarms() -> list[tuple[str, str | None]]:
+        rows = [row for row in world.store.of(Alarm) if isinstance(row, Alarm)]
+        return [(row.code, row.device_id) for row in rows if "fence" in row.code]
+
+    async def script(agent: Agent) -> None:
+        for _ in range(3):
+            rows = (sample("g0", unreadable), sample("g1", FENCE))
+            await agent.on_facts("n0", NodeFacts(at=SINCE, samples=rows, devices=()))
+        assert alarms() == [("fence_record_unreadable", "g0")]
+        detail = next(row.detail for row in world.store.of(Alarm) if isinstance(row, Alarm))
+        assert "n0: fence record unreadable" in detail
+        rows = (sample("g0", unreadable), sample("g1", unreadable))
+        await agent.on_facts("n0", NodeFacts(at=SINCE, samples=rows, devices=()))
+        assert alarms()[1:] == [("fence_record_unreadable", "g1")]
 
     play(world, script)
 

@@ -60,8 +60,10 @@ def test_a_switch_of_more_than_a_day_ago_goes_back_over_restarts_and_reboots(
         meter_heads=(),
         node_marks=(),
     )
-    (switch,) = restore(make_site(), recovered, later).switches
+    restored = restore(make_site(), recovered, later)
+    (switch,) = restored.switches + restored.held
     assert switch.resumed
     assert switch.stage is stage
+    assert (restored.held == (switch,)) is (stage is Stage.FORWARD)
     failed = stage is Stage.ROLLBACK
     assert switch.devices[0].status is (Status.FAILED if failed else Status.LIVE)

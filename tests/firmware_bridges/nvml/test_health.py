@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from firmware_bridges.nvml.health import (
     GpuHealth,
@@ -250,6 +251,16 @@ def test_what_is_remembered_has_codes_and_says_what_ends_it() -> None:
     assert ends_by(judge(view(), events=[xid(63), xid(74)])) == (
         "an operator's release, after: inspect, reset"
     )
+
+
+def test_a_card_of_which_the_record_cannot_be_read_is_fenced_until_it_is_released() -> None:
+    begun = structs.replace(unjudged("GPU-1"), unreadable=True)
+    health = judged(rebooted(begun), view(), (), LIMITS, NS)
+    assert (health.standing, health.reason) == (Standing.FENCED, "fence record unreadable")
+    assert stands(health) == ""
+    assert ends_by(health) == "an operator's release, after: inspect"
+    after = judged(released(health), view(), (), LIMITS, 2 * NS)
+    assert (after.standing, remembered(after)) == (Standing.OK, ())
 
 
 def test_a_reboot_ends_what_needs_one_and_nothing_else() -> None:
