@@ -80,6 +80,8 @@ class DeviceOutcome(Struct, frozen=True, kw_only=True):
         strategy: by which the device is switched, where its host has one; empty: not told.
         moved_mib: weights and state that this phase moved; None: not told.
         engine_us: of its time, waited for the workloads' own acts; None: not told.
+        saved: what became of what a workload was at when its program was ended: ``kept``, ``lost``,
+            ``used``, ``anew`` or ``dropped``; empty: nothing to say, or not told.
     """
 
     device_id: Ident
@@ -90,6 +92,7 @@ class DeviceOutcome(Struct, frozen=True, kw_only=True):
     strategy: str = ""
     moved_mib: Count | None = None
     engine_us: Count | None = None
+    saved: str = ""
 
 
 # agent -> node

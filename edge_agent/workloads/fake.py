@@ -23,6 +23,7 @@ from edge_agent.workloads.ports import (
     InstanceSpec,
     Meter,
     MeterPage,
+    Mined,
     Moved,
     Ready,
     Wish,
@@ -171,9 +172,9 @@ class FakeDriver:
             for one in samples
         )
 
-    async def mine(self, gpu: str, *, on: bool) -> int:
+    async def mine(self, gpu: str, *, on: bool) -> Mined:
         """Start or stop the miner."""
-        return await self._act("mine", gpu, lambda host: host.mine(gpu, on=on))
+        return Mined(hashes=await self._act("mine", gpu, lambda host: host.mine(gpu, on=on)))
 
     async def prepare(self, gpu: str, spec: InstanceSpec) -> None:
         """Make the instance exist."""
