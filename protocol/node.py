@@ -332,7 +332,10 @@ class GpuFence(Struct, frozen=True, kw_only=True):
 
 
 class GpuSample(Struct, frozen=True, kw_only=True):
-    """Telemetry of one GPU; None is unknown."""
+    """Telemetry of one GPU; None is unknown.
+
+    ``unreleased``: why its host did not end its fence when it was told to; empty: it was not told.
+    """
 
     device_id: Ident
     power_w: float | None = None
@@ -342,6 +345,7 @@ class GpuSample(Struct, frozen=True, kw_only=True):
     hashrate_mhs: float | None = None
     healthy: bool = True
     fence: GpuFence | None = None
+    unreleased: Text = ""
 
 
 class PrepareStage(StrEnum):
