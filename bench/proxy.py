@@ -37,6 +37,7 @@ from edge_agent.workloads.engine import (
     Strategy,
     TokenSample,
 )
+from edge_agent.workloads.errors import DriverRefusedError
 from edge_agent.workloads.host_driver import HostDriver
 from edge_agent.workloads.ports import InstanceSpec
 from protocol.lease import AccessKey
@@ -112,8 +113,11 @@ class _Ready:
     async def canary(self, prompt: str, deadline_s: float) -> str:
         return "right"
 
-    async def snapshot(self) -> bytes:
-        return b""
+    async def snapshot(self, deadline_s: float) -> bytes:
+        raise DriverRefusedError("unsupported", "it keeps no state")
+
+    def restore(self, state: Path) -> None:
+        raise DriverRefusedError("unsupported", "it keeps no state")
 
     async def sample(self) -> TokenSample:
         return TokenSample()

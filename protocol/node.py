@@ -80,6 +80,8 @@ class DeviceOutcome(Struct, frozen=True, kw_only=True):
         strategy: by which the device is switched, where its host has one; empty: not told.
         moved_mib: weights and state that this phase moved; None: not told.
         engine_us: of its time, waited for the workloads' own acts; None: not told.
+        saved: what became of what a workload was at when its program was ended: ``kept``, ``lost``,
+            ``used``, ``anew`` or ``dropped``; empty: nothing to say, or not told.
     """
 
     device_id: Ident
@@ -90,6 +92,7 @@ class DeviceOutcome(Struct, frozen=True, kw_only=True):
     strategy: str = ""
     moved_mib: Count | None = None
     engine_us: Count | None = None
+    saved: str = ""
 
 
 # agent -> node
@@ -333,7 +336,10 @@ class GpuFence(Struct, frozen=True, kw_only=True):
 
 
 class GpuSample(Struct, frozen=True, kw_only=True):
-    """Telemetry of one GPU; None is unknown."""
+    """Telemetry of one GPU; None is unknown.
+
+    ``unreleased``: why its host did not end its fence when it was told to; empty: it was not told.
+    """
 
     device_id: Ident
     power_w: float | None = None
@@ -343,6 +349,7 @@ class GpuSample(Struct, frozen=True, kw_only=True):
     hashrate_mhs: float | None = None
     healthy: bool = True
     fence: GpuFence | None = None
+    unreleased: Text = ""
 
 
 class PrepareStage(StrEnum):

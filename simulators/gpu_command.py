@@ -50,6 +50,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--truth", type=Path, help="append what really was served to this file")
     parser.add_argument("--seed", type=int, default=0, help="seed of powers and timings")
     parser.add_argument("--op-ms", type=float, default=2.0, help="milliseconds one act takes")
+    parser.add_argument(
+        "--cold-s",
+        type=float,
+        default=0.0,
+        help="seconds served work takes to start when not held ready",
+    )
 
 
 def parse_gpus(text: str) -> list[tuple[str, str]]:
@@ -82,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
         rng=rng,
         truth=truth,
         process_id=uuid.uuid4().hex,
+        cold_s=args.cold_s,
     )
     server = GpuServer(host, rng, args.op_ms)
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from hashlib import sha256
 from random import Random
 from typing import ClassVar, Protocol
 
 from msgspec import Struct
 
+from protocol.node import GpuFence
 from protocol.resource import MODELS
 from simulators.errors import SimulatorError
 from simulators.gpu_meter import MINUTE_NS, Mark, Meter
+from simulators.gpu_ready import Gpu, Ready, ReadyBook, Wish
 
 # How many shut instances stay readable; each is well under a kilobyte with few marks.
 OLD_INSTANCES_MAX = 4_096
@@ -97,6 +100,9 @@ class GpuView(Struct, frozen=True, kw_only=True):
     hashrate_mhs: float
     mining: bool
     healthy: bool
+    held: bool
+    reason: str
+    fence: GpuFence | None
 
 
 class _Instance:
@@ -116,13 +122,18 @@ class _Gpu:
     def __init__(self, name: str, model: str, rng: Random) -> None:
         self.name = name
         self.model = model
-        self.healthy = True
+        self.lost = False
+        self.fence: GpuFence | None = None
         self.mining_since_ns: int | None = None
         self.hashes_before = 0
         self.temp_c = _AMBIENT_C + rng.uniform(0.0, 4.0)
         self.temp_at_ns = 0
         self.power_factor = 1.0 + rng.uniform(-0.03, 0.03)
         self.instance: _Instance | None = None
+
+    @property
+    def healthy(self) -> bool:
+        return not self.lost and self.fence is None
 
     def hashes(self, now_ns: int) -> int:
         if self.mining_since_ns is None:
@@ -137,6 +148,7 @@ class GpuHost:
         host_id: name of the host. models: (gpu name, model of the catalogue) pairs.
         clock: injected. rng: seeded. truth: receives every truth line at once.
         process_id: new at each start of the process, so that a restart is seen.
+        cold_s: that a server takes to start where it was not held ready; 0 = it is always there.
     """
 
     def __init__(
@@ -148,6 +160,7 @@ class GpuHost:
         rng: Random,
         truth: Callable[[TruthLine], None],
         process_id: str,
+        cold_s: float = 0.0,
     ) -> None:
         self.host_id = host_id
         self.process_id = process_id
@@ -156,6 +169,7 @@ class GpuHost:
         self._anchor_ns = clock.wall_ns() - clock.boottime_ns()
         self._gpus = {name: _Gpu(name, model, rng) for name, model in models}
         self._instances: dict[str, _Instance] = {}
+        self.ready = ReadyBook(tuple(self._gpus), cold_s)
         self._minute = clock.wall_ns() // MINUTE_NS
 
     @property
@@ -205,6 +219,7 @@ class GpuHost:
             return
         if gpu.instance is not None:
             raise GpuError("busy", f"{gpu_name} holds {gpu.instance.instance_id}")
+        self.ready.use(gpu_name, self.now_ns())
         power_mw = int(MODELS[gpu.model].serve_w * gpu.power_factor * 1_000)
         meter = Meter(power_mw, None if run_s is None else run_s * 1_000_000_000)
         gpu.instance = _Instance(gpu_name, instance_id, lease_id, attempt, meter)
@@ -285,13 +300,64 @@ class GpuHost:
     def lose(self, gpu_name: str, *, lost: bool) -> None:
         """Let a GPU fall off the bus, or come back empty."""
         gpu = self._known(gpu_name)
+        if lost:
+            self._clear(gpu)
+        gpu.lost = lost
+
+    def fence(self, gpu_name: str, xid: int, stands: str) -> None:
+        """Fence a GPU by an Xid, as its sensors would: what runs there ends.
+
+        Args:
+            stands: what is still seen of its cause; empty = nothing, so that it may be released.
+        """
+        gpu = self._known(gpu_name)
+        self._clear(gpu)
+        since = datetime.fromtimestamp(self._clock.wall_ns() // 1_000_000_000, UTC)
+        gpu.fence = GpuFence(
+            code=f"xid-{xid}",
+            since=since if gpu.fence is None else gpu.fence.since,
+            ends_by="an operator's release, after: look at the card",
+            stands=stands,
+        )
+
+    def release(self, gpu_name: str) -> None:
+        """End the fence of a GPU by an operator's word; without one there is nothing to end.
+
+        Raises:
+            GpuError: `fence_stands` while its cause is seen.
+        """
+        gpu = self._known(gpu_name)
+        if gpu.fence is not None and gpu.fence.stands:
+            raise GpuError("fence_stands", f"{gpu_name}: {gpu.fence.stands}")
+        gpu.fence = None
+
+    def prewarm(self, wishes: tuple[Wish, ...], for_s: float) -> list[Ready]:
+        """Take all that is to be held ready, in place of what was; return how that stands."""
         now_ns = self.now_ns()
-        if lost and gpu.instance is not None:
+        self.ready.take(wishes, for_s, now_ns)
+        rows = (self._ready_row(gpu, now_ns) for gpu in self._gpus.values())
+        return [row for row in rows if row is not None]
+
+    def _ready_row(self, gpu: _Gpu, now_ns: int) -> Ready | None:
+        seen = Gpu(
+            mines=gpu.mining_since_ns is not None,
+            serves=gpu.instance is not None,
+            healthy=gpu.healthy,
+        )
+        return self.ready.row(gpu.name, seen, now_ns)
+
+    def start_s(self, gpu_name: str) -> float:
+        """Return how long a server would still take to start on a GPU; 0 = it serves there."""
+        gpu = self._known(gpu_name)
+        return 0.0 if gpu.instance is not None else self.ready.left_s(gpu_name, self.now_ns())
+
+    def _clear(self, gpu: _Gpu) -> None:
+        now_ns = self.now_ns()
+        if gpu.instance is not None:
             self._end(gpu.instance, now_ns)
-        if lost and gpu.mining_since_ns is not None:
+        if gpu.mining_since_ns is not None:
             gpu.hashes_before = gpu.hashes(now_ns)
             gpu.mining_since_ns = None
-        gpu.healthy = not lost
 
     def mark_truth(self) -> None:
         """Write a truth line for each open gate (called at least every 250 ms)."""
@@ -324,15 +390,18 @@ class GpuHost:
             power_w=power_w,
             temp_c=round(gpu.temp_c, 2),
             utilisation=0.97 if mining else 0.85 if serving else 0.0,
-            memory_used_mib=self._memory_mib(gpu),
+            memory_used_mib=self._memory_mib(gpu, now_ns),
             hashrate_mhs=_HASHES_PER_S / 1e6 if mining else 0.0,
             mining=mining,
             healthy=gpu.healthy,
+            held=not gpu.healthy,
+            reason="lost" if gpu.lost else "" if gpu.fence is None else gpu.fence.code,
+            fence=gpu.fence,
         )
 
-    def _memory_mib(self, gpu: _Gpu) -> int:
+    def _memory_mib(self, gpu: _Gpu, now_ns: int) -> int:
         used = _CONTEXT_MIB
-        if gpu.instance is not None:
+        if gpu.instance is not None or self.ready.is_ready(gpu.name, now_ns):
             used += MODELS[gpu.model].vram_gib * 1_024 // 2
         return used
 

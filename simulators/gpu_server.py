@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from simulators.gpu_host import GpuError, GpuHost, TruthLine
+from simulators.gpu_ready import Wish
 
 LINE_BYTES_MAX = 64 * 1_024
 _TRUTH_PERIOD_S = 0.2
@@ -47,6 +48,9 @@ class Request(Struct, kw_only=True, frozen=True):
     since_minute: int | None = None
     kind: str = ""
     value: float = 0.0
+    text: str = ""
+    wishes: tuple[Wish, ...] | None = None
+    for_s: float | None = None
 
 
 class _Faults:
@@ -121,6 +125,8 @@ class GpuServer:
         if request.gpu in self._faults.hang:
             await asyncio.Event().wait()
         seconds = relative * self._op_ms / 1_000 * self._rng.uniform(0.9, 1.1)
+        if request.op == "prepare":
+            seconds += self._host.start_s(request.gpu)
         await asyncio.sleep(seconds + self._faults.slow_s.get(request.gpu, 0.0))
         left = self._faults.fail_next.get(request.gpu, 0)
         if left:
@@ -150,6 +156,11 @@ class GpuServer:
                 }
             case "keys":
                 return {}  # nobody is served here
+            case "prewarm" if request.wishes is not None and request.for_s is not None:
+                return {"ready": host.prewarm(request.wishes, request.for_s)}
+            case "release":
+                host.release(request.gpu)
+                return {}
             case "fault":
                 self._set_fault(request)
                 return {}
@@ -194,6 +205,10 @@ class GpuServer:
         match request.kind:
             case "lost":
                 self._host.lose(request.gpu, lost=bool(request.value))
+            case "fence":
+                self._host.fence(request.gpu, int(request.value), request.text)
+            case "fail_ready":
+                self._host.ready.fail_next(request.gpu, int(request.value))
             case "slow_ms":
                 self._faults.slow_s[request.gpu] = request.value / 1_000
             case "fail_next":

@@ -8,6 +8,9 @@ from msgspec import Struct
 
 from protocol.resource import MODELS
 
+# Longest start of a server that is started at each switch, on a busy machine.
+RESTART_S = 14.0
+
 
 class AsicGroup(Struct, frozen=True, kw_only=True):
     """Miners of one model at consecutive loopback addresses, served by one simulator."""
@@ -18,12 +21,17 @@ class AsicGroup(Struct, frozen=True, kw_only=True):
 
 
 class GpuGroup(Struct, frozen=True, kw_only=True):
-    """GPUs of one model on one node; the work of ``real`` ones is done, on this machine's CPU."""
+    """GPUs of one model on one node; the work of ``real`` ones is done, on this machine's CPU.
+
+    Args:
+        restarts: servers are started and ended at each switch, so that they may be held ready.
+    """
 
     node_id: str
     model: str
     count: int
     real: bool = False
+    restarts: bool = False
 
 
 class SiteSpec(Struct, frozen=True, kw_only=True):
@@ -78,11 +86,14 @@ class Tuning(Struct, frozen=True, kw_only=True):
         time_scale: divides restart, dwell, stay and ramp times (and so the restart cost).
         tick_s: period of the decision.
         quarantine_after: failed switches of a device in ten minutes that take it out of use.
+        prewarm_rest_s: that a device is left alone after it was held ready in vain; None: as of a
+            real site.
     """
 
     time_scale: float = 900.0
     tick_s: float = 1.0
     quarantine_after: int = 3
+    prewarm_rest_s: float | None = None
 
 
 DESIGN_SITES: tuple[SiteSpec, ...] = (
@@ -133,6 +144,7 @@ def scaled(site: SiteSpec, scale: float) -> SiteSpec:
                 # Real work is not scaled: this machine has its few cores.
                 count=group.count if group.real else min(64, max(1, round(group.count * scale))),
                 real=group.real,
+                restarts=group.restarts,
             )
             for group in site.gpus
         ),
@@ -166,6 +178,8 @@ def agent_toml(
         f"quarantine_after = {tuning.quarantine_after}",
         f'[mqtt]\nhost = "127.0.0.1"\nport = {broker_port}',
     ]
+    if tuning.prewarm_rest_s is not None:
+        parts.append(f"[prewarm]\nrest_s = {tuning.prewarm_rest_s}")
     parts += _market_toml(market, market_started_utc)
     models = dict.fromkeys(
         [group.model for group in site.asics] + [group.model for group in site.gpus]
@@ -198,6 +212,8 @@ def node_toml(site: SiteSpec, group: GpuGroup, *, home: Path) -> str:
         f'data_dir = "{place / "data"}"',
         f'[driver]\nkind = "host"\nsocket = "{place / "gpu.sock"}"',
     ]
+    if group.restarts:
+        parts.append(f"timeout_s = {RESTART_S + 5.0}")
     parts += [
         f'[[device]]\ndevice_id = "{device_id}"\ngpu = "gpu{place_no}"\n'
         f'device_class = "{group.model}"'

@@ -16,13 +16,15 @@ import msgspec
 from msgspec import Struct
 
 from simulators.process import python_module
-from simulators.stack_config import GpuGroup, node_home
+from simulators.stack_config import RESTART_S, GpuGroup, node_home
 from simulators.web_client import WebClient
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "The price of power is"
 _TOKENS = 8
 _LOOPBACK = "127.0.0.1"
+# Claims on a card that is none: both engines fit beside each other.
+_CARD_MIB, _MINER_MIB, _SERVER_MIB = 16_000, 500, 2_000
 
 
 class RealPorts(Struct, frozen=True, kw_only=True):
@@ -59,15 +61,24 @@ def host_toml(group: GpuGroup, ports: RealPorts, *, home: Path) -> str:
         f'admin = "tcp:{_LOOPBACK}:{ports.admin}"',
         f'public_url = "http://{_LOOPBACK}:{ports.proxy}"',
     ]
+    if group.restarts:
+        parts.append(f"[limits]\nact_s = {RESTART_S}")
     for number, (miner, server) in enumerate(zip(ports.miners, ports.servers, strict=True)):
         parts += [
-            f'[[gpu]]\nname = "gpu{number}"\nmodel = "{group.model}"',
+            f'[[gpu]]\nname = "gpu{number}"\nmodel = "{group.model}"' + _sizes(_CARD_MIB, group),
             _engine("miner", miner, "miner", "--pool", f"stratum+tcp://{_LOOPBACK}:{ports.pool}",
-                    "--threads", "1"),
+                    "--threads", "1") + _sizes(_MINER_MIB, group),
             _engine("server", server, "inference", "--layers", "2", "--dim", "64", "--heads", "4",
-                    "--context", "256"),
+                    "--context", "256") + _sizes(_SERVER_MIB, group),
         ]  # fmt: skip
+        if group.restarts:
+            parts.append('strategy = "restart"')
     return "\n".join(parts) + "\n"
+
+
+def _sizes(vram_mib: int, group: GpuGroup) -> str:
+    """Name a size where engines are held ready: whether both fit is judged by it."""
+    return f"\nvram_mib = {vram_mib}" if group.restarts else ""
 
 
 def host_data(home: Path, group: GpuGroup) -> Path:

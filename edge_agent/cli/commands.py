@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 
@@ -13,6 +14,7 @@ from edge_agent.cli import miners, render, render_grid
 from edge_agent.cli.client import (
     EXIT_OK,
     EXIT_PROBLEM,
+    EXIT_TIMED_OUT,
     EXIT_UNREACHABLE,
     EXIT_USAGE,
     CliError,
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 SCHEMA_VERSION = 1
+# A word on a fence lapses after 30 s; what came of it is told a little later.
+RELEASE_WAIT_S = 40.0
+_POLL_S = 0.5
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)(s|m|min|h|d)$")
 _UNIT_S = {"s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
 
@@ -107,7 +112,24 @@ def _drain(args: argparse.Namespace) -> int:
 
 
 def _undrain(args: argparse.Namespace) -> int:
-    return _acted(args, act(args.run_dir, "/v1/undrain", {"pattern": args.device}))
+    """Give devices back, and wait for what their nodes say of fences: half a minute at most."""
+    value = act(args.run_dir, "/v1/undrain", {"pattern": args.device})
+    final = {row["device_id"]: row for row in value.get("releases", ())}
+    ends = time.monotonic() + RELEASE_WAIT_S
+    while _asked(final) and time.monotonic() < ends:
+        time.sleep(_POLL_S)
+        said = ask(args.run_dir, "/v1/releases", {"pattern": args.device})["releases"]
+        final |= {row["device_id"]: row for row in said if row["device_id"] in final}
+    value |= {"releases": list(final.values())}
+    _show(args, value, render.undrained)
+    if _asked(final):
+        return EXIT_TIMED_OUT
+    done = all(row["outcome"] == "done" for row in final.values())
+    return EXIT_OK if value["devices"] and done else EXIT_PROBLEM
+
+
+def _asked(rows: dict[str, dict[str, Any]]) -> bool:
+    return any(row["outcome"] == "asked" for row in rows.values())
 
 
 def _market(args: argparse.Namespace) -> int:

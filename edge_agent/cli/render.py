@@ -250,6 +250,26 @@ def buffer(value: Row) -> str:
     )
 
 
+def undrained(value: Row) -> str:
+    """Render what became of devices that were given back, and of their fences in plain words."""
+    if not value["devices"]:
+        return "no device matched"
+    words = {
+        "asked": "no answer yet",
+        "done": "fence released",
+        "refused": "fence NOT released",
+        "away": "fence NOT released",
+        "unknown": "fence perhaps released",
+    }
+    fences = {row["device_id"]: row for row in value["releases"]}
+    lines = []
+    for name in value["devices"]:
+        row = fences.get(name)
+        said = "" if row is None else f"; {words[row['outcome']]}: {row['detail']}"
+        lines.append(f"{name}  no longer held{said}")
+    return "\n".join(lines)
+
+
 def table(header: list[str], body: list[list[str]]) -> list[str]:
     """Align columns: text to the left, numbers to the right."""
     if not body:

@@ -94,7 +94,7 @@ PATHS[DeviceKind.CPU] = PATHS[DeviceKind.GPU]
 
 _UNDO = {Stage.ROLLBACK: Phase.ROLLBACK, Stage.QUARANTINE: Phase.QUARANTINE}
 
-STRATEGY_CHARS_MAX = 32
+WORD_CHARS_MAX = 32
 # How long what a switch saved may be gone back to.
 SAVED_S = 86_400.0
 
@@ -117,6 +117,7 @@ class SwitchDevice(Struct, frozen=True, array_like=True):
 
     ``strategy``, ``moved_mib`` and ``engine_us`` (what its workloads took of the time) are what its
     node told of the way it is switched. ``ready``: what it enters was held ready when it began.
+    ``saved``: what became of what its workload was at when it was ended; empty: nothing to say.
     """
 
     device_id: str
@@ -132,6 +133,7 @@ class SwitchDevice(Struct, frozen=True, array_like=True):
     engine_us: int = 0
     from_mode: ModePoint | None = None
     ready: bool = False
+    saved: str = ""
 
 
 class PhaseSpan(Struct, frozen=True, array_like=True):
@@ -389,9 +391,10 @@ def _take(switch: Switch, outcomes: tuple[DeviceOutcome, ...]) -> Switch:
             judged = _judge_mode(judged, outcome.code)
         judged = replace(
             judged,
-            strategy=outcome.strategy[:STRATEGY_CHARS_MAX] or device.strategy,
+            strategy=outcome.strategy[:WORD_CHARS_MAX] or device.strategy,
             moved_mib=device.moved_mib + (outcome.moved_mib or 0),
             engine_us=device.engine_us + (outcome.engine_us or 0),
+            saved=outcome.saved[:WORD_CHARS_MAX] or device.saved,
         )
         if switch.phase is Phase.COMMIT:
             judged = replace(judged, committed_at=outcome.at)

@@ -233,6 +233,13 @@ def _gpu_metrics(service: HostService) -> Iterator[str]:
             for (gpu, outcome), count in sorted(service.prewarmer.counts.items())
         ],
     )
+    saved = {} if service.states is None else service.states.counts
+    yield from family(
+        "hcp_host_saved_states_total",
+        "counter",
+        "states of ended engines, kept or lost, and why they were not given again",
+        [({"outcome": word}, count) for word, count in sorted(saved.items())],
+    )
     yield from family(
         "hcp_host_mining",
         "gauge",

@@ -21,6 +21,7 @@ from edge_agent.host.ledger import HostClock, Ledger
 from edge_agent.host.moves import Mover
 from edge_agent.host.planner import BookFile, Planner, free_to_pin_mib
 from edge_agent.host.proxy import Proxy
+from edge_agent.host.saved_states import SavedStates
 from edge_agent.host.sensors import Sensors
 from edge_agent.host.server import HostServer
 from edge_agent.host.service import HostService
@@ -75,16 +76,21 @@ async def _run(
         log.write(*lines)
 
     ledger = Ledger(uuid.uuid4().hex, clock, write)
-    planner = Planner(BookFile(Path(config.data_dir) / "switch-times"), free_to_pin_mib)
-    movers = _movers(config, make_engine)
-    service = HostService(config, movers, sensors, ledger, clock, planner)
+    folder = Path(config.data_dir)
+    planner = Planner(BookFile(folder / "switch-times"), free_to_pin_mib)
+    states = SavedStates(folder / "saved", boot_id=clock.boot_id, now_ns=clock.boottime_ns)
+    movers = _movers(config, make_engine, states)
+    states.tidy(mover.engine_id for mover in movers.values())
+    service = HostService(config, movers, sensors, ledger, clock, planner, states)
     async with _listening(config, service):
         await _serve(service, HostServer(service, Path(config.socket)), stop)
     for slot in service.slots.values():
         slot.close()
 
 
-def _movers(config: HostConfig, make_engine: EngineFactory) -> dict[tuple[str, str], Mover]:
+def _movers(
+    config: HostConfig, make_engine: EngineFactory, states: SavedStates
+) -> dict[tuple[str, str], Mover]:
     credentials = Credentials(config.credentials_dir)
 
     def mover(gpu: GpuConfig, role: str, engine: EngineConfig) -> Mover:
@@ -96,6 +102,7 @@ def _movers(config: HostConfig, make_engine: EngineFactory) -> dict[tuple[str, s
             engine.strategy,
             act_s=limits.act_s,
             grace_s=limits.grace_s,
+            states=states,
         )
 
     return {

@@ -10,11 +10,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable
 from hashlib import sha256
+from pathlib import Path
 from typing import TypeVar
 
 from msgspec import Struct
 
 from edge_agent.host.errors import RefusedError, SilentEngineError
+from edge_agent.host.saved_states import SavedStates
 from edge_agent.workloads.engine import (
     Engine,
     EngineState,
@@ -26,6 +28,7 @@ from edge_agent.workloads.engine import (
 )
 from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError, Refusal
 from edge_agent.workloads.ports import CanaryOutput
+from edge_agent.workloads.switching.saved import Drop, SavedUse
 
 T = TypeVar("T")
 
@@ -35,6 +38,8 @@ logger = logging.getLogger(__name__)
 # counters that are renewed several times in it.
 STILL_S = 0.05
 LOOK_S = 0.4
+# For what an engine was at, before it is ended: never worth more of a switch than this.
+SAVE_S = 0.25
 _MARGIN_S = 0.25
 # What was seen so long ago is taken for how it stands, where an act soon finds out if it is not.
 SEEN_S = 1.0
@@ -84,6 +89,7 @@ class Mover:
 
     Args:
         act_s: longest time for one act. grace_s: between asking its process to end and killing it.
+        states: where what it was at is kept over its end; None: nowhere.
 
     Attributes:
         away_mib: what it freed when it last left its GPU; None: not known.
@@ -92,12 +98,24 @@ class Mover:
         ready: it was made ready ahead of a switch, and has not been at work since.
         waited_s: that an act before ``to_work`` waited for its start: a part of the way back.
         hashes: of a miner, its counter as its driver saw it at the last ``off`` or ``to_work``.
+        saved: what became of its saved state at the last ``off`` or ``to_work``; None: there was
+            nothing to save or to go on from.
     """
 
     def __init__(
-        self, engine: Engine, strategy: Strategy | None, *, act_s: float, grace_s: float
+        self,
+        engine: Engine,
+        strategy: Strategy | None,
+        *,
+        act_s: float,
+        grace_s: float,
+        states: SavedStates | None = None,
     ) -> None:
         self.engine = engine
+        # One that has none to keep is never asked for it.
+        self._states = states if engine.capabilities().keeps_state else None
+        self._dropped = False
+        self.saved: SavedUse | None = None
         self.away_mib: int | None = None
         self.moved_mib = 0
         able = engine.capabilities().strategies
@@ -179,7 +197,10 @@ class Mover:
         limit_s = limit_s or self._act_s
         try:
             async with asyncio.timeout(limit_s), self._warming:
-                if not _is_warm(await self.look()):
+                probe = await self.look()
+                if not _is_warm(probe):
+                    if not probe.started:
+                        self._give_state()
                     await self._prepare(limit_s)
         except TimeoutError as exc:
             raise SilentEngineError(f"{self.engine_id} is still starting") from exc
@@ -198,7 +219,7 @@ class Mover:
         self._suspect = True
         self.moved_mib = 0
         done = False
-        self.hashes = None
+        self.hashes = self.saved = None
         try:
             await self._to_work()
             done = True
@@ -242,6 +263,11 @@ class Mover:
     async def _resume(self) -> None:
         receipt = await self._act("resume", self.engine.resume(self._act_s))
         self.hashes = receipt.hashes
+        dropped, self._dropped = self._dropped, False
+        if receipt.went_on is not None:
+            self.saved = SavedUse.USED if receipt.went_on else SavedUse.ANEW
+        elif dropped:
+            self.saved = SavedUse.DROPPED
 
     async def off(self, mode: PauseMode) -> None:
         """Take it off its GPU, as far as its strategy says; ended where it does not obey.
@@ -252,7 +278,7 @@ class Mover:
         began_s = asyncio.get_running_loop().time()
         self.moved_mib = 0
         self.seen_idle = self.ready = False
-        self.hashes, self.waited_s = None, 0.0
+        self.hashes, self.waited_s, self.saved = None, 0.0, None
         seen = self._seen_of_late()
         at_work = seen is not None and seen.state is EngineState.ACTIVE
         probe = seen if seen is not None and at_work else await self.look()
@@ -260,13 +286,14 @@ class Mover:
             return
         if self._suspect and await self._ended():
             return
+        until_s = began_s + self._act_s
         try:
-            freed_mib = await self._leave(mode, probe)
+            freed_mib = await self._leave(mode, probe, until_s)
         except (RefusedError, SilentEngineError) as exc:
             if at_work and (await self.look()).state is EngineState.ABSENT:
                 return  # it ended since it was seen
             logger.warning("engine=%s does not leave its GPU, ended: %s", self.engine_id, exc)
-            await self.end()
+            await self.end(until_s)
             return
         took_s = asyncio.get_running_loop().time() - began_s
         self.away_mib = freed_mib
@@ -284,12 +311,17 @@ class Mover:
             return False
         return True
 
-    async def end(self) -> None:
-        """End its process.
+    async def end(self, until_s: float | None = None) -> None:
+        """End its process, after what it was at was saved.
+
+        Args:
+            until_s: of the act that it is ended in, on the loop's clock; None: it begins now.
 
         Raises:
             RefusedError, SilentEngineError: it is still there.
         """
+        now_s = asyncio.get_running_loop().time()
+        await self._save_state(SAVE_S if until_s is None else min(SAVE_S, until_s - now_s))
         try:
             await self._act("stop", self.engine.stop(self._grace_s))
         except (RefusedError, SilentEngineError) as exc:
@@ -328,10 +360,39 @@ class Mover:
         if not probe.live or probe.state is EngineState.FAILED:
             raise RefusedError("not_ready", f"{self.engine_id}: {probe.state.value} {probe.detail}")
 
-    async def _leave(self, mode: PauseMode, probe: Probe) -> int:
+    async def _save_state(self, limit_s: float) -> None:
+        """Keep what it is at before it is ended, if it says that in time; raises nothing.
+
+        What did not come to work is not trusted to have been at anything.
+        """
+        if self._states is None:
+            return
+        spec = self.engine.spec
+        if self._suspect or limit_s <= 0:
+            why = "it is not trusted" if self._suspect else "there is no time left"
+            self.saved = self._states.lose(spec, why)
+            return
+        try:
+            body = await self._act("snapshot", self.engine.snapshot(limit_s), limit_s)
+        except (RefusedError, SilentEngineError) as exc:
+            self.saved = self._states.lose(spec, str(exc))
+        else:
+            # Nothing to save is no loss: it was at nothing.
+            self.saved = self._states.keep(spec, body) if body else None
+
+    def _give_state(self) -> None:
+        """Have it begin, when it is started now, where it was when it was ended."""
+        if self._states is None:
+            return
+        state = self._states.take(self.engine.spec)
+        self._dropped = isinstance(state, Drop)
+        if isinstance(state, Path):
+            self.engine.restore(state)
+
+    async def _leave(self, mode: PauseMode, probe: Probe, until_s: float) -> int:
         """Leave by the strategy; give the MiB that came free and will have to come back."""
         if self.strategy is Strategy.RESTART:
-            await self.end()
+            await self.end(until_s)
             return 0
         if probe.state not in _NOT_AT_WORK:
             receipt = await self._act("pause", self.engine.pause(mode, self._act_s))
@@ -340,6 +401,7 @@ class Mover:
                 raise RefusedError("still_busy", f"{self.engine_id} was paused, and is not idle")
         if self._stays or probe.state in _OFF_MEMORY:
             return self.away_mib or 0
+        await self._save_state(SAVE_S)  # of what keeps a state, this ends the program
         receipt = await self._act("offload", self.engine.offload(self._act_s))
         self.moved_mib = receipt.moved_mib
         return receipt.freed_mib or 0

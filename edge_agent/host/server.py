@@ -93,6 +93,7 @@ class _Samples(Struct, frozen=True):
 class _Hashes(Struct, frozen=True):
     id: int
     hashes: int
+    saved: str = ""
     engine_ns: int = 0
 
 
@@ -231,7 +232,8 @@ class HostServer:
                 await service.release(request.gpu)
                 return _Done(request.id)
             case "mine" if request.on is not None:
-                return _Hashes(request.id, await service.mine(request.gpu, on=request.on))
+                mined = await service.mine(request.gpu, on=request.on)
+                return _Hashes(request.id, mined.hashes, mined.saved)
             case _:
                 return await self._perform_on_instance(request)
 

@@ -22,6 +22,7 @@ from edge_agent.host.moves import Mover
 from edge_agent.host.planner import MemoryBook, Planner
 from edge_agent.host.prewarm import Prewarmer
 from edge_agent.host.proxy import Target
+from edge_agent.host.saved_states import SavedStates
 from edge_agent.host.sensors import Sensors
 from edge_agent.host.slot import House, Slot
 from edge_agent.host.watch import Watch
@@ -34,6 +35,7 @@ from edge_agent.workloads.ports import (
     HostSample,
     InstanceSpec,
     MeterPage,
+    Mined,
     Moved,
 )
 from protocol.node import LeaseKeys
@@ -51,6 +53,7 @@ class HostService:
     Args:
         config: checked. movers: of (gpu name, ``miner`` or ``server``). sensors: of the cards.
         planner: of the ways in which engines leave their GPUs; None: one that keeps nothing.
+        states: what ended engines were at; None: nothing is kept.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class HostService:
         ledger: Ledger,
         clock: HostClock,
         planner: Planner | None = None,
+        states: SavedStates | None = None,
     ) -> None:
         self.config = config
         self.ledger = ledger
@@ -68,6 +72,7 @@ class HostService:
         self.doors = Doors(config.proxy.door)
         self.access = Access(required=config.proxy.require_key)
         self.times = PhaseTimes()
+        self.states = states
         self._clock = clock
         self._planner = planner or Planner(MemoryBook(), lambda: None)
         house = House(
@@ -144,7 +149,7 @@ class HostService:
         except OSError as exc:
             raise RefusedError("log_failed", str(exc)) from exc
 
-    async def mine(self, gpu: str, *, on: bool) -> int:
+    async def mine(self, gpu: str, *, on: bool) -> Mined:
         """Start or stop a miner."""
         slot = self._slot(gpu)
         return await self._act("mine_on" if on else "mine_off", gpu, lambda: slot.mine(on=on))

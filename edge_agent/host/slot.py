@@ -27,7 +27,7 @@ from edge_agent.host.planner import Pair, Planner
 from edge_agent.host.sensors import GpuFacts
 from edge_agent.host.upstream import Upstream
 from edge_agent.workloads.engine import EngineState, HashSample, PauseMode, Strategy
-from edge_agent.workloads.ports import CanaryOutput, GateState, InstanceSpec, Moved
+from edge_agent.workloads.ports import CanaryOutput, GateState, InstanceSpec, Mined, Moved
 
 # For the last words to requests that are cut.
 FAREWELL_S = 0.5
@@ -96,6 +96,8 @@ class Slot:
         self.layout = self._plan()
         self._keep = keep
         self._hashes = 0
+        # What the last act of the switches that moved the miner told of its saved state.
+        self._saved = ""
         self._card_ns = 0
         # Its driver saw a wrong answer: what it says to customers is then no sign of life either.
         self._wrong = False
@@ -115,17 +117,16 @@ class Slot:
 
     # --- the miner -----------------------------------------------------------------------------
 
-    async def mine(self, *, on: bool) -> int:
-        """Start or stop the miner; give its hash counter, which was seen to stand still when off.
+    async def mine(self, *, on: bool) -> Mined:
+        """Start or stop the miner; its hash counter was seen to stand still when it is off.
 
         Raises:
             RefusedError, SilentEngineError: it did not, or it is not known.
         """
         async with self.lock:
             self.acts += 1
-            if on:
-                return await self._mine_on()
-            return await self._mine_off()
+            hashes = await self._mine_on() if on else await self._mine_off()
+            return Mined(hashes=hashes, saved=self._saved)
 
     async def _mine_on(self) -> int:
         self._check_health()
@@ -136,6 +137,7 @@ class Slot:
         if self.mining is not True:
             self.mining = None
             await self._bring_back(miner)
+            self._saved = miner.saved or ""
             self._learn(self.config.miner, miner)
             self.mining = True
             if miner.hashes is not None:
@@ -164,11 +166,13 @@ class Slot:
         self.mining = None
         self.layout = self._plan()
         await self.miner.off(PauseMode.KEEP)
+        self._saved = self.miner.saved or ""
         try:
             stood = await self._standstill(self.miner, self._limits.act_s / 4)
         except RefusedError as exc:
             logger.warning("gpu=%s says that it paused, ended: %s", self.name, exc)
             await self.miner.end()
+            self._saved = self.miner.saved or ""
             stood = await self._standstill(self.miner, self._limits.act_s / 4)
         self.mining = False
         return stood

@@ -14,6 +14,7 @@ from edge_agent.local_api.grid import Grid, GridRoutes
 from edge_agent.local_api.http import LocalError, LocalRequest, PlainText
 from edge_agent.local_api.miners import MinerDesk
 from edge_agent.ports import Clock
+from edge_agent.services.fence_words import Released
 from edge_agent.services.grid_desk import MarketView, OrderLines, PowerReport
 from edge_agent.services.state_report import DeviceLine, PlanView, Status, TimeLine
 from edge_agent.version import VERSION
@@ -60,8 +61,12 @@ class Brain(Protocol):
         """Take a device out of use."""
         ...
 
-    async def undrain(self, device_id: str) -> None:
-        """Give a device back to use."""
+    async def undrain(self, device_id: str) -> Released | None:
+        """Give a device back to use; gives what comes of the fence of its GPU, so far."""
+        ...
+
+    def released(self, device_id: str) -> Released | None:
+        """Give what came of the last word on the fence of a device."""
         ...
 
 
@@ -165,10 +170,11 @@ class UndrainBody(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Acted(Struct, frozen=True, kw_only=True):
-    """The devices that an act reached."""
+    """The devices that an act reached, and what comes of the fences of those that have one."""
 
     v: int
     devices: tuple[str, ...]
+    releases: tuple[Released, ...] = ()
 
 
 class LocalApi:
@@ -207,6 +213,7 @@ class LocalApi:
             "/v1/why": self._why,
             "/v1/plan": lambda _: self._brain.plan(),
             "/v1/switches": self._switch_lines,
+            "/v1/releases": self._released,
             "/v1/buffer": lambda _: self._buffer(),
             "/metrics": lambda _: PlainText(self._brain.metrics()),
         }
@@ -304,15 +311,16 @@ class LocalApi:
 
     async def _undrain(self, request: LocalRequest) -> Acted:
         reached = self._matching(_body(request, UndrainBody).pattern)
-        refused = None
-        for device_id in reached:
-            try:
-                await self._brain.undrain(device_id)
-            except ActError as exc:  # one that stays fenced is in no other's way
-                refused = refused or exc
-        if refused is not None:
-            raise refused
-        return Acted(v=VIEW_VERSION, devices=reached)
+        rows = [await self._brain.undrain(device_id) for device_id in reached]
+        releases = tuple(row for row in rows if row is not None)
+        return Acted(v=VIEW_VERSION, devices=reached, releases=releases)
+
+    def _released(self, request: LocalRequest) -> Acted:
+        """Tell what came of the fences of devices that were given back."""
+        reached = self._matching(request.query.get("pattern", "*"))
+        rows = (self._brain.released(device_id) for device_id in reached)
+        releases = tuple(row for row in rows if row is not None)
+        return Acted(v=VIEW_VERSION, devices=reached, releases=releases)
 
     def _matching(self, pattern: str) -> tuple[str, ...]:
         lines = self._brain.devices()

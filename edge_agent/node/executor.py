@@ -28,6 +28,7 @@ class ActExecutor:
         self._strategies: dict[str, str] = {}
         self._moved_mib: dict[str, int] = {}
         self._stood: dict[str, int] = {}
+        self._saved: dict[str, str] = {}
 
     def host_up(self) -> bool:
         """Tell whether the workload host is there to be asked."""
@@ -37,6 +38,7 @@ class ActExecutor:
         """Forget how a GPU was switched before: another switch begins."""
         self._strategies.pop(gpu, None)
         self._moved_mib.pop(gpu, None)
+        self._saved.pop(gpu, None)
 
     def take_moved(self, gpu: str) -> int | None:
         """Give the MiB that acts on a GPU moved since this was last asked; None: not told."""
@@ -48,6 +50,10 @@ class ActExecutor:
             return told
         offered = self._driver.capabilities().strategies
         return offered[0].replace("_", "-") if len(offered) == 1 else ""
+
+    def saved(self, gpu: str) -> str:
+        """Give what became of its miner's saved state in this switch; empty: not told."""
+        return self._saved.get(gpu, "")
 
     async def wait_for_host(self) -> None:
         """Wait until the workload host is there; the caller bounds the wait."""
@@ -63,7 +69,7 @@ class ActExecutor:
         """
         match act:
             case phases.MineOn():
-                now = await self._driver.mine(gpu, on=True)
+                now = await self._mine(gpu, on=True)
                 # What it did since it stood still is evidence; a new process counts anew.
                 self._hashes[gpu] = min(self._stood.pop(gpu, now), now)
             case phases.MineOff():
@@ -100,20 +106,27 @@ class ActExecutor:
             self._strategies[gpu] = moved.strategy
             self._moved_mib[gpu] = self._moved_mib.get(gpu, 0) + moved.moved_mib
 
+    async def _mine(self, gpu: str, *, on: bool) -> int:
+        """Start or stop the miner; give its hash counter, and note what else is told."""
+        mined = await self._driver.mine(gpu, on=on)
+        if mined.saved:
+            self._saved[gpu] = mined.saved
+        return mined.hashes
+
     async def _mine_off(self, gpu: str) -> None:
         self._hashes.pop(gpu, None)
-        stood = await self._driver.mine(gpu, on=False)
+        stood = await self._mine(gpu, on=False)
         # An acknowledgement is no evidence: the counter itself must stand still.
-        if await self._driver.mine(gpu, on=False) != stood:
+        if await self._mine(gpu, on=False) != stood:
             raise EvidenceError("still_hashing", f"the hash counter of {gpu} moves on")
         self._stood[gpu] = stood
 
     async def _check_hashing(self, gpu: str) -> None:
         before = self._hashes.pop(gpu, None)
         if before is None:
-            before = await self._driver.mine(gpu, on=True)
+            before = await self._mine(gpu, on=True)
         look_s = _HASH_LOOK_S_MIN
-        while (now := await self._driver.mine(gpu, on=True)) <= before:
+        while (now := await self._mine(gpu, on=True)) <= before:
             before = min(before, now)  # a new host process counts anew
             await asyncio.sleep(look_s)
             look_s = min(look_s * 2, _HASH_LOOK_S_MAX)

@@ -340,6 +340,7 @@ class PhaseRunner:
             at=self._clock.wall(),
             strategy=self._executor.strategy(job.slot.gpu),
             moved_mib=self._executor.take_moved(job.slot.gpu),
+            saved=self._executor.saved(job.slot.gpu),
             engine_us=engines.total_ns // 1_000,
         )
 

@@ -317,7 +317,7 @@ class NodeService:
     def _tell_facts(self) -> None:
         if self._session is None:
             return
-        samples = self._book.samples(self._clock.boottime_ns())
+        samples = self._release.told(self._book.samples(self._clock.boottime_ns()))
         facts = NodeFacts(
             at=self._clock.wall(),
             samples=samples,

@@ -59,6 +59,10 @@ class Miner:
 
     Args:
         paused: start paused, loaded and checked. snapshot: of an earlier run.
+
+    Attributes:
+        went_on: the snapshot was of the first job that the pool gave; None: there is none, or no
+            job yet.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class Miner:
     ) -> None:
         self._options = options
         self._old = snapshot
+        self.went_on: bool | None = None
         session_id = snapshot.session_id if snapshot else ""
         self.pool = PoolClient(pool, user, password, self._on_job, session_id=session_id)
         self.workers = Workers(options, self._hear, self._gone)
@@ -291,16 +296,19 @@ class Miner:
             return
         old, self._old = self._old, None
         self._next_extranonce2, self._starts = 0, {}
-        if old is not None and (old.job_id, old.previous, old.extranonce1) == (
-            job.job_id,
-            job.previous,
-            session.extranonce1,
-        ):
-            self._next_extranonce2 = old.next_extranonce2
-            self._starts = dict(enumerate(old.ranges))
+        if old is not None:
+            self._go_on(old, job, session)
         for worker in self.workers.all:
             self._assign(worker.index)
         self._changes.tell()
+
+    def _go_on(self, old: Snapshot, job: Job, session: Session) -> None:
+        """Begin where an earlier run was, if the pool still gives the same search space."""
+        same = (job.job_id, job.previous, session.extranonce1)
+        self.went_on = (old.job_id, old.previous, old.extranonce1) == same
+        if self.went_on:
+            self._next_extranonce2 = old.next_extranonce2
+            self._starts = dict(enumerate(old.ranges))
 
     def _assign(self, index: int) -> None:
         """Give a worker the next part of the search space; there may be none left, or no job."""

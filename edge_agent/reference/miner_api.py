@@ -51,6 +51,7 @@ class MinerStatus(Struct, frozen=True, kw_only=True):
     rejected: int
     dropped: int
     job_id: str | None
+    went_on: bool | None
     pool: PoolView
     workers: tuple[WorkerView, ...]
 
@@ -106,6 +107,7 @@ class MinerApi:
             rejected=counts.rejected,
             dropped=counts.dropped,
             job_id=miner.snapshot().job_id or None,
+            went_on=miner.went_on,
             pool=PoolView(
                 address=f"{address.host}:{address.port}",
                 online=miner.pool.online,

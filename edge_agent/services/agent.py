@@ -26,7 +26,7 @@ from edge_agent.devices.ports import AsicFleet, AsicReadings
 from edge_agent.ports import Clock, CommitBatch, CoreStore, NodeLinks, Recovered
 from edge_agent.services import state_report as report
 from edge_agent.services.control_loop import ControlLoop
-from edge_agent.services.fence_words import FenceWords
+from edge_agent.services.fence_words import FenceWords, Released
 from edge_agent.services.grid_desk import GridDesk
 from edge_agent.services.journal import Journal
 from edge_agent.services.metering import MeteringService
@@ -276,6 +276,7 @@ class Agent:
     async def on_lost(self, node_id: str) -> None:
         """Note that a node cannot be reached; its intervals stay open."""
         self._buffer.lose_node(node_id)
+        self._fences.lose(node_id)
         self._loop.offer(f.NodeLost(node_id))
 
     # --- local API ------------------------------------------------------------------------
@@ -380,15 +381,22 @@ class Agent:
         """
         await self.hold(device_id, f.HoldMode.DRAIN, for_s, reason)
 
-    async def undrain(self, device_id: str) -> None:
+    async def undrain(self, device_id: str) -> Released | None:
         """End any hold and any quarantine of a device, and have the fence of its GPU released.
 
+        Returns:
+            What comes of its fence, so far; None: it has none.
+
         Raises:
-            ActError: the site has no such device; ``fence_stands``: its hold is ended, and its
-                fence is not, as the cause is still seen.
+            ActError: the site has no such device.
         """
         await self.hold(device_id, f.HoldMode.NONE, None, "released")
-        self._fences.release(device_id)
+        node_id = self.site.devices[self._index(device_id)].node_id
+        return self._fences.release(device_id, node_id)
+
+    def released(self, device_id: str) -> Released | None:
+        """Give what came of the last word on the fence of a device; None: there was none."""
+        return self._fences.released(device_id)
 
     async def hold(
         self, device_id: str, mode: f.HoldMode, for_s: float | None, reason: str

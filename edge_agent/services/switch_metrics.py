@@ -1,6 +1,7 @@
 """How long phases of switches take, as Prometheus histograms; bounded, counted from the start."""
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable
 
 from msgspec import Struct
@@ -8,12 +9,14 @@ from msgspec import Struct
 from edge_agent.core.facts import SwitchCost
 from edge_agent.core.switching import Status, Switch
 from edge_agent.workloads.engine import Strategy
+from edge_agent.workloads.switching.saved import SavedUse
 
 BOUNDS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 )  # fmt: skip
 # What a node names that we do not know is one series, not many.
 _STRATEGIES = frozenset(strategy.value for strategy in Strategy) | {""}
+_SAVED = frozenset(use.value for use in SavedUse)
 # The worst device says how the switch ended.
 _WORST = (Status.QUARANTINED, Status.ROLLED_BACK, Status.COMMITTED)
 Labels = tuple[tuple[str, str], ...]
@@ -36,9 +39,12 @@ class SwitchMetrics:
     def __init__(self) -> None:
         self._phases: dict[Labels, _Series] = {}
         self._switches: dict[Labels, _Series] = {}
+        self._saved: Counter[str] = Counter()
 
     def take(self, switch: Switch, now_ns: int) -> None:
         """Count a switch that is over; one that a restart lies in says nothing about its phases."""
+        words = (device.saved for device in switch.devices if device.saved)
+        self._saved.update(word if word in _SAVED else "other" for word in words)
         if switch.resumed:
             return
         told = {device.strategy for device in switch.devices}
@@ -62,6 +68,12 @@ class SwitchMetrics:
         lines = [
             *_histogram("hcp_switch_phase_seconds", "Time of a phase of a switch.", self._phases),
             *_histogram("hcp_switch_seconds", "Time of a whole switch.", self._switches),
+            "# HELP hcp_switch_saved_state_total What became of states saved of workloads.",
+            "# TYPE hcp_switch_saved_state_total counter",
+            *(
+                f'hcp_switch_saved_state_total{{outcome="{word}"}} {count}'
+                for word, count in sorted(self._saved.items())
+            ),
             "# HELP hcp_switch_cost_seconds Learnt time of a switch, failed tries paid for.",
             "# TYPE hcp_switch_cost_seconds gauge",
         ]

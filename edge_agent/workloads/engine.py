@@ -9,6 +9,7 @@ Every act is idempotent, and has a deadline; past it the act's outcome is unknow
 """
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol
 
 from msgspec import Struct
@@ -87,6 +88,7 @@ class EngineCapabilities(Struct, frozen=True, kw_only=True):
         releases_memory: ``offload`` frees GPU memory.
         per_gpu_pause: It can be paused on one GPU alone.
         survives_agent: It lives on when agent, node or host die.
+        keeps_state: ``snapshot`` gives what it was at, and ``restore`` has it go on there.
     """
 
     strategies: tuple[Strategy, ...]
@@ -95,6 +97,7 @@ class EngineCapabilities(Struct, frozen=True, kw_only=True):
     releases_memory: bool = False
     per_gpu_pause: bool = True
     survives_agent: bool = False
+    keeps_state: bool = False
 
 
 class Probe(Struct, frozen=True, kw_only=True):
@@ -117,6 +120,7 @@ class Receipt(Struct, frozen=True, kw_only=True):
         moved_mib: Copied between GPU and host memory by this act; 0 = dropped or left in place.
         inflight_left: Requests that were still under way; None = it does not tell.
         hashes: Of a miner, its counter at the evidence; None = none was read.
+        went_on: Of a resume, from the state that it was started with; None = it was given none.
     """
 
     acked_ns: int
@@ -126,6 +130,7 @@ class Receipt(Struct, frozen=True, kw_only=True):
     moved_mib: int = 0
     inflight_left: int | None = None
     hashes: int | None = None
+    went_on: bool | None = None
 
 
 class HashSample(Struct, frozen=True, kw_only=True):
@@ -182,8 +187,19 @@ class Engine(Protocol):
         """Give its output for a prompt; of a miner, proof of verified work."""
         ...
 
-    async def snapshot(self) -> bytes:
-        """Give what is worth keeping over a restart, such as job and nonce range; may be empty."""
+    async def snapshot(self, deadline_s: float) -> bytes:
+        """Give what is worth keeping over its end, such as job and nonce range; may be empty.
+
+        Its program is about to be ended: what would make it untrue, such as more work, stops.
+        Refused where ``keeps_state`` is false.
+        """
+        ...
+
+    def restore(self, state: Path) -> None:
+        """Have its program begin with a snapshot, in a file, when it is started next.
+
+        A program that runs by then is left as it is. Refused where ``keeps_state`` is false.
+        """
         ...
 
     async def sample(self) -> HashSample | TokenSample:

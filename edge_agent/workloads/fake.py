@@ -23,6 +23,7 @@ from edge_agent.workloads.ports import (
     InstanceSpec,
     Meter,
     MeterPage,
+    Mined,
     Moved,
     Ready,
     Wish,
@@ -97,7 +98,7 @@ class FakeDriver:
 
     Faults are plain attributes: ``fail_at`` makes the Nth act (from 1) fail undone,
     ``lose_answer_at`` lets it happen and loses its answer, ``hanging`` names mute GPUs,
-    ``fences`` fences GPUs until they are released,
+    ``fences`` fences GPUs until they are released, which ``unreleasable`` (a code) refuses,
     ``falsify`` spoils the output of canaries. ``readiness`` says what becomes of a wish to hold an
     engine ready; None: this host knows of none.
 
@@ -123,6 +124,7 @@ class FakeDriver:
         self.calls: list[tuple[str, str]] = []
         self.released: list[str] = []
         self.fences: dict[str, GpuFence] = {}
+        self.unreleasable = ""
         self.tables: list[tuple[LeaseKeys, ...]] = []
         self.fail_at: int | None = None
         self.lose_answer_at: int | None = None
@@ -171,9 +173,9 @@ class FakeDriver:
             for one in samples
         )
 
-    async def mine(self, gpu: str, *, on: bool) -> int:
+    async def mine(self, gpu: str, *, on: bool) -> Mined:
         """Start or stop the miner."""
-        return await self._act("mine", gpu, lambda host: host.mine(gpu, on=on))
+        return Mined(hashes=await self._act("mine", gpu, lambda host: host.mine(gpu, on=on)))
 
     async def prepare(self, gpu: str, spec: InstanceSpec) -> None:
         """Make the instance exist."""
@@ -230,6 +232,8 @@ class FakeDriver:
         self._up()
         if len(self.released) < CALLS_MAX:
             self.released.append(gpu)
+        if self.unreleasable:
+            raise DriverRefusedError(self.unreleasable, "asked to fail")
         self.fences.pop(gpu, None)
 
     async def meters(self, since_minute: int | None) -> MeterPage:

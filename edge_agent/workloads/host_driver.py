@@ -22,6 +22,7 @@ from edge_agent.workloads.ports import (
     InstanceSpec,
     Meter,
     MeterPage,
+    Mined,
     Moved,
     Ready,
     Wish,
@@ -81,10 +82,6 @@ class _Samples(Struct, frozen=True):
     gpus: tuple[HostSample, ...]
 
 
-class _Hashes(Struct, frozen=True):
-    hashes: int
-
-
 class _Page(Struct, frozen=True):
     now_ns: int
     wall_anchor_ns: int
@@ -103,7 +100,7 @@ _encoder = msgspec.json.Encoder()
 _head = msgspec.json.Decoder(_Head)
 _hello = msgspec.json.Decoder(_Hello)
 _samples = msgspec.json.Decoder(_Samples)
-_hashes = msgspec.json.Decoder(_Hashes)
+_mined = msgspec.json.Decoder(Mined)
 _output = msgspec.json.Decoder(CanaryOutput)
 _page = msgspec.json.Decoder(_Page)
 _gate = msgspec.json.Decoder(GateState)
@@ -158,9 +155,9 @@ class HostDriver:
         """Read the facts of every GPU."""
         return (await self._ask(_samples, op="sample")).gpus
 
-    async def mine(self, gpu: str, *, on: bool) -> int:
+    async def mine(self, gpu: str, *, on: bool) -> Mined:
         """Start or stop the miner."""
-        return (await self._ask(_hashes, op="mine", gpu=gpu, on=on)).hashes
+        return await self._ask(_mined, op="mine", gpu=gpu, on=on)
 
     async def prepare(self, gpu: str, spec: InstanceSpec) -> None:
         """Make the instance exist."""

@@ -138,6 +138,19 @@ class Moved(Struct, frozen=True, kw_only=True):
     moved_mib: int = 0
 
 
+class Mined(Struct, frozen=True, kw_only=True):
+    """A miner after an act.
+
+    Args:
+        hashes: its counter, which stands still when it is stopped.
+        saved: what became of what it was at when it was ended, as ``kept`` or ``used``; empty: it
+            was not ended, or had nothing to save.
+    """
+
+    hashes: int
+    saved: str = ""
+
+
 class Wish(Struct, frozen=True, kw_only=True):
     """An engine to hold ready on a GPU beside what works there; see ``protocol.node.Prepare``.
 
@@ -199,8 +212,8 @@ class WorkloadDriver(Protocol):
         """Read the facts of every GPU."""
         ...
 
-    async def mine(self, gpu: str, *, on: bool) -> int:
-        """Start or stop the miner; returns its hash counter, which stands still when stopped."""
+    async def mine(self, gpu: str, *, on: bool) -> Mined:
+        """Start or stop the miner."""
         ...
 
     async def prepare(self, gpu: str, spec: InstanceSpec) -> None:

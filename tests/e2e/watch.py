@@ -108,6 +108,11 @@ def _is_known(device: dict[str, Any]) -> bool:
 
 async def ask_agent(path: Path, target: str) -> Any:  # noqa: ANN401 - JSON
     """Ask the agent's view socket, as `hcp-agent` does, without the cost of a process."""
+    return json.loads(await agent_text(path, target))
+
+
+async def agent_text(path: Path, target: str) -> str:
+    """Ask the agent's view socket for a page; gives its body."""
     async with asyncio.timeout(_DEADLINE_S):
         reader, writer = await asyncio.open_unix_connection(path)
         try:
@@ -115,7 +120,7 @@ async def ask_agent(path: Path, target: str) -> Any:  # noqa: ANN401 - JSON
             answer = await reader.read()
         finally:
             writer.close()
-    return json.loads(answer.partition(b"\r\n\r\n")[2])
+    return answer.partition(b"\r\n\r\n")[2].decode()
 
 
 async def ask_line(path: Path, question: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON

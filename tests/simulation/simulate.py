@@ -353,7 +353,7 @@ class _Run:
         await self._ask_agent(drained, lambda agent: agent.drain(key, for_s, "fan"))
         await _until(drained.at_s + drained.for_s)
         if not drained.by_time:
-            await self._ask_agent(drained, lambda agent: agent.undrain(key))
+            await self._ask_agent(drained, lambda agent: _given_back(agent, key))
 
     async def _ask_agent(self, drained: Drained, act: Callable[[Agent], Awaitable[None]]) -> None:
         """Ask until the agent says that it is durable, as a person at the site does."""
@@ -399,6 +399,10 @@ def _put_back(copy: Path, path: Path) -> None:
     for suffix in ("", "-wal", "-shm"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)
     shutil.move(copy, path)
+
+
+async def _given_back(agent: Agent, device_id: str) -> None:
+    await agent.undrain(device_id)
 
 
 async def _until(at_s: float) -> None:

@@ -74,8 +74,7 @@ class ApiEngine(EngineBase):
             except DriverUnavailableError:
                 if not self._program.ours:
                     raise
-        with engine_acts():
-            await self._program.start(deadline.left_s())
+        await self._run(deadline)
         self._note(parked=False)
         limit = Deadline(deadline.act, min(deadline.left_s(), self._spec.start_s))
         while True:
@@ -85,6 +84,11 @@ class ApiEngine(EngineBase):
             except WorkloadError as exc:
                 await self._not_yet(exc, limit)
             await asyncio.sleep(START_PERIOD_S)
+
+    async def _run(self, deadline: Deadline) -> None:
+        """Start the program, or adopt it."""
+        with engine_acts():
+            await self._program.start(deadline.left_s())
 
     async def _not_yet(self, error: WorkloadError, limit: Deadline) -> None:
         """Raise where waiting on is of no use."""

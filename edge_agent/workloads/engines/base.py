@@ -1,6 +1,7 @@
 """What all drivers share: ports, the program behind the engine, memory and canary as evidence."""
 
 import hashlib
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -34,6 +35,7 @@ CONTEXT_MIB: Final = 1_229
 FREED_SHARE_MIN: Final = 0.9
 PROBE_S: Final = 2.0
 CANARY_UNKNOWN: Final = "no right answer to the canary is known: prepare it first"
+_NO_STATE: Final = "it keeps no state over its end"
 # Of what is left of a deadline, for an end that was asked for; the rest is for the kill.
 _GRACE_SHARE: Final = 0.7
 
@@ -71,9 +73,13 @@ class EngineBase:
         """Give what it was made of."""
         return self._spec
 
-    async def snapshot(self) -> bytes:
-        """Give nothing: there is nothing worth keeping."""
-        return b""
+    async def snapshot(self, deadline_s: float) -> bytes:
+        """Refuse: it tells nothing that would be worth keeping."""
+        raise DriverRefusedError(Refusal.UNSUPPORTED, _NO_STATE)
+
+    def restore(self, state: Path) -> None:
+        """Refuse: it cannot begin with anything."""
+        raise DriverRefusedError(Refusal.UNSUPPORTED, _NO_STATE)
 
     async def stop(self, grace_s: float) -> None:
         """End it: asked first, killed after the grace."""

@@ -76,13 +76,13 @@ class GroupProgram:
         self._reap()
         return Look(alive=False, detail=self._ended)
 
-    async def start(self, deadline_s: float) -> bool:
+    async def start(self, deadline_s: float, more: tuple[str, ...] = ()) -> bool:
         """Start it, or adopt what lives already; strays of a former life are killed first."""
         self._searched = False
         if await self._leader() is not None:
             return False
         await self.kill()
-        self._spawn()
+        self._spawn(more)
         return True
 
     async def end(self, grace_s: float) -> None:
@@ -157,7 +157,7 @@ class GroupProgram:
             )
         )
 
-    def _spawn(self) -> None:
+    def _spawn(self, more: tuple[str, ...]) -> None:
         environment = environment_of(self._spec, self._mark)
         name = self._spec.argv[0]
         path = shutil.which(name, path=environment["PATH"])
@@ -173,7 +173,7 @@ class GroupProgram:
         try:
             pid = os.posix_spawn(
                 path,
-                list(self._spec.argv),
+                [*self._spec.argv, *more],
                 environment,
                 file_actions=files,
                 setsid=True,

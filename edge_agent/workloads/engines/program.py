@@ -45,8 +45,11 @@ class Program(Protocol):
         """See whether it lives; raises nothing of the world."""
         ...
 
-    async def start(self, deadline_s: float) -> bool:
+    async def start(self, deadline_s: float, more: tuple[str, ...] = ()) -> bool:
         """Start it, or adopt what lives already; gives whether it is new.
+
+        Args:
+            more: Words after those of its command, for this start alone.
 
         Raises:
             DriverRefusedError: It cannot be started.
@@ -87,7 +90,7 @@ class ForeignProgram:
         """Give that it cannot be seen from here."""
         return Look(None, "somebody else runs it")
 
-    async def start(self, deadline_s: float) -> bool:
+    async def start(self, deadline_s: float, more: tuple[str, ...] = ()) -> bool:
         """Leave it alone: it runs, or its API will be found silent."""
         return False
 

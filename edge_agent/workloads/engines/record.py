@@ -16,6 +16,17 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RECORD_BYTES_MAX: Final = 64 * 1_024
 
 
+def checked_name(engine_id: str) -> str:
+    """Give an engine's id where it may name a file.
+
+    Raises:
+        ValueError: It is no plain name.
+    """
+    if _NAME.fullmatch(engine_id) is None:
+        raise ValueError(f"engine_id: {engine_id!r} is no plain name")
+    return engine_id
+
+
 class EngineRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One engine.
 
@@ -61,9 +72,7 @@ class RecordFile:
     """
 
     def __init__(self, folder: Path, engine_id: str) -> None:
-        if _NAME.fullmatch(engine_id) is None:
-            raise ValueError(f"engine_id: {engine_id!r} is no plain name")
-        self._path = folder / f"{engine_id}.json"
+        self._path = folder / f"{checked_name(engine_id)}.json"
 
     def read(self) -> EngineRecord:
         """Give the record; a damaged file counts as none: the program is found by its mark."""

@@ -1,9 +1,12 @@
 """Our own miner: it proves a nonce when it is resumed, and the proof is hashed again here."""
 
 import hashlib
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
-from msgspec import Struct
+import msgspec
+from msgspec import Struct, structs
 
 from edge_agent.workloads.engine import (
     EngineCapabilities,
@@ -44,6 +47,7 @@ class MinerStatus(Struct, frozen=True):
     accepted: int | None = None
     rejected: int | None = None
     verified_shares: int | None = None
+    went_on: bool | None = None
 
 
 class Proof(Struct, frozen=True):
@@ -52,6 +56,12 @@ class Proof(Struct, frozen=True):
     prefix: bytes
     nonce: int
     hash: str
+
+
+class MinerState(Struct, frozen=True):
+    """Answer of /snapshot, as far as it is read."""
+
+    job_id: str
 
 
 class MinerReply(Struct, frozen=True):
@@ -73,12 +83,16 @@ class ReferenceMiner(ApiEngine):
         super().__init__(spec, ports)
         # The count at which it was last seen to stand still, or as it was found.
         self._stood: int | None = None
+        self._state: Path | None = None
+        # Whether it was started with a state, and whether it says that it went on there.
+        self._restored = False
+        self._went_on: bool | None = None
 
     def capabilities(self) -> EngineCapabilities:
-        """Give what it can do."""
-        return capabilities_of(
-            self._spec.vram_mib or None, ours=self._program.ours, releases=self._program.ours
-        )
+        """Give what it can do; a program of somebody else is never ended, so nothing is lost."""
+        ours = self._program.ours
+        able = capabilities_of(self._spec.vram_mib or None, ours=ours, releases=ours)
+        return structs.replace(able, keeps_state=ours)
 
     async def probe(self) -> Probe:
         """Ask where it stands; ready = it hashes."""
@@ -101,6 +115,7 @@ class ReferenceMiner(ApiEngine):
 
     async def pause(self, mode: PauseMode, deadline_s: float) -> Receipt:
         """Pause it; a miner has no requests, so each mode is the same."""
+        self._restored = False
         async with within("pause", deadline_s) as deadline:
             path = f"/pause?{timeout_of(deadline)}"
             told = (await self._api.post(path, None, MinerReply, deadline)).hashes
@@ -129,7 +144,11 @@ class ReferenceMiner(ApiEngine):
             hashes = await self._works(deadline)
             evidence = f"nonce {proven.nonce} hashes as it says" if proven else "it hashes"
             return Receipt(
-                acked_ns=acked_ns, idle_ns=self._now_ns(), evidence=evidence, hashes=hashes
+                acked_ns=acked_ns,
+                idle_ns=self._now_ns(),
+                evidence=evidence,
+                hashes=hashes,
+                went_on=self._went_on if self._restored else None,
             )
 
     async def canary(self, prompt: str, deadline_s: float) -> str:
@@ -143,13 +162,29 @@ class ReferenceMiner(ApiEngine):
                 raise DriverRefusedError(Refusal.WRONG_OUTPUT, "it proves no nonce")
             return proven.hash
 
-    async def snapshot(self) -> bytes:
-        """Give its job and nonce range."""
-        async with within("snapshot", PROBE_S) as deadline:
+    async def snapshot(self, deadline_s: float) -> bytes:
+        """Give its job and nonce ranges, after a pause: a nonce tried later would be tried twice.
+
+        One that does not pause is asked all the same: what it does until its end is little.
+        """
+        if not self._program.ours:
+            raise DriverRefusedError(Refusal.NOT_OURS, "somebody else ends it, or does not")
+        async with within("snapshot", deadline_s) as deadline:
+            half = Deadline(deadline.act, deadline.left_s() / 2)
+            with suppress(WorkloadError):
+                await self._api.act(f"/pause?{timeout_of(half)}", half)
             body = (await self._api.ask("GET", "/snapshot", None, deadline)).body
-        if len(body) > SNAPSHOT_BYTES_MAX:
-            raise DriverRefusedError(Refusal.NOT_API, f"/snapshot: {len(body)} bytes")
-        return body
+        try:
+            told = msgspec.json.decode(body[: SNAPSHOT_BYTES_MAX + 1], type=MinerState)
+        except msgspec.MsgspecError as exc:
+            raise DriverRefusedError(Refusal.NOT_API, f"/snapshot: {exc}") from exc
+        return body if told.job_id else b""
+
+    def restore(self, state: Path) -> None:
+        """Have it begin where its last run was."""
+        if not self._program.ours:
+            raise DriverRefusedError(Refusal.NOT_OURS, "somebody else starts it")
+        self._state = state
 
     async def sample(self) -> HashSample:
         """Read its counters."""
@@ -168,7 +203,17 @@ class ReferenceMiner(ApiEngine):
         self._stood = status.hashes
 
     async def _status(self, deadline: Deadline) -> MinerStatus:
-        return await self._api.get("/status", MinerStatus, deadline)
+        status = await self._api.get("/status", MinerStatus, deadline)
+        self._went_on = status.went_on
+        return status
+
+    async def _run(self, deadline: Deadline) -> None:
+        state, self._state = self._state, None
+        more = () if state is None else ("--snapshot", str(state))
+        with engine_acts():
+            is_new = await self._program.start(deadline.left_s(), more)
+        if is_new:
+            self._restored = state is not None
 
     async def _resumed(self, deadline: Deadline) -> Proof | None:
         """Order a resume, and check the nonce that it proves."""

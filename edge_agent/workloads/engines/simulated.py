@@ -8,6 +8,7 @@ full one runs out of it.
 import asyncio
 from collections.abc import Callable
 from enum import StrEnum
+from pathlib import Path
 
 from msgspec import Struct
 
@@ -207,9 +208,13 @@ class SimulatedEngine:
         await self._act("canary", deadline_s, effect)
         return RIGHT[::-1] if self._machine.body(self._spec).is_wrong else RIGHT
 
-    async def snapshot(self) -> bytes:
-        """Give how long it has worked."""
-        return str(self._machine.worked_ns(self._machine.body(self._spec))).encode()
+    async def snapshot(self, deadline_s: float) -> bytes:
+        """Refuse: it keeps no state over its end."""
+        raise DriverRefusedError(Refusal.UNSUPPORTED, "it keeps no state over its end")
+
+    def restore(self, state: Path) -> None:
+        """Refuse: it cannot begin with anything."""
+        raise DriverRefusedError(Refusal.UNSUPPORTED, "it keeps no state over its end")
 
     async def sample(self) -> HashSample | TokenSample:
         """Read its counters."""

@@ -118,12 +118,12 @@ class UnitProgram:
             return Look(alive=False, detail=detail)
         return Look(alive=False, detail=f"{self.unit} is {state or 'unknown'}")
 
-    async def start(self, deadline_s: float) -> bool:
+    async def start(self, deadline_s: float, more: tuple[str, ...] = ()) -> bool:
         """Start the unit, or adopt the one of its name."""
         if (await self.look()).alive:
             return False
         await self._run(["systemctl", "reset-failed", self.unit], COMMAND_S)
-        self._write_environment()
+        self._write_environment(more)
         properties = _properties(self._limits)
         for words, limit_s in (
             (("set-property", "--runtime", self.unit, *properties), COMMAND_S),
@@ -176,10 +176,10 @@ class UnitProgram:
         pairs = (line.partition("=") for line in ran.out.splitlines())
         return {name: value for name, _, value in pairs}
 
-    def _write_environment(self) -> None:
+    def _write_environment(self, more: tuple[str, ...]) -> None:
         """Write command and environment for systemd alone: properties are public on the bus."""
         values = environment_of(self._spec, self._mark)
-        values[COMMAND] = env_words(self._spec.argv)
+        values[COMMAND] = env_words((*self._spec.argv, *more))
         text = "".join(f"{name}={_quoted(value)}\n" for name, value in values.items())
         self._environment.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._environment.unlink(missing_ok=True)

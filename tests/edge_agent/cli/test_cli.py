@@ -3,7 +3,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from edge_agent.__main__ import main
-from edge_agent.cli import render
+from edge_agent.cli import commands, render
 
 SITE = {
     "site_id": "lubbock",
@@ -115,7 +115,8 @@ ORDER = {
     "over_s": 75.0,
     "why": "3 devices told to go off are not confirmed down",
 }
-ANSWERS: dict[str, tuple[int, dict[str, Any]]] = {
+Answer = tuple[int, dict[str, Any]]
+ANSWERS: dict[str, Answer | Callable[[], Answer]] = {
     "/v1/status": (200, STATUS),
     "/v1/devices": (
         200,
@@ -136,7 +137,8 @@ ANSWERS: dict[str, tuple[int, dict[str, Any]]] = {
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        status, value = ANSWERS[self.path.split("?")[0]]
+        found = ANSWERS[self.path.split("?")[0]]
+        status, value = found() if callable(found) else found
         body = json.dumps(value).encode()
         self.send_response(status)
         self.end_headers()
@@ -209,6 +211,71 @@ def test_exit_codes(
     agent: Path, capsys: pytest.CaptureFixture[str], argv: list[str], code: int
 ) -> None:
     assert run(capsys, *argv, "--run-dir", str(agent))[0] == code
+
+
+def row(outcome: str, detail: str) -> dict[str, Any]:
+    return {"device_id": "g0", "outcome": outcome, "detail": detail}
+
+
+@pytest.mark.parametrize(
+    ("rows", "code", "line"),
+    [
+        ([], 0, "g0  no longer held"),
+        (
+            [row("refused", "still seen: 2 uncorrected ECC errors")],
+            1,
+            "g0  no longer held; fence NOT released: still seen: 2 uncorrected ECC errors",
+        ),
+        (
+            [row("away", "its node n1 is away: nothing was done there")],
+            1,
+            "g0  no longer held; fence NOT released: its node n1 is away: nothing was done there",
+        ),
+        (
+            [row("asked", ""), row("asked", ""), row("done", "xid-48 is released")],
+            0,
+            "g0  no longer held; fence released: xid-48 is released",
+        ),
+        (
+            [row("asked", ""), row("refused", "log_failed: no space")],
+            1,
+            "g0  no longer held; fence NOT released: log_failed: no space",
+        ),
+        (
+            [row("asked", ""), row("unknown", "its node tells nothing")],
+            1,
+            "g0  no longer held; fence perhaps released: its node tells nothing",
+        ),
+    ],
+)
+def test_undrain_waits_for_what_becomes_of_a_fence_and_says_it_plainly(
+    agent: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    rows: list[dict[str, Any]],
+    code: int,
+    line: str,
+) -> None:
+    monkeypatch.setattr(commands, "_POLL_S", 0.0)
+    left = list(rows)
+
+    def answer() -> tuple[int, dict[str, Any]]:
+        return 200, {"devices": ["g0"], "releases": [left.pop(0)] if left else []}
+
+    monkeypatch.setitem(ANSWERS, "/v1/undrain", answer)
+    monkeypatch.setitem(ANSWERS, "/v1/releases", answer)
+    assert run(capsys, "undrain", "g0", "--run-dir", str(agent))[:2] == (code, f"{line}\n")
+    assert left == []
+
+
+def test_undrain_gives_up_on_an_answer_that_does_not_come(
+    agent: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "RELEASE_WAIT_S", 0.0)
+    asked = {"devices": ["g0"], "releases": [row("asked", "its node n1 is asked")]}
+    monkeypatch.setitem(ANSWERS, "/v1/undrain", (200, asked))
+    code, out, _ = run(capsys, "undrain", "g0", "--run-dir", str(agent))
+    assert (code, out) == (6, "g0  no longer held; no answer yet: its node n1 is asked\n")
 
 
 def test_devices_are_chosen_by_glob(agent: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -233,13 +233,16 @@ def test_a_switch_that_may_have_committed_or_has_nothing_saved_goes_on(
 def test_a_switch_keeps_what_its_nodes_tell_of_the_way_it_is_made() -> None:
     switch, _ = step(open_switch(phase=Phase.DRAIN), Begun(), 0)
     long = "x" * 99
-    for phase, strategy, moved in (
-        (Phase.DRAIN, "", None),
-        (Phase.PAUSE, long, 100),
-        (Phase.SAVE, "", 28),
+    for phase, strategy, moved, saved in (
+        (Phase.DRAIN, "", None, ""),
+        (Phase.PAUSE, long, 100, "kept" + long),
+        (Phase.SAVE, "", 28, ""),
     ):
-        outcome = DeviceOutcome(device_id="g0", status="done", strategy=strategy, moved_mib=moved)
+        outcome = DeviceOutcome(
+            device_id="g0", status="done", strategy=strategy, moved_mib=moved, saved=saved
+        )
         switch, _ = step(switch, Answered(phase, (outcome,)), 1)
     (device, _) = switch.devices
     assert (device.strategy, device.moved_mib) == ("x" * 32, 128)
+    assert device.saved == "kept" + "x" * 28
     assert decode_switch(encode_switch(switch)) == switch

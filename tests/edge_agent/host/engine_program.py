@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from hashlib import sha256
+from pathlib import Path
 
 from edge_agent.workloads.engine import (
     EngineCapabilities,
@@ -275,8 +276,11 @@ class ProgramEngine:
         answer = await self._ask("POST", path, deadline_s, {"canary": True, "prompt": prompt})
         return str(answer["said"])
 
-    async def snapshot(self) -> bytes:
-        return b""
+    async def snapshot(self, deadline_s: float) -> bytes:
+        raise DriverRefusedError("unsupported", "it keeps no state")
+
+    def restore(self, state: Path) -> None:
+        raise DriverRefusedError("unsupported", "it keeps no state")
 
     async def sample(self) -> HashSample | TokenSample:
         answer = await self._ask("GET", "/state", 0.3)

@@ -59,7 +59,7 @@ class Body:
     async def look(self) -> Look:
         return Look(self.alive if self._ours else None, "alive" if self.alive else "killed by 9")
 
-    async def start(self, deadline_s: float) -> bool:
+    async def start(self, deadline_s: float, more: tuple[str, ...] = ()) -> bool:
         if self.alive or not self._ours:
             return False
         await asyncio.sleep(self.slow_s)

@@ -47,6 +47,7 @@ from edge_agent.workloads.ports import (
     HostSample,
     InstanceSpec,
     MeterPage,
+    Mined,
     Moved,
     Ready,
     Wish,
@@ -539,7 +540,7 @@ class LocalDriver:
 
         return await self._ask(ask)
 
-    async def mine(self, gpu: str, *, on: bool) -> int:
+    async def mine(self, gpu: str, *, on: bool) -> Mined:
         return await self._ask(lambda host: host.mine(gpu, on=on))
 
     async def prepare(self, gpu: str, spec: InstanceSpec) -> None:

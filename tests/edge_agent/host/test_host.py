@@ -29,16 +29,16 @@ SPEC = InstanceSpec(instance_id="i1", lease_id="w1.1", attempt=1)
 async def test_mine_serve_mine_with_each_act_asked_for_twice(tmp_path: Path) -> None:
     world = HostWorld(tmp_path)
     async with world.engines(), world.host(), world.driver() as driver:
-        before = await driver.mine("gpu0", on=True)
+        before = (await driver.mine("gpu0", on=True)).hashes
         await until(lambda: world.miner.hashes() > before)
-        assert await driver.mine("gpu0", on=True) > before
+        assert (await driver.mine("gpu0", on=True)).hashes > before
         assert [one.mining for one in await driver.sample()] == [True]
         await driver.prepare("gpu0", SPEC)
         with pytest.raises(DriverRefusedError) as refused:
             await driver.activate("gpu0", "i1")
         assert refused.value.answer_code == "busy"
-        stood = await driver.mine("gpu0", on=False)
-        assert await driver.mine("gpu0", on=False) == stood == world.miner.hashes()
+        stood = (await driver.mine("gpu0", on=False)).hashes
+        assert (await driver.mine("gpu0", on=False)).hashes == stood == world.miner.hashes()
         for _ in range(2):
             await driver.prepare("gpu0", SPEC)
         for _ in range(2):
@@ -58,7 +58,7 @@ async def test_mine_serve_mine_with_each_act_asked_for_twice(tmp_path: Path) -> 
         for _ in range(2):
             await driver.stop("gpu0", "i1")
         assert world.server.state == "warm"
-        assert await driver.mine("gpu0", on=True) >= stood
+        assert (await driver.mine("gpu0", on=True)).hashes >= stood
         page = await driver.meters(None)
         assert page.meters[0].served_ns == shut[0].served_ns
         assert [line.t for line in world.log() if line.t != "mark"] == ["open", "close"]
@@ -103,8 +103,8 @@ async def test_a_miner_that_lies_about_its_pause_is_ended(tmp_path: Path, smooth
     async with world.engines(), world.host(), world.driver() as driver:
         await driver.mine("gpu0", on=True)
         world.miner.lying, world.miner.smooth = True, bool(smooth)
-        stood = await driver.mine("gpu0", on=False)
-        assert await driver.mine("gpu0", on=False) == stood
+        stood = (await driver.mine("gpu0", on=False)).hashes
+        assert (await driver.mine("gpu0", on=False)).hashes == stood
         assert (await driver.sample())[0].mining is False
         await driver.prepare("gpu0", SPEC)
         await driver.activate("gpu0", "i1")
@@ -190,7 +190,7 @@ async def test_a_driver_with_a_bug_is_an_engine_that_is_silent(
         async with asyncio.timeout(5):
             while (await driver.meters(None)).meters[0].open:  # noqa: ASYNC110 - is asked for
                 await asyncio.sleep(0.05)
-        assert await driver.mine("gpu0", on=False) >= 0
+        assert (await driver.mine("gpu0", on=False)).hashes >= 0
         told = [one for one in caplog.records if "driver fails" in one.message]
         assert len(told) == 1
 
@@ -339,7 +339,7 @@ async def test_a_host_that_is_killed_adopts_its_engines_and_begins_new_meters(
         async with world.host(), world.driver() as driver:
             await until(lambda: world.service.slots["gpu0"].mining is True)
             before = world.miner.hashes()
-            assert await driver.mine("gpu0", on=True) >= before  # it was never interrupted
+            assert (await driver.mine("gpu0", on=True)).hashes >= before  # it was never interrupted
         logged = [line.served_ns for line in world.log()]
         assert told <= max(logged)
 

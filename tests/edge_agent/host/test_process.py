@@ -155,7 +155,9 @@ async def test_a_killed_engine_and_a_killed_host_are_told_and_never_billed_too_m
         assert await _up(driver) != first
         assert (await driver.meters(None)).meters == ()
         assert (await get(port, "/i/i2/v1/models"))[0] == 404
-        assert await driver.mine("gpu0", on=True) > 0  # the miner counts on: it lived through it
+        assert (
+            await driver.mine("gpu0", on=True)
+        ).hashes > 0  # the miner counts on: it lived through it
         await _serve(driver, "i3")
         reborn.send_signal(signal.SIGTERM)
         async with asyncio.timeout(8):
@@ -189,7 +191,7 @@ async def test_the_installed_command_serves_gpus_without_engines(tmp_path: Path)
     async with background(driver.run()), _process(*command) as host:
         await _up(driver)
         assert [one.mining for one in await driver.sample()] == [False]
-        assert await driver.mine("gpu0", on=False) == 0
+        assert (await driver.mine("gpu0", on=False)).hashes == 0
         assert (await get(admin, "/healthz"))[0] == 200
         bad = tmp_path / "bad.toml"
         other = CONFIG.format(folder=tmp_path / "other", port=_free_port(), admin=_free_port())

@@ -11,7 +11,7 @@ from edge_agent.node.errors import EvidenceError
 from edge_agent.node.executor import ActExecutor
 from edge_agent.node.keys import KeyDesk
 from edge_agent.workloads.fake import FakeDriver
-from edge_agent.workloads.ports import CanaryOutput, HostGpu, HostInfo
+from edge_agent.workloads.ports import CanaryOutput, HostGpu, HostInfo, Mined
 
 
 class _Driver(FakeDriver):
@@ -58,12 +58,13 @@ class _Counter(FakeDriver):
 
     def __init__(self, *hashes: int) -> None:
         self.hashes = list(hashes)
+        self.saved = [""] * len(hashes)
         self.asked = 0
 
-    async def mine(self, gpu: str, *, on: bool) -> int:
+    async def mine(self, gpu: str, *, on: bool) -> Mined:
         del gpu, on
         self.asked += 1
-        return self.hashes.pop(0)
+        return Mined(hashes=self.hashes.pop(0), saved=self.saved.pop(0))
 
 
 @pytest.mark.parametrize(
@@ -82,3 +83,15 @@ async def test_a_miner_works_when_it_has_done_something_since_it_stood(
     for act in (phases.MineOff(), phases.MineOn(), phases.CheckHashing()):
         await executor.run("gpu0", act)
     assert driver.asked == looks
+
+
+async def test_what_became_of_a_saved_state_is_told_until_the_next_switch() -> None:
+    driver = _Counter(100, 100, 1, 2)
+    driver.saved = ["kept", "kept", "used", "used"]
+    executor = ActExecutor(driver, KeyDesk(driver))
+    await executor.run("gpu0", phases.MineOff())
+    assert executor.saved("gpu0") == "kept"
+    executor.begin("gpu0")
+    assert executor.saved("gpu0") == ""
+    await executor.run("gpu0", phases.MineOn())
+    assert (executor.saved("gpu0"), executor.saved("gpu1")) == ("used", "")

@@ -81,3 +81,24 @@ def test_without_an_agent_the_word_lapses(play: Play) -> None:
             assert world.driver.released == []
 
     play(scenario)
+
+
+def test_why_the_host_did_not_release_is_told_while_the_word_holds(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        world.driver.fences["gpu0"] = FENCE
+        world.driver.unreleasable = "log_failed"
+        async with world.node(), world.agent():
+            await asyncio.sleep(2.0)
+            assert _unreleased(world) == ["", ""]
+            world.sink.releases = (WORD,)
+            await asyncio.sleep(4.0)
+            assert _unreleased(world) == ["log_failed: asked to fail", ""]
+            world.sink.releases = ()
+            await asyncio.sleep(4.0)
+            assert _unreleased(world) == ["", ""]
+
+    play(scenario)
+
+
+def _unreleased(world: World) -> list[str]:
+    return [one.unreleased for one in world.sink.facts[-1].samples]

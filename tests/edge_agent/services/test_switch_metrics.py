@@ -3,6 +3,8 @@
 import asyncio
 import re
 
+from msgspec.structs import replace
+
 from edge_agent.core.facts import SwitchCost
 from edge_agent.core.switching import PhaseSpan, Stage, Status, Switch, SwitchDevice
 from edge_agent.services.agent import Agent
@@ -93,6 +95,21 @@ def test_every_line_has_the_form_that_prometheus_reads() -> None:
         'hcp_switch_cost_seconds{device_class="H\\"1\\\\0",from="idle",to="mine"} 0.25'
     )
     assert list(BOUNDS_S) == sorted(BOUNDS_S)
+
+
+def test_what_became_of_saved_states_is_counted_in_a_bounded_number_of_series() -> None:
+    metrics = SwitchMetrics()
+    one = over((Phase.DRAIN, 1.0), statuses=(Status.COMMITTED,) * 3)
+    words = ("used", "kept", "what nobody knows")
+    rows = tuple(replace(row, saved=word) for row, word in zip(one.devices, words, strict=True))
+    metrics.take(replace(one, devices=rows), MS)
+    metrics.take(replace(one, devices=rows[:1]), MS)
+    lines = [line for line in metrics.text().splitlines() if "saved_state_total{" in line]
+    assert lines == [
+        'hcp_switch_saved_state_total{outcome="kept"} 1',
+        'hcp_switch_saved_state_total{outcome="other"} 1',
+        'hcp_switch_saved_state_total{outcome="used"} 2',
+    ]
 
 
 def test_a_running_agent_counts_the_phases_of_its_switches() -> None:

@@ -31,6 +31,7 @@ def test_every_kind_has_a_driver_and_restarts_only_what_is_ours(
     ours = _engine(kind, tmp_path, argv=("sleep", "60")).capabilities()
     assert Strategy.RESTART in ours.strategies
     assert ours.survives_agent
+    assert ours.keeps_state == (kind is EngineKind.REFERENCE_MINER)
     if kind is not EngineKind.PROCESS:
         foreign = _engine(kind, tmp_path).capabilities()
         assert Strategy.RESTART not in foreign.strategies

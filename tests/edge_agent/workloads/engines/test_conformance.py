@@ -54,6 +54,19 @@ async def test_prepare_makes_warm_and_again_changes_nothing(name: str, tmp_path:
         assert first.live
 
 
+@pytest.mark.parametrize("name", ALL)
+async def test_without_a_state_to_keep_it_says_so_and_gives_no_empty_one(
+    name: str, tmp_path: Path
+) -> None:
+    async with rigged(name, tmp_path) as rig:
+        engine = rig.again()
+        assert not engine.capabilities().keeps_state  # here somebody else runs the programs
+        with pytest.raises(DriverRefusedError):
+            await engine.snapshot(SHORT_S)
+        with pytest.raises(DriverRefusedError):
+            engine.restore(tmp_path / "state")
+
+
 @pytest.mark.parametrize("name", PAUSERS)
 async def test_pause_and_resume_show_their_effect_and_may_be_repeated(
     name: str, tmp_path: Path

@@ -91,6 +91,18 @@ async def test_it_leads_its_own_session_with_little_around_it(
     assert set(lines) - shell == known | {"HCP_ENGINE"}
 
 
+async def test_words_for_one_start_follow_its_command_and_change_nothing_that_runs(
+    host: Host,
+) -> None:
+    program = host.program("sh", "-c", "echo $0 $1; exec sleep 60", "always")
+    assert await program.start(LONG_S, ("once",))
+    await _until(lambda: "always once" in host.said())
+    assert not await program.start(LONG_S, ("again",))
+    await program.kill()
+    assert await program.start(LONG_S)
+    await _until(lambda: host.said().split() == ["always", "once", "always"])
+
+
 async def test_it_is_adopted_by_who_comes_next_and_not_started_twice(host: Host) -> None:
     assert await host.program("sleep", "60").start(LONG_S)
     pid = host.record().pid

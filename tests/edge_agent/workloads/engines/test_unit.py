@@ -186,6 +186,16 @@ async def test_a_failed_unit_is_absent_with_its_result(make: Make) -> None:
     assert systemd.asked("reset-failed")
 
 
+async def test_words_for_one_start_follow_its_command(make: Make, tmp_path: Path) -> None:
+    systemd = Systemd()
+    program = make(systemd)
+    for more in (("--snapshot", "/a b"), ()):
+        assert await program.start(LONG_S, more)
+        lines = (tmp_path / "thing.env").read_text().splitlines()
+        assert any("--snapshot' '/a b'" in line for line in lines) is bool(more)
+        await program.end(LONG_S)
+
+
 async def test_stop_is_asked_first_and_killed_after_the_grace(make: Make) -> None:
     systemd = Systemd()
     program = make(systemd)
