@@ -166,7 +166,7 @@ def test_a_peak_is_charged_in_the_grids_largest_interval_of_the_month() -> None:
     frame = make_frame(np.full(len(values), 40.0), beside=load_of(values))
     for tariff, peaks, charged in (("12cp", 12, (700, 31 * 96 + 40)), ("4cp", 4, (31 * 96 + 40,))):
         site = site_of(replace(ROOMY, peak_tariff=tariff, peak_usd_per_kw_year=60.0))
-        contract = contract_of(site, frame.at_s, frame.beside, [])
+        contract = contract_of(site, frame.at_s, frame.price, frame.beside, [])
         assert contract.peaks is not None
         assert tuple(np.flatnonzero(contract.peaks.charge).tolist()) == charged
         made = run(site, frame).policies["s0-always-mine"]
@@ -182,14 +182,14 @@ def test_a_longer_peak_interval_is_metered_over_its_mean() -> None:
     values[[60, 61, 90]] = 60_000.0, 60_000.0, 65_000.0
     limits = replace(PEAKS, peak_usd_per_kw_year=120.0, peak_interval_s=1_800.0)
     frame = make_frame(np.full(200, 40.0), beside=load_of(values))
-    contract = contract_of(site_of(limits), frame.at_s, frame.beside, [])
+    contract = contract_of(site_of(limits), frame.at_s, frame.price, frame.beside, [])
     assert contract.peaks is not None
     # 120 / 12 USD a kW over half an hour; the lone 65 GW is 57.5 GW over its half hour.
     assert np.flatnonzero(contract.peaks.charge).tolist() == [60, 61]
     assert contract.peaks.charge[60] == pytest.approx(10.0 * 1_000.0 / 0.5)
     # An hourly file can tell no shorter peak than an hour.
     hourly = load_of(np.array([50e3, 60e3, 50e3]), 3_600)
-    contract = contract_of(site_of(PEAKS), frame.at_s[:12], hourly, [])
+    contract = contract_of(site_of(PEAKS), frame.at_s[:12], frame.price[:12], hourly, [])
     assert contract.peaks is not None
     assert np.flatnonzero(contract.peaks.charge).tolist() == [4, 5, 6, 7]
 
@@ -217,7 +217,7 @@ def test_the_stop_loss_ends_with_the_day() -> None:
     values = np.linspace(50_000.0, 60_000.0, 200)
     frame = make_frame(np.full(200, 40.0), beside=load_of(values))
     site = site_of(replace(PEAKS, peak_stop_usd_per_day=5.0))
-    stop = StopLoss(contract_of(site, frame.at_s, frame.beside, []).peaks)
+    stop = StopLoss(contract_of(site, frame.at_s, frame.price, frame.beside, []).peaks)
     assert stop.counts(20)
     stop.spend(20, 4.0)
     assert stop.counts(21)
