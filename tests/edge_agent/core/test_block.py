@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from edge_agent.core import facts as f
 from edge_agent.core.block import STAYS, inside_share, paid_usd_per_mwh, splits
 from edge_agent.core.economics import value
+from edge_agent.core.explain import why
 from edge_agent.core.profit import profit_usd_per_h
 from edge_agent.core.site import CURTAILED, MINE, SERVE, Limits, Site
 from edge_agent.core.site_model import energy_usd_per_h, inside_usd_per_mwh
@@ -177,3 +178,13 @@ def test_a_spot_price_below_the_price_inside_decides_for_all() -> None:
     plant = Plant(site)
     plant.settle(100.0, tick(-40.0, 100.0), plant.readings())
     assert value(site, plant.state).block_share == 0.0
+
+
+def test_why_says_what_the_block_pays() -> None:
+    plant = after_a_spike(with_block(make_site(asics=6, gpus=0), 0.008))
+    assert plant.plan is not None
+    on = int(np.flatnonzero(plant.state.activity == MINE)[0])
+    off = int(np.flatnonzero(plant.state.activity == CURTAILED)[0])
+    told = [why(plant.site, plant.state, plant.plan, at).verdict for at in (on, off)]
+    assert "100 % of its energy lies inside the fixed-price block" in told[0]
+    assert " 0 % of its energy lies inside" in told[1]

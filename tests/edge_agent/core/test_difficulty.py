@@ -26,6 +26,7 @@ from edge_agent.core.difficulty import (
     step_weight,
 )
 from edge_agent.core.economics import best_value, outlook
+from edge_agent.core.explain import why
 from edge_agent.core.outlook import SHARE_MAX, SHARE_MIN, Change, Knowledge, Known, forecast
 from edge_agent.core.site_state import Blocks, MarketState
 from tests.edge_agent.core.plant import START, Plant, make_site, tick
@@ -176,3 +177,14 @@ def test_a_gpu_s_outlook_knows_no_step() -> None:
     without = replace(state, market=replace(state.market, blocks=None))
     told, plain = (outlook(site, one, best_value(site, one))[0].share for one in (state, without))
     assert (told != plain).tolist() == site.is_asic.tolist()
+
+
+def test_why_says_which_step_has_a_part() -> None:
+    plant = Plant(make_site(asics=2, gpus=2))
+    for left, dt_s in ((2_016, 100.0), (3, 2_013 * 566.0)):
+        seen = tick(40.0, plant.at_s + dt_s, block_height=FIRST + EPOCH_BLOCKS - left)
+        plant.settle(dt_s, seen, plant.readings())
+    assert plant.plan is not None
+    miner, gpu = (why(plant.site, plant.state, plant.plan, at).verdict for at in (0, 2))
+    assert "a difficulty step of +6.0 % is near, with weight 0.56" in miner
+    assert "difficulty" not in gpu
