@@ -4,6 +4,7 @@ from decimal import Decimal
 from itertools import islice, pairwise
 from math import comb
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from edge_agent.core import facts as f
 from edge_agent.core.economics import COST_SAMPLES_MIN, value
 from edge_agent.core.explain import why
 from edge_agent.core.plan import Reason
-from edge_agent.core.ready import ARRIVALS_KEPT, Arrivals, Paid, next_chance
+from edge_agent.core.ready import ARRIVALS_KEPT, Arrivals, Paid, has_paid, next_chance
 from edge_agent.core.reserve import KEEP_SHARE, Demand, demand, exceed, warm_reserve
 from edge_agent.core.site import IDLE, MINE, NS_PER_S, Site
 from edge_agent.core.snapshot import decode_state, encode_state, state_hash
@@ -448,3 +449,11 @@ def test_a_snapshot_keeps_what_leases_pay_and_one_without_is_as_it_was() -> None
     without = replace(plant.state, paid=())
     assert decode_state(plant.site, encode_state(plant.site, without)).paid == ()
     assert state_hash(plant.site, without) != state_hash(plant.site, plant.state)
+
+
+def test_what_an_older_program_kept_counts_each_lease_as_one() -> None:
+    told = msgspec.msgpack.decode(msgspec.msgpack.encode(["H100", [1.0, 2.0]]), type=Paid)
+    assert told == Paid("H100", (1.0, 2.0))
+    assert told.sizes == (1, 1)
+    more = has_paid((told,), "H100", 3.0, 4)
+    assert (more[0].usd_per_h, more[0].sizes) == ((1.0, 2.0, 3.0), (1, 1, 4))
