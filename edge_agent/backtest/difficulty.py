@@ -1,8 +1,10 @@
-"""Difficulty steps of a span: what block times told a day ahead, by the live agent's code.
+"""Difficulty steps of a span by the live agent's code: what block times told, and what decides.
 
-The prediction decides nothing, live or here: it is shown, and its error is told.
+What they told a day ahead is shown beside what came; what they tell in the last hours is part of
+the outlook, as live.
 """
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import numpy as np
@@ -10,14 +12,15 @@ from msgspec import Struct
 
 from edge_agent.backtest.beside import Beside
 from edge_agent.backtest.frame import STEP_S
-from edge_agent.core.site import IntColumn
-from edge_agent.core.site_model import (
+from edge_agent.core.difficulty import (
     BLOCK_S,
     block_s,
     blocks_left,
     blocks_seen,
+    coming_step,
     next_difficulty,
 )
+from edge_agent.core.site import FloatColumn, IntColumn
 from edge_agent.core.site_state import Blocks
 
 DAY_BLOCKS = round(86_400 / BLOCK_S)
@@ -38,22 +41,55 @@ class DifficultyStep(Struct, frozen=True, kw_only=True):
     came: float | None
 
 
+class StepsAhead(Struct, frozen=True, eq=False, kw_only=True):
+    """What is foretold at the start of each interval, as in ``core.difficulty``; weight 0: none."""
+
+    weight: FloatColumn
+    revenue_ratio: FloatColumn
+
+
+def steps_ahead(at_s: IntColumn, beside: Beside) -> StepsAhead | None:
+    """Give the steps that decide; None where no file tells the height of the chain."""
+    if beside.heights is None:
+        return None
+    weight, ratio = np.zeros(len(at_s)), np.ones(len(at_s))
+    first = len(_before(at_s))
+    for place, held in enumerate(_seen(np.concatenate((_before(at_s), at_s)), beside)):
+        step = None if place < first else coming_step(held)
+        if step is not None:
+            weight[place - first], ratio[place - first] = step.weight, step.revenue_ratio
+    return StepsAhead(weight=weight, revenue_ratio=ratio)
+
+
+def _before(at_s: IntColumn) -> IntColumn:
+    """Give the time in which the epoch that runs as the span begins is seen from its beginning."""
+    return np.arange(at_s[0] - EPOCH_MOST_S, at_s[0], STEP_S)
+
+
+def _seen(at_s: IntColumn, beside: Beside) -> Iterator[Blocks | None]:
+    """Give the blocks seen at each instant; None before the first height."""
+    assert beside.heights is not None, "only called with heights"
+    held: Blocks | None = None
+    for at, height in zip(at_s.tolist(), beside.heights.held(at_s).tolist(), strict=True):
+        if not np.isnan(height):
+            held = blocks_seen(held, int(height), at * 1_000)
+        yield held
+
+
 def difficulty_steps(at_s: IntColumn, beside: Beside) -> tuple[DifficultyStep, ...]:
     """Give the steps of a span; none where no file tells the height of the chain."""
     if beside.heights is None or beside.difficulty is None:
         return ()
-    # The epoch that runs as the span begins is seen from its own beginning, where the file has it.
-    every = np.concatenate((np.arange(at_s[0] - EPOCH_MOST_S, at_s[0], STEP_S), at_s))
-    heights = beside.heights.held(every).tolist()
+    every = np.concatenate((_before(at_s), at_s))
     difficulty = beside.difficulty.held(every).tolist()
     last_told_s = int(beside.difficulty.at_s[-1])
     held: Blocks | None = None
     before, predicted = np.nan, None
     out: list[DifficultyStep] = []
-    for at, height, now in zip(every.tolist(), heights, difficulty, strict=True):
-        if np.isnan(height):
+    walk = zip(every.tolist(), _seen(every, beside), difficulty, strict=True)
+    for at, seen, now in walk:
+        if seen is None:
             continue
-        seen = blocks_seen(held, int(height), at * 1_000)
         if held is not None and seen.first_height > held.height:
             told = at <= last_told_s or now != before
             came = PERCENT * (now / before - 1.0) if told else None

@@ -12,8 +12,9 @@ from msgspec.structs import replace
 from edge_agent.backtest.class_series import MINE, OFF, SECONDS_PER_H, STEP_H, ClassSeries
 from edge_agent.backtest.duties import Duty
 from edge_agent.backtest.rows import Account, Rows, account
+from edge_agent.backtest.tariff import Block
 from edge_agent.core.economics import W_PER_MW, restart_usd
-from edge_agent.core.site import CodeColumn, FloatColumn
+from edge_agent.core.site import CodeColumn, FlagColumn, FloatColumn
 
 
 class Lot(Struct, frozen=True, eq=False, kw_only=True):
@@ -42,7 +43,8 @@ class Fleet(Struct, frozen=True, eq=False, kw_only=True):
             off_peak_usd: energy of all miners asleep, and its part for peaks, by interval.
             asleep_w: their load as the caps count it; off_drawn_w: at the meter, by interval.
             caps_w, asleep_feeders_w: of each feeder that can bind, and what sleeps on it.
-        true_factor: true restart cost over the assumed one.
+        block: None where one price decides for all load. true_factor: true restart cost over the
+            assumed one.
     """
 
     lots: tuple[Lot, ...]
@@ -53,6 +55,7 @@ class Fleet(Struct, frozen=True, eq=False, kw_only=True):
     asleep_w: float
     caps_w: FloatColumn
     asleep_feeders_w: FloatColumn
+    block: Block | None
     true_factor: float
 
     def __len__(self) -> int:
@@ -71,10 +74,12 @@ class Others(Struct, frozen=True, eq=False, kw_only=True):
     """What is no lot: the GPUs, and all miners asleep.
 
     Args:
-        load_w: by interval. rooms_w: what that leaves on each feeder (feeders, T).
+        load_w: by interval, as the caps count it. drawn_w: at the meter. rooms_w: what that leaves
+            on each feeder (feeders, T).
     """
 
     load_w: FloatColumn
+    drawn_w: FloatColumn
     rooms_w: FloatColumn
 
 
@@ -122,6 +127,7 @@ def build_fleet(rows: Rows, true_factor: float) -> Fleet:
         asleep_w=asleep_w,
         caps_w=rows.feeding.caps_w,
         asleep_feeders_w=asleep_feeders,
+        block=rows.contract.block,
         true_factor=true_factor,
     )
 
@@ -186,8 +192,32 @@ def others(fleet: Fleet, gpus: Account) -> Others:
     asleep = fleet.asleep_feeders_w[:, None]
     return Others(
         load_w=gpus.load_w + fleet.asleep_w,
+        drawn_w=gpus.drawn_w + fleet.off_drawn_w,
         rooms_w=fleet.caps_w[:, None] - (gpus.feeders_w + asleep),
     )
+
+
+def drawn_w(lot: Lot) -> FloatColumn | float:
+    """Give what one device of a lot adds at the meter, by interval."""
+    return lot.series.watts[MINE] * lot.series.pue
+
+
+def inside_counts(fleet: Fleet, block: Block, beside: Others, cheaper: FlagColumn) -> FloatColumn:
+    """Give how many devices of each lot fit into the block, by merit (lots, T).
+
+    Args:
+        cheaper: the price inside is known to be below spot; else nothing counts as inside.
+    """
+    out = np.zeros((len(fleet), len(beside.drawn_w)))
+    left_w = np.where(cheaper, block.size_w - beside.drawn_w, 0.0)
+    for place in fleet.order:
+        lot = fleet.lots[place]
+        each_w = drawn_w(lot)
+        most = out[place - 1] if lot.step else float(lot.count)  # the lower step comes first
+        fits = np.minimum(np.floor(np.maximum(left_w, 0.0) / each_w), most)
+        out[place] = fits
+        left_w = left_w - fits * each_w
+    return out
 
 
 def settle_fleet(fleet: Fleet, counts: FloatColumn, gpus: Account) -> Account:

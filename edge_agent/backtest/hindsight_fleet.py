@@ -14,12 +14,14 @@ the others, class by class. That is the best course found, not a proven optimum.
 """
 
 import numpy as np
+from msgspec import Struct
 
 from edge_agent.backtest.class_series import MINE
 from edge_agent.backtest.duties import Duty
-from edge_agent.backtest.fleet import Fleet, Lot, Others
+from edge_agent.backtest.fleet import Fleet, Lot, Others, drawn_w
 from edge_agent.backtest.governed import govern
 from edge_agent.backtest.hindsight import two_states
+from edge_agent.backtest.tariff import Block
 from edge_agent.core.site import FlagColumn, FloatColumn
 
 LEVELS = 72
@@ -43,7 +45,7 @@ def clairvoyant_fleet(fleet: Fleet, duty: Duty, beside: Others) -> FloatColumn:
     for of in classes:
         first = sorted(order, key=lambda at: fleet.lots[at].of_class != of)
         begun.append(_filled(fleet, first, duty, beside, _OWN_LEVELS))
-    made = max(begun, key=lambda counts: _worth(fleet, counts))
+    made = max(begun, key=lambda counts: _worth(fleet, counts, beside))
     return _in_turns(fleet, made, duty, beside)
 
 
@@ -59,7 +61,7 @@ def _alone(fleet: Fleet) -> FlagColumn:
 
 def _in_turns(fleet: Fleet, made: FloatColumn, duty: Duty, beside: Others) -> FloatColumn:
     """Find the best course of each class beside those of the others, as long as that gains."""
-    worth = _worth(fleet, made)
+    worth = _worth(fleet, made, beside)
     for _ in range(_SWEEPS):
         before = worth
         for of in sorted({lot.of_class for lot in fleet.lots}):
@@ -67,7 +69,7 @@ def _in_turns(fleet: Fleet, made: FloatColumn, duty: Duty, beside: Others) -> Fl
             rest = made.copy()
             rest[own] = 0.0
             tried = rest + _filled(fleet, own, duty, _with(fleet, beside, rest), _OWN_LEVELS)
-            if (found := _worth(fleet, tried)) > worth:
+            if (found := _worth(fleet, tried, beside)) > worth:
                 made, worth = tried, found
         if worth - before <= _LEAST_GAIN * abs(worth):
             break
@@ -76,22 +78,24 @@ def _in_turns(fleet: Fleet, made: FloatColumn, duty: Duty, beside: Others) -> Fl
 
 def _with(fleet: Fleet, beside: Others, counts: FloatColumn) -> Others:
     """Give what is no lot of a class: what stands beside all lots, and the other classes'."""
-    load_w, rooms_w = beside.load_w.copy(), beside.rooms_w.copy()
+    load_w, meter_w, rooms_w = beside.load_w.copy(), beside.drawn_w.copy(), beside.rooms_w.copy()
     for lot, held in zip(fleet.lots, counts, strict=True):
         load_w += held * lot.rise_w
+        meter_w += held * drawn_w(lot)
         if lot.feeder >= 0:
             rooms_w[lot.feeder] -= held * lot.rise_w
-    return Others(load_w=load_w, rooms_w=rooms_w)
+    return Others(load_w=load_w, drawn_w=meter_w, rooms_w=rooms_w)
 
 
-def _worth(fleet: Fleet, counts: FloatColumn) -> float:
-    """Give what a course earns above all asleep."""
-    out = 0.0
+def _worth(fleet: Fleet, counts: FloatColumn, beside: Others) -> float:
+    """Give what a course earns above all asleep, but for a constant."""
+    out, meter_w = 0.0, beside.drawn_w.copy()
     for lot, held in zip(fleet.lots, counts, strict=True):
         rise = np.maximum(np.diff(held, prepend=held[0]), 0.0)
         earned = held * np.nan_to_num(lot.series.gain)
         out += float(np.sum(earned - rise * np.nan_to_num(lot.series.start_mine)))
-    return out
+        meter_w += held * drawn_w(lot)
+    return out if fleet.block is None else out + float(np.sum(fleet.block.saved_usd(meter_w)))
 
 
 def _filled(
@@ -111,11 +115,51 @@ def _filled(
     if len(whole) <= WHOLE_MAX:
         fixed = np.unique(np.concatenate((fixed, whole)))
     room = np.clip(duty.ceiling_w - beside.load_w, 0.0, edges[:, -1])
-    levels = _best(fixed, room, (edges, gain, cost), (duty, beside.load_w))
+    inside = None if fleet.block is None else _inside(fleet.block, lots, beside)
+    # Levels that move: the ceiling, and where the load fills the block.
+    moving = room[:, None]
+    if inside is not None:
+        full = _block_level(inside, edges)
+        moving = np.stack((np.minimum(full, room), room), axis=1)
+    levels = _best(fixed, moving, (edges, gain, cost, inside), (duty, beside.load_w))
     filled = np.minimum(np.maximum(levels[:, None] - edges[:, :-1], 0.0), np.diff(edges, axis=1)).T
     out = np.zeros((len(fleet), len(beside.load_w)))
     out[order] = filled / np.array([lot.rise_w for lot in lots])[:, None]
     return out
+
+
+class _Inside(Struct, frozen=True, eq=False):
+    """A block as one class sees it.
+
+    Args:
+        left_w: of it beside all else, at the meter. usd_per_w: saved inside it. per_w: watts at the
+            meter of a watt that the caps count, by lot (lots, T).
+    """
+
+    left_w: FloatColumn
+    usd_per_w: FloatColumn
+    per_w: FloatColumn
+
+    def saved_usd(self, at: int, part: FloatColumn) -> FloatColumn:
+        """Give what each level saves in an interval; ``part``: (levels, lots), as caps count."""
+        out: FloatColumn = self.usd_per_w[at] * np.minimum(
+            part @ self.per_w[:, at], self.left_w[at]
+        )
+        return out
+
+
+def _inside(block: Block, lots: list[Lot], beside: Others) -> _Inside:
+    steps = len(beside.drawn_w)
+    per_w = [np.broadcast_to(drawn_w(lot) / lot.rise_w, steps) for lot in lots]
+    return _Inside(np.maximum(block.size_w - beside.drawn_w, 0.0), block.usd_per_w, np.stack(per_w))
+
+
+def _block_level(inside: _Inside, edges: FloatColumn) -> FloatColumn:
+    """Give the level, as the caps count it, at which the load fills the block."""
+    drawn = np.diff(edges, axis=1) * inside.per_w.T
+    at_edge = np.concatenate((np.zeros((len(edges), 1)), np.cumsum(drawn, axis=1)), axis=1)
+    rows = zip(inside.left_w.tolist(), at_edge, edges, strict=True)
+    return np.array([np.interp(left, meter, level) for left, meter, level in rows])
 
 
 def _edges(lots: list[Lot], rooms_w: FloatColumn) -> FloatColumn:
@@ -134,14 +178,15 @@ def _edges(lots: list[Lot], rooms_w: FloatColumn) -> FloatColumn:
 
 def _best(
     fixed: FloatColumn,
-    room: FloatColumn,
-    money: tuple[FloatColumn, FloatColumn, FloatColumn],
+    moving: FloatColumn,
+    money: tuple[FloatColumn, FloatColumn, FloatColumn, _Inside | None],
     rules: tuple[Duty, FloatColumn],
 ) -> FloatColumn:
     """Give the level of the best course in each interval."""
-    edges, gain, cost = money
+    edges, gain, cost, inside = money
     duty, base_w = rules
-    steps, count = len(room), len(fixed) + 1
+    steps, extra = moving.shape
+    count = len(fixed) + extra
     sizes = np.diff(edges, axis=1)
     came = np.zeros((steps, count), dtype=np.uint8)
     kept = np.empty((steps, count))
@@ -149,9 +194,11 @@ def _best(
     value, moved, every = np.empty((count, count)), np.empty((count, count)), np.arange(count)
     for at in range(steps):
         fresh = kept[at]
-        fresh[:-1], fresh[-1] = np.minimum(fixed, room[at]), room[at]
+        fresh[:-extra], fresh[-extra:] = np.minimum(fixed, moving[at, -1]), moving[at]
         part = np.minimum(np.maximum(fresh[:, None] - edges[at, :-1], 0.0), sizes[at])
         earned = part @ gain[:, at]
+        if inside is not None:
+            earned += inside.saved_usd(at, part)
         if at:
             # (to, from), in place: these few thousand sums are most of the work of a span.
             np.subtract((part @ cost[:, at])[:, None], (last @ cost[:, at])[None, :], out=value)

@@ -44,16 +44,30 @@ class Ramp(Struct, frozen=True, eq=False, kw_only=True):
     other_w: FloatColumn
 
 
+class Saving(Struct, frozen=True, eq=False, kw_only=True):
+    """What rows save inside a fixed-price block that is smaller than their load.
+
+    Args:
+        left_w: what all else leaves of it, by interval. usd_per_w: saved by a watt inside it;
+            negative: lost.
+    """
+
+    left_w: FloatColumn
+    usd_per_w: FloatColumn
+
+
 def bound_usd(
     rows: tuple[Miners, ...],
     cap_w: FloatColumn | None = None,
     ramp: Ramp | None = None,
     feeders_w: FloatColumn | None = None,
+    block: Saving | None = None,
 ) -> float:
     """Give the most that the rows can earn above being off throughout.
 
     Args:
-        cap_w: for the rows alone. feeders_w: the same for each feeder (feeders, T).
+        cap_w: for the rows alone. feeders_w: the same for each feeder (feeders, T). block: counts
+            what the rows draw above being off.
 
     Raises:
         LinearError: no HiGHS, or no optimum.
@@ -64,13 +78,19 @@ def bound_usd(
         raise LinearError("highspy is missing: install the extra `hindsight`") from exc
     steps = len(rows[0].gain)
     model = highspy.HighsLp()
-    model.num_col_ = 2 * steps * len(rows)
+    shared = 0 if block is None else steps
+    model.num_col_ = 2 * steps * len(rows) + shared
     model.sense_ = highspy.ObjSense.kMaximize
     gains = [np.concatenate((row.weight * row.gain, -row.weight * row.cost)) for row in rows]
+    held = _constraints(rows, steps, cap_w, ramp)
+    uppers = [np.ones(2 * steps * len(rows))]
+    if block is not None:
+        gains.append(block.usd_per_w)
+        uppers.append(block.left_w)
+        _add_block(held, rows, block)
     model.col_cost_ = np.concatenate(gains)
     model.col_lower_ = np.zeros(model.num_col_)
-    model.col_upper_ = np.ones(model.num_col_)
-    held = _constraints(rows, steps, cap_w, ramp)
+    model.col_upper_ = np.concatenate(uppers)
     if feeders_w is not None:
         _add_feeders(held, rows, feeders_w)
     model.num_row_ = len(held.lower)
@@ -149,3 +169,22 @@ def _add_feeders(held: _Rows, rows: tuple[Miners, ...], feeders_w: FloatColumn) 
             base_w = sum(rows[place].weight * rows[place].base_w for place in own)
             # A feeder that others have filled carries none of these.
             held.add(shares, watts, np.maximum(room_w - base_w, 0.0))
+
+
+def _add_block(held: _Rows, rows: tuple[Miners, ...], block: Saving) -> None:
+    """Add what lies inside a block: no more than is drawn, and than the block leaves.
+
+    Where being inside loses, the load is no convex set: then at least the part lies inside that
+    does so with all on, which is the line above the true curve.
+    """
+    steps = len(block.left_w)
+    shares = [2 * steps * place + np.arange(steps) for place in range(len(rows))]
+    watts = [row.weight * row.rise_w for row in rows]
+    inside = 2 * steps * len(rows) + np.arange(steps)
+    held.add([inside, *shares], [1.0, *(-each for each in watts)], np.zeros(steps))
+    part = np.minimum(block.left_w / max(sum(watts), 1e-9), 1.0)
+    # One constraint at a time: its factors change from interval to interval.
+    for at in np.flatnonzero(block.usd_per_w < 0.0).tolist():
+        columns = [one[at : at + 1] for one in (inside, *shares)]
+        factors = [-1.0, *(float(part[at]) * each for each in watts)]
+        held.add(columns, factors, np.zeros(1))

@@ -9,11 +9,12 @@ import numpy as np
 from msgspec import Struct
 
 from edge_agent.backtest.class_series import MINE, OFF, SERVE, STEP_H, ClassSeries
+from edge_agent.backtest.difficulty import StepsAhead
 from edge_agent.backtest.frame import HOUR_S, STEP_S
 from edge_agent.backtest.rows import Rows
 from edge_agent.backtest.tariff import Contract, StopLoss
 from edge_agent.core.economics import W_PER_MW
-from edge_agent.core.outlook import HOURS, Knowledge, Known, Outlook, Table, forecast
+from edge_agent.core.outlook import HOURS, Change, Knowledge, Known, Outlook, Table, forecast
 from edge_agent.core.peaks import for_peak
 from edge_agent.core.power import total
 from edge_agent.core.restart import RestartBelief, believed_usd, learn, lost_s
@@ -68,9 +69,14 @@ def hcp(
     """
     memory = remember(price, knowledge, limits)
     sight = Sight(
-        memory=memory, ahead=ahead, knowledge=knowledge, contract=rows.contract, table=table
+        memory=memory,
+        ahead=ahead,
+        knowledge=knowledge,
+        contract=rows.contract,
+        steps=rows.steps,
+        table=table,
     )
-    sheets = Sheets(rows.classes, tuple(range(len(rows.classes))), sight)
+    sheets = Sheets(_rows_of(rows.classes), sight)
     return _run(rows, sheets, memory, limits, known=knowledge == "nowcast")
 
 
@@ -78,15 +84,32 @@ class Sight(Struct, frozen=True, eq=False, kw_only=True):
     """What a decision sees of the market.
 
     Args:
-        ahead: day-ahead price of each interval's hour; None: there is none. table: weights to try;
-            None: those that ship.
+        ahead: day-ahead price of each interval's hour; None: there is none. steps: of the
+            difficulty; None: no file tells. table: weights to try; None: those that ship.
     """
 
     memory: Memory
     ahead: FloatColumn | None
     knowledge: Knowledge
     contract: Contract
+    steps: StepsAhead | None
     table: Table | None = None
+
+
+class Row(Struct, frozen=True, eq=False):
+    """A row that a decision is made about.
+
+    Args:
+        of_class: whose restarts teach about it. inside: its load lies inside a fixed-price block.
+    """
+
+    series: ClassSeries
+    of_class: int
+    inside: bool = False
+
+
+def _rows_of(classes: tuple[ClassSeries, ...]) -> tuple[Row, ...]:
+    return tuple(Row(series, at) for at, series in enumerate(classes))
 
 
 class Sheets:
@@ -96,14 +119,12 @@ class Sheets:
     when the stop-loss has ended it.
 
     Args:
-        every: the rows. of_class: whose restarts teach about each row.
+        every: the rows.
     """
 
-    def __init__(
-        self, every: tuple[ClassSeries, ...], of_class: tuple[int, ...], sight: Sight
-    ) -> None:
-        self._every, self._of_class, self._sight = every, of_class, sight
-        self._beliefs = dict.fromkeys(of_class, RestartBelief())
+    def __init__(self, every: tuple[Row, ...], sight: Sight) -> None:
+        self._every, self._sight = every, sight
+        self._beliefs = {row.of_class: RestartBelief() for row in every}
         peaks = sight.contract.peaks
         charges = [np.zeros(1)] if peaks is None else [np.zeros(1), peaks.expected]
         self._charges = charges
@@ -133,7 +154,7 @@ class Sheets:
     def restarted(self, of_class: int, devices: float, true_factor: float) -> None:
         """Learn from devices of a class that woke: how long they took, and the energy of it."""
         before = self._beliefs[of_class]
-        row = self._every[self._of_class.index(of_class)].row
+        row = next(row.series.row for row in self._every if row.of_class == of_class)
         seen_s = true_factor * row.warmup_s
         idle_wh = row.model.mine_w * seen_s / 3_600.0
         lost = lost_s(seen_s, idle_wh, row.model.mine_w)
@@ -141,39 +162,61 @@ class Sheets:
         self._beliefs[of_class] = after
         if after.used == before.used:
             return
-        for place, owner in enumerate(self._of_class):
-            if owner == of_class:
+        for place, own in enumerate(self._every):
+            if own.of_class == of_class:
                 for sheet, charge in zip(self._by_time, self._charges, strict=True):
-                    made = _sheet(self._every[place], after.used, charge, self._sight)
+                    made = _sheet(own, after.used, charge, self._sight)
                     sheet[:, :, place] = made.T
 
 
-def _sheet(series: ClassSeries, factor: float, charge: FloatColumn, sight: Sight) -> FloatColumn:
+def _sheet(row: Row, factor: float, charge: FloatColumn, sight: Sight) -> FloatColumn:
     """Give (known gain, outlook gain, share, prudent cost) over time.
 
     Args:
         factor: believed restart cost over the assumed one. charge: expected for peaks, USD/MWh.
     """
+    series = row.series
     saved_w = (series.watts[MINE] - series.watts[OFF]) * series.pue
     saved_mwh = saved_w * STEP_H / W_PER_MW
-    prices = sight.memory.prices
-    now = sight.contract.marginal(prices[0]) + charge
-    gain = series.revenue - saved_mwh * (now + series.row.adder_usd_per_mwh)
+
+    def paid(price: FloatColumn) -> FloatColumn:
+        return sight.contract.paid(price, inside=row.inside)
+
+    prices = tuple(map(paid, sight.memory.prices))
+    gain = series.revenue - saved_mwh * (prices[0] + charge + series.row.adder_usd_per_mwh)
 
     def told(hours: tuple[FloatColumn, ...]) -> tuple[Outlook, FloatColumn]:
-        known = Known(price=prices[0], older=prices[1:], ahead=hours)
+        known = Known(price=prices[0], older=(prices[1], prices[2]), ahead=hours)
         cost = believed_usd(series.wear, series.assumed_start - series.wear, factor)
-        return forecast(sight.knowledge, known, gain, saved_mwh, cost, series.revenue, sight.table)
+        return forecast(
+            sight.knowledge,
+            known,
+            gain,
+            saved_mwh,
+            cost,
+            series.revenue,
+            sight.table,
+            _change(series, sight.steps),
+        )
 
     outlook, cost = told(())
     columns = [gain, outlook.gain, outlook.share, cost]
     if sight.ahead is not None:
-        hours = hours_told(sight.ahead)
+        hours = tuple(map(paid, hours_told(sight.ahead)))
         better, better_cost = told(hours)
         has = ~np.isnan(hours[0] + hours[1] + hours[2])
         pairs = ((gain, gain), (better.gain, outlook.gain), (better.share, outlook.share))
         columns = [np.where(has, new, old) for new, old in (*pairs, (better_cost, cost))]
     return np.stack(columns)
+
+
+def _change(series: ClassSeries, steps: StepsAhead | None) -> Change | None:
+    """Give what a coming step of the difficulty changes for a row of miners."""
+    if steps is None or not series.is_asic:
+        return None
+    return Change(
+        weight=steps.weight, gain_usd=np.nan_to_num(series.revenue * (steps.revenue_ratio - 1.0))
+    )
 
 
 def hours_told(ahead: FloatColumn) -> tuple[FloatColumn, ...]:

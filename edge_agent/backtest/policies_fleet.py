@@ -8,6 +8,7 @@ import numpy as np
 from msgspec import Struct
 
 from edge_agent.backtest.class_series import MINE
+from edge_agent.backtest.difficulty import StepsAhead
 from edge_agent.backtest.duties import Duty, draw, plain
 from edge_agent.backtest.feeding import caps_bind
 from edge_agent.backtest.fleet import (
@@ -27,8 +28,10 @@ from edge_agent.backtest.policies import course, miner_codes
 from edge_agent.backtest.rows import Account, Rows, with_block
 from edge_agent.backtest.tariff import Contract
 from edge_agent.config import Duties
+from edge_agent.core.block import splits
 from edge_agent.core.outlook import Knowledge
 from edge_agent.core.site import FlagColumn, FloatColumn, Limits, Site
+from edge_agent.core.site_model import full_load_mw
 
 FILL = "fill"
 BASELINE = "s1-ai-else-mine"
@@ -45,6 +48,7 @@ class Ground(Struct, frozen=True, eq=False, kw_only=True):
     frame: Frame
     knowledge: Knowledge
     limits: Limits
+    steps: StepsAhead | None
 
 
 class Settled(Struct, frozen=True, eq=False, kw_only=True):
@@ -61,8 +65,9 @@ class Settled(Struct, frozen=True, eq=False, kw_only=True):
 
 
 def has_fleet(site: Site, duties: Duties | None) -> bool:
-    """Say whether a site needs more than on and off under caps that never bind."""
-    return duties is not None or any(row.modes for row in site.classes) or caps_bind(site)
+    """Say whether a site needs more than on and off under caps that never bind, at one price."""
+    split = splits(site.limits, full_load_mw(site))
+    return duties is not None or any(row.modes for row in site.classes) or caps_bind(site) or split
 
 
 def build_ground(
@@ -84,6 +89,7 @@ def build_ground(
         frame=frame,
         knowledge=knowledge,
         limits=site.limits,
+        steps=rows.steps,
     )
 
 
@@ -96,7 +102,7 @@ def settle_policy(name: str, ground: Ground) -> Settled:
     if not len(fleet):
         counts = np.zeros((0, len(beside.load_w)))
     elif name == "hcp":
-        rule = Rule(knowledge=ground.knowledge, limits=ground.limits)
+        rule = Rule(knowledge=ground.knowledge, limits=ground.limits, steps=ground.steps)
         made = hcp_fleet(fleet, duty, beside, ground.frame, ground.contract, rule)
         counts, gap = made.counts, made.gap_usd
     elif name == "clairvoyant":
@@ -139,6 +145,7 @@ def _best_fixed(ground: Ground, beside: Others, gpus: Account) -> FloatColumn:
     for rank in range(max(tops.values(), default=0) + 1):
         modes = {of: min(rank, top) for of, top in tops.items()}
         counts = fixed(ground.fleet, ground.duty, beside, modes)
-        profit_usd = settle_fleet(ground.fleet, counts, gpus).profit_usd.sum()
-        tried.append((float(profit_usd), counts))
+        own = settle_fleet(ground.fleet, counts, gpus)
+        own = with_block(own, ground.contract, ground.frame.price)
+        tried.append((float(own.profit_usd.sum()), counts))
     return max(tried, key=lambda row: row[0])[1]

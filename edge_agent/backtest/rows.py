@@ -17,6 +17,7 @@ from edge_agent.backtest.class_series import (
     energy_of,
     series_of,
 )
+from edge_agent.backtest.difficulty import StepsAhead, steps_ahead
 from edge_agent.backtest.feeding import NO_FEEDERS, Feeding, feeding_of
 from edge_agent.backtest.frame import Frame
 from edge_agent.backtest.tariff import Contract, contract_of
@@ -32,8 +33,8 @@ class Rows(Struct, frozen=True, eq=False, kw_only=True):
         asked: (rows, T), whether the row's GPUs are asked to serve. preempt_usd: of ending a
             service that is still asked for. true_restart: true cost of a miner's restart over the
             assumed one. feeding: the feeders that can bind. feeder_of: of each row; -1: none.
-            contract: what energy costs beside the settlement price. notes: what the site has and
-            the files do not tell, for a person.
+            contract: what energy costs beside the settlement price. steps: of the difficulty; None:
+            no file tells. notes: what the site has and the files do not tell, for a person.
     """
 
     classes: tuple[ClassSeries, ...]
@@ -45,6 +46,7 @@ class Rows(Struct, frozen=True, eq=False, kw_only=True):
     feeder_of: tuple[int, ...]
     feeding: Feeding = NO_FEEDERS
     true_restart: float = 1.0
+    steps: StepsAhead | None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -75,7 +77,7 @@ def build_rows(
         true_restart: true restart cost of a miner over the assumed one.
     """
     notes: list[str] = []
-    contract = contract_of(site, frame.at_s, frame.beside, notes)
+    contract = contract_of(site, frame.at_s, frame.price, frame.beside, notes)
     classes = tuple(
         series_of(row, frame, energy_of(row, frame, contract), rates, true_restart)
         for row in site.classes
@@ -114,6 +116,7 @@ def build_rows(
         feeder_of=tuple(feeder_of),
         feeding=feeding,
         true_restart=true_restart,
+        steps=steps_ahead(frame.at_s, frame.beside),
         notes=tuple(notes),
     )
 

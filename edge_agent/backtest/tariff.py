@@ -13,12 +13,14 @@ from msgspec import Struct
 from edge_agent.backtest.beside import Beside
 from edge_agent.backtest.files import Column
 from edge_agent.backtest.frame import STEP_S
+from edge_agent.core.block import paid_usd_per_mwh, splits
 from edge_agent.core.economics import W_PER_MW
 from edge_agent.core.peaks import PEAKS, expect, may_be_peak, peak_seen, spent, stopped
 from edge_agent.core.site import NS_PER_S, FloatColumn, IntColumn, Limits, Site
 from edge_agent.core.site_model import (
     block_gain_usd_per_h,
     full_load_mw,
+    inside_usd_per_mwh,
     marginal_usd_per_mwh,
 )
 from edge_agent.core.site_state import PeakState
@@ -41,16 +43,40 @@ class Peaks(Struct, frozen=True, eq=False, kw_only=True):
     charge: FloatColumn
 
 
+class Block(Struct, frozen=True, eq=False, kw_only=True):
+    """A fixed-price block that is smaller than the full load.
+
+    Args:
+        size_w: at the meter. usd_per_w: what a watt inside it saves over one beyond it, by
+            interval; negative while spot is below the price inside.
+    """
+
+    size_w: float
+    usd_per_w: FloatColumn
+
+    def saved_usd(self, drawn_w: FloatColumn) -> FloatColumn:
+        """Give by how much a load costs less than at spot throughout, but for a constant."""
+        return self.usd_per_w * np.minimum(drawn_w, self.size_w)
+
+
 class Contract(Struct, frozen=True, eq=False, kw_only=True):
     """What a site pays for energy.
 
     Args:
-        full_mw: load with everything mining. peaks: None where none are settled.
+        full_mw: load with everything mining. peaks: None where none are settled. block: None where
+            one price decides for all load.
     """
 
     limits: Limits
     full_mw: float
     peaks: Peaks | None
+    block: Block | None = None
+
+    def paid(self, spot: FloatColumn, *, inside: bool) -> FloatColumn:
+        """Give the price that decides for load inside a block below the full load, or beyond it."""
+        if self.block is None:
+            return self.marginal(spot)
+        return paid_usd_per_mwh(self.limits, float(inside), spot)
 
     def marginal(self, spot: FloatColumn) -> FloatColumn:
         """Give the price that decides, USD/MWh: spot, unless a block covers the whole site."""
@@ -69,13 +95,20 @@ class Contract(Struct, frozen=True, eq=False, kw_only=True):
         return np.nan_to_num(per_h) * (STEP_S / SECONDS_PER_H)
 
 
-def contract_of(site: Site, at_s: IntColumn, beside: Beside, notes: list[str]) -> Contract:
+def contract_of(
+    site: Site, at_s: IntColumn, spot: FloatColumn, beside: Beside, notes: list[str]
+) -> Contract:
     """Give what a site pays for energy over a span."""
     limits = site.limits
     full_mw = full_load_mw(site)
-    if 0.0 < limits.block_mw < full_mw and limits.block_fee_usd_per_mwh > 0.0:
-        notes.append("the block is below the full load: the clairvoyant knows nothing of its fee")
-    return Contract(limits=limits, full_mw=full_mw, peaks=_peaks(limits, at_s, beside, notes))
+    block: Block | None = None
+    if splits(limits, full_mw):
+        saved = np.nan_to_num(spot - inside_usd_per_mwh(limits, spot))
+        hours = STEP_S / SECONDS_PER_H
+        block = Block(size_w=limits.block_mw * W_PER_MW, usd_per_w=saved / W_PER_MW * hours)
+        notes.append("the block is below the full load: miners fill it by merit, GPUs pay spot")
+    peaks = _peaks(limits, at_s, beside, notes)
+    return Contract(limits=limits, full_mw=full_mw, peaks=peaks, block=block)
 
 
 def _peaks(limits: Limits, at_s: IntColumn, beside: Beside, notes: list[str]) -> Peaks | None:

@@ -14,11 +14,14 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
+from edge_agent.core.block import inside_share, paid_usd_per_mwh, splits
+from edge_agent.core.difficulty import step_ahead
 from edge_agent.core.order_facts import under_order
 from edge_agent.core.outlook import (
     HOURS,
     INTERVAL_S,
     SEEN,
+    Change,
     Known,
     Outlook,
     forecast,
@@ -32,13 +35,21 @@ from edge_agent.core.site import (
     IDLE,
     MINE,
     NS_PER_S,
+    SERVE,
+    SWITCHING,
     CodeColumn,
     DeviceClass,
     FloatColumn,
     IntColumn,
+    Limits,
     Site,
 )
-from edge_agent.core.site_model import class_at, full_load_mw, marginal_usd_per_mwh
+from edge_agent.core.site_model import (
+    class_at,
+    full_load_mw,
+    inside_usd_per_mwh,
+    marginal_usd_per_mwh,
+)
 from edge_agent.core.site_state import MarketState, MarketValue, SiteState, mode_of
 from protocol.resource import Activity, DeviceKind
 
@@ -76,6 +87,8 @@ class Values(Struct, frozen=True, eq=False, dict=True):
         energy_usd_per_wh: price of one device watt-hour, PUE and adder included.
         off_code: the activity that off means for the device. mine_w, off_w: device watts of both.
         step_power: of the step that is valued over the present one; None: it is that.
+        block_share: of each device's load, what lies inside the site's fixed-price block; one
+            number where that is the same for all.
     """
 
     site: Site
@@ -90,6 +103,7 @@ class Values(Struct, frozen=True, eq=False, dict=True):
     mine_w: FloatColumn
     off_w: FloatColumn
     step_power: FloatColumn | None = None
+    block_share: FloatColumn | float = 0.0
 
     @cached_property
     def restart_usd(self) -> FloatColumn:
@@ -198,7 +212,7 @@ def serve_usd_per_h(market: MarketState, class_name: str) -> float | None:
 
 
 def energy_price(site: Site, market: MarketState) -> float | None:
-    """Give the marginal price of energy in USD/MWh: spot, unless a fixed-price block covers all."""
+    """Give the price of energy in USD/MWh: spot, unless a fixed-price block covers all."""
     held = market.price_usd_per_mwh
     if held is None or site.limits.block_mw <= 0.0:
         return None if held is None else held.value
@@ -212,9 +226,6 @@ def value(site: Site, state: SiteState) -> Values:
     """Value mining and off for every device; NaN where an input was never seen."""
     market = state.market
     per_ths = hashprice(market)
-    price = energy_price(site, market)
-    if price is not None:
-        price += expect(site.limits, market.peak, state.instant.wall, state.now_ns).usd_per_mwh
     classes = [class_at(row, market, state.now_ns) for row in site.classes]
     mine_w = _or_nameplate(state.mine_w, site.column(_MINE_W))
     mine_ths = _or_nameplate(state.mine_ths, site.column(_MINE_THS))
@@ -225,10 +236,10 @@ def value(site: Site, state: SiteState) -> Values:
         for row in site.classes
     ]
     flat = [_flat_usd_per_h(market, row) for row in site.classes]
-    energy = [np.nan if price is None else usd_per_wh(row, price) for row in classes]
     revenue = mine_ths * site.spread(per_ths_h) + site.spread(flat)
-    energy_usd_per_wh = site.spread(energy)
     idle_w = _idle_w(site, state)
+    share = _block_share(site, state, classes, (revenue, mine_w, idle_w))
+    energy_usd_per_wh = _energy_usd_per_wh(site, state, classes, share)
     mine_usd, off_usd = revenue - mine_w * energy_usd_per_wh, -idle_w * energy_usd_per_wh
     quality = np.array([quality_of(site, state, row) for row in site.classes], dtype=np.uint8)
     return Values(
@@ -243,7 +254,63 @@ def value(site: Site, state: SiteState) -> Values:
         site.once(_off_codes),
         mine_w,
         idle_w,
+        block_share=share,
     )
+
+
+def _energy_usd_per_wh(
+    site: Site, state: SiteState, classes: list[DeviceClass], share: FloatColumn | float
+) -> FloatColumn:
+    """Give what a device watt-hour of each device costs; NaN while no price is known."""
+    market, limits = state.market, site.limits
+    held = market.price_usd_per_mwh
+    if held is None:
+        return site.spread([np.nan for _ in classes])
+    peak = expect(limits, market.peak, state.instant.wall, state.now_ns).usd_per_mwh
+    if isinstance(share, float):
+        price = paid_usd_per_mwh(limits, share, held.value) + peak
+        return site.spread([usd_per_wh(row, price) for row in classes])
+    paid = paid_usd_per_mwh(limits, share, np.full(len(site), held.value)) + peak
+    pue = site.spread([row.pue for row in classes])
+    out: FloatColumn = (paid + site.column(_adder)) * pue / W_PER_MW
+    return out
+
+
+def _block_share(
+    site: Site,
+    state: SiteState,
+    classes: list[DeviceClass],
+    mining: tuple[FloatColumn, FloatColumn, FloatColumn],
+) -> FloatColumn | float:
+    """Give how much of each device's load lies inside the fixed-price block.
+
+    Leases and what draws anyway come first. On a site whose power modes are set a block below the
+    full load counts for nothing: a step up would take the place of another device.
+
+    Args:
+        mining: revenue, watts of mining, watts of being off.
+    """
+    limits, held = site.limits, state.market.price_usd_per_mwh
+    if limits.block_mw <= 0.0 or held is None:
+        return 0.0
+    if not splits(limits, full_load_mw(site)):
+        return 1.0 if full_load_mw(site) <= limits.block_mw else 0.0
+    if site.steps is not None or held.value <= inside_usd_per_mwh(limits, held.value):
+        return 0.0
+    revenue, mine_w, off_w = mining
+    code = np.where(state.activity == SWITCHING, state.target, state.activity)
+    serves, runs = (code == SERVE) | (state.lease_no >= 0), code == MINE
+    waits = ((code == IDLE) | (code == CURTAILED)) & state.reachable
+    waits &= state.quarantine_ns <= state.now_ns
+    at = np.flatnonzero((runs | waits) & ~serves)
+    mw = site.spread([row.pue for row in classes]) / W_PER_MW
+    base_mw = np.where(serves, site.nameplate_w[site.class_of, SERVE], off_w) * mw
+    drawn_mw = float(np.add.accumulate(base_mw)[-1])
+    rise_mw = np.maximum((mine_w - off_w)[at] * mw[at], 1e-12)
+    worth = revenue[at] / rise_mw - site.column(_adder)[at]
+    share = np.full(len(site), min(limits.block_mw / max(drawn_mw, 1e-12), 1.0))
+    share[at] = inside_share(limits.block_mw, drawn_mw, rise_mw, worth, runs[at])
+    return share
 
 
 # A pass asks for it twice: for the regret until now, and for the plan.
@@ -306,14 +373,45 @@ def outlook(
 ) -> tuple[Outlook, FloatColumn]:
     """Give the outlook and the prudent restart cost of devices ``at``."""
     interval_h = site.column(_interval_h)[at]
+    revenue = np.maximum(values.revenue_usd_per_h[at], 0.0) * interval_h
     return forecast(
         site.limits.price_knowledge,
-        known_prices(state.market),
+        paid_prices(site.limits, state.market, _of(values.block_share, at)),
         values.gain_on_usd_per_h[at] * interval_h,
         values.saved_mw[at] * interval_h,
         values.restart_usd[at],
-        np.maximum(values.revenue_usd_per_h[at], 0.0) * interval_h,
+        revenue,
+        change=coming_change(state.market, np.where(site.is_asic[at], revenue, 0.0)),
     )
+
+
+def paid_prices(limits: Limits, market: MarketState, share: FloatColumn | float) -> Known:
+    """Give the prices that a decision sees as load pays them of which a share is in the block."""
+    known = known_prices(market)
+    if isinstance(share, float) and share == 0.0:
+        return known
+
+    def paid(price: FloatColumn | float) -> FloatColumn | float:
+        return paid_usd_per_mwh(limits, share, price)  # type: ignore[type-var]  # either
+
+    older = (paid(known.older[0]), paid(known.older[1]))
+    return Known(price=paid(known.price), older=older, ahead=tuple(map(paid, known.ahead)))
+
+
+def _of(share: FloatColumn | float, at: IntColumn | slice) -> FloatColumn | float:
+    return share if isinstance(share, float) else share[at]
+
+
+def coming_change(market: MarketState, coin_usd: FloatColumn) -> Change | None:
+    """Give what a coming step of the difficulty changes; None while none is near.
+
+    Args:
+        coin_usd: what mining the coin earns in an interval.
+    """
+    step = step_ahead(market)
+    if step is None:
+        return None
+    return Change(weight=step.weight, gain_usd=coin_usd * (step.revenue_ratio - 1.0))
 
 
 def known_prices(market: MarketState) -> Known:
@@ -471,6 +569,10 @@ def _off_code(row: DeviceClass) -> int:
 
 def _off_codes(site: Site) -> CodeColumn:
     return site.column(_off_code).astype(np.uint8)
+
+
+def _adder(row: DeviceClass) -> float:
+    return row.adder_usd_per_mwh
 
 
 def _interval_h(row: DeviceClass) -> float:

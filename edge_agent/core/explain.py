@@ -7,6 +7,7 @@ from msgspec.structs import replace
 from edge_agent.core import feeders as fd
 from edge_agent.core import leases as ls
 from edge_agent.core import power as pw
+from edge_agent.core.difficulty import step_ahead
 from edge_agent.core.economics import (
     Quality,
     age_s,
@@ -142,7 +143,8 @@ def why(site: Site, state: SiteState, plan: Plan, index: int) -> Explanation:
         cost_usd=_known(float(records.cost_usd[index])),
         gates=_gates(site, state, plan, records, index),
         reason=reason.name.lower(),
-        verdict=f"{verb}: {_SENTENCE[reason]}{_of_feeder(site, plan, index)}{kept}",
+        verdict=f"{verb}: {_SENTENCE[reason]}{_of_feeder(site, plan, index)}{kept}"
+        f"{_of_block(site, state, index)}{_of_step(site, state, index)}",
         would_change=_would_change(site, state, plan, reason, index),
         price_doubt=doubt(site.limits, market, state.now_ns),
         grid_order=_grid_order(site, state),
@@ -156,6 +158,24 @@ def _of_feeder(site: Site, plan: Plan, index: int) -> str:
     if plan.feeder_bound is None or not plan.feeder_bound[index]:
         return ""
     return f" of feeder {site.devices[index].feeder}"
+
+
+def _of_block(site: Site, state: SiteState, index: int) -> str:
+    """Say how much of the device's load a block pays that is smaller than the site."""
+    share = value(site, state).block_share
+    if isinstance(share, float):
+        return ""
+    part = 100.0 * float(share[index])
+    return f"; {part:.0f} % of its energy lies inside the fixed-price block"
+
+
+def _of_step(site: Site, state: SiteState, index: int) -> str:
+    """Say which step of the difficulty has a part in the outlook of a miner."""
+    step = step_ahead(state.market)
+    if step is None or not site.is_asic[index] or site.limits.price_knowledge == "settled":
+        return ""
+    percent = 100.0 * (1.0 / step.revenue_ratio - 1.0)
+    return f"; a difficulty step of {percent:+.1f} % is near, with weight {step.weight:.2f}"
 
 
 def _free_text(site: Site, state: SiteState, plan: Plan, index: int) -> str:

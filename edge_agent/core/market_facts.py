@@ -6,11 +6,12 @@ import numpy as np
 from msgspec.structs import replace
 
 from edge_agent.core import hygiene as hy
+from edge_agent.core.difficulty import blocks_seen
 from edge_agent.core.economics import W_PER_MW, gpu_mine_usd_per_h, hashprice, mine_usd_per_ths_h
 from edge_agent.core.outlook import HOURS, INTERVAL_S, SEEN
 from edge_agent.core.peaks import peak_seen
 from edge_agent.core.site import NS_PER_S, DeviceClass, IntColumn, Site
-from edge_agent.core.site_model import blocks_seen, class_at
+from edge_agent.core.site_model import class_at
 from edge_agent.core.site_state import MarketState, MarketValue, SiteState, Told
 from protocol.market import MarketTick
 from protocol.resource import DeviceKind
@@ -38,7 +39,7 @@ def market_seen(site: Site, state: SiteState, tick: MarketTick) -> MarketState:
         ambient = MarketValue(tick.ambient_c, as_of_ns, tick.feed)
         market = replace(market, ambient_c=ambient)
     if tick.block_height is not None:
-        seen = blocks_seen(market.blocks, tick.block_height, to_ms(tick.measured_at))
+        seen = blocks_seen(market.blocks, tick.block_height, to_ms(tick.source_at))
         market = replace(market, blocks=seen)
     if tick.grid_load_mw is not None or tick.peak_probability is not None:
         market = replace(market, peak=peak_seen(market.peak, tick, as_of_ns))

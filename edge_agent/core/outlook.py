@@ -198,6 +198,18 @@ class Known(Struct, frozen=True, eq=False, kw_only=True):
     ahead: tuple[FloatColumn | float, ...] = ()
 
 
+class Change(Struct, frozen=True, eq=False, kw_only=True):
+    """What is known to change later: a step of the difficulty.
+
+    Args:
+        weight: of the time after it in what a stay is worth, 0..1; 0: nothing changes. gain_usd: by
+            how much an interval of being on earns more then.
+    """
+
+    weight: FloatColumn | float
+    gain_usd: FloatColumn
+
+
 def forecast(
     knowledge: Knowledge,
     known: Known,
@@ -206,6 +218,7 @@ def forecast(
     restart_usd: FloatColumn,
     revenue_usd: FloatColumn,
     table: Table | None = None,
+    change: Change | None = None,
 ) -> tuple[Outlook, FloatColumn]:
     """Give the outlook and the prudent restart cost of each device (or each instant).
 
@@ -213,7 +226,7 @@ def forecast(
         gain_usd: of being on over an interval at the known price. saved_mwh: energy of an interval
             that being off saves, at the meter. restart_usd, revenue_usd: assumed cost of a
             restart, and what an interval of mining earns. table: weights to try, where day-ahead
-            prices are known.
+            prices are known. change: what the share is to know of later, where the price is known.
     """
     if table is None or not known.ahead:
         table = table_of(knowledge, has_ahead=bool(known.ahead))
@@ -223,7 +236,40 @@ def forecast(
     at += [(gain_usd + saved_mwh * (known.price - other)) * unit for other in known.older]
     ahead = [(gain_usd + saved_mwh * (known.price - other)) * unit for other in known.ahead]
     in_revenue = restart_usd / np.maximum(revenue_usd, 1e-9)
-    return look(table, at, ahead, in_revenue), cost
+    out = look(table, at, ahead, in_revenue)
+    # On settled prices it is left out: there it lost (docs/adr/0038).
+    if change is not None and knowledge == "nowcast":
+        out = _changed(table, out, (at, ahead, in_revenue), change, unit)
+    return out, cost
+
+
+def _changed(
+    table: Table,
+    out: Outlook,
+    told: tuple[list[FloatColumn], list[FloatColumn], FloatColumn],
+    change: Change,
+    unit: FloatColumn,
+) -> Outlook:
+    """Give an outlook whose share is in part that of the time after a change.
+
+    Prices seen and told say as much of the time after it, at what being on earns then. The gain of
+    the present interval stays.
+    """
+    weight = np.broadcast_to(change.weight, out.share.shape)
+    where = np.flatnonzero((weight > 0.0) & (change.gain_usd != 0.0))
+    if not len(where):
+        return out
+    seen, ahead, in_revenue = told
+    more = change.gain_usd[where] * unit[where]
+    then = look(
+        table,
+        [column[where] + more for column in seen],
+        [column[where] + more for column in ahead],
+        in_revenue[where],
+    )
+    share, part = out.share.copy(), weight[where]
+    share[where] = (1.0 - part) * share[where] + part * then.share
+    return Outlook(out.gain, share)
 
 
 def basis(

@@ -6,7 +6,8 @@ import numpy as np
 from msgspec import Struct
 
 from edge_agent.core import power as pw
-from edge_agent.core.economics import energy_price, value
+from edge_agent.core.block import paid_usd_per_mwh
+from edge_agent.core.economics import value
 from edge_agent.core.site import (
     CURTAILED,
     FAULT,
@@ -133,11 +134,17 @@ def _served_usd_per_h(state: SiteState) -> float:
 
 def block_usd_per_h(site: Site, state: SiteState) -> float:
     """Give what a fixed-price block adds, at the load as far as it is known."""
-    spot, marginal = state.market.price_usd_per_mwh, energy_price(site, state.market)
-    if spot is None or marginal is None or site.limits.block_mw <= 0.0:
+    spot = state.market.price_usd_per_mwh
+    if spot is None or site.limits.block_mw <= 0.0:
         return 0.0
-    read_w = pw.measured_w(site, state)
-    load_mw = (pw.total(pw.counted_w(site, state)) if read_w is None else read_w) / 1e6
+    counted_w, read_w = pw.counted_w(site, state), pw.measured_w(site, state)
+    load_mw = (pw.total(counted_w) if read_w is None else read_w) / 1e6
+    share = value(site, state).block_share
+    if not isinstance(share, float):
+        # What the load as a whole was charged at.
+        inside_w = pw.total(share * counted_w)
+        share = inside_w / max(pw.total(counted_w), 1e-9)
+    marginal = paid_usd_per_mwh(site.limits, share, spot.value)
     return block_gain_usd_per_h(site.limits, load_mw, spot.value, marginal)
 
 

@@ -69,10 +69,20 @@ class Arrivals(Struct, frozen=True, array_like=True):
 
 
 class Paid(Struct, frozen=True, array_like=True):
-    """What the newest leases of a class pay per hour and device, oldest first."""
+    """What the newest leases of a class pay per hour and device, and for how many; oldest first.
+
+    Args:
+        gpus: shorter where the oldest came before it was kept: those count as one.
+    """
 
     device_class: str
     usd_per_h: tuple[float, ...]
+    gpus: tuple[int, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Give the devices of each lease."""
+        return (1,) * (len(self.usd_per_h) - len(self.gpus)) + self.gpus
 
 
 def entry_of(prepares: tuple[PrepareEntry, ...], device_id: str) -> PrepareEntry | None:
@@ -100,11 +110,17 @@ def arrived(arrivals: tuple[Arrivals, ...], device_class: str, now_ns: int) -> t
     return tuple(held[key] for key in sorted(held))
 
 
-def has_paid(paid: tuple[Paid, ...], device_class: str, usd_per_h: float) -> tuple[Paid, ...]:
+def has_paid(
+    paid: tuple[Paid, ...], device_class: str, usd_per_h: float, gpus: int
+) -> tuple[Paid, ...]:
     """Give what was paid with one lease more; the oldest of a class are forgotten."""
     held = {row.device_class: row for row in paid}
-    before = held[device_class].usd_per_h if device_class in held else ()
-    held[device_class] = Paid(device_class, (*before, usd_per_h)[-ARRIVALS_KEPT:])
+    before = held.get(device_class, Paid(device_class, ()))
+    held[device_class] = Paid(
+        device_class,
+        (*before.usd_per_h, usd_per_h)[-ARRIVALS_KEPT:],
+        (*before.gpus, gpus)[-ARRIVALS_KEPT:],
+    )
     return tuple(held[key] for key in sorted(held))
 
 

@@ -112,7 +112,8 @@ def lease_arrived(site: Site, before: SiteState, state: SiteState, fact: f.Lease
     came = arrived(state.arrivals, lease.device_class, state.now_ns)
     paid = state.paid
     if reserves:
-        paid = has_paid(paid, lease.device_class, float(lease.price_usd_per_h))
+        price = float(lease.price_usd_per_h)
+        paid = has_paid(paid, lease.device_class, price, lease.count)
     return replace(state, arrivals=came, paid=paid)
 
 

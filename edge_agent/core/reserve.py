@@ -1,9 +1,10 @@
 """GPUs kept idle for the next leases instead of mining: a fixed number, or one that demand sets.
 
-Demand sets it as a newsvendor does: one more GPU is kept while the chance that so many leases come
-within the time a GPU that mines needs to serve is worth what it would earn by mining. Nothing is
-stored for it but when leases came and what they paid; those that are idle already are the memory:
-keeping one asks for half the chance that taking one from mining does.
+Demand sets it as a newsvendor does: one more GPU is kept while the chance that so many are asked
+for within the time a GPU that mines needs to serve is worth what it would earn by mining. A lease
+asks for all its GPUs at once. Nothing is stored for it but when leases came, what they paid and for
+how many GPUs; those that are idle already are the memory: keeping one asks for half the chance that
+taking one from mining does.
 """
 
 from collections.abc import Iterable, Iterator
@@ -40,7 +41,8 @@ class Demand(Struct, frozen=True, kw_only=True):
 
     Args:
         take: GPUs that are taken from mining for it. keep: those that stay idle if they are so.
-        leases, passed_s: so many came in that time after the first one that is remembered.
+        leases, passed_s: so many came in that time after the first one that is remembered; of
+            ``gpus`` each in the mean, the first one's among them.
         chance: of one more within ``lead_s``, the time from mining to serving. saved_s: what of it
             one that is idle spares.
         idle_usd_per_h: what one would earn by mining. margin_usd_per_h: what leases paid of late,
@@ -50,6 +52,7 @@ class Demand(Struct, frozen=True, kw_only=True):
     take: int
     keep: int
     leases: int
+    gpus: float
     passed_s: float
     chance: float
     lead_s: float
@@ -58,28 +61,37 @@ class Demand(Struct, frozen=True, kw_only=True):
     margin_usd_per_h: float
 
 
-def exceed(leases: int, passed_s: float, within_s: float) -> Iterator[float]:
-    """Give the chance that more than 0, 1, 2, ... leases come within a time; without end.
+def exceed(
+    leases: int, passed_s: float, within_s: float, sizes: tuple[int, ...] = (1,)
+) -> Iterator[float]:
+    """Give the chance that more than 0, 1, 2, ... GPUs are asked for within a time; without end.
 
     Args:
-        leases: that came in ``passed_s``, after the first one, which only begins the count.
+        leases: that came in ``passed_s``, after the first one, which only begins the count. sizes:
+            GPUs of each that is remembered; each of them is as likely the next one's.
 
     Source: with n arrivals of a Poisson process seen in a time T, and a rate of which nothing is
         known before, the arrivals in w more are negative binomial: k of them with chance
-        C(n + k - 1, k) (T / (T + w)) ^ n (w / (T + w)) ^ k.
+        C(n + k - 1, k) (T / (T + w)) ^ n (w / (T + w)) ^ k. What they ask for in all follows by
+        Panjer's recursion (ASTIN Bulletin 12, 1981), with a = w / (T + w) and b = (n - 1) a.
     """
     passed_s = max(passed_s, 1e-9)
     none = passed_s / (passed_s + within_s)
-    one = 1.0
+    part = {size: sizes.count(size) / len(sizes) for size in sorted(set(sizes))}
+    first = 1.0
     for _ in range(leases):
-        one *= none
-    below = one
-    number = 0
+        first *= none
+    asked = [first]  # the chance of so many GPUs in all
+    below = first
     while True:
         yield max(1.0 - below, 0.0)
-        one *= (leases + number) / (number + 1) * (1.0 - none)
-        number += 1
-        below += one
+        number = len(asked)
+        more = 0.0
+        for size, share in part.items():
+            if size <= number:
+                more += (1.0 + (leases - 1) * size / number) * share * asked[number - size]
+        asked.append((1.0 - none) * more)
+        below += asked[-1]
 
 
 def warm_reserve(exceed: Iterable[float], idle_usd_per_h: float, margin_usd_per_h: float) -> int:
@@ -119,19 +131,25 @@ def demand(site: Site, state: SiteState, values: Values, place: int) -> Demand |
     passed_s = (state.now_ns - came.at_ns[0]) / NS_PER_S
     leases = len(came.at_ns) - 1
     most = min(row.warm_reserve_max, len(own))
-    margin = sum(paid.usd_per_h) / len(paid.usd_per_h) - energy
+    sizes = paid.sizes
+    earned = sum(usd * size for usd, size in zip(paid.usd_per_h, sizes, strict=True))
+    margin = earned / sum(sizes) - energy
     # Only what is spared of the way to serve is won by a GPU that is idle.
     won = margin * saved_s / lead_s
     # One that is taken stays idle for its least time: that must bring its restart as well.
     stay_h = max(row.least_down_s, lead_s) / SECONDS_PER_H
 
     def count(cost_usd_per_h: float) -> int:
-        return warm_reserve(islice(exceed(leases, passed_s, lead_s), most), cost_usd_per_h, won)
+        chances = exceed(leases, passed_s, lead_s, sizes)
+        number = warm_reserve(islice(chances, most), cost_usd_per_h, won)
+        # A lease begins when all its GPUs are there: a part of the least of them spares nothing.
+        return number if number >= min(sizes) else 0
 
     return Demand(
         take=count(idle + restart / stay_h),
         keep=count(idle * KEEP_SHARE),
         leases=leases,
+        gpus=sum(sizes) / len(sizes),
         passed_s=passed_s,
         chance=next(exceed(leases, passed_s, lead_s)),
         lead_s=lead_s,
@@ -179,9 +197,10 @@ def reserve_text(site: Site, state: SiteState, index: int) -> str:
     row = site.classes[place]
     return (
         f" ({said.take} to {said.keep} of at most {row.warm_reserve_max}: {said.leases} leases in "
-        f"{said.passed_s:.0f} s, one more within {said.lead_s:.1f} s with chance "
-        f"{said.chance:.3f}, of which idle spares {said.saved_s:.1f} s; mining earns "
-        f"{said.idle_usd_per_h:.4f} USD/h, a lease {said.margin_usd_per_h:.4f} USD/h)"
+        f"{said.passed_s:.0f} s, of {said.gpus:.3g} GPUs each, one more within "
+        f"{said.lead_s:.1f} s with chance {said.chance:.3f}, of which idle spares "
+        f"{said.saved_s:.1f} s; mining earns {said.idle_usd_per_h:.4f} USD/h, a lease "
+        f"{said.margin_usd_per_h:.4f} USD/h)"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a site's energy really costs and what a block will: pure formulas beside ``economics``.
+"""What a site's energy really costs: pure formulas beside ``economics``.
 
 Every field behind them has a default that changes nothing.
 """
@@ -11,14 +11,8 @@ import numpy as np
 from msgspec.structs import replace
 
 from edge_agent.core.site import MINE, NS_PER_S, DeviceClass, FloatColumn, Limits, Site
-from edge_agent.core.site_state import Blocks, MarketState
+from edge_agent.core.site_state import MarketState
 
-EPOCH_BLOCKS = 2_016
-BLOCK_S = 600.0
-# By consensus a step is at most a factor of four, either way.
-STEP_MAX = 4.0
-# A rate seen over fewer blocks than these says little: their number is Poisson (10 % at 100).
-_BLOCKS_MIN = 36
 AMBIENT_STALE_S = 3_600.0
 # One instant live, columns of time in a back-test.
 Amount = TypeVar("Amount", float, FloatColumn)
@@ -65,10 +59,15 @@ def marginal_usd_per_mwh(limits: Limits, full_mw: float, spot: Amount) -> Amount
     """Give what one megawatt-hour more or less is worth: the price that decides.
 
     A fixed-price block that covers the whole site is paid for anyway: energy not used is sold at
-    spot less the fee, or is lost where it may not be sold. Above the block spot decides.
+    spot less the fee, or is lost where it may not be sold. Above the block spot decides; how load
+    shares a smaller one is ``block``.
     """
-    if limits.block_mw <= 0.0 or full_mw > limits.block_mw:
-        return spot
+    covered = limits.block_mw > 0.0 and full_mw <= limits.block_mw
+    return inside_usd_per_mwh(limits, spot) if covered else spot
+
+
+def inside_usd_per_mwh(limits: Limits, spot: Amount) -> Amount:
+    """Give what a megawatt-hour inside a block is worth if it is not used."""
     if limits.block_resale == "none":
         return abs(spot) * 0.0
     return spot - limits.block_fee_usd_per_mwh
@@ -88,33 +87,3 @@ def energy_usd_per_h(limits: Limits, load_mw: Amount, spot: Amount) -> Amount:
 def block_gain_usd_per_h(limits: Limits, load_mw: Amount, spot: Amount, marginal: Amount) -> Amount:
     """Give what the block adds to earnings that were computed at the marginal price."""
     return load_mw * marginal - energy_usd_per_h(limits, load_mw, spot)
-
-
-def next_difficulty(difficulty: float, block_s: float) -> float:
-    """Give the difficulty after the next step, if blocks go on to take so long.
-
-    Source: the consensus rule: 2,016 blocks should take two weeks, a step is at most a factor of 4.
-    """
-    return difficulty * min(max(BLOCK_S / block_s, 1.0 / STEP_MAX), STEP_MAX)
-
-
-def blocks_seen(held: Blocks | None, height: int, at_ms: int) -> Blocks:
-    """Count a block height in; a new epoch begins anew."""
-    epoch = height // EPOCH_BLOCKS
-    if held is None or held.first_height // EPOCH_BLOCKS != epoch or height < held.height:
-        return Blocks(height, at_ms, height, at_ms)
-    if height == held.height:
-        return held
-    return replace(held, height=height, at_ms=at_ms)
-
-
-def block_s(held: Blocks | None) -> float | None:
-    """Give the mean block time of the running epoch; None while too few were seen."""
-    if held is None or held.height - held.first_height < _BLOCKS_MIN:
-        return None
-    return max((held.at_ms - held.first_ms) / 1_000 / (held.height - held.first_height), 1.0)
-
-
-def blocks_left(held: Blocks) -> int:
-    """Give how many blocks the running epoch still has."""
-    return EPOCH_BLOCKS - held.height % EPOCH_BLOCKS

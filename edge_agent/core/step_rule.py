@@ -16,9 +16,10 @@ from edge_agent.core.economics import (
     FRESH,
     SECONDS_PER_H,
     Values,
+    coming_change,
     hashprice,
-    known_prices,
     mine_usd_per_ths_h,
+    paid_prices,
     value,
 )
 from edge_agent.core.outlook import forecast
@@ -134,13 +135,15 @@ def _money(
     hours = np.array([row.interval_s / SECONDS_PER_H for row in site.classes])[owner, None]
     cost = np.maximum(change_h[owner, None] * np.maximum(reached, 0.0), _COST_MIN_USD)
     watts = rise_w * pue
+    earned = (np.maximum(revenue, 0.0) * hours).ravel()
     expected, prudent = forecast(
         site.limits.price_knowledge,
-        known_prices(state.market),
+        paid_prices(site.limits, state.market, values.block_share),
         (gain * hours).ravel(),
         (watts / W_PER_MW * hours).ravel(),
         cost.ravel(),
-        (np.maximum(revenue, 0.0) * hours).ravel(),
+        earned,
+        change=coming_change(state.market, earned),
     )
     shape = gain.shape
     return _Money(

@@ -76,6 +76,7 @@ class Day(Struct, frozen=True, kw_only=True, eq=False):
     Args:
         price: settled, by interval; NaN unknown. told: the same with what was known of the
             intervals before the day in front. ahead: day-ahead prices as the outlook takes them.
+            step: (weight, revenue ratio) of a coming step of the difficulty.
         worlds: sums of the real world and of those cleared of trouble. begin: the state of the
             world cleared of everything when the day began. notes: what a person should know.
     """
@@ -85,6 +86,7 @@ class Day(Struct, frozen=True, kw_only=True, eq=False):
     price: FloatColumn
     told: FloatColumn
     ahead: FloatColumn
+    step: FloatColumn
     covered_h: FloatColumn
     worlds: tuple[Sums, ...]
     devices: DeviceSums

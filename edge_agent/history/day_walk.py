@@ -9,6 +9,7 @@ from edge_agent.backtest.class_series import SECONDS_PER_H
 from edge_agent.backtest.frame import STEP_S
 from edge_agent.core import facts as f
 from edge_agent.core import power as pw
+from edge_agent.core.difficulty import step_ahead
 from edge_agent.core.economics import W_PER_MW, age_s, known_prices
 from edge_agent.core.errors import JournalError
 from edge_agent.core.outlook import AHEAD
@@ -126,6 +127,7 @@ class _Making:
         }
         self._price = np.zeros((STEPS + 1, 2))
         self._ahead = np.full((STEPS, AHEAD), np.nan)
+        self._step = np.tile((0.0, 1.0), (STEPS, 1))
         self._before: tuple[float, ...] = ()
         self._seq = -1
         self._unsettled_s = 0.0
@@ -167,6 +169,7 @@ class _Making:
             price=price,
             told=told[: len(self._before) + STEPS] if known else told,
             ahead=self._ahead,
+            step=self._step,
             covered_h=np.where(np.isnan(price), 0.0, self._covered_h),
             worlds=self._worlds,
             devices=self._devices,
@@ -200,6 +203,9 @@ class _Making:
         place = int((step.row.instant.wall - self._start).total_seconds() // STEP_S)
         if ahead and 0 <= place < STEPS and np.isnan(self._ahead[place, 0]):
             self._ahead[place] = ahead
+        coming = step_ahead(step.state.market)
+        if coming is not None and 0 <= place < STEPS and not self._step[place, 0]:
+            self._step[place] = (coming.weight, coming.revenue_ratio)
 
     def _settle(
         self,

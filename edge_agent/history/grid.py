@@ -15,7 +15,7 @@ from edge_agent.backtest.hindsight import many_two_states
 from edge_agent.backtest.live import Memory, remember
 from edge_agent.backtest.policies import STRIKE_WAIT
 from edge_agent.core.economics import W_PER_MW, restart_usd, usd_per_wh
-from edge_agent.core.outlook import Known, Outlook, forecast, table_of
+from edge_agent.core.outlook import Change, Known, Outlook, forecast, table_of
 from edge_agent.core.rule import grow_regret, judge, pay_debt
 from edge_agent.core.site import (
     CURTAILED,
@@ -247,7 +247,17 @@ def _look(
         ),
         ahead=() if np.isnan(hours).any() else tuple(float(hour) for hour in hours),
     )
-    outlook, cost = forecast(knowledge, known, gain, saved_mwh, grid.restart_usd[at], revenue)
+    weight, ratio = grid.day.step[at].tolist()
+    coin_usd = np.where(site.is_asic, revenue, 0.0)
+    outlook, cost = forecast(
+        knowledge,
+        known,
+        gain,
+        saved_mwh,
+        grid.restart_usd[at],
+        revenue,
+        change=Change(weight=weight, gain_usd=coin_usd * (ratio - 1.0)),
+    )
     if foresight == "next" and at + 1 < STEPS:
         later, later_cost, _ = _look(grid, memory, at + 1, "all")
         worth = np.clip(later.gain + later.share, 0.0, 1.0) * later_cost

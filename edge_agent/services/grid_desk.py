@@ -8,12 +8,12 @@ from msgspec import Struct
 from edge_agent.core import facts as f
 from edge_agent.core import hygiene as hy
 from edge_agent.core.curtailable import SitePower, site_power
+from edge_agent.core.difficulty import block_s, blocks_left, next_difficulty
 from edge_agent.core.economics import age_s, energy_price
 from edge_agent.core.errors import ActError
 from edge_agent.core.order_facts import OPEN_MAX, lead_s
 from edge_agent.core.peaks import peak_text
 from edge_agent.core.site import NS_PER_S, Site
-from edge_agent.core.site_model import block_s, blocks_left, next_difficulty
 from edge_agent.core.site_state import MarketState, OrderEntry, SiteState, Told
 from edge_agent.services.journal import Journal
 from protocol.units import from_ms, to_ms

@@ -192,7 +192,7 @@ def test_what_is_kept_for_a_ramp_stays_within_its_feeder() -> None:
     ground = ground_of(site, frame, None, "nowcast")
     asleep_w = ground.fleet.asleep_w
     rooms_w = np.array([[19e3, 4e3]])
-    beside = Others(load_w=np.full(2, asleep_w), rooms_w=rooms_w)
+    beside = Others(load_w=np.full(2, asleep_w), drawn_w=np.zeros(2), rooms_w=rooms_w)
     duty = structs.replace(ground.duty, fall_w=6e3)
     wanted = np.array([[True, False]] * len(ground.fleet))
     held = govern(ground.fleet, duty, beside, wanted)

@@ -64,7 +64,7 @@ def ground_of(folder: Path, duties: Duties | None = DUTIES, knowledge: str = "no
 def ours(ground: Ground) -> np.ndarray:
     """Our course of the miners alone: no GPUs beside them."""
     beside = others(ground.fleet, with_gpus(None, None, ground.fleet, ground.duty))
-    rule = Rule(knowledge=ground.knowledge, limits=ground.limits)
+    rule = Rule(knowledge=ground.knowledge, limits=ground.limits, steps=ground.steps)
     return hcp_fleet(ground.fleet, ground.duty, beside, ground.frame, ground.contract, rule).counts
 
 
@@ -175,7 +175,9 @@ def test_the_clairvoyant_of_unlike_classes_is_close_under_the_bound(
     fleet, duty = ground.fleet, ground.duty
     best = settle_policy("clairvoyant", ground).account
     steps = len(frame)
-    beside = Others(load_w=np.full(steps, fleet.asleep_w), rooms_w=np.zeros((0, steps)))
+    beside = Others(
+        load_w=np.full(steps, fleet.asleep_w), drawn_w=np.zeros(steps), rooms_w=np.zeros((0, steps))
+    )
     bound = bound_of(fleet, structs.replace(duty, rise_w=1e9, fall_w=1e9), beside)
     made = float(best.profit_usd.sum() - fleet.off_usd.sum())
     assert 0.995 * bound <= made <= bound * (1.0 + 1e-9)

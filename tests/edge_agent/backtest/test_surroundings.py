@@ -13,18 +13,21 @@ from msgspec.structs import replace
 from edge_agent.__main__ import main
 from edge_agent.backtest.beside import Beside
 from edge_agent.backtest.class_series import MINE, OFF, pue_of
-from edge_agent.backtest.difficulty import difficulty_steps
+from edge_agent.backtest.difficulty import difficulty_steps, steps_ahead
 from edge_agent.backtest.files import Column
 from edge_agent.backtest.frame import STEP_S, Frame, Wish, load_frame
 from edge_agent.backtest.policies import NAMES, course
 from edge_agent.backtest.report import Report, backtest
 from edge_agent.backtest.rows import Demand, build_rows
 from edge_agent.backtest.tariff import StopLoss, contract_of
+from edge_agent.core.difficulty import step_ahead
+from edge_agent.core.market_facts import market_seen
 from edge_agent.core.outlook import Knowledge
 from edge_agent.core.site import CURTAILED, Device, DeviceClass, Limits, Site
 from edge_agent.core.site_model import class_at
 from edge_agent.core.site_state import MarketState, MarketValue
 from edge_agent.market.errors import SeriesError
+from protocol.market import MarketTick
 from protocol.resource import MODELS
 from tests.edge_agent.backtest.market_files import START, make_frame, write_beside, write_market
 from tests.edge_agent.backtest.test_fleet import CURVE, spiky
@@ -166,7 +169,7 @@ def test_a_peak_is_charged_in_the_grids_largest_interval_of_the_month() -> None:
     frame = make_frame(np.full(len(values), 40.0), beside=load_of(values))
     for tariff, peaks, charged in (("12cp", 12, (700, 31 * 96 + 40)), ("4cp", 4, (31 * 96 + 40,))):
         site = site_of(replace(ROOMY, peak_tariff=tariff, peak_usd_per_kw_year=60.0))
-        contract = contract_of(site, frame.at_s, frame.beside, [])
+        contract = contract_of(site, frame.at_s, frame.price, frame.beside, [])
         assert contract.peaks is not None
         assert tuple(np.flatnonzero(contract.peaks.charge).tolist()) == charged
         made = run(site, frame).policies["s0-always-mine"]
@@ -182,14 +185,14 @@ def test_a_longer_peak_interval_is_metered_over_its_mean() -> None:
     values[[60, 61, 90]] = 60_000.0, 60_000.0, 65_000.0
     limits = replace(PEAKS, peak_usd_per_kw_year=120.0, peak_interval_s=1_800.0)
     frame = make_frame(np.full(200, 40.0), beside=load_of(values))
-    contract = contract_of(site_of(limits), frame.at_s, frame.beside, [])
+    contract = contract_of(site_of(limits), frame.at_s, frame.price, frame.beside, [])
     assert contract.peaks is not None
     # 120 / 12 USD a kW over half an hour; the lone 65 GW is 57.5 GW over its half hour.
     assert np.flatnonzero(contract.peaks.charge).tolist() == [60, 61]
     assert contract.peaks.charge[60] == pytest.approx(10.0 * 1_000.0 / 0.5)
     # An hourly file can tell no shorter peak than an hour.
     hourly = load_of(np.array([50e3, 60e3, 50e3]), 3_600)
-    contract = contract_of(site_of(PEAKS), frame.at_s[:12], hourly, [])
+    contract = contract_of(site_of(PEAKS), frame.at_s[:12], frame.price[:12], hourly, [])
     assert contract.peaks is not None
     assert np.flatnonzero(contract.peaks.charge).tolist() == [4, 5, 6, 7]
 
@@ -217,7 +220,7 @@ def test_the_stop_loss_ends_with_the_day() -> None:
     values = np.linspace(50_000.0, 60_000.0, 200)
     frame = make_frame(np.full(200, 40.0), beside=load_of(values))
     site = site_of(replace(PEAKS, peak_stop_usd_per_day=5.0))
-    stop = StopLoss(contract_of(site, frame.at_s, frame.beside, []).peaks)
+    stop = StopLoss(contract_of(site, frame.at_s, frame.price, frame.beside, []).peaks)
     assert stop.counts(20)
     stop.spend(20, 4.0)
     assert stop.counts(21)
@@ -243,6 +246,54 @@ def test_a_block_of_energy_settles_as_its_contract_says() -> None:
     rows = build_rows(site_of(lost), frame, (), Demand())
     assert MINE in course("hcp", rows, frame, "nowcast", site_of().limits)[0]
     assert (course("myopic", rows, frame, "nowcast", site_of().limits)[0] == MINE).all()
+
+
+def blocks_of(seconds: float, steps: int) -> tuple[np.ndarray, Beside]:
+    """Give a grid and an epoch from START on, a block each so many seconds."""
+    since_s = STEP_S * np.arange(steps)
+    at_s = int(START.timestamp()) + since_s
+    heights = Column("h", at_s, 2_016.0 * 441 + np.floor(since_s / seconds), STEP_S, 0)
+    return at_s, Beside(heights=heights)
+
+
+def test_what_block_times_foretell_is_what_the_live_agent_sees() -> None:
+    at_s, beside = blocks_of(560.0, 14 * 96)
+    made = steps_ahead(at_s, beside)
+    assert made is not None
+    assert beside.heights is not None
+    assert 4 < np.count_nonzero(made.weight) < 32, "the last hours of one epoch"
+    plant, market = Plant(site_of()), MarketState()
+    for place, height in enumerate(beside.heights.value.tolist()):
+        at = datetime.fromtimestamp(int(at_s[place]), UTC)
+        told = MarketTick(feed="t", measured_at=at, source_at=at, block_height=int(height))
+        held = market_seen(plant.site, replace(plant.state, market=market), told)
+        market = replace(held, interval_no=int(at_s[place]) // STEP_S)
+        step = step_ahead(market)
+        weight, ratio = (0.0, 1.0) if step is None else (step.weight, step.revenue_ratio)
+        assert (weight, ratio) == (made.weight[place], made.revenue_ratio[place])
+    assert steps_ahead(at_s, Beside()) is None
+
+
+def test_a_coming_step_moves_our_course_and_no_other() -> None:
+    # Six per cent more difficulty to come; mining pays a little until then.
+    steps = 14 * 96
+    _, beside = blocks_of(566.0, steps)
+    prices = np.full(steps, 20.0)
+    last = 2_016 * 566 // STEP_S
+    prices[last - 14 : last - 8], prices[last - 8 :] = 400.0, 92.0
+    site = site_of()
+    told, plain = (make_frame(prices, beside=one) for one in (beside, Beside(heights=None)))
+    for name in NAMES:
+        one, other = (
+            course(name, build_rows(site, frame, (), Demand()), frame, "nowcast", site.limits)[0]
+            for frame in (told, plain)
+        )
+        assert (one.tolist() != other.tolist()) == (name == "hcp"), name
+    settled = [
+        course("hcp", build_rows(site, frame, (), Demand()), frame, "settled", site.limits)[0]
+        for frame in (told, plain)
+    ]
+    assert settled[0].tolist() == settled[1].tolist()
 
 
 def test_block_times_tell_the_difficulty_a_day_ahead() -> None:

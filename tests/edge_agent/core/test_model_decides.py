@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from edge_agent.core import facts as f
+from edge_agent.core.difficulty import EPOCH_BLOCKS
 from edge_agent.core.economics import hashprice_usd_per_ths_day, value
 from edge_agent.core.restart import ClassBelief, RestartBelief
 from edge_agent.core.site import CURTAILED, IDLE, MINE, DeviceClass, Site
@@ -117,3 +118,45 @@ def test_what_restarts_have_taught_decides_by_the_time_they_take() -> None:
         plant.settle(900.0, tick(spike, plant.at_s + 900.0), passes=2)
         taught[factor] = int(plant.state.activity[at])
     assert taught == {0.25: CURTAILED, 1.0: CURTAILED, 5.0: MINE}
+
+
+def course_before_a_step(prices: list[float], block_s: float, *, told: bool) -> list[int]:
+    """Give what a miner that restarts easily does by interval, the last two hours of an epoch."""
+    plain = make_site(asics=2, gpus=0)
+    classes = tuple(replace(row, wear_usd=0.02, warmup_s=60.0) for row in plain.classes)
+    plant = Plant(Site("s", classes, plain.devices, plain.limits))
+    at = plant.site.index_of("a1")
+    assert at is not None
+
+    def seen(price: float, dt_s: float, block: int) -> f.MarketSeen:
+        height = {"block_height": 400 * EPOCH_BLOCKS + block} if told else {}
+        return tick(price, plant.at_s + dt_s, **height)
+
+    plant.settle(100.0, seen(20.0, 100.0, 0), plant.readings())
+    near = EPOCH_BLOCKS - 14
+    plant.settle(near * block_s, seen(20.0, near * block_s, near), plant.readings())
+    out = []
+    for number, price in enumerate(prices, 1):
+        block = near + int(900.0 * number / block_s)
+        plant.settle(900.0, seen(price, 900.0, block), passes=2)
+        out.append(int(plant.state.activity[at]))
+    return out
+
+
+def test_a_miner_does_not_come_back_for_two_hours_before_the_difficulty_rises() -> None:
+    # Blocks of 564 s: six per cent more. At 94 % of the break-even mining pays, and then no more.
+    prices = [3.0 * break_even()] * 2 + [0.94 * break_even()] * 6
+    assert 0.94 > 564.0 / 600.0 - 0.01
+    without, told = (course_before_a_step(prices, 564.0, told=told) for told in (False, True))
+    assert without[:2] == told[:2] == [CURTAILED] * 2
+    assert without[-4:] == [MINE] * 4
+    assert told[-4:] == [CURTAILED] * 4
+
+
+def test_a_miner_stays_on_through_a_loss_that_an_easier_difficulty_ends() -> None:
+    # Blocks of 690 s: 13 per cent less. At 110 % of the break-even mining loses, and then no more.
+    prices = [20.0] * 4 + [1.1 * break_even()] * 3
+    assert 1.1 < 690.0 / 600.0
+    without, told = (course_before_a_step(prices, 690.0, told=told) for told in (False, True))
+    assert without[-2:] == [CURTAILED] * 2
+    assert told[-3:] == [MINE] * 3

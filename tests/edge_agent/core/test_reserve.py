@@ -4,6 +4,7 @@ from decimal import Decimal
 from itertools import islice, pairwise
 from math import comb
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from edge_agent.core import facts as f
 from edge_agent.core.economics import COST_SAMPLES_MIN, value
 from edge_agent.core.explain import why
 from edge_agent.core.plan import Reason
-from edge_agent.core.ready import ARRIVALS_KEPT, Arrivals, Paid, next_chance
+from edge_agent.core.ready import ARRIVALS_KEPT, Arrivals, Paid, has_paid, next_chance
 from edge_agent.core.reserve import KEEP_SHARE, Demand, demand, exceed, warm_reserve
 from edge_agent.core.site import IDLE, MINE, NS_PER_S, Site
 from edge_agent.core.snapshot import decode_state, encode_state, state_hash
@@ -125,6 +126,30 @@ def test_more_leases_in_the_same_time_make_more_of_them_likely(
     assert all(less <= more + 1e-12 for less, more in zip(few, many, strict=True))
 
 
+@given(
+    st.integers(1, 6), st.floats(10.0, 1e5), st.floats(0.05, 3_600.0),
+    st.lists(st.integers(1, 8), min_size=1, max_size=ARRIVALS_KEPT),
+)  # fmt: skip
+def test_what_leases_ask_for_is_the_sum_of_their_sizes(
+    leases: int, passed_s: float, within_s: float, sizes: list[int]
+) -> None:
+    hit, most = passed_s / (passed_s + within_s), 12
+    each = np.bincount(sizes, minlength=most + 1)[: most + 1] / len(sizes)
+    # Each lease has a GPU at least, so that more than ``most`` leases ask for more than that.
+    total, of_k = np.zeros(most + 1), np.eye(1, most + 1)[0]
+    for k in range(most + 1):
+        total += comb(leases + k - 1, k) * hit**leases * (1.0 - hit) ** k * of_k
+        of_k = np.convolve(of_k, each)[: most + 1]
+    got = list(islice(exceed(leases, passed_s, within_s, tuple(sizes)), most + 1))
+    assert got == pytest.approx((1.0 - np.cumsum(total)).tolist(), abs=1e-9)
+
+
+def test_a_lease_of_eight_counts_as_eight() -> None:
+    one, eight = (list(islice(exceed(4, 600.0, 60.0, (n,)), 16)) for n in (1, 8))
+    assert eight[:8] == pytest.approx([one[0]] * 8)
+    assert eight[8:] == pytest.approx([one[1]] * 8)
+
+
 # --- what demand says ---------------------------------------------------------------------------
 
 AGO = st.lists(st.floats(1.0, 5_000.0), min_size=2, max_size=ARRIVALS_KEPT)
@@ -155,6 +180,54 @@ def test_the_reserve_grows_with_leases_and_with_what_they_pay(
     assert base.take <= dearer.take
     assert base.keep <= dearer.keep
     assert fewer is None or (fewer.take <= busier.take and fewer.keep <= busier.keep)
+
+
+@pytest.mark.parametrize(("gpus", "most", "take"), [(1, 6, 1), (4, 6, 4), (4, 3, 0)])
+def test_gpus_are_counted_and_not_leases(calm: Plant, gpus: int, most: int, take: int) -> None:
+    ago_s, paid = (300.0, 200.0, 100.0, 0.0), (2.0,) * 4
+    at = tuple(calm.state.now_ns - int(one * NS_PER_S) for one in ago_s)
+    state = replace(
+        calm.state, arrivals=(Arrivals("H100", at),), paid=(Paid("H100", paid, (gpus,) * 4),)
+    )
+    site = reserve_site(most)
+    said = demand(site, state, value(site, state), GPU)
+    assert said is not None
+    # By the numbers of the test below one lease is waited for; half of one spares nothing.
+    assert said.take == take
+    assert (said.gpus, said.leases) == (gpus, 3)
+
+
+def test_the_margin_is_that_of_a_gpu_and_older_leases_count_as_one() -> None:
+    paid = Paid("H100", (1.0, 3.0, 2.0), (7,))
+    assert paid.sizes == (1, 1, 7)
+    state = replace(
+        mining(reserve_site()).state,
+        arrivals=(Arrivals("H100", (0, 10, 20)),), paid=(paid,),
+    )  # fmt: skip
+    site = reserve_site()
+    said = demand(site, state, value(site, state), GPU)
+    assert said is not None
+    model = site.classes[GPU].model
+    energy = (model.serve_w - model.idle_w) * 30.0 * 1.25 / 1e6
+    assert said.margin_usd_per_h == pytest.approx((1.0 + 3.0 + 7 * 2.0) / 9.0 - energy)
+
+
+def test_a_burst_of_large_leases_keeps_as_many_gpus() -> None:
+    plant = mining(reserve_site(most=6))
+    for name in ("w1.1", "w2.1", "w3.1"):
+        plant.settle(20.0, f.LeaseSeen(make_lease(name, count=2)), plant.readings())
+        taken = next(row for row in plant.state.leases if row.lease_id == name)
+        closed = tuple(slot.instance_id for slot in taken.slots)
+        end = make_lease(name, count=2, state=LeaseState.END, generation=2)
+        plant.settle(1.0, f.LeaseSeen(end), f.MetersPassed(opened=closed))
+        plant.settle(1.0, f.MetersPassed(closed=closed))
+    assert plant.state.paid[0].gpus == (2, 2, 2)
+    said = demand(plant.site, plant.state, value(plant.site, plant.state), GPU)
+    assert said is not None
+    assert said.take >= 2
+    assert said.take % 2 == 0
+    plant.settle(120.0, tick(25.0, plant.at_s + 120.0), plant.readings())
+    assert reserved(plant) >= 2
 
 
 def test_without_leases_without_leave_or_without_a_price_there_is_none(calm: Plant) -> None:
@@ -361,7 +434,7 @@ def test_what_came_is_kept_where_a_class_asks_for_it_and_nowhere_else() -> None:
         burst(plant, leases=2, price="1.5")
     assert (plain.state.arrivals, plain.state.paid) == ((), ())
     assert [len(row.at_ns) for row in asks.state.arrivals] == [2]
-    assert asks.state.paid == (Paid("H100", (1.5, 1.5)),)
+    assert asks.state.paid == (Paid("H100", (1.5, 1.5), (1, 1)),)
     burst(asks, leases=ARRIVALS_KEPT)
     assert len(asks.state.paid[0].usd_per_h) == ARRIVALS_KEPT
 
@@ -376,3 +449,11 @@ def test_a_snapshot_keeps_what_leases_pay_and_one_without_is_as_it_was() -> None
     without = replace(plant.state, paid=())
     assert decode_state(plant.site, encode_state(plant.site, without)).paid == ()
     assert state_hash(plant.site, without) != state_hash(plant.site, plant.state)
+
+
+def test_what_an_older_program_kept_counts_each_lease_as_one() -> None:
+    told = msgspec.msgpack.decode(msgspec.msgpack.encode(["H100", [1.0, 2.0]]), type=Paid)
+    assert told == Paid("H100", (1.0, 2.0))
+    assert told.sizes == (1, 1)
+    more = has_paid((told,), "H100", 3.0, 4)
+    assert (more[0].usd_per_h, more[0].sizes) == ((1.0, 2.0, 3.0), (1, 1, 4))

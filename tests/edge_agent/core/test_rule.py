@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.core.outlook import Known, Outlook, forecast
+from edge_agent.core.outlook import Change, Known, Outlook, forecast
 from edge_agent.core.rule import CREDIT, REFILL_S, judge, pay_debt
 
 REVENUE_H, COST, SAVED_MWH = 0.41, 0.134, 3.48 * 1.05 * 0.25 / 1_000.0
@@ -82,17 +82,8 @@ def test_no_change_with_a_gain_at_or_below_its_cost(
         assert (gain > 0.0) is not on
 
 
-@pytest.mark.parametrize("planted", ["any", "least", "most", "opposite"])
-def test_no_outlook_loses_more_against_always_on_than_its_credit(planted: str) -> None:
-    # All money in restarts; the price is known.
-    rng = np.random.default_rng(7)
-    gains = rng.normal(0.1, 0.7, 3_000)
-    share = {
-        "any": rng.uniform(0.05, 0.98, len(gains)),
-        "least": np.full(len(gains), 0.05),
-        "most": np.full(len(gains), 0.98),
-        "opposite": np.where(np.append(gains[1:], 0.0) > 0.0, 0.05, 0.98),
-    }[planted]
+def lowest_lead(gains: np.ndarray, share: np.ndarray) -> float:
+    """Give the least that the rule is ever ahead of always-on, in restarts; its price is known."""
     on, regret, debt, lead = np.array([True]), np.zeros(1), np.zeros(1), 0.0
     cost, lowest = np.ones(1), 0.0
     for value, gain in zip(share, gains, strict=True):
@@ -108,9 +99,45 @@ def test_no_outlook_loses_more_against_always_on_than_its_credit(planted: str) -
         lead += 0.0 if on[0] else -gain
         debt = pay_debt(debt, ~on, np.array([gain]), cost, np.array([True]), 900.0)
         lowest = min(lowest, lead)
-    refilled = CREDIT * (1.0 + len(share) * 900.0 / REFILL_S)
+    return lowest
+
+
+def most_lost(intervals: int) -> float:
+    """Give what the credit and its refill let the rule lose against always-on, in restarts."""
+    refilled = CREDIT * (1.0 + intervals * 900.0 / REFILL_S)
     # One stay beyond the credit may be open: its restart, and the regret that ends it.
-    assert lowest >= -(refilled + 1.0 + 1.5 + 3.0)
+    return refilled + 1.0 + 1.5 + 3.0
+
+
+@pytest.mark.parametrize("planted", ["any", "least", "most", "opposite"])
+def test_no_outlook_loses_more_against_always_on_than_its_credit(planted: str) -> None:
+    # All money in restarts; the price is known.
+    rng = np.random.default_rng(7)
+    gains = rng.normal(0.1, 0.7, 3_000)
+    share = {
+        "any": rng.uniform(0.05, 0.98, len(gains)),
+        "least": np.full(len(gains), 0.05),
+        "most": np.full(len(gains), 0.98),
+        "opposite": np.where(np.append(gains[1:], 0.0) > 0.0, 0.05, 0.98),
+    }[planted]
+    assert lowest_lead(gains, share) >= -most_lost(len(share))
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.9, 1.1, 4.0])
+def test_a_step_of_the_difficulty_that_never_comes_loses_no_more_than_the_credit(
+    ratio: float,
+) -> None:
+    # Foretold as about to come, in each of a month's intervals.
+    rng = np.random.default_rng(11)
+    spot = np.exp(rng.normal(np.log(REVENUE_H * 0.25 / SAVED_MWH), 0.4, 3_000))
+    revenue = np.full(len(spot), REVENUE_H * 0.25)
+    gain, older = revenue - SAVED_MWH * spot, (np.roll(spot, 1), np.roll(spot, 2))
+    made, cost = forecast(
+        "nowcast", Known(price=spot, older=older), gain, SAVED_MWH,
+        np.full(len(spot), COST), revenue,
+        change=Change(weight=0.99, gain_usd=revenue * (ratio - 1.0)),
+    )  # fmt: skip
+    assert lowest_lead(gain / cost, made.share) >= -most_lost(len(spot))
 
 
 @given(st.floats(0.05, 0.98), st.floats(0.001, 1.0), st.floats(0.0, 50.0))

@@ -1,4 +1,4 @@
-"""What energy costs: PUE by temperature, fixed block; difficulty step, reserve, least times."""
+"""What energy costs: PUE by temperature, fixed block; least times, penalties."""
 
 from datetime import timedelta
 
@@ -16,13 +16,9 @@ from edge_agent.core.profit import profit_usd_per_h
 from edge_agent.core.site import CURTAILED, MINE, DeviceClass, Limits, Site
 from edge_agent.core.site_model import (
     block_gain_usd_per_h,
-    block_s,
-    blocks_left,
-    blocks_seen,
     energy_usd_per_h,
     full_load_mw,
     marginal_usd_per_mwh,
-    next_difficulty,
     pue_at,
 )
 from protocol.event import ReleaseOutcome
@@ -155,29 +151,6 @@ def test_a_block_without_resale_keeps_the_miners_on_in_a_spike() -> None:
         cost = energy_usd_per_h(own.limits, load_mw, 900.0)
         # What the 5 USD/MWh adder costs stands in no block.
         assert profit == pytest.approx(revenue - cost - load_mw * 5.0, abs=0.02)
-
-
-# --- difficulty -----------------------------------------------------------------------------------
-
-
-@given(st.floats(1e12, 1e15), st.floats(1.0, 1e5))
-def test_a_step_follows_the_block_time_and_is_bounded(difficulty: float, seconds: float) -> None:
-    after = next_difficulty(difficulty, seconds)
-    assert difficulty / 4.0 <= after <= difficulty * 4.0
-    assert (after > difficulty) == (seconds < 600.0)
-
-
-def test_the_step_is_predicted_from_the_heights_of_the_epoch() -> None:
-    start = 2_016 * 400
-    seen = blocks_seen(None, start, 0)
-    assert block_s(seen) is None
-    for number in range(1, 201):
-        seen = blocks_seen(seen, start + number, number * 570_000)
-    assert block_s(seen) == 570.0
-    assert blocks_left(seen) == 1_816
-    assert next_difficulty(100.0, 570.0) == pytest.approx(100.0 * 600.0 / 570.0)
-    again = blocks_seen(seen, start + 2_016, 10**9)
-    assert (again.first_height, block_s(again)) == (start + 2_016, None)
 
 
 # --- least times, penalties --------------------------------------------------------------

@@ -64,6 +64,7 @@ def make_day(price: np.ndarray, knowledge: str) -> Day:
         price=price,
         told=np.concatenate((np.full(3 + lag, np.nan), price)),
         ahead=np.full((STEPS, 3), np.nan),
+        step=np.tile((0.0, 1.0), (STEPS, 1)),
         covered_h=np.full(STEPS, 0.25),
         worlds=tuple(Sums(*(np.zeros(STEPS) for _ in range(5))) for _ in range(4)),
         devices=devices,
