@@ -14,6 +14,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
+from edge_agent.core.columns import some
 from edge_agent.core.order_facts import under_order
 from edge_agent.core.outlook import (
     HOURS,
@@ -337,17 +338,17 @@ def grow(
     off = (state.activity == IDLE) | (state.activity == CURTAILED)
     gain = values.gain_on_usd_per_h * (dt_s / SECONDS_PER_H)
     counts = (on | off) & (values.quality == FRESH)
-    if np.isnan(gain).any():
+    if some(np.isnan(gain)):
         counts &= ~np.isnan(gain)
     # Time in a fast replay stands for more: intervals, not seconds, pay the debt back.
     passed = site.spread([dt_s / row.interval_s * INTERVAL_S for row in site.classes])
     misses = counts & ((on & (gain < 0.0)) | (off & (gain > 0.0)))
     # Where all do what pays and have done so, there is nothing to regret.
-    stays = not misses.any() and not state.regret_usd.any()
+    stays = not some(misses) and not some(state.regret_usd != 0.0)
     regret = state.regret_usd if stays else grow_regret(state.regret_usd, on, gain, counts)
     # What an order keeps off is no doing of the outlook.
     waits = counts & off & ~under_order(state)
-    if not waits.any():
+    if not some(waits):
         return regret, forgive(state.debt, passed)
     cost = table_of(site.limits.price_knowledge, has_ahead=True).prudence * values.restart_usd
     return regret, pay_debt(state.debt, waits, gain, cost, counts, passed)
@@ -445,14 +446,14 @@ def _ready_usd(site: Site, state: SiteState, earned: FloatColumn, cost_usd: Floa
 
 def _or_nameplate(column: FloatColumn, nameplate: FloatColumn) -> FloatColumn:
     unknown = np.isnan(column)
-    return np.where(unknown, nameplate, column) if unknown.any() else column
+    return np.where(unknown, nameplate, column) if some(unknown) else column
 
 
 def _idle_w(site: Site, state: SiteState) -> FloatColumn:
     """Give what each device draws when off: asleep for a miner, unless it is idle."""
     idle = (mode_of(state) == IDLE) & site.is_asic
     off_w = site.column(_off_w)
-    if not idle.any():
+    if not some(idle):
         return off_w
     out: FloatColumn = np.where(idle, site.column(_IDLE_W), off_w)
     return out

@@ -9,6 +9,7 @@ from operator import attrgetter
 import numpy as np
 
 from edge_agent.core import plan as p
+from edge_agent.core.columns import some
 from edge_agent.core.draft import Draft
 from edge_agent.core.economics import FRESH, SAFE, Values, outlook
 from edge_agent.core.order_facts import off_by_order
@@ -33,15 +34,15 @@ _SKI_RENTAL = attrgetter("ski_rental")
 def is_calm(site: Site, state: SiteState, power: p.PowerView, draft: Draft) -> bool:
     """Tell whether nothing but money could move a device, and money moves none."""
     return not (
-        (draft.free & (draft.target != state.activity)).any()
+        some(draft.free & (draft.target != state.activity))
         or power.counted_w > power.cap_w
         or state.over_cap_ns >= 0
         or (state.policy is not None and state.policy.curtail)
         or any(row.open for row in state.orders)
         or any(row.status is not LeaseStatus.CLOSED for row in state.leases)
-        or (state.lease_no >= 0).any()
-        or state.hold.any()
-        or state.quarantine_ns.any()
+        or some(state.lease_no >= 0)
+        or some(state.hold)
+        or some(state.quarantine_ns)
         or any(max(row.warm_reserve, row.warm_reserve_max) > 0 for row in site.classes)
         or site.feeders
         or site.steps is not None

@@ -16,6 +16,7 @@ from edge_agent.core import leases as ls
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
 from edge_agent.core.allocation import relaxed_usd
+from edge_agent.core.columns import every, some
 from edge_agent.core.draft import Draft, choose
 from edge_agent.core.economics import FRESH, HOLD, Values, best_value, value
 from edge_agent.core.lease_shedding import shed_leases
@@ -166,7 +167,7 @@ def _mines(site: Site) -> CodeColumn:
 def _first_that_holds(conditions: tuple[FlagColumn, ...]) -> CodeColumn:
     reason = np.full(len(conditions[0]), NO_REASON)
     for holds, code in zip(reversed(conditions), reversed(_REASON_CODES), strict=True):
-        if holds.any():
+        if some(holds):
             reason = choose(holds, code, reason)
     return reason
 
@@ -175,7 +176,7 @@ def _orders(site: Site, state: SiteState, draft: Draft) -> None:
     """Grid order and operator acts come before money; dwell and gain do not bind them."""
     held = ls.held_code(state)
     curtail = state.policy is not None and state.policy.curtail
-    if not curtail and not held.any():
+    if not curtail and not some(held):
         return
     already_off = (state.activity == IDLE) | (state.activity == CURTAILED)
     off_target = np.where(already_off, state.activity, site.once(off_codes))
@@ -199,7 +200,7 @@ def _recover(site: Site, state: SiteState, draft: Draft) -> None:
     drained one is in somebody's hands.
     """
     over = (state.quarantine_ns > 0) & (state.quarantine_ns <= state.now_ns)
-    if not over.any():
+    if not some(over):
         return
     where = (
         (state.activity == FAULT)
@@ -260,7 +261,7 @@ def _admit_starts(site: Site, state: SiteState, power: p.PowerView) -> _Starts:
         # A start that raises nothing may go even with the load above the cap.
         if need > max(left, 0.0):
             missing += need
-        elif full.any():
+        elif some(full):
             continue
         elif up > 0.0 and up > ramp and not filled:
             ramp = 0.0
@@ -282,7 +283,7 @@ def _waiting(state: SiteState, fits: tuple[ls.Start, ...]) -> FlagColumn:
     Money leaves them alone; orders and the cap do not.
     """
     leased = state.lease_no >= 0
-    if not leased.any():
+    if not some(leased):
         return leased
     out: FlagColumn = (
         (state.activity == MINE)
@@ -329,7 +330,7 @@ def _cap(
     room = _let_down(site, state, draft, room)
     left = admit(site, state, draft, replace(room, left_w=0.0) if missing else room)
     # Room that load must leave, or a lease waits for, is none to trade in.
-    calm = need_w <= 0.0 and not np.any(starts.rooms_w < 0.0) and not starts.lacking_w.any()
+    calm = need_w <= 0.0 and not some(starts.rooms_w < 0.0) and not some(starts.lacking_w > 0.0)
     if site.steps is not None and room.rises and calm:
         trade(site, state, draft, counted, values, left)
     return ends, tuple(_start_intent(site, state, start) for start in starts.fits)
@@ -368,12 +369,12 @@ def _allocation(
     if np.isnan(worth):
         return None
     # Where all run that should, no programme does better.
-    kept = not np.any(asked & ~mines)
+    kept = not some(asked & ~mines)
     if kept and not any(row.modes and not row.set_modes for row in site.classes):
         return p.AllocationView(worth, worth)
     at = np.flatnonzero(asked)
     usd, drawn = earned[at], counted[at]
-    if np.any(state.activity[at] != MINE):
+    if some(state.activity[at] != MINE):
         woken = pw.counted_after_w(site, state, MINE)[at]
         drawn = np.where(state.activity[at] == MINE, drawn, woken)
     rise = np.maximum(drawn - site.once(off_site_w)[at], 0.0)
@@ -413,12 +414,12 @@ def _stop_intents(
         mines = (
             not curtail
             and not _is_kept(site, draft, stop.indices)
-            and bool(np.all(values.gain_on_usd_per_h[stop.indices] > 0.0))
-            and bool(np.all(values.quality[stop.indices] == FRESH))
-            and bool(np.all((held[stop.indices] == 0) | (held[stop.indices] == HOLD_MINE)))
+            and every(values.gain_on_usd_per_h[stop.indices] > 0.0)
+            and every(values.quality[stop.indices] == FRESH)
+            and every((held[stop.indices] == 0) | (held[stop.indices] == HOLD_MINE))
             # Devices promised to another lease go idle: mining would only be stopped again.
             and entry is not None
-            and bool(np.all(state.lease_no[stop.indices] == entry.no))
+            and every(state.lease_no[stop.indices] == entry.no)
             and not entry.detail.startswith(p.POWER_CAP)
         )
         to = MINE if mines else IDLE

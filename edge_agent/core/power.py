@@ -14,6 +14,7 @@ from operator import attrgetter
 
 import numpy as np
 
+from edge_agent.core.columns import every, some
 from edge_agent.core.order_facts import limit_w
 from edge_agent.core.plan import PowerView
 from edge_agent.core.site import (
@@ -47,7 +48,7 @@ def counted_w(site: Site, state: SiteState) -> FloatColumn:
     """Give what each device counts for against the cap, in site watts."""
     count = mode_plate_w(site, state)
     open_now = state.activity == SWITCHING
-    if open_now.any():
+    if some(open_now):
         sides = sides_w(site, state)
         switching = np.where(_wakes(state), np.maximum(sides, inrush_w(site)), sides)
         count = np.where(open_now, switching, count)
@@ -56,7 +57,7 @@ def counted_w(site: Site, state: SiteState) -> FloatColumn:
         for at, plate in busy:
             count[at] = max(count[at], plate)
     unsure = ~state.reachable | (state.activity == UNKNOWN) | (state.activity == FAULT)
-    if unsure.any():
+    if some(unsure):
         count = np.where(unsure, np.maximum(site.once(_highest_w), count), count)
     # A reading that is not known is none.
     out: FloatColumn = np.fmax(count, state.power_w) * site.pue
@@ -139,7 +140,7 @@ def mining_w(site: Site, state: SiteState) -> FloatColumn:
     if site.steps is None:
         return site.once(_mine_plate_w)
     out = step_device_w(site, state.step)
-    if np.any(state.step_to != state.step):
+    if some(state.step_to != state.step):
         np.maximum(out, step_device_w(site, state.step_to), out=out)
     out.flags.writeable = False
     return out
@@ -166,10 +167,10 @@ def measured_w(site: Site, state: SiteState) -> float | None:
     A reachable device whose firmware gives no power stands in it with the nameplate of its mode.
     """
     known = state.reachable & ~np.isnan(state.power_w)
-    if not known.any():
+    if not some(known):
         return None
     watts = state.power_w
-    if not known.all():
+    if not every(known):
         mode = np.where(state.reachable, mode_plate_w(site, state), 0.0)
         watts = np.where(known, watts, mode)
     return total(watts * site.pue)
@@ -260,7 +261,7 @@ def to_shed_w(site: Site, state: SiteState, power: PowerView) -> float:
         site.limits.shed_after_s * NS_PER_S
     )
     below = read_w(site, state) <= power.cap_w
-    if below and not waited and not stepping_up(site, state).any():
+    if below and not waited and not some(stepping_up(site, state)):
         return 0.0
     return max(excess - going_down_w(site, state), 0.0)
 
@@ -288,7 +289,7 @@ def stepping_down(site: Site, state: SiteState) -> FlagColumn:
     One that does not read lower ``shed_after_s`` after the change began is not waited for: what it
     should have freed is freed by others, or by turning it off.
     """
-    if not np.any(state.step_to != state.step):
+    if not some(state.step_to != state.step):
         return np.zeros(len(site), dtype=np.bool_)
     lower, before = step_device_w(site, state.step_to), step_device_w(site, state.step)
     open_down = (state.step_to != state.step) & (state.switch_no >= 0) & (lower < before)
@@ -304,7 +305,7 @@ def stepping_up(site: Site, state: SiteState) -> FlagColumn:
     One is begun only where it fits; an agent that resumes it from an older copy of its store, or is
     given a lower cap, may find that it does not.
     """
-    if site.steps is None or not np.any(state.step_to != state.step):
+    if site.steps is None or not some(state.step_to != state.step):
         return np.zeros(len(site), dtype=np.bool_)
     after, before = step_device_w(site, state.step_to), step_device_w(site, state.step)
     out: FlagColumn = (state.step_to != state.step) & (state.switch_no >= 0) & (after > before)

@@ -12,6 +12,7 @@
 import numpy as np
 from msgspec import Struct
 
+from edge_agent.core.columns import some
 from edge_agent.core.outlook import Outlook
 from edge_agent.core.site import FlagColumn, FloatColumn
 
@@ -88,7 +89,7 @@ def judge(
     found = wants(on, outlook, cost_usd, regret_usd, debt, ski_rental, known=known)
     stay = 1.0 / found.need
     gain_usd = found.gain * stay * cost_usd
-    if found.overdue.any():
+    if some(found.overdue):
         # What has cost so much already has outlasted the outlook: expect as much again.
         gain_usd = np.maximum(gain_usd, np.where(found.overdue, regret_usd, -np.inf))
     return Verdict(found.change, found.early, found.overdue, found.credit, gain_usd, cost_usd, stay)
@@ -123,7 +124,7 @@ def pay_debt(
 ) -> FloatColumn:
     """Give the open restarts after ``dt_s``: time forgives, being off pays back or adds."""
     pays = counts & off & (cost_usd > 0.0)
-    if not pays.any() and not debt.any():
+    if not some(pays) and not some(debt != 0.0):
         return debt  # nothing is owed, and nothing added
     back = np.where(pays, -gain_usd, 0.0) / np.where(pays, cost_usd, 1.0)
     out: FloatColumn = np.maximum(debt - CREDIT * (dt_s / REFILL_S) - back, 0.0)

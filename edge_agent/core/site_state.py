@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from edge_agent.core import facts as f
+from edge_agent.core.columns import some
 from edge_agent.core.ready import Arrivals, Paid, PrepareEntry, shift_arrivals, shift_prepares
 from edge_agent.core.restart import ClassBelief
 from edge_agent.core.site import (
@@ -478,7 +479,7 @@ def is_off(codes: CodeColumn) -> FlagColumn:
 def mode_of(state: SiteState) -> CodeColumn:
     """Give what each device physically does: its activity, and in maintenance the way it is off."""
     inside = state.activity == MAINTENANCE
-    if not inside.any():
+    if not some(inside):
         return state.activity
     out: CodeColumn = np.where(inside, state.target, state.activity)
     return out

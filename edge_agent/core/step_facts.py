@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from edge_agent.core import facts as f
 from edge_agent.core import power as pw
+from edge_agent.core.columns import some
 from edge_agent.core.site import NS_PER_S, CodeColumn, FlagColumn, FloatColumn, IntColumn, Site
 from edge_agent.core.site_state import Rows, SiteState, SwitchEntry, put
 from edge_agent.core.step_table import StepTable
@@ -120,7 +121,7 @@ def step_readings(
     better = (told[where] == 0) & (near > known[where])
     found[where[better]] = near[better]
     changed = mining & (found != known)
-    if not changed.any():
+    if not some(changed):
         return {}
     moved = at[changed]
     return {

@@ -4,6 +4,7 @@ import numpy as np
 from msgspec import Struct
 
 from edge_agent.core import plan as p
+from edge_agent.core.columns import some
 from edge_agent.core.draft import Draft, StepDraft, choose
 from edge_agent.core.economics import FRESH, Values
 from edge_agent.core.order_facts import limit_w
@@ -74,7 +75,7 @@ def _want(site: Site, state: SiteState, groups: StepGroups, steps: StepDraft) ->
     steps.reason = choose(grouped, waits, steps.reason)
     due = regret >= groups.told(np.where(early, -np.inf, latest), np.inf)
     due &= steps.may & grouped
-    if not due.any():
+    if not some(due):
         return
     wish = _wish(state, groups, early, due)
     pays, stayed = wish.gain_usd > wish.cost_usd, dwelt(site, state)
@@ -84,7 +85,7 @@ def _want(site: Site, state: SiteState, groups: StepGroups, steps: StepDraft) ->
     for holds, code in (
         (wish.early, _GAIN), (~pays, _WAITS), (~stayed, _DWELL), (~moves, _REFUSED)
     ):  # fmt: skip
-        if holds.any():
+        if some(holds):
             reason = choose(holds, code, reason)
     steps.wanted = choose(due, wish.step, steps.wanted)
     steps.target = choose(due & pays & stayed & moves, wish.step, steps.target)
@@ -129,7 +130,7 @@ def _not_refused(wanted: IntColumn, own: IntColumn, refused: CodeColumn) -> IntC
     toward = np.sign(own - wanted)
     for _ in range(8):
         bad = (out != own) & ((refused.astype(np.int64) >> np.maximum(out - 1, 0)) & 1 > 0)
-        if not bad.any():
+        if not some(bad):
             break
         out = np.where(bad, out + toward, out)
     return out
