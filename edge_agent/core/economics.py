@@ -22,6 +22,7 @@ from edge_agent.core.outlook import (
     SEEN,
     Known,
     Outlook,
+    blocks_of,
     forecast,
     table_of,
 )
@@ -48,6 +49,8 @@ W_PER_MW = 1e6
 # A learnt switch cost counts from so many real switches on, and within these bounds.
 COST_SAMPLES_MIN = 20.0
 START_S_MIN, START_S_MAX = 0.05, 3_600.0
+# Fewer devices are not worth a look of their own.
+_BLOCK_MIN = 256
 _MINE_W = attrgetter("model.mine_w")
 _MINE_THS = attrgetter("model.hashrate_ths")
 _IDLE_W = attrgetter("model.idle_w")
@@ -314,6 +317,20 @@ def outlook(
         values.saved_mw[at] * interval_h,
         values.restart_usd[at],
         np.maximum(values.revenue_usd_per_h[at], 0.0) * interval_h,
+        blocks=_alike(site) if isinstance(at, slice) else None,
+    )
+
+
+@lru_cache(maxsize=4)
+def _alike(site: Site) -> tuple[slice, ...]:
+    """Cut the site into blocks for the outlook, of one class each as far as they get large."""
+    starts = [0]
+    for at in (np.flatnonzero(np.diff(site.class_of)) + 1).tolist():
+        if at - starts[-1] >= _BLOCK_MIN:
+            starts.append(at)
+    stops = (*starts[1:], len(site))
+    return tuple(
+        block for start, stop in zip(starts, stops, strict=True) for block in blocks_of(stop, start)
     )
 
 
