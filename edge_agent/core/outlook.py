@@ -53,8 +53,8 @@ SEEN = len(SEEN_RAMPS)
 # them: whether the hours grow dearer or cheaper says how long a spike will last.
 HOURS = 3
 AHEAD = HOURS + 1
-# Devices looked at together: the ramps of more do not fit into a core's cache.
-BLOCK = 4_096
+# Devices looked at together: the columns of more do not fit into a cache.
+BLOCK = 16_384
 # The forecast never claims certainty: each change it asks for has at least this part behind it.
 SHARE_MIN, SHARE_MAX = 0.05, 0.98
 # Prudent restart cost, in revenues of an interval, up to which and from which on a set holds alone.
