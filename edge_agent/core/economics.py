@@ -234,11 +234,11 @@ def value(site: Site, state: SiteState) -> Values:
     energy_usd_per_wh = site.spread(energy)
     idle_w = _idle_w(site, state)
     mine_usd, off_usd = revenue - mine_w * energy_usd_per_wh, -idle_w * energy_usd_per_wh
-    quality = np.array([quality_of(site, state, row) for row in site.classes], dtype=np.uint8)
+    quality = tuple(quality_of(site, state, row).value for row in site.classes)
     return Values(
         site,
         state,
-        quality.take(site.class_of, mode="clip"),
+        _quality_column(site, quality),
         mine_usd,
         off_usd,
         mine_usd - off_usd,
@@ -248,6 +248,13 @@ def value(site: Site, state: SiteState) -> Values:
         mine_w,
         idle_w,
     )
+
+
+@lru_cache(maxsize=8)
+def _quality_column(site: Site, quality: tuple[int, ...]) -> CodeColumn:
+    out: CodeColumn = np.array(quality, dtype=np.uint8).take(site.class_of, mode="clip")
+    out.flags.writeable = False
+    return out
 
 
 # A pass asks for it twice: for the regret until now, and for the plan.

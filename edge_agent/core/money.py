@@ -104,9 +104,11 @@ def dwelt(
     site: Site, state: SiteState, on: FlagColumn, at: IntColumn | slice = slice(None)
 ) -> FlagColumn:
     """Tell which of devices ``at`` have stayed as long as they must."""
-    least_ns = np.where(on[at], site.column(_up_ns)[at], site.column(_down_ns)[at])
+    least_ns = site.column(_up_ns)[at]
+    if any(row.least_up_s != row.least_down_s for row in site.classes):
+        least_ns = np.where(on[at], least_ns, site.column(_down_ns)[at])
     out: FlagColumn = state.now_ns - state.mode_since_ns[at] >= least_ns
-    return out | off_by_order(state)[at]
+    return out | off_by_order(state)[at] if state.orders else out
 
 
 def safely(site: Site, values: Values, draft: Draft) -> Draft:

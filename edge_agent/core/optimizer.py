@@ -152,9 +152,9 @@ def _money(site: Site, state: SiteState, values: Values) -> Draft:
         ~better & ~change, change & verdict.early, change, ~pays, ~stayed, ~verdict.credit,
     ))  # fmt: skip
     gates = np.full(len(site), _RULE_GATES)
-    # In the order of their bits.
+    # In the order of their bits; numpy multiplies bytes faster than it shifts them.
     for bit, passed in enumerate((fresh, reachable, free, pays, verdict.change, stayed)):
-        gates |= passed.view(np.uint8) << np.uint8(bit)
+        gates |= passed.view(np.uint8) * np.uint8(1 << bit)
     target = choose(change, other, state.activity)
     draft = Draft(target, reason, gates, verdict.gain_usd, verdict.cost_usd, best, free)
     return safely(site, values, draft)

@@ -113,9 +113,10 @@ def share_after(row: Response, age_s: float, horizon_s: float) -> float:
 
 def going_off(state: SiteState) -> FlagColumn:
     """Tell which devices have an open switch that turns them off."""
-    out: FlagColumn = (state.activity == SWITCHING) & (
-        (state.target == CURTAILED) | (state.target == IDLE)
-    )
+    switching: FlagColumn = state.activity == SWITCHING
+    if not some(switching):
+        return switching
+    out: FlagColumn = switching & ((state.target == CURTAILED) | (state.target == IDLE))
     return out
 
 

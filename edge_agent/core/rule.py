@@ -64,7 +64,9 @@ def wants(
     need = np.where(on, outlook.share, 1.0 - outlook.share)
     earns = gain > 0.0
     early = earns & (gain > need)
-    overdue = earns & (regret_usd >= ski_rental * cost_usd) & (regret_usd > cost_usd)
+    overdue = earns & (regret_usd > cost_usd)
+    if some(overdue):
+        overdue &= regret_usd >= ski_rental * cost_usd
     credit = ~on | (debt <= CREDIT - 1.0)
     if known:
         credit = credit | (gain > 1.0)
@@ -110,6 +112,8 @@ def add_missed(regret_usd: FloatColumn, missed_usd: FloatColumn, counts: FlagCol
 
 def forgive(debt: FloatColumn, dt_s: FloatColumn | float) -> FloatColumn:
     """Give the open restarts after ``dt_s`` in which nothing was off: time alone forgives."""
+    if not some(debt != 0.0):
+        return debt  # nothing is owed
     out: FloatColumn = np.maximum(debt - CREDIT * (dt_s / REFILL_S), 0.0)
     return out
 

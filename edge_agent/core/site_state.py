@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from edge_agent.core import facts as f
-from edge_agent.core.columns import some
+from edge_agent.core.columns import every, some
 from edge_agent.core.ready import Arrivals, Paid, PrepareEntry, shift_arrivals, shift_prepares
 from edge_agent.core.restart import ClassBelief
 from edge_agent.core.site import (
@@ -521,14 +521,20 @@ class Rows(Struct, frozen=True, eq=False):
     def put_where(self, column: Column, holds: FlagColumn, values: Column) -> Column:
         """Give a copy of a column with the values set of those for which a flag of theirs holds."""
         if self.whole:
-            return cast("Column", np.where(holds, values, column))
+            return values if every(holds) else cast("Column", np.where(holds, values, column))
         return put(column, self.at[holds], values[holds])
 
 
-def rows_of(index: IndexColumn, devices: int) -> Rows:
-    """Give the devices of a column of indices, on a site of so many."""
-    whole = len(index) == devices and bool(np.array_equal(index, np.arange(devices)))
-    return Rows(index.astype(np.int64), whole)
+def rows_of(site: Site, index: IndexColumn) -> Rows:
+    """Give the devices of a column of indices."""
+    everyone = site.once(_everyone)
+    if len(index) == len(site) and every(index == everyone):
+        return Rows(everyone, whole=True)
+    return Rows(index.astype(np.int64), whole=False)
+
+
+def _everyone(site: Site) -> IntColumn:
+    return np.arange(len(site), dtype=np.int64)
 
 
 def _shift_market(market: MarketState, shift: int) -> MarketState:

@@ -106,7 +106,7 @@ def _readings(site: Site, state: SiteState, fact: f.ReadingsSeen) -> SiteState:
     if fact.site_digest != site.digest:
         return state  # of another site file: the devices are read again within one tick
     row = f.unpack_readings(fact)
-    rows = rows_of(row.index, len(site))
+    rows = rows_of(site, row.index)
     settled = rows.of(state.switch_no) < 0
     known = settled & (row.activity != UNKNOWN) & (row.activity != rows.of(mode_of(state)))
     for code in np.unique(row.activity[known]) if some(known) else ():
