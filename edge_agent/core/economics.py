@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from edge_agent.core.columns import some
+from edge_agent.core.columns import some, step_place
 from edge_agent.core.order_facts import under_order
 from edge_agent.core.outlook import (
     HOURS,
@@ -273,7 +273,7 @@ def best_value(site: Site, state: SiteState) -> Values:
     per_wh = np.array([usd_per_wh(row, price + expected.usd_per_mwh) for row in rows])[:, None]
     margin = site.steps.rate_ths * usd - site.steps.power_w * per_wh
     best = np.argmax(margin[:, 1:], axis=1) + 1
-    place = site.step_row(state.step)
+    place = step_place(site, state.step)
     rate, power = (
         _over_step(table, best).take(place, mode="clip")
         for table in (site.steps.rate_ths, site.steps.power_w)

@@ -14,7 +14,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from edge_agent.core.columns import every, some
+from edge_agent.core.columns import every, kept, some, step_place
 from edge_agent.core.order_facts import limit_w
 from edge_agent.core.plan import PowerView
 from edge_agent.core.site import (
@@ -72,13 +72,9 @@ def counted_total_w(site: Site, state: SiteState) -> float:
     return total(counted_w(site, state))
 
 
-# A pass asks several times for the count of one state: once for two sites in one process.
-@lru_cache(maxsize=4)
 def mode_plate_w(site: Site, state: SiteState) -> FloatColumn:
     """Give what each device counts for in its mode, in device watts, before any reading."""
-    out = plate_w(site, state, mode_of(state))
-    out.flags.writeable = False
-    return out
+    return _plate_w(site, mode_of(state), state.step, state.step_to)
 
 
 def preparing_w(site: Site, state: SiteState) -> list[tuple[int, float]]:
@@ -94,8 +90,9 @@ def preparing_w(site: Site, state: SiteState) -> list[tuple[int, float]]:
 
 def counted_after_w(site: Site, state: SiteState, target: int) -> FloatColumn:
     """Give what each device would count for while a switch to ``target`` is open."""
-    after = np.full(len(site), target, dtype=np.uint8)
-    sides = np.maximum(plate_w(site, state, state.origin), plate_w(site, state, after))
+    sides = np.maximum(
+        plate_w(site, state, state.origin), plate_w(site, state, _all_in(site, target))
+    )
     if target in (MINE, SERVE):
         off = (state.activity == CURTAILED) | (state.activity == IDLE)
         sides = np.where(off, np.maximum(sides, inrush_w(site)), sides)
@@ -103,11 +100,21 @@ def counted_after_w(site: Site, state: SiteState, target: int) -> FloatColumn:
     return out
 
 
+@lru_cache(maxsize=8)
+def _all_in(site: Site, activity: int) -> CodeColumn:
+    return np.full(len(site), activity, dtype=np.uint8)
+
+
 def plate_w(site: Site, state: SiteState, code: CodeColumn) -> FloatColumn:
     """Give what each device counts for in an activity, in device watts, before any reading."""
+    return _plate_w(site, code, state.step, state.step_to)
+
+
+@kept
+def _plate_w(site: Site, code: CodeColumn, step: CodeColumn, step_to: CodeColumn) -> FloatColumn:
     watts = site.activity_w(code)
     if site.steps is not None:
-        np.copyto(watts, mining_w(site, state), where=code == MINE)
+        np.copyto(watts, _mining_w(site, step, step_to), where=code == MINE)
     return watts
 
 
@@ -126,23 +133,26 @@ def step_w(site: Site, step: CodeColumn) -> FloatColumn:
     return out
 
 
+@kept
 def step_device_w(site: Site, step: CodeColumn) -> FloatColumn:
     """Give what each device draws at most in a step, in device watts; as ``step_w``."""
     assert site.steps is not None, "asked only where the agent sets modes"
-    out: FloatColumn = site.steps.power_w.ravel().take(site.step_row(step), mode="clip")
+    out: FloatColumn = site.steps.power_w.ravel().take(step_place(site, step), mode="clip")
     return out
 
 
-# A pass asks several times for the count of one state: once for two sites in one process.
-@lru_cache(maxsize=4)
 def mining_w(site: Site, state: SiteState) -> FloatColumn:
     """Give what each device counts for while it mines, in device watts, before any reading."""
+    return _mining_w(site, state.step, state.step_to)
+
+
+@kept
+def _mining_w(site: Site, step: CodeColumn, step_to: CodeColumn) -> FloatColumn:
     if site.steps is None:
         return site.once(_mine_plate_w)
-    out = step_device_w(site, state.step)
-    if some(state.step_to != state.step):
-        np.maximum(out, step_device_w(site, state.step_to), out=out)
-    out.flags.writeable = False
+    out = step_device_w(site, step)
+    if step_to is not step and some(step_to != step):
+        out = np.maximum(out, step_device_w(site, step_to))
     return out
 
 

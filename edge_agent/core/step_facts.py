@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from edge_agent.core import facts as f
 from edge_agent.core import power as pw
-from edge_agent.core.columns import some
+from edge_agent.core.columns import kept, some, step_place
 from edge_agent.core.site import NS_PER_S, CodeColumn, FlagColumn, FloatColumn, IntColumn, Site
 from edge_agent.core.site_state import Rows, SiteState, SwitchEntry, put
 from edge_agent.core.step_table import StepTable
@@ -143,9 +143,16 @@ def _by_power(
 def hashes(site: Site, state: SiteState, rows: Rows, rate_ths: FloatColumn) -> FlagColumn:
     """Tell which readings are of a miner that hashes, not of one that restarts into a mode."""
     assert site.steps is not None, "asked only where the agent sets modes"
-    table = RATE_SHARE_MINING * site.steps.rate_ths.ravel()
-    least = rows.of(table.take(site.step_row(state.step), mode="clip"))
+    least = rows.of(_least_ths(site, state.step))
     out: FlagColumn = ~rows.of(site.has_steps) | (rate_ths >= least)
+    return out
+
+
+@kept
+def _least_ths(site: Site, step: CodeColumn) -> FloatColumn:
+    assert site.steps is not None, "asked only where the agent sets modes"
+    table = RATE_SHARE_MINING * site.steps.rate_ths.ravel()
+    out: FloatColumn = table.take(step_place(site, step), mode="clip")
     return out
 
 
