@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import wraps
 from operator import is_
-from typing import ParamSpec
+from typing import ParamSpec, cast
 
 import numpy as np
 
@@ -23,7 +23,18 @@ def some(column: FlagColumn | CodeColumn | IndexColumn | IntColumn) -> bool:
 
 def every(flags: FlagColumn) -> bool:
     """Tell whether all flags are set; as ``flags.all()``, sooner (see ``some``)."""
-    return bool(np.count_nonzero(flags) == len(flags))
+    return bool(np.count_nonzero(flags) == flags.size)
+
+
+def pick(flags: FlagColumn, one: Column, other: Column) -> Column:
+    """Give one value where a flag holds, and the other elsewhere.
+
+    As ``np.where`` of columns of one type; where all flags are alike, the column itself.
+    """
+    number = np.count_nonzero(flags)
+    if number == flags.size:
+        return one
+    return cast("Column", np.where(flags, one, other)) if number else other
 
 
 def kept(make: Callable[Asked, Column]) -> Callable[Asked, Column]:

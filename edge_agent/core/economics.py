@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from edge_agent.core.columns import some, step_place
+from edge_agent.core.columns import pick, some, step_place
 from edge_agent.core.order_facts import under_order
 from edge_agent.core.outlook import (
     HOURS,
@@ -469,8 +469,7 @@ def _ready_usd(site: Site, state: SiteState, earned: FloatColumn, cost_usd: Floa
 
 
 def _or_nameplate(column: FloatColumn, nameplate: FloatColumn) -> FloatColumn:
-    unknown = np.isnan(column)
-    return np.where(unknown, nameplate, column) if some(unknown) else column
+    return pick(np.isnan(column), nameplate, column)
 
 
 def _idle_w(site: Site, state: SiteState) -> FloatColumn:

@@ -12,7 +12,7 @@
 import numpy as np
 from msgspec import Struct
 
-from edge_agent.core.columns import some
+from edge_agent.core.columns import pick, some
 from edge_agent.core.outlook import Outlook
 from edge_agent.core.site import FlagColumn, FloatColumn
 
@@ -60,8 +60,8 @@ def wants(
     known: bool,
 ) -> Wants:
     """Say which changes the rule wants; arguments as of ``judge``."""
-    gain = np.where(on, -outlook.gain, outlook.gain)
-    need = np.where(on, outlook.share, 1.0 - outlook.share)
+    gain = pick(on, -outlook.gain, outlook.gain)
+    need = pick(on, outlook.share, 1.0 - outlook.share)
     earns = gain > 0.0
     early = earns & (gain > need)
     overdue = earns & (regret_usd > cost_usd)
@@ -101,13 +101,12 @@ def grow_regret(
     regret_usd: FloatColumn, on: FlagColumn, gain_usd: FloatColumn, counts: FlagColumn
 ) -> FloatColumn:
     """Give the regret of staying after a time in which being on earned ``gain_usd`` more."""
-    return add_missed(regret_usd, np.where(on, -gain_usd, gain_usd), counts)
+    return add_missed(regret_usd, pick(on, -gain_usd, gain_usd), counts)
 
 
 def add_missed(regret_usd: FloatColumn, missed_usd: FloatColumn, counts: FlagColumn) -> FloatColumn:
     """Give the regret of staying after a time in which staying missed so much; never below 0."""
-    out: FloatColumn = np.where(counts, np.maximum(regret_usd + missed_usd, 0.0), regret_usd)
-    return out
+    return pick(counts, np.maximum(regret_usd + missed_usd, 0.0), regret_usd)
 
 
 def forgive(debt: FloatColumn, dt_s: FloatColumn | float) -> FloatColumn:

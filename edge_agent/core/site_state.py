@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from edge_agent.core import facts as f
-from edge_agent.core.columns import every, some
+from edge_agent.core.columns import every, pick, some
 from edge_agent.core.ready import Arrivals, Paid, PrepareEntry, shift_arrivals, shift_prepares
 from edge_agent.core.restart import ClassBelief
 from edge_agent.core.site import (
@@ -521,19 +521,22 @@ class Rows(Struct, frozen=True, eq=False):
     def put_where(self, column: Column, holds: FlagColumn, values: Column) -> Column:
         """Give a copy of a column with the values set of those for which a flag of theirs holds."""
         if self.whole:
-            return values if every(holds) else cast("Column", np.where(holds, values, column))
+            return pick(holds, values, column)
         return put(column, self.at[holds], values[holds])
 
 
 def rows_of(site: Site, index: IndexColumn) -> Rows:
     """Give the devices of a column of indices."""
-    everyone = site.once(_everyone)
-    if len(index) == len(site) and every(index == everyone):
-        return Rows(everyone, whole=True)
+    if len(index) == len(site) and every(index == site.once(_every_index)):
+        return Rows(site.once(_every_row), whole=True)
     return Rows(index.astype(np.int64), whole=False)
 
 
-def _everyone(site: Site) -> IntColumn:
+def _every_index(site: Site) -> IndexColumn:
+    return np.arange(len(site), dtype=np.int32)
+
+
+def _every_row(site: Site) -> IntColumn:
     return np.arange(len(site), dtype=np.int64)
 
 
