@@ -109,45 +109,32 @@ def table_of(knowledge: Knowledge, *, has_ahead: bool) -> Table:
     return Table(share, gain, prudence, dear, light)
 
 
-def look(
-    table: Table,
-    seen: Sequence[FloatColumn],
-    ahead: Sequence[FloatColumn],
-    cost_in_revenue: FloatColumn,
-    blocks: Sequence[slice] | None = None,
-) -> Outlook:
-    """Estimate gain and share.
-
-    Args:
-        seen: gain of an interval at the last price, the one before, and the one before that, in
-            prudent restart costs. ahead: the same at the day-ahead price of this hour, the two
-            after it and the one before; empty: not known. cost_in_revenue: restart cost over an
-            interval's revenue. blocks: devices to look at together; None: in their order.
-    """
-    share = np.empty_like(cost_in_revenue)
-    # Where the present interval's gain is known there is nothing to estimate.
-    gain = np.empty_like(cost_in_revenue) if table.gain else seen[0]
-    for block in blocks_of(len(share)) if blocks is None else blocks:
-        share[block], own = _look(
-            table,
-            [_gain(column[block]) for column in seen],
-            [_gain(column[block]) for column in ahead],
-            _gain(cost_in_revenue[block]),
-        )
-        if table.gain:
-            gain[block] = own
-    return Outlook(gain, share)
-
-
 def blocks_of(stop: int, start: int = 0) -> list[slice]:
     """Cut the devices from one to before another into blocks."""
     return [slice(at, min(at + BLOCK, stop)) for at in range(start, stop, BLOCK)]
 
 
+def look(
+    table: Table, seen: Sequence[Height], ahead: Sequence[Height], cost_in_revenue: Height
+) -> tuple[Height, Height]:
+    """Estimate gain and share of a block of devices.
+
+    Args:
+        seen: gain of an interval at the last price, the one before, and the one before that, in
+            prudent restart costs. ahead: the same at the day-ahead price of this hour, the two
+            after it and the one before; empty: not known. cost_in_revenue: restart cost over an
+            interval's revenue.
+    """
+    gains, cost = [_gain(height) for height in seen], _gain(cost_in_revenue)
+    share, gain = _look(table, gains, [_gain(height) for height in ahead], cost)
+    # Where the present interval's gain is known there is nothing to estimate.
+    return gain if table.gain else seen[0], share
+
+
 def _look(
     table: Table, seen: Sequence[_Gain], ahead: Sequence[_Gain], cost: _Gain
 ) -> tuple[Height, Height]:
-    """Estimate share and gain of a block of devices; the gain is 0 where it is known."""
+    """Estimate share and gain; the gain is 0 where it is known."""
     alone, prudent = _alone(seen, ahead), table.prudence * cost.height
     least, most = table.prudence * cost.least, table.prudence * cost.most
     # A comparison with NaN is false: what is not known is asked for.
@@ -237,17 +224,39 @@ def forecast(
         gain_usd: of being on over an interval at the known price. saved_mwh: energy of an interval
             that being off saves, at the meter. restart_usd, revenue_usd: assumed cost of a
             restart, and what an interval of mining earns. table: weights to try, where day-ahead
-            prices are known. blocks: as of ``look``.
+            prices are known. blocks: devices to look at together; None: in their order.
     """
     if table is None or not known.ahead:
         table = table_of(knowledge, has_ahead=bool(known.ahead))
     cost = table.prudence * restart_usd
-    unit = 1.0 / np.maximum(cost, 1e-9)
-    at = [gain_usd * unit]
-    at += [(gain_usd + saved_mwh * (known.price - other)) * unit for other in known.older]
-    ahead = [(gain_usd + saved_mwh * (known.price - other)) * unit for other in known.ahead]
-    in_revenue = restart_usd / np.maximum(revenue_usd, 1e-9)
-    return look(table, at, ahead, in_revenue, blocks), cost
+    gain, share = np.empty_like(cost), np.empty_like(cost)
+    prices = (known.price, *known.older, *known.ahead)
+    for block in blocks_of(len(cost)) if blocks is None else blocks:
+        own = [
+            _part_of(column, block)
+            for column in (gain_usd, saved_mwh, restart_usd, revenue_usd, cost, *prices)
+        ]
+        gain[block], share[block] = _forecast(table, own)
+    return Outlook(gain, share), cost
+
+
+def _part_of(column: Height, block: slice) -> Height:
+    """Give a block of a column; one number where all of it are alike."""
+    if isinstance(column, float):
+        return column
+    own = column[block]
+    first = float(own[0])
+    # Mostly the last tells already that they are not.
+    return first if own[-1] == first and every(own == first) else own
+
+
+def _forecast(table: Table, of_block: list[Height]) -> tuple[Height, Height]:
+    """Give gain and share of a block; arguments in the order of ``forecast``."""
+    gain, saved, restart, revenue, cost, price, *others = of_block
+    unit = 1.0 / _at_least(cost, 1e-9)
+    apart = [(gain + saved * (price - other)) * unit for other in others]
+    seen, ahead = [gain * unit, *apart[: SEEN - 1]], apart[SEEN - 1 :]
+    return look(table, seen, ahead, restart / _at_least(revenue, 1e-9))
 
 
 def basis(
@@ -327,6 +336,10 @@ def _gain(height: Height) -> _Gain:
         return _Gain(height, height, height)
     least, most = float(np.minimum.reduce(height)), float(np.maximum.reduce(height))
     return _Gain(least if least == most else height, least, most)
+
+
+def _at_least(height: Height, low: float) -> Height:
+    return max(height, low) if isinstance(height, float) else np.maximum(height, low)
 
 
 def _clip(height: Height, low: float, high: float) -> Height:
