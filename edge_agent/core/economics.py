@@ -98,17 +98,28 @@ class Values(Struct, frozen=True, eq=False, dict=True):
     @cached_property
     def restart_usd(self) -> FloatColumn:
         """Give the cost of one off -> on cycle; most passes of a replay ask for none."""
-        return _restart_usd(self.site, self.state, self.revenue_usd_per_h, self.energy_usd_per_wh)
+        return _restart_usd(self.site, self.state, self.earned_usd_per_h, self.energy_usd_per_wh)
 
     @cached_property
     def saved_mw(self) -> FloatColumn:
         """Give what being off saves at the meter."""
         rows = [class_at(row, self.state.market, self.state.now_ns) for row in self.site.classes]
         pue = self.site.spread([row.pue for row in rows])
-        out: FloatColumn = (self.mine_w - self.off_w) * pue / W_PER_MW
+        out: FloatColumn = self.mine_w - self.off_w
+        out *= pue
+        out /= W_PER_MW
         if self.step_power is not None:
-            out += self.mine_w * (self.step_power - 1.0) * pue / W_PER_MW
+            more = self.step_power - 1.0
+            more *= self.mine_w
+            more *= pue
+            more /= W_PER_MW
+            out += more
         return out
+
+    @cached_property
+    def earned_usd_per_h(self) -> FloatColumn:
+        """Give what mining brings before energy; a rate below 0 is none."""
+        return np.maximum(self.revenue_usd_per_h, 0.0)
 
 
 def hashprice_usd_per_ths_day(
@@ -230,10 +241,13 @@ def value(site: Site, state: SiteState) -> Values:
     ]
     flat = [_flat_usd_per_h(market, row) for row in site.classes]
     energy = [np.nan if price is None else usd_per_wh(row, price) for row in classes]
-    revenue = mine_ths * site.spread(per_ths_h) + site.spread(flat)
+    revenue = mine_ths * site.spread(per_ths_h)
+    revenue += site.spread(flat)
     energy_usd_per_wh = site.spread(energy)
     idle_w = _idle_w(site, state)
-    mine_usd, off_usd = revenue - mine_w * energy_usd_per_wh, -idle_w * energy_usd_per_wh
+    mine_usd = mine_w * energy_usd_per_wh
+    np.subtract(revenue, mine_usd, out=mine_usd)
+    off_usd = -idle_w * energy_usd_per_wh
     quality = tuple(quality_of(site, state, row).value for row in site.classes)
     return Values(
         site,
@@ -280,7 +294,9 @@ def best_value(site: Site, state: SiteState) -> Values:
     )
     values = value(site, state)
     revenue = values.revenue_usd_per_h * rate
-    mine_usd = revenue - values.mine_w * power * values.energy_usd_per_wh
+    mine_usd = values.mine_w * power
+    mine_usd *= values.energy_usd_per_wh
+    np.subtract(revenue, mine_usd, out=mine_usd)
     return replace(
         values,
         mine_usd_per_h=mine_usd,
@@ -316,14 +332,17 @@ def outlook(
     site: Site, state: SiteState, values: Values, at: IntColumn | slice = slice(None)
 ) -> tuple[Outlook, FloatColumn]:
     """Give the outlook and the prudent restart cost of devices ``at``."""
-    interval_h = site.column(_interval_h)[at]
+    lengths_s = {row.interval_s for row in site.classes}
+    interval_h: FloatColumn | float = (
+        lengths_s.pop() / SECONDS_PER_H if len(lengths_s) == 1 else site.column(_interval_h)[at]
+    )
     return forecast(
         site.limits.price_knowledge,
         known_prices(state.market),
         values.gain_on_usd_per_h[at] * interval_h,
         values.saved_mw[at] * interval_h,
         values.restart_usd[at],
-        np.maximum(values.revenue_usd_per_h[at], 0.0) * interval_h,
+        values.earned_usd_per_h[at] * interval_h,
         blocks=_alike(site) if isinstance(at, slice) else None,
     )
 
@@ -428,13 +447,14 @@ def learnt_cost(
 
 
 def _restart_usd(
-    site: Site, state: SiteState, revenue: FloatColumn, energy_usd_per_wh: FloatColumn
+    site: Site, state: SiteState, earned: FloatColumn, energy_usd_per_wh: FloatColumn
 ) -> FloatColumn:
     """Give the believed cost of a restart: as assumed until what happened has taught otherwise."""
     learnt = [learnt_cost(state, row) for row in site.classes]
-    earned = np.maximum(revenue, 0.0)
     if not state.restarts and not any(learnt):
-        return site.column(_wear) + earned * site.column(_start_h)
+        out = earned * site.column(_start_h)
+        out += site.column(_wear)
+        return out
     factors = [belief_of(state.restarts, row.class_name).used for row in site.classes]
     start_h = [
         _start_h(row) * factor if cost is None else cost[0] / SECONDS_PER_H
@@ -448,7 +468,8 @@ def _restart_usd(
         0.0 if cost is None or cost[1] is None else max(cost[1] - row.model.mine_w * hours, 0.0)
         for row, cost, hours in zip(site.classes, learnt, start_h, strict=True)
     ]
-    out: FloatColumn = site.spread(wear) + earned * site.spread(start_h)
+    out = earned * site.spread(start_h)
+    out += site.spread(wear)
     if any(above_wh):
         above = site.spread(above_wh)
         out += np.where(above > 0.0, above * np.maximum(energy_usd_per_wh, 0.0), 0.0)

@@ -153,7 +153,7 @@ def _look(
             part = _within(USUAL_FROM - prudent, USUAL_FROM - LIGHT_TO)
             light = _clip(prudent, 0.0, LIGHT_MOST)
             share, gain = _mix(table.light, part, alone, light, (share, gain))
-    return _clip(share, SHARE_MIN, SHARE_MAX), gain
+    return _clip(share, SHARE_MIN, SHARE_MAX, own=True), gain
 
 
 def _mix(
@@ -254,9 +254,14 @@ def _forecast(table: Table, of_block: list[Height]) -> tuple[Height, Height]:
     """Give gain and share of a block; arguments in the order of ``forecast``."""
     gain, saved, restart, revenue, cost, price, *others = of_block
     unit = 1.0 / _at_least(cost, 1e-9)
-    apart = [(gain + saved * (price - other)) * unit for other in others]
-    seen, ahead = [gain * unit, *apart[: SEEN - 1]], apart[SEEN - 1 :]
-    return look(table, seen, ahead, restart / _at_least(revenue, 1e-9))
+    at = [gain * unit]
+    for other in others:
+        # In one column from step to step: new ones would drive the rest out of the cache.
+        apart = saved * (price - other)
+        apart += gain
+        apart *= unit
+        at.append(apart)
+    return look(table, at[:SEEN], at[SEEN:], restart / _at_least(revenue, 1e-9))
 
 
 def basis(
@@ -313,9 +318,10 @@ def _sum(
     for hat in hats:
         if not _is_nothing(hat):
             own = weights[place : place + len(heights)]
-            total = total + hat * _weighted(0.0, own, heights)
+            total += hat * _weighted(0.0, own, heights)
         place += len(heights)
-    return total + weights[place] * _bounded_cost(cost_in_revenue)
+    total += weights[place] * _bounded_cost(cost_in_revenue)
+    return total
 
 
 def _weighted(constant: float, weights: tuple[float, ...], heights: Sequence[Height]) -> Height:
@@ -323,7 +329,7 @@ def _weighted(constant: float, weights: tuple[float, ...], heights: Sequence[Hei
     for at, weight in enumerate(weights):
         # What adds nothing is left out: no sum here is a negative zero, so no bit differs.
         if weight != 0.0 and not _is_nothing(height := heights[at]):
-            total = total + weight * height
+            total += weight * height
     return total
 
 
@@ -342,10 +348,15 @@ def _at_least(height: Height, low: float) -> Height:
     return max(height, low) if isinstance(height, float) else np.maximum(height, low)
 
 
-def _clip(height: Height, low: float, high: float) -> Height:
+def _clip(height: Height, low: float, high: float, *, own: bool = False) -> Height:
+    """Bound a height.
+
+    Args:
+        own: the column was just made, and may be written.
+    """
     if isinstance(height, float):
         return min(max(height, low), high)
-    return height.clip(low, high)
+    return height.clip(low, high, out=height if own else None)
 
 
 def _part(share: Height) -> Height:
@@ -354,7 +365,7 @@ def _part(share: Height) -> Height:
 
 def _within(above: Height, width: float) -> Height:
     """Give how far each value is on its way from 0 to ``width``, 0..1."""
-    return _part(above / width)
+    return _clip(above / width, 0.0, 1.0, own=True)
 
 
 def _alone(seen: Sequence[_Gain], ahead: Sequence[_Gain]) -> _Ramps:
@@ -393,7 +404,7 @@ def _ramp(gain: _Gain, ramp: Ramp) -> Height:
         return 0.0
     if gain.least - knot >= width:
         return width
-    return _clip(gain.height - knot, 0.0, width)
+    return _clip(gain.height - knot, 0.0, width, own=True)
 
 
 def _bounded_cost(cost_in_revenue: Height) -> Height:

@@ -90,7 +90,8 @@ def judge(
     """
     found = wants(on, outlook, cost_usd, regret_usd, debt, ski_rental, known=known)
     stay = 1.0 / found.need
-    gain_usd = found.gain * stay * cost_usd
+    gain_usd = found.gain * stay
+    gain_usd *= cost_usd
     if some(found.overdue):
         # What has cost so much already has outlasted the outlook: expect as much again.
         gain_usd = np.maximum(gain_usd, np.where(found.overdue, regret_usd, -np.inf))
