@@ -108,14 +108,15 @@ def step_readings(
     """
     assert site.steps is not None, "asked only where the agent sets modes"
     steps, at, known = site.steps, rows.at, rows.of(state.step)
-    told = np.zeros(len(at), dtype=np.uint8) if row.step is None else row.step
     # Soon after a change a reading may be of before it; the count takes it as it is all the same.
     late_ns = int(site.limits.reading_stale_s * NS_PER_S)
     settled = rows.of(state.step_since_ns) < state.now_ns - late_ns
-    believed_w = rows.of(pw.step_device_w(site, state.step))
-    above = row.power_w > believed_w * pw.READ_SLACK
+    above = row.power_w > rows.of(_higher_w(site, state.step))
     mining = mining & rows.of(site.has_steps)
     where = np.flatnonzero(mining & ((known == 0) | (above & settled)))
+    if row.step is None and not len(where):
+        return {}
+    told = np.zeros(len(at), dtype=np.uint8) if row.step is None else row.step
     found = np.where(told > 0, told, known).astype(np.uint8)
     near = _by_power(steps, site, at[where], row.power_w[where], row.hashrate_ths[where])
     better = (told[where] == 0) & (near > known[where])
@@ -128,6 +129,19 @@ def step_readings(
         "step": put(state.step, moved, found[changed]),
         "step_to": put(state.step_to, moved, found[changed]),
     }
+
+
+@kept
+def _higher_w(site: Site, step: CodeColumn) -> FloatColumn:
+    """Give the reading above which each device may be in a higher step than was believed."""
+    assert site.steps is not None, "asked only where the agent sets modes"
+    watts = site.steps.power_w
+    # What lies below the middle between two steps is nearer to the lower one, whatever is rounded.
+    nearer_w = np.full_like(watts, np.inf)
+    nearer_w[:, 1:-1] = watts[:, 1:-1] + 0.49 * np.diff(watts[:, 1:], axis=1)
+    table = np.maximum(watts * pw.READ_SLACK, nearer_w)
+    out: FloatColumn = table.ravel().take(step_place(site, step), mode="clip")
+    return out
 
 
 def _by_power(

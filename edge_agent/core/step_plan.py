@@ -111,7 +111,8 @@ def _wish(state: SiteState, groups: StepGroups, early: FlagColumn, due: IntColum
     of = groups.row[due]
     wanted = np.where(early, groups.target, groups.step + groups.side)
     step, is_early = wanted.astype(np.uint8)[of], early[of]
-    gain = np.where(is_early, groups.gain_usd[of], state.step_regret_usd[due])
+    gain, late = groups.gain_usd[of], np.flatnonzero(~is_early)
+    gain[late] = state.step_regret_usd[due[late]]
     cost = np.where(early, groups.early_cost_usd, groups.near_cost_usd)[of]
     refused = np.flatnonzero(state.no_steps[due])
     if len(refused):
