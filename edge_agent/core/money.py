@@ -114,9 +114,10 @@ def dwelt(
 def safely(site: Site, values: Values, draft: Draft) -> Draft:
     """Let what has had no value for long follow the safe policy."""
     safe = draft.free & (values.quality == SAFE)
-    safe_code = np.uint8(MINE) if site.limits.safe_policy == "mine" else values.off_code
-    np.copyto(draft.target, safe_code, where=safe)
-    np.copyto(draft.reason, np.uint8(R.SAFE_POLICY), where=safe)
+    if some(safe):
+        safe_code = np.uint8(MINE) if site.limits.safe_policy == "mine" else values.off_code
+        np.copyto(draft.target, safe_code, where=safe)
+        np.copyto(draft.reason, np.uint8(R.SAFE_POLICY), where=safe)
     draft.bound = np.zeros(len(site), dtype=np.bool_) if site.feeders else None
     return draft
 

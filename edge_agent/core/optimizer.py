@@ -74,6 +74,11 @@ _REASONS = (
 )  # fmt: skip
 _REASON_CODES = tuple(np.uint8(reason) for reason in _REASONS)
 _RULE_GATES = np.uint8(G.CAP | G.RAMP)
+_GATE_BITS = tuple(
+    np.uint8(gate) for gate in (G.FRESH, G.REACHABLE, G.FREE, G.GAIN, G.HYSTERESIS, G.DWELL)
+)
+# For columns: numpy takes long to make a number of an enum's member.
+_RAMP = np.uint8(R.RAMP)
 
 
 def plan(site: Site, state: SiteState, *, acts_only: bool = False) -> p.Plan:
@@ -152,9 +157,10 @@ def _money(site: Site, state: SiteState, values: Values) -> Draft:
         ~better & ~change, change & verdict.early, change, ~pays, ~stayed, ~verdict.credit,
     ))  # fmt: skip
     gates = np.full(len(site), _RULE_GATES)
-    # In the order of their bits; numpy multiplies bytes faster than it shifts them.
-    for bit, passed in enumerate((fresh, reachable, free, pays, verdict.change, stayed)):
-        gates |= passed.view(np.uint8) * np.uint8(1 << bit)
+    # numpy multiplies bytes faster than it shifts them.
+    passed = (fresh, reachable, free, pays, verdict.change, stayed)
+    for bit, flags in zip(_GATE_BITS, passed, strict=True):
+        gates |= flags.view(np.uint8) * bit
     target = choose(change, other, state.activity)
     draft = Draft(target, reason, gates, verdict.gain_usd, verdict.cost_usd, best, free)
     return safely(site, values, draft)
@@ -312,7 +318,7 @@ def _cap(
         values,
         left_w=starts.left_w,
         ramp_left_w=starts.ramp_left_w,
-        rooms_w=np.where(starts.lacking_w > 0.0, 0.0, starts.rooms_w),
+        rooms_w=np.where(starts.lacking_w > 0.0, 0.0, starts.rooms_w) if site.feeders else fd.NONE,
         rises=rises(site, state),
     )
     ends: tuple[p.LeaseAct, ...] = ()
@@ -329,11 +335,14 @@ def _cap(
         ends += shed_leases(site, state, counted, excess, ends)
     room = _let_down(site, state, draft, room)
     left = admit(site, state, draft, replace(room, left_w=0.0) if missing else room)
-    # Room that load must leave, or a lease waits for, is none to trade in.
-    calm = need_w <= 0.0 and not some(starts.rooms_w < 0.0) and not some(starts.lacking_w > 0.0)
-    if site.steps is not None and room.rises and calm:
+    if site.steps is not None and room.rises and need_w <= 0.0 and _has_room(starts):
         trade(site, state, draft, counted, values, left)
     return ends, tuple(_start_intent(site, state, start) for start in starts.fits)
+
+
+def _has_room(starts: _Starts) -> bool:
+    """Tell whether no feeder is over, and no lease lacks room: what load must leave is not free."""
+    return not some(starts.rooms_w < 0.0) and not some(starts.lacking_w > 0.0)
 
 
 def _let_down(site: Site, state: SiteState, draft: Draft, room: Room) -> Room:
@@ -363,7 +372,7 @@ def _allocation(
 
     All else counts as it stands, and a wake-up as while it is open.
     """
-    asked, mines = wanted & (draft.reason != R.RAMP), draft.target == MINE
+    asked, mines = wanted & (draft.reason != _RAMP), draft.target == MINE
     earned = np.maximum(values.gain_on_usd_per_h, 0.0)
     worth = pw.total(np.where(asked & mines, earned, 0.0))
     if np.isnan(worth):
