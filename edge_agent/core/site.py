@@ -41,7 +41,7 @@ ACTIVITIES = len(ACTIVITY_CODES)
 NS_PER_S = 1_000_000_000
 # Spread columns that are kept, and the mean run of devices of one class from which on values are
 # repeated and not gathered, which takes a third of the time.
-SPREADS_MAX = 16
+SPREADS_MAX = 12
 RUN_MIN = 16
 
 # Floor and cap of a market, widened by a tenth: congestion takes single points beyond the cap
