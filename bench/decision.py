@@ -34,7 +34,7 @@ from protocol.resource import MODELS
 ASICS = 15_000
 GPUS = 896
 PASSES = 60
-TARGET_MS = 20.0
+TARGET_MS = 5.0
 FEEDERS, FEEDERS_TARGET_MS, PREWARM_TARGET_MS, TURNS = 12, 0.3, 1.0, 240
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -186,7 +186,12 @@ def _sheet(row: Row, factor: float, charge: FloatColumn, sight: Sight) -> FloatC
     gain = series.revenue - saved_mwh * (prices[0] + charge + series.row.adder_usd_per_mwh)
 
     def told(hours: tuple[FloatColumn, ...]) -> tuple[Outlook, FloatColumn]:
-        known = Known(price=prices[0], older=(prices[1], prices[2]), ahead=hours)
+        known = Known(
+            price=prices[0],
+            older=(prices[1], prices[2]),
+            ahead=hours,
+            change=_change(series, sight.steps),
+        )
         cost = believed_usd(series.wear, series.assumed_start - series.wear, factor)
         return forecast(
             sight.knowledge,
@@ -196,7 +201,6 @@ def _sheet(row: Row, factor: float, charge: FloatColumn, sight: Sight) -> FloatC
             cost,
             series.revenue,
             sight.table,
-            _change(series, sight.steps),
         )
 
     outlook, cost = told(())

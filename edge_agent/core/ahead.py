@@ -4,7 +4,8 @@ import numpy as np
 from msgspec import Struct
 
 from edge_agent.core import leases as ls
-from edge_agent.core.economics import FRESH, Values, outlook, value
+from edge_agent.core.economics import FRESH, Values, value
+from edge_agent.core.prospect import outlook
 from edge_agent.core.ready import entry_of, next_chance
 from edge_agent.core.site import CURTAILED, IDLE, MINE, NS_PER_S, SERVE, IntColumn, Site
 from edge_agent.core.site_state import LeaseEntry, LeaseStatus, SiteState, lease_by_no

@@ -15,16 +15,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from edge_agent.core.block import inside_share, paid_usd_per_mwh, splits
-from edge_agent.core.difficulty import step_ahead
+from edge_agent.core.columns import pick, some, step_place
 from edge_agent.core.order_facts import under_order
 from edge_agent.core.outlook import (
-    HOURS,
     INTERVAL_S,
-    SEEN,
-    Change,
-    Known,
-    Outlook,
-    forecast,
     table_of,
 )
 from edge_agent.core.peaks import expect
@@ -41,7 +35,6 @@ from edge_agent.core.site import (
     DeviceClass,
     FloatColumn,
     IntColumn,
-    Limits,
     Site,
 )
 from edge_agent.core.site_model import (
@@ -108,17 +101,28 @@ class Values(Struct, frozen=True, eq=False, dict=True):
     @cached_property
     def restart_usd(self) -> FloatColumn:
         """Give the cost of one off -> on cycle; most passes of a replay ask for none."""
-        return _restart_usd(self.site, self.state, self.revenue_usd_per_h, self.energy_usd_per_wh)
+        return _restart_usd(self.site, self.state, self.earned_usd_per_h, self.energy_usd_per_wh)
 
     @cached_property
     def saved_mw(self) -> FloatColumn:
         """Give what being off saves at the meter."""
         rows = [class_at(row, self.state.market, self.state.now_ns) for row in self.site.classes]
         pue = self.site.spread([row.pue for row in rows])
-        out: FloatColumn = (self.mine_w - self.off_w) * pue / W_PER_MW
+        out: FloatColumn = self.mine_w - self.off_w
+        out *= pue
+        out /= W_PER_MW
         if self.step_power is not None:
-            out += self.mine_w * (self.step_power - 1.0) * pue / W_PER_MW
+            more = self.step_power - 1.0
+            more *= self.mine_w
+            more *= pue
+            more /= W_PER_MW
+            out += more
         return out
+
+    @cached_property
+    def earned_usd_per_h(self) -> FloatColumn:
+        """Give what mining brings before energy; a rate below 0 is none."""
+        return np.maximum(self.revenue_usd_per_h, 0.0)
 
 
 def hashprice_usd_per_ths_day(
@@ -236,16 +240,19 @@ def value(site: Site, state: SiteState) -> Values:
         for row in site.classes
     ]
     flat = [_flat_usd_per_h(market, row) for row in site.classes]
-    revenue = mine_ths * site.spread(per_ths_h) + site.spread(flat)
+    revenue = mine_ths * site.spread(per_ths_h)
+    revenue += site.spread(flat)
     idle_w = _idle_w(site, state)
     share = _block_share(site, state, classes, (revenue, mine_w, idle_w))
     energy_usd_per_wh = _energy_usd_per_wh(site, state, classes, share)
-    mine_usd, off_usd = revenue - mine_w * energy_usd_per_wh, -idle_w * energy_usd_per_wh
-    quality = np.array([quality_of(site, state, row) for row in site.classes], dtype=np.uint8)
+    mine_usd = mine_w * energy_usd_per_wh
+    np.subtract(revenue, mine_usd, out=mine_usd)
+    off_usd = -idle_w * energy_usd_per_wh
+    quality = tuple(quality_of(site, state, row).value for row in site.classes)
     return Values(
         site,
         state,
-        quality.take(site.class_of, mode="clip"),
+        _quality_column(site, quality),
         mine_usd,
         off_usd,
         mine_usd - off_usd,
@@ -313,6 +320,13 @@ def _block_share(
     return share
 
 
+@lru_cache(maxsize=8)
+def _quality_column(site: Site, quality: tuple[int, ...]) -> CodeColumn:
+    out: CodeColumn = np.array(quality, dtype=np.uint8).take(site.class_of, mode="clip")
+    out.flags.writeable = False
+    return out
+
+
 # A pass asks for it twice: for the regret until now, and for the plan.
 @lru_cache(maxsize=4)
 def best_value(site: Site, state: SiteState) -> Values:
@@ -329,14 +343,16 @@ def best_value(site: Site, state: SiteState) -> Values:
     per_wh = np.array([usd_per_wh(row, price + expected.usd_per_mwh) for row in rows])[:, None]
     margin = site.steps.rate_ths * usd - site.steps.power_w * per_wh
     best = np.argmax(margin[:, 1:], axis=1) + 1
-    place = site.step_row(state.step)
+    place = step_place(site, state.step)
     rate, power = (
         _over_step(table, best).take(place, mode="clip")
         for table in (site.steps.rate_ths, site.steps.power_w)
     )
     values = value(site, state)
     revenue = values.revenue_usd_per_h * rate
-    mine_usd = revenue - values.mine_w * power * values.energy_usd_per_wh
+    mine_usd = values.mine_w * power
+    mine_usd *= values.energy_usd_per_wh
+    np.subtract(revenue, mine_usd, out=mine_usd)
     return replace(
         values,
         mine_usd_per_h=mine_usd,
@@ -368,65 +384,6 @@ def _in_step(site: Site, state: SiteState, at: IntColumn, step: CodeColumn) -> S
     return replace(state, **columns)
 
 
-def outlook(
-    site: Site, state: SiteState, values: Values, at: IntColumn | slice = slice(None)
-) -> tuple[Outlook, FloatColumn]:
-    """Give the outlook and the prudent restart cost of devices ``at``."""
-    interval_h = site.column(_interval_h)[at]
-    revenue = np.maximum(values.revenue_usd_per_h[at], 0.0) * interval_h
-    return forecast(
-        site.limits.price_knowledge,
-        paid_prices(site.limits, state.market, _of(values.block_share, at)),
-        values.gain_on_usd_per_h[at] * interval_h,
-        values.saved_mw[at] * interval_h,
-        values.restart_usd[at],
-        revenue,
-        change=coming_change(state.market, np.where(site.is_asic[at], revenue, 0.0)),
-    )
-
-
-def paid_prices(limits: Limits, market: MarketState, share: FloatColumn | float) -> Known:
-    """Give the prices that a decision sees as load pays them of which a share is in the block."""
-    known = known_prices(market)
-    if isinstance(share, float) and share == 0.0:
-        return known
-
-    def paid(price: FloatColumn | float) -> FloatColumn | float:
-        return paid_usd_per_mwh(limits, share, price)  # type: ignore[type-var]  # either
-
-    older = (paid(known.older[0]), paid(known.older[1]))
-    return Known(price=paid(known.price), older=older, ahead=tuple(map(paid, known.ahead)))
-
-
-def _of(share: FloatColumn | float, at: IntColumn | slice) -> FloatColumn | float:
-    return share if isinstance(share, float) else share[at]
-
-
-def coming_change(market: MarketState, coin_usd: FloatColumn) -> Change | None:
-    """Give what a coming step of the difficulty changes; None while none is near.
-
-    Args:
-        coin_usd: what mining the coin earns in an interval.
-    """
-    step = step_ahead(market)
-    if step is None:
-        return None
-    return Change(weight=step.weight, gain_usd=coin_usd * (step.revenue_ratio - 1.0))
-
-
-def known_prices(market: MarketState) -> Known:
-    """Give the prices that a decision sees; what was not seen yet is as the last known one."""
-    price = float("nan") if market.price_usd_per_mwh is None else market.price_usd_per_mwh.value
-    older = (*market.older_usd_per_mwh, *(SEEN - 1) * (price,))[: SEEN - 1]
-    ahead = market.day_ahead_usd_per_mwh
-    if len(ahead) == HOURS:
-        before = market.day_ahead_before_usd_per_mwh
-        ahead = (*ahead, ahead[0] if before is None else before)
-    else:
-        ahead = ()
-    return Known(price=price, older=(older[0], older[1]), ahead=ahead)
-
-
 def grow(
     site: Site, state: SiteState, values: Values, dt_s: float
 ) -> tuple[FloatColumn, FloatColumn]:
@@ -435,17 +392,17 @@ def grow(
     off = (state.activity == IDLE) | (state.activity == CURTAILED)
     gain = values.gain_on_usd_per_h * (dt_s / SECONDS_PER_H)
     counts = (on | off) & (values.quality == FRESH)
-    if np.isnan(gain).any():
+    if some(np.isnan(gain)):
         counts &= ~np.isnan(gain)
     # Time in a fast replay stands for more: intervals, not seconds, pay the debt back.
     passed = site.spread([dt_s / row.interval_s * INTERVAL_S for row in site.classes])
     misses = counts & ((on & (gain < 0.0)) | (off & (gain > 0.0)))
     # Where all do what pays and have done so, there is nothing to regret.
-    stays = not misses.any() and not state.regret_usd.any()
+    stays = not some(misses) and not some(state.regret_usd != 0.0)
     regret = state.regret_usd if stays else grow_regret(state.regret_usd, on, gain, counts)
     # What an order keeps off is no doing of the outlook.
     waits = counts & off & ~under_order(state)
-    if not waits.any():
+    if not some(waits):
         return regret, forgive(state.debt, passed)
     cost = table_of(site.limits.price_knowledge, has_ahead=True).prudence * values.restart_usd
     return regret, pay_debt(state.debt, waits, gain, cost, counts, passed)
@@ -501,13 +458,14 @@ def learnt_cost(
 
 
 def _restart_usd(
-    site: Site, state: SiteState, revenue: FloatColumn, energy_usd_per_wh: FloatColumn
+    site: Site, state: SiteState, earned: FloatColumn, energy_usd_per_wh: FloatColumn
 ) -> FloatColumn:
     """Give the believed cost of a restart: as assumed until what happened has taught otherwise."""
     learnt = [learnt_cost(state, row) for row in site.classes]
-    earned = np.maximum(revenue, 0.0)
     if not state.restarts and not any(learnt):
-        return site.column(_wear) + earned * site.column(_start_h)
+        out = earned * site.column(_start_h)
+        out += site.column(_wear)
+        return out
     factors = [belief_of(state.restarts, row.class_name).used for row in site.classes]
     start_h = [
         _start_h(row) * factor if cost is None else cost[0] / SECONDS_PER_H
@@ -521,7 +479,8 @@ def _restart_usd(
         0.0 if cost is None or cost[1] is None else max(cost[1] - row.model.mine_w * hours, 0.0)
         for row, cost, hours in zip(site.classes, learnt, start_h, strict=True)
     ]
-    out: FloatColumn = site.spread(wear) + earned * site.spread(start_h)
+    out = earned * site.spread(start_h)
+    out += site.spread(wear)
     if any(above_wh):
         above = site.spread(above_wh)
         out += np.where(above > 0.0, above * np.maximum(energy_usd_per_wh, 0.0), 0.0)
@@ -542,15 +501,14 @@ def _ready_usd(site: Site, state: SiteState, earned: FloatColumn, cost_usd: Floa
 
 
 def _or_nameplate(column: FloatColumn, nameplate: FloatColumn) -> FloatColumn:
-    unknown = np.isnan(column)
-    return np.where(unknown, nameplate, column) if unknown.any() else column
+    return pick(np.isnan(column), nameplate, column)
 
 
 def _idle_w(site: Site, state: SiteState) -> FloatColumn:
     """Give what each device draws when off: asleep for a miner, unless it is idle."""
     idle = (mode_of(state) == IDLE) & site.is_asic
     off_w = site.column(_off_w)
-    if not idle.any():
+    if not some(idle):
         return off_w
     out: FloatColumn = np.where(idle, site.column(_IDLE_W), off_w)
     return out
@@ -573,10 +531,6 @@ def _off_codes(site: Site) -> CodeColumn:
 
 def _adder(row: DeviceClass) -> float:
     return row.adder_usd_per_mwh
-
-
-def _interval_h(row: DeviceClass) -> float:
-    return row.interval_s / SECONDS_PER_H
 
 
 def _off_w(row: DeviceClass) -> float:

@@ -15,7 +15,6 @@ from edge_agent.core.economics import (
     break_even_usd_per_mwh,
     hashprice,
     learnt_cost,
-    outlook,
     serve_usd_per_h,
     value,
 )
@@ -25,6 +24,7 @@ from edge_agent.core.order_facts import binding, wall_ms
 from edge_agent.core.orders import load_w
 from edge_agent.core.peaks import peak_text
 from edge_agent.core.plan import DecisionRecords, Gates, Plan, Reason
+from edge_agent.core.prospect import outlook
 from edge_agent.core.ready import ready_text
 from edge_agent.core.reserve import reserve_text
 from edge_agent.core.site import CURTAILED, IDLE, MINE, NS_PER_S, SERVE, DeviceClass, Site

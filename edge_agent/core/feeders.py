@@ -10,6 +10,7 @@ import numpy as np
 from msgspec import Struct
 
 from edge_agent.core import power as pw
+from edge_agent.core.columns import some
 from edge_agent.core.site import (
     NS_PER_S,
     FlagColumn,
@@ -60,7 +61,7 @@ def over_since(site: Site, state: SiteState) -> int:
     since_ns = pw.over_cap_since(site, state)
     if since_ns >= 0 or not site.feeders:
         return since_ns
-    if not np.any(rooms_w(site, pw.counted_w(site, state)) < 0.0):
+    if not some(rooms_w(site, pw.counted_w(site, state)) < 0.0):
         return -1
     return state.now_ns if state.over_cap_ns < 0 else state.over_cap_ns
 
@@ -73,7 +74,7 @@ def going_down_w(site: Site, state: SiteState) -> FloatColumn:
 def to_shed_w(site: Site, state: SiteState, counted: FloatColumn) -> FloatColumn:
     """Give how much must go now on each feeder, as ``power.to_shed_w`` does for the site."""
     excess = np.maximum(-rooms_w(site, counted), 0.0)
-    if not excess.any():
+    if not some(excess > 0.0):
         return excess
     waited = state.over_cap_ns >= 0 and state.now_ns - state.over_cap_ns >= int(
         site.limits.shed_after_s * NS_PER_S

@@ -171,12 +171,15 @@ def doubt(limits: Limits, market: MarketState, now_ns: int) -> str | None:
 
 def told_of(market: MarketState, name: str, feed: str) -> Told | None:
     """Give what a feed last told of an input."""
-    return next((row for row in market.told if row.name == name and row.feed == feed), None)
+    for row in market.told:
+        if row.name == name and row.feed == feed:
+            return row
+    return None
 
 
 def put_told(market: MarketState, row: Told) -> tuple[Told, ...]:
     """Give the table with one row new or replaced; the oldest of too many goes."""
-    others = tuple(old for old in market.told if (old.name, old.feed) != (row.name, row.feed))
+    others = [old for old in market.told if old.name != row.name or old.feed != row.feed]
     return (*others, row)[-TOLD_MAX:]
 
 

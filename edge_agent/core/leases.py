@@ -12,6 +12,7 @@ from msgspec import Struct
 from edge_agent.core import feeders as fd
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
+from edge_agent.core.columns import some
 from edge_agent.core.economics import Values
 from edge_agent.core.site import (
     CURTAILED,
@@ -102,7 +103,7 @@ def usable(state: SiteState) -> FlagColumn:
 
 def held_code(state: SiteState) -> CodeColumn:
     """Give the operator's hold in force on each device."""
-    if not state.hold.any():
+    if not some(state.hold):
         return state.hold
     out: CodeColumn = np.where(state.hold_until_ns > state.now_ns, state.hold, np.uint8(HOLD_NONE))
     return out

@@ -9,9 +9,11 @@ from operator import attrgetter
 import numpy as np
 
 from edge_agent.core import plan as p
+from edge_agent.core.columns import some
 from edge_agent.core.draft import Draft
-from edge_agent.core.economics import FRESH, SAFE, Values, outlook
+from edge_agent.core.economics import FRESH, SAFE, Values
 from edge_agent.core.order_facts import off_by_order
+from edge_agent.core.prospect import outlook
 from edge_agent.core.rule import Verdict, judge
 from edge_agent.core.site import (
     CURTAILED,
@@ -33,15 +35,15 @@ _SKI_RENTAL = attrgetter("ski_rental")
 def is_calm(site: Site, state: SiteState, power: p.PowerView, draft: Draft) -> bool:
     """Tell whether nothing but money could move a device, and money moves none."""
     return not (
-        (draft.free & (draft.target != state.activity)).any()
+        some(draft.free & (draft.target != state.activity))
         or power.counted_w > power.cap_w
         or state.over_cap_ns >= 0
         or (state.policy is not None and state.policy.curtail)
         or any(row.open for row in state.orders)
         or any(row.status is not LeaseStatus.CLOSED for row in state.leases)
-        or (state.lease_no >= 0).any()
-        or state.hold.any()
-        or state.quarantine_ns.any()
+        or some(state.lease_no >= 0)
+        or some(state.hold)
+        or some(state.quarantine_ns)
         or any(max(row.warm_reserve, row.warm_reserve_max) > 0 for row in site.classes)
         or site.feeders
         or site.steps is not None
@@ -103,17 +105,20 @@ def dwelt(
     site: Site, state: SiteState, on: FlagColumn, at: IntColumn | slice = slice(None)
 ) -> FlagColumn:
     """Tell which of devices ``at`` have stayed as long as they must."""
-    least_ns = np.where(on[at], site.column(_up_ns)[at], site.column(_down_ns)[at])
+    least_ns = site.column(_up_ns)[at]
+    if any(row.least_up_s != row.least_down_s for row in site.classes):
+        least_ns = np.where(on[at], least_ns, site.column(_down_ns)[at])
     out: FlagColumn = state.now_ns - state.mode_since_ns[at] >= least_ns
-    return out | off_by_order(state)[at]
+    return out | off_by_order(state)[at] if state.orders else out
 
 
 def safely(site: Site, values: Values, draft: Draft) -> Draft:
     """Let what has had no value for long follow the safe policy."""
     safe = draft.free & (values.quality == SAFE)
-    safe_code = np.uint8(MINE) if site.limits.safe_policy == "mine" else values.off_code
-    np.copyto(draft.target, safe_code, where=safe)
-    np.copyto(draft.reason, np.uint8(R.SAFE_POLICY), where=safe)
+    if some(safe):
+        safe_code = np.uint8(MINE) if site.limits.safe_policy == "mine" else values.off_code
+        np.copyto(draft.target, safe_code, where=safe)
+        np.copyto(draft.reason, np.uint8(R.SAFE_POLICY), where=safe)
     draft.bound = np.zeros(len(site), dtype=np.bool_) if site.feeders else None
     return draft
 

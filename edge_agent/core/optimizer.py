@@ -16,6 +16,7 @@ from edge_agent.core import leases as ls
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
 from edge_agent.core.allocation import relaxed_usd
+from edge_agent.core.columns import every, some
 from edge_agent.core.draft import Draft, choose
 from edge_agent.core.economics import FRESH, HOLD, Values, best_value, value
 from edge_agent.core.lease_shedding import shed_leases
@@ -74,6 +75,11 @@ _REASONS = (
 )  # fmt: skip
 _REASON_CODES = tuple(np.uint8(reason) for reason in _REASONS)
 _RULE_GATES = np.uint8(G.CAP | G.RAMP)
+_GATE_BITS = tuple(
+    np.uint8(gate) for gate in (G.FRESH, G.REACHABLE, G.FREE, G.GAIN, G.HYSTERESIS, G.DWELL)
+)
+# For columns: numpy takes long to make a number of an enum's member.
+_RAMP = np.uint8(R.RAMP)
 
 
 def plan(site: Site, state: SiteState, *, acts_only: bool = False) -> p.Plan:
@@ -157,9 +163,10 @@ def _money(site: Site, state: SiteState, values: Values) -> Draft:
         ~better & ~change, change & verdict.early, change, ~pays, ~stayed, ~verdict.credit,
     ))  # fmt: skip
     gates = np.full(len(site), _RULE_GATES)
-    # In the order of their bits.
-    for bit, passed in enumerate((fresh, reachable, free, pays, verdict.change, stayed)):
-        gates |= passed.view(np.uint8) << np.uint8(bit)
+    # numpy multiplies bytes faster than it shifts them.
+    passed = (fresh, reachable, free, pays, verdict.change, stayed)
+    for bit, flags in zip(_GATE_BITS, passed, strict=True):
+        gates |= flags.view(np.uint8) * bit
     target = choose(change, other, state.activity)
     draft = Draft(target, reason, gates, verdict.gain_usd, verdict.cost_usd, best, free)
     return safely(site, values, draft)
@@ -172,7 +179,7 @@ def _mines(site: Site) -> CodeColumn:
 def _first_that_holds(conditions: tuple[FlagColumn, ...]) -> CodeColumn:
     reason = np.full(len(conditions[0]), NO_REASON)
     for holds, code in zip(reversed(conditions), reversed(_REASON_CODES), strict=True):
-        if holds.any():
+        if some(holds):
             reason = choose(holds, code, reason)
     return reason
 
@@ -181,7 +188,7 @@ def _orders(site: Site, state: SiteState, draft: Draft) -> None:
     """Grid order and operator acts come before money; dwell and gain do not bind them."""
     held = ls.held_code(state)
     curtail = state.policy is not None and state.policy.curtail
-    if not curtail and not held.any():
+    if not curtail and not some(held):
         return
     already_off = (state.activity == IDLE) | (state.activity == CURTAILED)
     off_target = np.where(already_off, state.activity, site.once(off_codes))
@@ -205,7 +212,7 @@ def _recover(site: Site, state: SiteState, draft: Draft) -> None:
     drained one is in somebody's hands.
     """
     over = (state.quarantine_ns > 0) & (state.quarantine_ns <= state.now_ns)
-    if not over.any():
+    if not some(over):
         return
     where = (
         (state.activity == FAULT)
@@ -266,7 +273,7 @@ def _admit_starts(site: Site, state: SiteState, power: p.PowerView) -> _Starts:
         # A start that raises nothing may go even with the load above the cap.
         if need > max(left, 0.0):
             missing += need
-        elif full.any():
+        elif some(full):
             continue
         elif up > 0.0 and up > ramp and not filled:
             ramp = 0.0
@@ -288,7 +295,7 @@ def _waiting(state: SiteState, fits: tuple[ls.Start, ...]) -> FlagColumn:
     Money leaves them alone; orders and the cap do not.
     """
     leased = state.lease_no >= 0
-    if not leased.any():
+    if not some(leased):
         return leased
     out: FlagColumn = (
         (state.activity == MINE)
@@ -317,7 +324,7 @@ def _cap(
         values,
         left_w=starts.left_w,
         ramp_left_w=starts.ramp_left_w,
-        rooms_w=np.where(starts.lacking_w > 0.0, 0.0, starts.rooms_w),
+        rooms_w=np.where(starts.lacking_w > 0.0, 0.0, starts.rooms_w) if site.feeders else fd.NONE,
         rises=rises(site, state),
     )
     ends: tuple[p.LeaseAct, ...] = ()
@@ -334,11 +341,14 @@ def _cap(
         ends += shed_leases(site, state, counted, excess, ends)
     room = _let_down(site, state, draft, room)
     left = admit(site, state, draft, replace(room, left_w=0.0) if missing else room)
-    # Room that load must leave, or a lease waits for, is none to trade in.
-    calm = need_w <= 0.0 and not np.any(starts.rooms_w < 0.0) and not starts.lacking_w.any()
-    if site.steps is not None and room.rises and calm:
+    if site.steps is not None and room.rises and need_w <= 0.0 and _has_room(starts):
         trade(site, state, draft, counted, values, left)
     return ends, tuple(_start_intent(site, state, start) for start in starts.fits)
+
+
+def _has_room(starts: _Starts) -> bool:
+    """Tell whether no feeder is over, and no lease lacks room: what load must leave is not free."""
+    return not some(starts.rooms_w < 0.0) and not some(starts.lacking_w > 0.0)
 
 
 def _let_down(site: Site, state: SiteState, draft: Draft, room: Room) -> Room:
@@ -368,18 +378,18 @@ def _allocation(
 
     All else counts as it stands, and a wake-up as while it is open.
     """
-    asked, mines = wanted & (draft.reason != R.RAMP), draft.target == MINE
+    asked, mines = wanted & (draft.reason != _RAMP), draft.target == MINE
     earned = np.maximum(values.gain_on_usd_per_h, 0.0)
     worth = pw.total(np.where(asked & mines, earned, 0.0))
     if np.isnan(worth):
         return None
     # Where all run that should, no programme does better.
-    kept = not np.any(asked & ~mines)
+    kept = not some(asked & ~mines)
     if kept and not any(row.modes and not row.set_modes for row in site.classes):
         return p.AllocationView(worth, worth)
     at = np.flatnonzero(asked)
     usd, drawn = earned[at], counted[at]
-    if np.any(state.activity[at] != MINE):
+    if some(state.activity[at] != MINE):
         woken = pw.counted_after_w(site, state, MINE)[at]
         drawn = np.where(state.activity[at] == MINE, drawn, woken)
     rise = np.maximum(drawn - site.once(off_site_w)[at], 0.0)
@@ -419,12 +429,12 @@ def _stop_intents(
         mines = (
             not curtail
             and not _is_kept(site, draft, stop.indices)
-            and bool(np.all(values.gain_on_usd_per_h[stop.indices] > 0.0))
-            and bool(np.all(values.quality[stop.indices] == FRESH))
-            and bool(np.all((held[stop.indices] == 0) | (held[stop.indices] == HOLD_MINE)))
+            and every(values.gain_on_usd_per_h[stop.indices] > 0.0)
+            and every(values.quality[stop.indices] == FRESH)
+            and every((held[stop.indices] == 0) | (held[stop.indices] == HOLD_MINE))
             # Devices promised to another lease go idle: mining would only be stopped again.
             and entry is not None
-            and bool(np.all(state.lease_no[stop.indices] == entry.no))
+            and every(state.lease_no[stop.indices] == entry.no)
             and not entry.detail.startswith(p.POWER_CAP)
         )
         to = MINE if mines else IDLE

@@ -14,6 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from edge_agent.core import power as pw
+from edge_agent.core.columns import some
 from edge_agent.core.order_facts import WAVES, binding, lead_s, slowest_s, wall_ms
 from edge_agent.core.response import (
     Z_99,
@@ -256,6 +257,6 @@ def _why(site: Site, state: SiteState, row: OrderEntry, over_w: float) -> str:
         short = f"told {max(notice_s, 0.0):.0f} s before the deadline"
         return f"{short}; 99 % of the devices go down within {slow_s:.0f} s"
     late = going_off(state) & (load > floor)
-    if late.any():
+    if some(late):
         return f"{int(late.sum())} devices told to go off are not confirmed down"
     return f"the load stood {over_w / 1e6:.3f} MW above it"

@@ -14,6 +14,7 @@ from operator import attrgetter
 
 import numpy as np
 
+from edge_agent.core.columns import every, kept, some, step_place
 from edge_agent.core.order_facts import limit_w
 from edge_agent.core.plan import PowerView
 from edge_agent.core.site import (
@@ -47,7 +48,7 @@ def counted_w(site: Site, state: SiteState) -> FloatColumn:
     """Give what each device counts for against the cap, in site watts."""
     count = mode_plate_w(site, state)
     open_now = state.activity == SWITCHING
-    if open_now.any():
+    if some(open_now):
         sides = sides_w(site, state)
         switching = np.where(_wakes(state), np.maximum(sides, inrush_w(site)), sides)
         count = np.where(open_now, switching, count)
@@ -56,7 +57,7 @@ def counted_w(site: Site, state: SiteState) -> FloatColumn:
         for at, plate in busy:
             count[at] = max(count[at], plate)
     unsure = ~state.reachable | (state.activity == UNKNOWN) | (state.activity == FAULT)
-    if unsure.any():
+    if some(unsure):
         count = np.where(unsure, np.maximum(site.once(highest_w), count), count)
     # A reading that is not known is none.
     out: FloatColumn = np.fmax(count, state.power_w) * site.pue
@@ -71,13 +72,9 @@ def counted_total_w(site: Site, state: SiteState) -> float:
     return total(counted_w(site, state))
 
 
-# A pass asks several times for the count of one state: once for two sites in one process.
-@lru_cache(maxsize=4)
 def mode_plate_w(site: Site, state: SiteState) -> FloatColumn:
     """Give what each device counts for in its mode, in device watts, before any reading."""
-    out = plate_w(site, state, mode_of(state))
-    out.flags.writeable = False
-    return out
+    return _plate_w(site, mode_of(state), state.step, state.step_to)
 
 
 def preparing_w(site: Site, state: SiteState) -> list[tuple[int, float]]:
@@ -93,8 +90,9 @@ def preparing_w(site: Site, state: SiteState) -> list[tuple[int, float]]:
 
 def counted_after_w(site: Site, state: SiteState, target: int) -> FloatColumn:
     """Give what each device would count for while a switch to ``target`` is open."""
-    after = np.full(len(site), target, dtype=np.uint8)
-    sides = np.maximum(plate_w(site, state, state.origin), plate_w(site, state, after))
+    sides = np.maximum(
+        plate_w(site, state, state.origin), plate_w(site, state, _all_in(site, target))
+    )
     if target in (MINE, SERVE):
         off = (state.activity == CURTAILED) | (state.activity == IDLE)
         sides = np.where(off, np.maximum(sides, inrush_w(site)), sides)
@@ -102,11 +100,21 @@ def counted_after_w(site: Site, state: SiteState, target: int) -> FloatColumn:
     return out
 
 
+@lru_cache(maxsize=8)
+def _all_in(site: Site, activity: int) -> CodeColumn:
+    return np.full(len(site), activity, dtype=np.uint8)
+
+
 def plate_w(site: Site, state: SiteState, code: CodeColumn) -> FloatColumn:
     """Give what each device counts for in an activity, in device watts, before any reading."""
+    return _plate_w(site, code, state.step, state.step_to)
+
+
+@kept
+def _plate_w(site: Site, code: CodeColumn, step: CodeColumn, step_to: CodeColumn) -> FloatColumn:
     watts = site.activity_w(code)
     if site.steps is not None:
-        np.copyto(watts, mining_w(site, state), where=code == MINE)
+        np.copyto(watts, _mining_w(site, step, step_to), where=code == MINE)
     return watts
 
 
@@ -125,23 +133,26 @@ def step_w(site: Site, step: CodeColumn) -> FloatColumn:
     return out
 
 
+@kept
 def step_device_w(site: Site, step: CodeColumn) -> FloatColumn:
     """Give what each device draws at most in a step, in device watts; as ``step_w``."""
     assert site.steps is not None, "asked only where the agent sets modes"
-    out: FloatColumn = site.steps.power_w.ravel().take(site.step_row(step), mode="clip")
+    out: FloatColumn = site.steps.power_w.ravel().take(step_place(site, step), mode="clip")
     return out
 
 
-# A pass asks several times for the count of one state: once for two sites in one process.
-@lru_cache(maxsize=4)
 def mining_w(site: Site, state: SiteState) -> FloatColumn:
     """Give what each device counts for while it mines, in device watts, before any reading."""
+    return _mining_w(site, state.step, state.step_to)
+
+
+@kept
+def _mining_w(site: Site, step: CodeColumn, step_to: CodeColumn) -> FloatColumn:
     if site.steps is None:
         return site.once(_mine_plate_w)
-    out = step_device_w(site, state.step)
-    if np.any(state.step_to != state.step):
-        np.maximum(out, step_device_w(site, state.step_to), out=out)
-    out.flags.writeable = False
+    out = step_device_w(site, step)
+    if step_to is not step and some(step_to != step):
+        out = np.maximum(out, step_device_w(site, step_to))
     return out
 
 
@@ -166,10 +177,10 @@ def measured_w(site: Site, state: SiteState) -> float | None:
     A reachable device whose firmware gives no power stands in it with the nameplate of its mode.
     """
     known = state.reachable & ~np.isnan(state.power_w)
-    if not known.any():
+    if not some(known):
         return None
     watts = state.power_w
-    if not known.all():
+    if not every(known):
         mode = np.where(state.reachable, mode_plate_w(site, state), 0.0)
         watts = np.where(known, watts, mode)
     return total(watts * site.pue)
@@ -260,7 +271,7 @@ def to_shed_w(site: Site, state: SiteState, power: PowerView) -> float:
         site.limits.shed_after_s * NS_PER_S
     )
     below = read_w(site, state) <= power.cap_w
-    if below and not waited and not stepping_up(site, state).any():
+    if below and not waited and not some(stepping_up(site, state)):
         return 0.0
     return max(excess - going_down_w(site, state), 0.0)
 
@@ -291,7 +302,7 @@ def stepping_down(site: Site, state: SiteState) -> FlagColumn:
     One that does not read lower ``shed_after_s`` after the change began is not waited for: what it
     should have freed is freed by others, or by turning it off.
     """
-    if not np.any(state.step_to != state.step):
+    if not some(state.step_to != state.step):
         return np.zeros(len(site), dtype=np.bool_)
     lower, before = step_device_w(site, state.step_to), step_device_w(site, state.step)
     open_down = (state.step_to != state.step) & (state.switch_no >= 0) & (lower < before)
@@ -307,7 +318,7 @@ def stepping_up(site: Site, state: SiteState) -> FlagColumn:
     One is begun only where it fits; an agent that is given a lower cap may find that it does not.
     One of a former life does not go up before it is known to fit (``resuming``).
     """
-    if site.steps is None or not np.any(state.step_to != state.step):
+    if site.steps is None or not some(state.step_to != state.step):
         return np.zeros(len(site), dtype=np.bool_)
     after, before = step_device_w(site, state.step_to), step_device_w(site, state.step)
     out: FlagColumn = (state.step_to != state.step) & (state.switch_no >= 0) & (after > before)

@@ -115,7 +115,7 @@ def _drawn_w(site: Site, state: SiteState, heard: FlagColumn) -> FloatColumn:
     unread = ~(heard | lost) | np.isnan(state.power_w)
     out: FloatColumn = state.power_w.copy()
     if unread.any():
-        mode_w = pw.plate_w(site, state, mode_of(state))
+        mode_w = pw.plate_w(site, state, mode_of(state)).copy()
         np.copyto(mode_w, state.mine_w, where=(state.activity == MINE) & ~np.isnan(state.mine_w))
         np.copyto(mode_w, 0.0, where=lost)
         np.copyto(out, mode_w, where=unread)

@@ -13,6 +13,7 @@ from itertools import islice
 import numpy as np
 from msgspec import Struct
 
+from edge_agent.core.columns import some
 from edge_agent.core.draft import Draft
 from edge_agent.core.economics import (
     COST_SAMPLES_MIN,
@@ -122,7 +123,7 @@ def demand(site: Site, state: SiteState, values: Values, place: int) -> Demand |
     own = np.flatnonzero(site.class_of == place)
     if row.warm_reserve_max <= 0 or came is None or paid is None or not len(own):
         return None
-    if (values.quality[own] != FRESH).any():
+    if some(values.quality[own] != FRESH):
         return None
     energy = (row.model.serve_w - row.model.idle_w) * float(values.energy_usd_per_wh[own[0]])
     idle = max(float(values.gain_on_usd_per_h[own].max()), 0.0)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from msgspec.structs import replace
 
+from edge_agent.core.columns import some
 from edge_agent.core.site import (
     CURTAILED,
     IDLE,
@@ -112,9 +113,10 @@ def share_after(row: Response, age_s: float, horizon_s: float) -> float:
 
 def going_off(state: SiteState) -> FlagColumn:
     """Tell which devices have an open switch that turns them off."""
-    out: FlagColumn = (state.activity == SWITCHING) & (
-        (state.target == CURTAILED) | (state.target == IDLE)
-    )
+    switching: FlagColumn = state.activity == SWITCHING
+    if not some(switching):
+        return switching
+    out: FlagColumn = switching & ((state.target == CURTAILED) | (state.target == IDLE))
     return out
 
 
@@ -132,7 +134,7 @@ def learn_readings(
 ) -> tuple[Response, ...]:
     """Learn from readings that show devices down for the first time in their switch."""
     every_off = going_off(state)
-    if not every_off.any():
+    if not some(every_off):
         return state.responses
     off, limit = every_off[at], down_w(site, state, at)
     was = np.where(state.read_ns[at] > state.since_ns[at], state.power_w[at], np.inf)
@@ -146,7 +148,7 @@ def learn_closed(
 ) -> tuple[Response, ...]:
     """Learn from a switch that closed: what no reading had shown down yet, and what failed."""
     off = going_off(state)[at]
-    if not off.any():
+    if not some(off):
         return state.responses
     read = (state.read_ns[at] > state.since_ns[at]) & (state.power_w[at] <= down_w(site, state, at))
     told = off & ~(good & read)

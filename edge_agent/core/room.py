@@ -11,6 +11,7 @@ from msgspec import Struct, structs
 from edge_agent.core import feeders as fd
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
+from edge_agent.core.columns import some
 from edge_agent.core.draft import Draft
 from edge_agent.core.economics import Values
 from edge_agent.core.orders import Need, shed
@@ -183,7 +184,7 @@ def admit(site: Site, state: SiteState, draft: Draft, room: Room) -> Left:
     if draft.steps is not None:
         rise_steps(site, state, draft, (at, step), (ramps, fits))
     come = fd.need_w(site, at[taken], np.maximum(rise[taken], 0.0))
-    left_w = room.left_w - (float(used[taken][-1]) if taken.any() else 0.0)
+    left_w = room.left_w - (float(used[taken][-1]) if some(taken) else 0.0)
     return Left(left_w, room.rooms_w - come, held)
 
 

@@ -12,6 +12,7 @@
 import numpy as np
 from msgspec import Struct
 
+from edge_agent.core.columns import pick, some
 from edge_agent.core.outlook import Outlook
 from edge_agent.core.site import FlagColumn, FloatColumn
 
@@ -59,11 +60,13 @@ def wants(
     known: bool,
 ) -> Wants:
     """Say which changes the rule wants; arguments as of ``judge``."""
-    gain = np.where(on, -outlook.gain, outlook.gain)
-    need = np.where(on, outlook.share, 1.0 - outlook.share)
+    gain = pick(on, -outlook.gain, outlook.gain)
+    need = pick(on, outlook.share, 1.0 - outlook.share)
     earns = gain > 0.0
     early = earns & (gain > need)
-    overdue = earns & (regret_usd >= ski_rental * cost_usd) & (regret_usd > cost_usd)
+    overdue = earns & (regret_usd > cost_usd)
+    if some(overdue):
+        overdue &= regret_usd >= ski_rental * cost_usd
     credit = ~on | (debt <= CREDIT - 1.0)
     if known:
         credit = credit | (gain > 1.0)
@@ -87,8 +90,9 @@ def judge(
     """
     found = wants(on, outlook, cost_usd, regret_usd, debt, ski_rental, known=known)
     stay = 1.0 / found.need
-    gain_usd = found.gain * stay * cost_usd
-    if found.overdue.any():
+    gain_usd = found.gain * stay
+    gain_usd *= cost_usd
+    if some(found.overdue):
         # What has cost so much already has outlasted the outlook: expect as much again.
         gain_usd = np.maximum(gain_usd, np.where(found.overdue, regret_usd, -np.inf))
     return Verdict(found.change, found.early, found.overdue, found.credit, gain_usd, cost_usd, stay)
@@ -98,17 +102,18 @@ def grow_regret(
     regret_usd: FloatColumn, on: FlagColumn, gain_usd: FloatColumn, counts: FlagColumn
 ) -> FloatColumn:
     """Give the regret of staying after a time in which being on earned ``gain_usd`` more."""
-    return add_missed(regret_usd, np.where(on, -gain_usd, gain_usd), counts)
+    return add_missed(regret_usd, pick(on, -gain_usd, gain_usd), counts)
 
 
 def add_missed(regret_usd: FloatColumn, missed_usd: FloatColumn, counts: FlagColumn) -> FloatColumn:
     """Give the regret of staying after a time in which staying missed so much; never below 0."""
-    out: FloatColumn = np.where(counts, np.maximum(regret_usd + missed_usd, 0.0), regret_usd)
-    return out
+    return pick(counts, np.maximum(regret_usd + missed_usd, 0.0), regret_usd)
 
 
 def forgive(debt: FloatColumn, dt_s: FloatColumn | float) -> FloatColumn:
     """Give the open restarts after ``dt_s`` in which nothing was off: time alone forgives."""
+    if not some(debt != 0.0):
+        return debt  # nothing is owed
     out: FloatColumn = np.maximum(debt - CREDIT * (dt_s / REFILL_S), 0.0)
     return out
 
@@ -123,7 +128,7 @@ def pay_debt(
 ) -> FloatColumn:
     """Give the open restarts after ``dt_s``: time forgives, being off pays back or adds."""
     pays = counts & off & (cost_usd > 0.0)
-    if not pays.any() and not debt.any():
+    if not some(pays) and not some(debt != 0.0):
         return debt  # nothing is owed, and nothing added
     back = np.where(pays, -gain_usd, 0.0) / np.where(pays, cost_usd, 1.0)
     out: FloatColumn = np.maximum(debt - CREDIT * (dt_s / REFILL_S) - back, 0.0)

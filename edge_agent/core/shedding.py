@@ -5,6 +5,7 @@ from msgspec import Struct
 
 from edge_agent.core import feeders as fd
 from edge_agent.core import plan as p
+from edge_agent.core.columns import some
 from edge_agent.core.draft import Draft
 from edge_agent.core.lease_shedding import shed_leases
 from edge_agent.core.room import Room, shed_mining
@@ -43,7 +44,7 @@ def shed_for_cap(
     """
     if excess.need_w <= 0.0:
         return 0.0
-    if not waiting.any():
+    if not some(waiting):
         still = shed_mining(site, state, draft, room, excess.need_w, R.SHED, within)
         return min(still, excess.over_w)
     others = ~waiting if within is None else within & ~waiting
@@ -70,7 +71,7 @@ def shed_feeders(
     """
     over = fd.to_shed_w(site, state, room.counted)
     needs = over
-    if lacking_w.any():
+    if some(lacking_w > 0.0):
         going = fd.going_down_w(site, state)
         needs = np.maximum(over, np.where(lacking_w > 0.0, lacking_w - going, 0.0))
     ends: tuple[p.LeaseAct, ...] = ()

@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from edge_agent.core import facts as f
+from edge_agent.core.columns import every, pick, some
 from edge_agent.core.held import HeldSwitch, shift_held
 from edge_agent.core.ready import Arrivals, Paid, PrepareEntry, shift_arrivals, shift_prepares
 from edge_agent.core.restart import ClassBelief
@@ -482,7 +483,7 @@ def is_off(codes: CodeColumn) -> FlagColumn:
 def mode_of(state: SiteState) -> CodeColumn:
     """Give what each device physically does: its activity, and in maintenance the way it is off."""
     inside = state.activity == MAINTENANCE
-    if not inside.any():
+    if not some(inside):
         return state.activity
     out: CodeColumn = np.where(inside, state.target, state.activity)
     return out
@@ -524,14 +525,23 @@ class Rows(Struct, frozen=True, eq=False):
     def put_where(self, column: Column, holds: FlagColumn, values: Column) -> Column:
         """Give a copy of a column with the values set of those for which a flag of theirs holds."""
         if self.whole:
-            return cast("Column", np.where(holds, values, column))
+            return pick(holds, values, column)
         return put(column, self.at[holds], values[holds])
 
 
-def rows_of(index: IndexColumn, devices: int) -> Rows:
-    """Give the devices of a column of indices, on a site of so many."""
-    whole = len(index) == devices and bool(np.array_equal(index, np.arange(devices)))
-    return Rows(index.astype(np.int64), whole)
+def rows_of(site: Site, index: IndexColumn) -> Rows:
+    """Give the devices of a column of indices."""
+    if len(index) == len(site) and every(index == site.once(_every_index)):
+        return Rows(site.once(_every_row), whole=True)
+    return Rows(index.astype(np.int64), whole=False)
+
+
+def _every_index(site: Site) -> IndexColumn:
+    return np.arange(len(site), dtype=np.int32)
+
+
+def _every_row(site: Site) -> IntColumn:
+    return np.arange(len(site), dtype=np.int64)
 
 
 def _shift_market(market: MarketState, shift: int) -> MarketState:

@@ -6,6 +6,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from edge_agent.core import facts as f
+from edge_agent.core.columns import some
 from edge_agent.core.device_facts import (
     node_adopted,
     node_lost,
@@ -108,10 +109,10 @@ def _readings(site: Site, state: SiteState, fact: f.ReadingsSeen) -> SiteState:
     if fact.site_digest != site.digest:
         return state  # of another site file: the devices are read again within one tick
     row = f.unpack_readings(fact)
-    rows = rows_of(row.index, len(site))
+    rows = rows_of(site, row.index)
     settled = rows.of(state.switch_no) < 0
     known = settled & (row.activity != UNKNOWN) & (row.activity != rows.of(mode_of(state)))
-    for code in np.unique(row.activity[known]) if known.any() else ():
+    for code in np.unique(row.activity[known]) if some(known) else ():
         moved = rows.at[known & (row.activity == code)]
         state = replace(state, **set_activity(state, moved, int(code), int(code), int(code)))
     mining = settled & (rows.of(state.activity) == MINE) & (row.hashrate_ths > 0.0)

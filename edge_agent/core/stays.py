@@ -13,6 +13,7 @@ what it did. After a day nobody can say so any more, and the time since it was l
 import numpy as np
 from msgspec.structs import replace
 
+from edge_agent.core.columns import every, some
 from edge_agent.core.leases import held_code
 from edge_agent.core.site import MAINTENANCE, NS_PER_S, UNKNOWN, FlagColumn, Site
 from edge_agent.core.site_state import HOLD_DRAIN, SiteState, is_off, put, spend
@@ -28,7 +29,7 @@ def settle(site: Site, state: SiteState) -> SiteState:
 def _maintenance(state: SiteState) -> SiteState:
     drained = held_code(state) == HOLD_DRAIN
     inside = state.activity == MAINTENANCE
-    if not drained.any() and not inside.any():
+    if not some(drained) and not some(inside):
         return state
     # What cannot be reached may be running for all we know.
     stopped = is_off(state.activity) & (state.switch_no < 0) & state.reachable
@@ -46,7 +47,7 @@ def _maintenance(state: SiteState) -> SiteState:
 
 
 def _silence(site: Site, state: SiteState) -> SiteState:
-    if state.reachable.all():
+    if every(state.reachable):
         return state
     silent = ~state.reachable & (state.now_ns - state.heard_ns >= SILENT_MAX_NS)
     # An open switch has deadlines of its own, and ends by them.

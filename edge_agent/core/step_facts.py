@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from edge_agent.core import facts as f
 from edge_agent.core import power as pw
+from edge_agent.core.columns import kept, some, step_place
 from edge_agent.core.held import not_held, turned
 from edge_agent.core.site import NS_PER_S, CodeColumn, FlagColumn, FloatColumn, IntColumn, Site
 from edge_agent.core.site_state import Rows, SiteState, SwitchEntry, put
@@ -112,26 +113,40 @@ def step_readings(
     """
     assert site.steps is not None, "asked only where the agent sets modes"
     steps, at, known = site.steps, rows.at, rows.of(state.step)
-    told = np.zeros(len(at), dtype=np.uint8) if row.step is None else row.step
     # Soon after a change a reading may be of before it; the count takes it as it is all the same.
     late_ns = int(site.limits.reading_stale_s * NS_PER_S)
     settled = rows.of(state.step_since_ns) < state.now_ns - late_ns
-    believed_w = rows.of(pw.step_device_w(site, state.step))
-    above = row.power_w > believed_w * pw.READ_SLACK
+    above = row.power_w > rows.of(_higher_w(site, state.step))
     mining = mining & rows.of(site.has_steps)
     where = np.flatnonzero(mining & ((known == 0) | (above & settled)))
+    if row.step is None and not len(where):
+        return {}
+    told = np.zeros(len(at), dtype=np.uint8) if row.step is None else row.step
     found = np.where(told > 0, told, known).astype(np.uint8)
     near = _by_power(steps, site, at[where], row.power_w[where], row.hashrate_ths[where])
     better = (told[where] == 0) & (near > known[where])
     found[where[better]] = near[better]
     changed = mining & (found != known)
-    if not changed.any():
+    if not some(changed):
         return {}
     moved = at[changed]
     return {
         "step": put(state.step, moved, found[changed]),
         "step_to": put(state.step_to, moved, found[changed]),
     }
+
+
+@kept
+def _higher_w(site: Site, step: CodeColumn) -> FloatColumn:
+    """Give the reading above which each device may be in a higher step than was believed."""
+    assert site.steps is not None, "asked only where the agent sets modes"
+    watts = site.steps.power_w
+    # What lies below the middle between two steps is nearer to the lower one, whatever is rounded.
+    nearer_w = np.full_like(watts, np.inf)
+    nearer_w[:, 1:-1] = watts[:, 1:-1] + 0.49 * np.diff(watts[:, 1:], axis=1)
+    table = np.maximum(watts * pw.READ_SLACK, nearer_w)
+    out: FloatColumn = table.ravel().take(step_place(site, step), mode="clip")
+    return out
 
 
 def _by_power(
@@ -147,9 +162,16 @@ def _by_power(
 def hashes(site: Site, state: SiteState, rows: Rows, rate_ths: FloatColumn) -> FlagColumn:
     """Tell which readings are of a miner that hashes, not of one that restarts into a mode."""
     assert site.steps is not None, "asked only where the agent sets modes"
-    table = RATE_SHARE_MINING * site.steps.rate_ths.ravel()
-    least = rows.of(table.take(site.step_row(state.step), mode="clip"))
+    least = rows.of(_least_ths(site, state.step))
     out: FlagColumn = ~rows.of(site.has_steps) | (rate_ths >= least)
+    return out
+
+
+@kept
+def _least_ths(site: Site, step: CodeColumn) -> FloatColumn:
+    assert site.steps is not None, "asked only where the agent sets modes"
+    table = RATE_SHARE_MINING * site.steps.rate_ths.ravel()
+    out: FloatColumn = table.take(step_place(site, step), mode="clip")
     return out
 
 

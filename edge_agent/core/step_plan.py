@@ -4,6 +4,7 @@ import numpy as np
 from msgspec import Struct
 
 from edge_agent.core import plan as p
+from edge_agent.core.columns import some
 from edge_agent.core.draft import Draft, StepDraft, choose
 from edge_agent.core.economics import FRESH, Values
 from edge_agent.core.order_facts import limit_w
@@ -74,27 +75,27 @@ def _want(site: Site, state: SiteState, groups: StepGroups, steps: StepDraft) ->
     steps.reason = choose(grouped, waits, steps.reason)
     due = regret >= groups.told(np.where(early, -np.inf, latest), np.inf)
     due &= steps.may & grouped
-    if not due.any():
+    at = np.flatnonzero(due)
+    if not len(at):
         return
-    wish = _wish(state, groups, early, due)
-    pays, stayed = wish.gain_usd > wish.cost_usd, dwelt(site, state)
-    moves = wish.step != state.step
-    reason = np.full(len(site), _OVERDUE)
+    wish = _wish(state, groups, early, at)
+    pays, stayed = wish.gain_usd > wish.cost_usd, dwelt(site, state)[at]
+    moves = wish.step != state.step[at]
+    reason = np.full(len(at), _OVERDUE)
     # The last that holds is told.
     for holds, code in (
         (wish.early, _GAIN), (~pays, _WAITS), (~stayed, _DWELL), (~moves, _REFUSED)
     ):  # fmt: skip
-        if holds.any():
+        if some(holds):
             reason = choose(holds, code, reason)
-    steps.wanted = choose(due, wish.step, steps.wanted)
-    steps.target = choose(due & pays & stayed & moves, wish.step, steps.target)
-    steps.reason = choose(due, reason, steps.reason)
-    steps.gain_usd = np.where(due, wish.gain_usd, steps.gain_usd)
-    steps.cost_usd = np.where(due, wish.cost_usd, steps.cost_usd)
+    steps.wanted[at], steps.reason[at] = wish.step, reason
+    steps.gain_usd[at], steps.cost_usd[at] = wish.gain_usd, wish.cost_usd
+    goes = pays & stayed & moves
+    steps.target[at[goes]] = wish.step[goes]
 
 
 class _Wish(Struct, frozen=True, eq=False):
-    """Where each miner would go, and the money of it; of those that are due alone.
+    """Where each miner that is due would go, and the money of it.
 
     Args:
         early: by the outlook, not by regret.
@@ -106,20 +107,21 @@ class _Wish(Struct, frozen=True, eq=False):
     early: FlagColumn
 
 
-def _wish(state: SiteState, groups: StepGroups, early: FlagColumn, due: FlagColumn) -> _Wish:
+def _wish(state: SiteState, groups: StepGroups, early: FlagColumn, due: IntColumn) -> _Wish:
+    of = groups.row[due]
     wanted = np.where(early, groups.target, groups.step + groups.side)
-    step = groups.told(wanted.astype(np.uint8), 0)
-    is_early = groups.told(early, otherwise=False)
-    gain = np.where(is_early, groups.told(groups.gain_usd, np.nan), state.step_regret_usd)
-    cost = groups.told(np.where(early, groups.early_cost_usd, groups.near_cost_usd), np.nan)
-    at = np.flatnonzero(due & (state.no_steps != 0))
-    if len(at):
-        of = groups.row[at]
-        own, before = groups.step[of], wanted[of]
-        open_to = _not_refused(before, own, state.no_steps[at])
-        step[at] = open_to
-        part = np.flatnonzero(is_early[at] & (open_to != before))
-        gain[at[part]] = between(of[part], own[part], open_to[part], groups.worth_usd)
+    step, is_early = wanted.astype(np.uint8)[of], early[of]
+    gain, late = groups.gain_usd[of], np.flatnonzero(~is_early)
+    gain[late] = state.step_regret_usd[due[late]]
+    cost = np.where(early, groups.early_cost_usd, groups.near_cost_usd)[of]
+    refused = np.flatnonzero(state.no_steps[due])
+    if len(refused):
+        kind = of[refused]
+        own, before = groups.step[kind], wanted[kind]
+        open_to = _not_refused(before, own, state.no_steps[due[refused]])
+        step[refused] = open_to
+        part = np.flatnonzero(is_early[refused] & (open_to != before))
+        gain[refused[part]] = between(kind[part], own[part], open_to[part], groups.worth_usd)
     return _Wish(step, gain, cost, is_early)
 
 
@@ -129,7 +131,7 @@ def _not_refused(wanted: IntColumn, own: IntColumn, refused: CodeColumn) -> IntC
     toward = np.sign(own - wanted)
     for _ in range(8):
         bad = (out != own) & ((refused.astype(np.int64) >> np.maximum(out - 1, 0)) & 1 > 0)
-        if not bad.any():
+        if not some(bad):
             break
         out = np.where(bad, out + toward, out)
     return out

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
+from edge_agent.core.columns import some
 from edge_agent.core.draft import Draft
 from edge_agent.core.site import CURTAILED, MINE, FlagColumn, FloatColumn, IntColumn, Site
 from edge_agent.core.site_state import SiteState
@@ -195,7 +196,7 @@ def rise_steps(
     steps, groups = draft.steps, step_groups(site, state)
     at, step = asked
     rises = step > 0
-    if steps is None or groups is None or not rises.any():
+    if steps is None or groups is None or not some(rises):
         return
     asking = np.unique(at[rises])
     reached = state.step.astype(np.int64)

@@ -11,21 +11,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
+from msgspec.structs import replace
 
+from edge_agent.core.columns import kept, step_place
 from edge_agent.core.economics import (
     FRESH,
     SECONDS_PER_H,
     Values,
-    coming_change,
     hashprice,
     mine_usd_per_ths_h,
-    paid_prices,
     value,
 )
 from edge_agent.core.outlook import forecast
+from edge_agent.core.prospect import coming_change, paid_prices
 from edge_agent.core.restart import belief_of
 from edge_agent.core.rule import add_missed
-from edge_agent.core.site import MINE, FlagColumn, FloatColumn, IntColumn, Site
+from edge_agent.core.site import MINE, CodeColumn, FlagColumn, FloatColumn, IntColumn, Site
 from edge_agent.core.site_state import SiteState
 
 W_PER_MW = 1e6
@@ -74,7 +75,8 @@ class StepGroups(Struct, frozen=True, eq=False, kw_only=True):
 
     def told(self, of_group: npt.NDArray[Any], otherwise: float | np.uint8) -> npt.NDArray[Any]:
         """Tell each device its group's value of a column; those in none have another."""
-        table = np.append(of_group, np.array([otherwise], dtype=of_group.dtype))
+        table = np.empty(len(of_group) + 1, dtype=of_group.dtype)
+        table[:-1], table[-1] = of_group, otherwise
         out: npt.NDArray[Any] = table.take(self.row, mode="clip")
         return out
 
@@ -90,8 +92,7 @@ def step_groups(site: Site, state: SiteState) -> StepGroups | None:
     size = len(site.classes) * width * _GRAINS
     inside = (state.step > 0) & (state.activity == MINE) & site.has_steps
     # Every device has a place; the one past the last is of those that are in no group.
-    place = site.step_row(state.step).astype(np.int64) * _GRAINS
-    code = np.where(inside, place + _grain(site, state), size)
+    code = np.where(inside, _first_grain(site, state.step) + _grain(site, state), size)
     there = np.zeros(size + 1, dtype=np.bool_)
     there[code] = True
     seen = np.flatnonzero(there[:size])
@@ -136,14 +137,14 @@ def _money(
     cost = np.maximum(change_h[owner, None] * np.maximum(reached, 0.0), _COST_MIN_USD)
     watts = rise_w * pue
     earned = (np.maximum(revenue, 0.0) * hours).ravel()
+    known = paid_prices(site.limits, state.market, values.block_share)
     expected, prudent = forecast(
         site.limits.price_knowledge,
-        paid_prices(site.limits, state.market, values.block_share),
+        replace(known, change=coming_change(state.market, earned)),
         (gain * hours).ravel(),
         (watts / W_PER_MW * hours).ravel(),
         cost.ravel(),
         earned,
-        change=coming_change(state.market, earned),
     )
     shape = gain.shape
     return _Money(
@@ -248,15 +249,33 @@ def _grain(site: Site, state: SiteState) -> IntColumn:
     """Give terahashes per joule over those of the curve, as a place in steps of 2 %."""
     steps = site.steps
     assert steps is not None, "only called with steps"
-    per_joule = (steps.rate_ths / steps.power_w).ravel()
-    curve = per_joule.take(site.step_row(state.step), mode="clip")
     power_w, rate = state.mine_w, state.mine_ths
     known = (power_w > 0.0) & (rate > 0.0)
     with np.errstate(all="ignore"):
-        measured = rate / power_w / curve
-    ratio = np.where(known, measured, 1.0)
-    bounded = np.minimum(np.maximum(ratio, _LEAST, out=ratio), _MOST, out=ratio)
-    out: IntColumn = np.round((bounded - _LEAST) / _GRAIN).astype(np.int64)
+        ratio = rate / power_w
+        ratio /= _ths_per_w(site, state.step)
+    np.copyto(ratio, 1.0, where=~known)
+    ratio.clip(_LEAST, _MOST, out=ratio)
+    ratio -= _LEAST
+    ratio /= _GRAIN
+    out: IntColumn = np.rint(ratio, out=ratio).astype(np.int64)
+    return out
+
+
+@kept
+def _ths_per_w(site: Site, step: CodeColumn) -> FloatColumn:
+    """Give the efficiency of each device's step by the curve."""
+    steps = site.steps
+    assert steps is not None, "only called with steps"
+    per_joule = (steps.rate_ths / steps.power_w).ravel()
+    out: FloatColumn = per_joule.take(step_place(site, step), mode="clip")
+    return out
+
+
+@kept
+def _first_grain(site: Site, step: CodeColumn) -> IntColumn:
+    """Give the place of the first group of each device's class and step."""
+    out: IntColumn = step_place(site, step) * _GRAINS
     return out
 
 

@@ -56,8 +56,14 @@ class StepTable(Struct, frozen=True, eq=False):
         self, classes: npt.NDArray[np.int64], power_w: npt.NDArray[np.float64]
     ) -> npt.NDArray[np.uint8]:
         """Give the step of each device whose power is nearest; the lower one of two."""
-        apart = np.abs(self.power_w[classes, 1:] - power_w[:, None])
-        out: npt.NDArray[np.uint8] = (np.argmin(apart, axis=1) + 1).astype(np.uint8)
+        out = np.ones(len(classes), dtype=np.uint8)
+        least = np.abs(self.power_w[:, 1].take(classes) - power_w)
+        # By step, of which there are few: numpy takes long to seek in short rows.
+        for step in range(2, self.most + 1):
+            apart = np.abs(self.power_w[:, step].take(classes) - power_w)
+            closer = apart < least
+            out[closer] = step
+            np.minimum(apart, least, out=least)
         return out
 
 

@@ -11,6 +11,7 @@ from msgspec import Struct
 from edge_agent.core import feeders as fd
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
+from edge_agent.core.columns import every, some
 from edge_agent.core.draft import Draft, StepDraft
 from edge_agent.core.economics import Values
 from edge_agent.core.site import MINE, FlagColumn, FloatColumn, IntColumn, Site
@@ -119,13 +120,13 @@ def _deals(site: Site, waiting: _Waiting, left: Left) -> tuple[_Deal, ...]:
     fits = ~left.held[at]
     rest = left.feeders_w - fd.need_w(site, at[fits], need_w[fits])
     # Room of the site that others wait for is not free.
-    free_w = 0.0 if fits.any() else max(left.site_w, 0.0)
+    free_w = 0.0 if some(fits) else max(left.site_w, 0.0)
     out: list[_Deal] = []
     for feeder in np.unique(site.feeder_of[at[~fits]]).tolist():
         room_w = min(max(float(rest[feeder]), 0.0), free_w)
         out.append(_Deal(first[~fits & (site.feeder_of[at] == feeder)], feeder, room_w))
         free_w -= room_w
-    if fits.any():
+    if some(fits):
         out.append(_Deal(first[fits], None, left.site_w))
     return tuple(out)
 
@@ -172,7 +173,7 @@ def _exchange(
     last = np.searchsorted(running, needed, side="left")
     edge = lost[np.minimum(last, len(asked) - 1)]
     pays = (last < len(asked)) & (worth > edge) & (worth > 0.0)
-    most = len(pays) if pays.all() else int(np.argmin(pays))
+    most = len(pays) if every(pays) else int(np.argmin(pays))
     if not most or needed[most - 1] <= 0.0:
         return
     gone = givers.row[asked[: int(last[most - 1]) + 1]]
@@ -203,9 +204,9 @@ def _waiting(
     assert steps is not None, "only called with steps"
     gain_on = values.gain_on_usd_per_h
     capped, held_up = draft.free & (draft.reason == _CAP), steps.reason == _STEP_CAP
-    off = np.flatnonzero(capped & (gain_on > 0.0)) if capped.any() else _NONE
+    off = np.flatnonzero(capped & (gain_on > 0.0)) if some(capped) else _NONE
     # Of each the next step only: it earns more a watt than those above it.
-    ups = np.flatnonzero(held_up & groups.grouped) if held_up.any() else _NONE
+    ups = np.flatnonzero(held_up & groups.grouped) if some(held_up) else _NONE
     if not len(off) and not len(ups):
         return None
     need = (pw.counted_after_w(site, state, MINE) - counted)[off] if len(off) else np.zeros(0)

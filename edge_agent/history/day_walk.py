@@ -10,11 +10,12 @@ from edge_agent.backtest.frame import STEP_S
 from edge_agent.core import facts as f
 from edge_agent.core import power as pw
 from edge_agent.core.difficulty import step_ahead
-from edge_agent.core.economics import W_PER_MW, age_s, known_prices
+from edge_agent.core.economics import W_PER_MW, age_s
 from edge_agent.core.errors import JournalError
 from edge_agent.core.outlook import AHEAD
 from edge_agent.core.plan import PowerView
 from edge_agent.core.profit import Flows, wear_usd
+from edge_agent.core.prospect import known_prices
 from edge_agent.core.site import (
     ACTIVITIES,
     MINE,

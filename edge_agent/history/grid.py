@@ -239,6 +239,8 @@ def _look(
     saved_mwh = grid.rise_mw[at] * STEP_H
     revenue = np.maximum(grid.revenue_usd_per_h[at], 0.0) * STEP_H
     hours = grid.day.ahead[at]
+    weight, ratio = grid.day.step[at].tolist()
+    coin_usd = np.where(site.is_asic, revenue, 0.0)
     known = Known(
         price=float(np.nan_to_num(price)),
         older=(
@@ -246,9 +248,8 @@ def _look(
             float(np.nan_to_num(memory.prices[2][at])),
         ),
         ahead=() if np.isnan(hours).any() else tuple(float(hour) for hour in hours),
+        change=Change(weight=weight, gain_usd=coin_usd * (ratio - 1.0)),
     )
-    weight, ratio = grid.day.step[at].tolist()
-    coin_usd = np.where(site.is_asic, revenue, 0.0)
     outlook, cost = forecast(
         knowledge,
         known,
@@ -256,7 +257,6 @@ def _look(
         saved_mwh,
         grid.restart_usd[at],
         revenue,
-        change=Change(weight=weight, gain_usd=coin_usd * (ratio - 1.0)),
     )
     if foresight == "next" and at + 1 < STEPS:
         later, later_cost, _ = _look(grid, memory, at + 1, "all")

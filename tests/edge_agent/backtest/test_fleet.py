@@ -20,7 +20,7 @@ from edge_agent.backtest.report import backtest
 from edge_agent.backtest.rows import Demand, build_rows
 from edge_agent.config import Duties
 from edge_agent.core.curve import ModePoint
-from edge_agent.core.outlook import Outlook
+from edge_agent.core.outlook import Height
 from edge_agent.core.site import Device, DeviceClass, Limits, Site
 from protocol.resource import MODELS
 from tests.edge_agent.backtest.market_files import write_market
@@ -230,13 +230,14 @@ def test_planted_outlooks_lose_a_bounded_sum(
     honest = settle_policy("hcp", ground).account.profit_usd.sum()
     rng = np.random.default_rng(1)
 
-    def lie(_: object, seen: list[np.ndarray], __: object, cost: np.ndarray) -> Outlook:
+    def lie(_: object, seen: list[Height], __: object, cost: Height) -> tuple[Height, Height]:
+        count = np.broadcast(seen[0], cost).size
         share = {
-            "always-over": np.full(len(cost), 0.98),
-            "never-over": np.full(len(cost), 0.05),
-            "noise": rng.uniform(0.05, 0.98, len(cost)),
+            "always-over": np.full(count, 0.98),
+            "never-over": np.full(count, 0.05),
+            "noise": rng.uniform(0.05, 0.98, count),
         }[planted]
-        return Outlook(seen[0], share)
+        return seen[0], share
 
     monkeypatch.setattr("edge_agent.core.outlook.look", lie)
     fill = settle_policy(FILL, ground).account.profit_usd.sum()

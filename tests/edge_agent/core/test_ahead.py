@@ -2,7 +2,8 @@
 
 from edge_agent.core import facts as f
 from edge_agent.core.ahead import ahead
-from edge_agent.core.economics import outlook, value
+from edge_agent.core.economics import value
+from edge_agent.core.prospect import outlook
 from protocol.resource import Activity
 from tests.edge_agent.core.plant import Plant, make_lease, make_site, tick
 

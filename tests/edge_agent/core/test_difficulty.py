@@ -25,9 +25,10 @@ from edge_agent.core.difficulty import (
     step_ahead,
     step_weight,
 )
-from edge_agent.core.economics import best_value, outlook
+from edge_agent.core.economics import best_value
 from edge_agent.core.explain import why
 from edge_agent.core.outlook import SHARE_MAX, SHARE_MIN, Change, Knowledge, Known, forecast
+from edge_agent.core.prospect import outlook
 from edge_agent.core.site_state import Blocks, MarketState
 from tests.edge_agent.core.plant import START, Plant, make_site, tick
 
@@ -142,7 +143,8 @@ def test_the_share_lies_between_those_of_both_difficulties(
 
     def share(change: Change | None, knowledge: Knowledge = "nowcast") -> tuple[float, float]:
         gain = revenue - saved * (price + 5.0)
-        made, _ = forecast(knowledge, known, gain, saved, cost, revenue, change=change)
+        seen = replace(known, change=change)
+        made, _ = forecast(knowledge, seen, gain, saved, cost, revenue)
         return float(made.gain[0]), float(made.share[0])
 
     more = revenue * (ratio - 1.0)

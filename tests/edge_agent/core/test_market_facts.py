@@ -2,8 +2,8 @@
 
 from datetime import timedelta
 
-from edge_agent.core.economics import known_prices
 from edge_agent.core.facts import MarketSeen
+from edge_agent.core.prospect import known_prices
 from protocol.market import MarketTick
 from tests.edge_agent.core.plant import START, Plant, make_site
 

@@ -20,6 +20,7 @@ from edge_agent.core.outlook import (
     SHARE_MAX,
     SHARE_MIN,
     Knowledge,
+    Outlook,
     Table,
     basis,
     look,
@@ -28,6 +29,14 @@ from edge_agent.core.outlook import (
 
 KNOWN: tuple[Knowledge, ...] = ("nowcast", "settled")
 gains = st.floats(-20.0, 20.0)
+
+
+def looked(
+    table: Table, seen: list[np.ndarray], ahead: list[np.ndarray], cost: np.ndarray
+) -> Outlook:
+    """Look at devices; one number stands for each of them."""
+    gain, share = (np.broadcast_to(part, cost.shape) for part in look(table, seen, ahead, cost))
+    return Outlook(gain, share)
 
 
 def columns(values: tuple[float, ...]) -> list[np.ndarray]:
@@ -43,7 +52,7 @@ def test_what_is_decided_is_the_sum_that_was_fitted(
     cost = np.array([1.5])  # neither light nor dear
     table = table_of(knowledge, has_ahead=told is not None)
     terms = np.stack(basis(columns(seen), ahead, cost, in_company=True), axis=1)
-    made = look(table, columns(seen), ahead, cost)
+    made = looked(table, columns(seen), ahead, cost)
     share = float((terms @ np.array(table.share))[0])
     assert made.share[0] == pytest.approx(min(max(share, SHARE_MIN), SHARE_MAX), abs=1e-9)
     if table.gain:
@@ -163,7 +172,7 @@ def test_what_a_device_is_told_hangs_on_no_other_to_the_bit(
     seen, ahead = rows[:SEEN], rows[SEEN:] if has_ahead else []
     cost = rng.uniform(*costs, 7)
     table = table_of(knowledge, has_ahead=has_ahead)
-    made = look(table, seen, ahead, cost)
+    made = looked(table, seen, ahead, cost)
     for at in range(7):
         share, gain = one_device(
             table,
@@ -177,9 +186,9 @@ def test_what_a_device_is_told_hangs_on_no_other_to_the_bit(
 def test_a_gain_that_is_not_known_gives_no_outlook_to_its_device_alone() -> None:
     table = table_of("nowcast", has_ahead=False)
     known = [np.array([-0.3, -0.3]), np.array([0.1, 0.1]), np.array([0.2, 0.2])]
-    told = look(table, known, [], np.array([1.0, 1.0]))
+    told = looked(table, known, [], np.array([1.0, 1.0]))
     beside = [column.copy() for column in known]
     beside[0][1] = np.nan
-    made = look(table, beside, [], np.array([1.0, 1.0]))
+    made = looked(table, beside, [], np.array([1.0, 1.0]))
     assert made.share[0] == told.share[0]
     assert np.isnan(made.share[1])

@@ -132,10 +132,10 @@ def test_a_step_of_the_difficulty_that_never_comes_loses_no_more_than_the_credit
     spot = np.exp(rng.normal(np.log(REVENUE_H * 0.25 / SAVED_MWH), 0.4, 3_000))
     revenue = np.full(len(spot), REVENUE_H * 0.25)
     gain, older = revenue - SAVED_MWH * spot, (np.roll(spot, 1), np.roll(spot, 2))
+    change = Change(weight=0.99, gain_usd=revenue * (ratio - 1.0))
     made, cost = forecast(
-        "nowcast", Known(price=spot, older=older), gain, SAVED_MWH,
+        "nowcast", Known(price=spot, older=older, change=change), gain, SAVED_MWH,
         np.full(len(spot), COST), revenue,
-        change=Change(weight=0.99, gain_usd=revenue * (ratio - 1.0)),
     )  # fmt: skip
     assert lowest_lead(gain / cost, made.share) >= -most_lost(len(spot))
 
