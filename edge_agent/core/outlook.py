@@ -327,6 +327,7 @@ class _Ramps(Sequence[Height]):
     def __len__(self) -> int:
         return len(self._of)
 
+    # Nobody asks for a slice.
     def __getitem__(self, at: int) -> Height:  # type: ignore[override]
         made = self._made.get(at)
         if made is None:
