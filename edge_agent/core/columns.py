@@ -7,6 +7,9 @@ from typing import ParamSpec, cast
 
 import numpy as np
 
+# np.unique imports it when it is first called: 20 ms in the first switch of a process.
+import numpy.ma
+
 from edge_agent.core.site import CodeColumn, Column, FlagColumn, IndexColumn, IntColumn, Site
 
 Asked = ParamSpec("Asked")

@@ -27,6 +27,8 @@ STEP_SD = 0.04
 STAY_S = 2_700.0
 # Below this weight a step is as good as none, and costs no time.
 WEIGHT_MIN = 0.01
+# A second feed may be so many blocks behind the first; a chain that forked takes back fewer.
+BEHIND_MAX = 6
 # Nobody has told a height for so long: of the step nothing is known. Twelve blocks come in it.
 HEIGHT_STALE_S = 7_200.0
 _MS_PER_S = 1_000
@@ -53,16 +55,16 @@ def next_difficulty(difficulty: float, block_s: float) -> float:
 
 
 def blocks_seen(held: Blocks | None, height: int, at_ms: int) -> Blocks:
-    """Count a block height in; a new epoch begins anew.
+    """Count a block height in; a new epoch begins anew, and so does a count that goes far back.
 
     Args:
         at_ms: in the market's own time, which a replay does not stretch.
     """
+    if held is not None and 0 <= held.height - height <= BEHIND_MAX:
+        return held
     epoch = height // EPOCH_BLOCKS
     if held is None or held.first_height // EPOCH_BLOCKS != epoch or height < held.height:
         return Blocks(height, at_ms, height, at_ms)
-    if height == held.height:
-        return held
     return replace(held, height=height, at_ms=at_ms)
 
 

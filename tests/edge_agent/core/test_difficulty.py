@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from edge_agent.core import facts as f
 from edge_agent.core.difficulty import (
+    BEHIND_MAX,
     EPOCH_BLOCKS,
     HEIGHT_STALE_S,
     STAY_S,
@@ -60,6 +61,21 @@ def test_the_step_is_predicted_from_the_heights_of_the_epoch() -> None:
     assert next_difficulty(100.0, 570.0) == pytest.approx(100.0 * 600.0 / 570.0)
     again = blocks_seen(seen, start + 2_016, 10**9)
     assert (again.first_height, block_s(again)) == (start + 2_016, None)
+
+
+@pytest.mark.parametrize("behind", [1, BEHIND_MAX])
+def test_a_feed_that_is_some_blocks_behind_another_disturbs_no_count(behind: int) -> None:
+    start = 2_016 * 400 + 1_900
+    alone = both = None
+    for number in range(200):  # an epoch ends in between
+        height, at_ms = start + number, number * 570_000
+        alone = blocks_seen(alone, height, at_ms)
+        both = blocks_seen(blocks_seen(both, height, at_ms), height - behind, at_ms + 1_000)
+        assert both == alone
+    assert block_s(both) == 570.0
+    assert both is not None
+    far = blocks_seen(both, both.height - BEHIND_MAX - 1, 10**9)
+    assert far.first_height == both.height - BEHIND_MAX - 1
 
 
 @given(block_times, st.integers(36, 2_015))
