@@ -4,21 +4,17 @@
 of fault is checked on the plans alone, which costs nothing.
 """
 
-import gc
 import os
 import subprocess
 import sys
-import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.simulation.scenario import SPAN_S, draw, fault_kinds
-from tests.simulation.simulate import Outcome, simulate
+from tests.simulation.seeds import SEEDS, Seeds
 
 ROOT = Path(__file__).parents[2]
-SEEDS = int(os.environ.get("HCP_SEEDS", "200"))
 SEEDS_PER_TEST = 4
 SEEDS_FOR_COVERAGE = 200
 KIND_MIN_SHARE = 0.1
@@ -32,17 +28,6 @@ FAULT_KINDS = (
 )  # fmt: skip
 
 
-def scratch() -> str | None:
-    """Name a folder in memory, where there is one: the databases need no disk."""
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
-
-
-def run_seed(seed: int) -> Outcome:
-    """Run a seed (in a process that runs others before and after it)."""
-    with tempfile.TemporaryDirectory(dir=scratch()) as folder:
-        return simulate(seed, Path(folder))
-
-
 def parts() -> list[tuple[int, int]]:
     """Cut 1..SEEDS into the seeds of each test."""
     return [
@@ -51,32 +36,19 @@ def parts() -> list[tuple[int, int]]:
     ]
 
 
-@pytest.fixture(scope="module")
-def outcomes() -> dict[tuple[int, int], list[Outcome]]:
-    """Run everything in two processes, once; a seed goes to the one that is free first."""
-    workers = min(2, os.cpu_count() or 1)
-    # What the test program holds at the fork is no garbage: no seed's collection looks at it.
-    with ProcessPoolExecutor(workers, initializer=gc.freeze) as pool:
-        found = dict(enumerate(pool.map(run_seed, range(1, SEEDS + 1)), start=1))
-    return {part: [found[seed] for seed in range(part[0], part[1] + 1)] for part in parts()}
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(SEEDS * 10 + 120)
 @pytest.mark.parametrize("part", parts(), ids=lambda part: f"{part[0]}-{part[1]}")
-def test_every_invariant_holds(
-    part: tuple[int, int], outcomes: dict[tuple[int, int], list[Outcome]]
-) -> None:
-    broken = [outcome.text() for outcome in outcomes[part] if outcome.problems]
+def test_every_invariant_holds(part: tuple[int, int], running_seeds: Seeds) -> None:
+    outcomes = [running_seeds.outcome(seed) for seed in range(part[0], part[1] + 1)]
+    broken = [outcome.text() for outcome in outcomes if outcome.problems]
     assert not broken, "\n".join(broken)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(SEEDS * 10 + 120)
-def test_the_seeds_bring_about_what_they_are_to_test(
-    outcomes: dict[tuple[int, int], list[Outcome]],
-) -> None:
-    found = [outcome for part in outcomes.values() for outcome in part]
+def test_the_seeds_bring_about_what_they_are_to_test(running_seeds: Seeds) -> None:
+    found = [running_seeds.outcome(seed) for seed in range(1, SEEDS + 1)]
 
     def total(name: str) -> int:
         return sum(outcome.counts.get(name, 0) for outcome in found)
