@@ -208,8 +208,8 @@ def _port_of(stack: Stack) -> int:
 
 
 async def _hub_agrees(stack: Stack) -> None:
-    """Wait until the hub shows the whole site mining."""
-    async with asyncio.timeout(20.0):
+    """Wait until the hub shows the whole site mining: it is told of activities each minute."""
+    async with asyncio.timeout(80.0):
         while True:
             sites = (await stack.admin.get("/api/v1/resources"))["sites"]
             classes = [row for site in sites if site["site_id"] == SITE for row in site["classes"]]

@@ -380,6 +380,7 @@ def test_rows_of_an_agent_that_kept_no_decision_are_counted() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # a minute of computing where nothing else runs
 def test_a_week_at_a_pass_a_minute_is_replayed_exactly(tmp_path: Path) -> None:
     path = tmp_path / "core.sqlite"
     site = build_site(asics=12, gpus=6, cap_w=45_000.0)
