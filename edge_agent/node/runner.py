@@ -70,7 +70,7 @@ class _Walk:
         group: of the request; what it runs raises nothing.
         results: that wait for the end of the walk. stopped: instances that it removed.
         goes_on: other phases follow the present one.
-        metering: the write of DRAIN, which gives its error; the walk's devices.
+        metering: the write of what DRAIN has metered; it gives its error.
     """
 
     def __init__(self) -> None:
