@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 from msgspec import Struct
 
+from edge_agent.core.columns import order_of
 from edge_agent.core.site import FloatColumn
 
 _Point = tuple[float, float, int]
@@ -192,11 +193,15 @@ def relaxed_usd(watts: FloatColumn, usd: FloatColumn, room_w: float) -> float:
     needed = np.add.accumulate(watts)
     if not len(watts) or needed[-1] <= room_w:
         return float(np.add.accumulate(gain)[-1]) if len(watts) else 0.0
-    order = np.argsort(-gain / np.maximum(watts, 1e-9), kind="stable")
-    needed = np.add.accumulate(watts[order])
-    before = needed - watts[order]
-    part = np.clip((room_w - before) / np.maximum(watts[order], 1e-9), 0.0, 1.0)
-    return float(np.add.accumulate(gain[order] * part)[-1])
+    earns = np.flatnonzero(gain > 0.0)
+    if not len(earns):
+        return 0.0
+    watts, gain = watts[earns], gain[earns]
+    order = order_of(-gain / np.maximum(watts, 1e-9))
+    sorted_w = watts.take(order)
+    before = np.add.accumulate(sorted_w) - sorted_w
+    part = np.clip((room_w - before) / np.maximum(sorted_w, 1e-9), 0.0, 1.0)
+    return float(np.add.accumulate(gain.take(order) * part)[-1])
 
 
 def upper_hull(watts: tuple[float, ...], worth: tuple[float, ...]) -> list[_Point]:

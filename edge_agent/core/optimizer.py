@@ -16,7 +16,7 @@ from edge_agent.core import leases as ls
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
 from edge_agent.core.allocation import relaxed_usd
-from edge_agent.core.columns import every, some
+from edge_agent.core.columns import every, some, split
 from edge_agent.core.draft import Draft, choose
 from edge_agent.core.economics import FRESH, HOLD, Values, best_value, value
 from edge_agent.core.lease_shedding import shed_leases
@@ -74,6 +74,7 @@ _REASONS = (
     R.SAFE_POLICY, R.KEEP_BEST, R.GAIN, R.SKI_RENTAL, R.GAIN_BELOW_COST, R.DWELL, R.CREDIT,
 )  # fmt: skip
 _REASON_CODES = tuple(np.uint8(reason) for reason in _REASONS)
+_CODES = 256
 _RULE_GATES = np.uint8(G.CAP | G.RAMP)
 _GATE_BITS = tuple(
     np.uint8(gate) for gate in (G.FRESH, G.REACHABLE, G.FREE, G.GAIN, G.HYSTERESIS, G.DWELL)
@@ -466,23 +467,22 @@ def _groups(site: Site, state: SiteState, draft: Draft) -> tuple[p.Intent, ...]:
     changing: IntColumn = np.flatnonzero(draft.free & (draft.target != state.activity))
     if not len(changing):
         return ()
-    key = (
-        (site.class_of[changing].astype(np.int64) << 24)
-        | (state.activity[changing].astype(np.int64) << 16)
-        | (draft.target[changing].astype(np.int64) << 8)
-        | draft.reason[changing].astype(np.int64)
+    codes = (
+        (site.class_of[changing], len(site.classes)),
+        (state.activity[changing], len(ACTIVITY_CODES)),
+        (draft.target[changing], len(ACTIVITY_CODES)),
+        (draft.reason[changing], _CODES),
     )
     out: list[p.Intent] = []
-    for group in np.unique(key):
-        at = changing[key == group]
+    for (place, origin, target, reason), at in split(changing, *codes):
         gain, cost = pw.total(draft.gain_usd[at]), pw.total(draft.cost_usd[at])
         out.append(
             p.Intent(
-                class_index=int(group) >> 24,
+                class_index=place,
                 indices=at,
-                from_activity=ACTIVITY_CODES[(int(group) >> 16) & 255],
-                to_activity=ACTIVITY_CODES[(int(group) >> 8) & 255],
-                reason=R(int(group) & 255),
+                from_activity=ACTIVITY_CODES[origin],
+                to_activity=ACTIVITY_CODES[target],
+                reason=R(reason),
                 gain_usd=None if np.isnan(gain) else gain,
                 cost_usd=None if np.isnan(cost) else cost,
             )

@@ -11,7 +11,7 @@ from msgspec import Struct, structs
 from edge_agent.core import feeders as fd
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
-from edge_agent.core.columns import some
+from edge_agent.core.columns import order_of, some
 from edge_agent.core.draft import Draft
 from edge_agent.core.economics import Values
 from edge_agent.core.orders import Need, shed
@@ -26,7 +26,7 @@ from edge_agent.core.site import (
     Site,
 )
 from edge_agent.core.site_state import SiteState
-from edge_agent.core.step_room import changing, rise_steps, rising_steps, shed_steps
+from edge_agent.core.step_room import Rises, changing, rise_steps, rising_steps, shed_steps
 from edge_agent.core.step_trade import Left
 
 R = p.Reason
@@ -103,7 +103,7 @@ def shed_mining(
     if draft.steps is not None:
         chosen, still = shed_steps(site, state, draft, (mining, merit, freed, need_w), why, within)
     else:
-        order = mining[np.argsort(merit[mining], kind="stable")]
+        order = mining[order_of(merit[mining])]
         if not len(order):
             return need_w
         running = np.add.accumulate(freed[order])
@@ -132,37 +132,16 @@ def shed_for_order(site: Site, state: SiteState, draft: Draft, room: Room, ask: 
     return missing_w
 
 
-class _Candidates(Struct, frozen=True, eq=False):
-    """What may come: wake-ups, and each step up of a running miner.
-
-    Args:
-        at: device. step: that it reaches; 0: a wake-up. rise_w: of the count. ramp_w: of the load.
-    """
-
-    at: IntColumn
-    step: IntColumn
-    merit: FloatColumn
-    rise_w: FloatColumn
-    ramp_w: FloatColumn
-
-
 def admit(site: Site, state: SiteState, draft: Draft, room: Room) -> Left:
     """Let wake-ups and steps up in by merit while they fit under the cap and the ramp.
 
     The others wait. Gives the room that is left.
     """
-    every = _wakes(site, state, draft, room)
-    rising = rising_steps(site, state, draft, room.counted, may_rise=room.rises)
-    if rising is not None:
-        every = _Candidates(
-            *(np.concatenate(pair) for pair in zip(structs.astuple(every), rising, strict=True))
-        )
+    asked = _asked(site, state, draft, room)
     held = None if draft.bound is None else np.zeros(len(site), dtype=np.bool_)
-    if not len(every.at):
+    if asked is None:
         return Left(room.left_w, room.rooms_w, held)
-    order = np.argsort(-every.merit, kind="stable")
-    at, step, rise = every.at[order], every.step[order], every.rise_w[order]
-    ramp = every.ramp_w[order]
+    at, step, rise, ramp = asked.at, asked.step, asked.rise_w, asked.ramp_w
     fed = None
     if draft.bound is not None and held is not None:
         # What its feeder has no room for takes none of the site's.
@@ -188,17 +167,29 @@ def admit(site: Site, state: SiteState, draft: Draft, room: Room) -> Left:
     return Left(left_w, room.rooms_w - come, held)
 
 
-def _wakes(site: Site, state: SiteState, draft: Draft, room: Room) -> _Candidates:
+def _asked(site: Site, state: SiteState, draft: Draft, room: Room) -> Rises | None:
+    """Give all that may come, by merit; None where nothing may."""
+    wakes = _wakes(site, state, draft, room)
+    rising = rising_steps(site, state, draft, room.counted, may_rise=room.rises)
+    if wakes is None:
+        return rising
+    both = (wakes,) if rising is None else (wakes, rising)
+    whole = [np.concatenate(columns) for columns in zip(*map(structs.astuple, both), strict=True)]
+    order = order_of(-whole[2])
+    return Rises(*(column.take(order) for column in whole))
+
+
+def _wakes(site: Site, state: SiteState, draft: Draft, room: Room) -> Rises | None:
+    """Give the wake-ups in the order of the devices."""
     at = np.flatnonzero(draft.free & (draft.target == MINE) & (state.activity != MINE))
     if not len(at):
-        none = np.zeros(0)
-        return _Candidates(at, at, none, none, none)
+        return None
     rise = (pw.counted_after_w(site, state, MINE) - room.counted)[at]
     ramp = (
         (pw.mining_w(site, state) - site.nameplate_w[site.class_of, state.activity]) * site.pue
     )[at]
     merit = merit_of(site, state, room.values)[at]
-    return _Candidates(at, np.zeros(len(at), dtype=np.int64), merit, rise, ramp)
+    return Rises(at, np.zeros(len(at), dtype=np.int64), merit, rise, ramp)
 
 
 def _turn_off(site: Site, draft: Draft, at: IntColumn, why: p.Reason) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 from msgspec import Struct
 
 from edge_agent.core import plan as p
-from edge_agent.core.columns import some
+from edge_agent.core.columns import pick, some, split
 from edge_agent.core.draft import Draft, StepDraft, choose
 from edge_agent.core.economics import FRESH, Values
 from edge_agent.core.order_facts import limit_w
@@ -23,6 +23,7 @@ from edge_agent.core.step_rule import StepGroups, between, step_groups
 from protocol.resource import ACTIVITY_CODES
 
 R = p.Reason
+_CODES = 256
 _KEEP, _WAITS, _UNKNOWN, _GAIN, _OVERDUE, _DWELL, _REFUSED = (
     np.uint8(reason)
     for reason in (
@@ -75,27 +76,25 @@ def _want(site: Site, state: SiteState, groups: StepGroups, steps: StepDraft) ->
     steps.reason = choose(grouped, waits, steps.reason)
     due = regret >= groups.told(np.where(early, -np.inf, latest), np.inf)
     due &= steps.may & grouped
-    at = np.flatnonzero(due)
-    if not len(at):
+    if not some(due):
         return
-    wish = _wish(state, groups, early, at)
-    pays, stayed = wish.gain_usd > wish.cost_usd, dwelt(site, state)[at]
-    moves = wish.step != state.step[at]
-    reason = np.full(len(at), _OVERDUE)
+    wish = _wish(state, groups, early, due)
+    pays, stayed = wish.gain_usd > wish.cost_usd, dwelt(site, state)
+    moves = wish.step != state.step
     # The last that holds is told.
     for holds, code in (
-        (wish.early, _GAIN), (~pays, _WAITS), (~stayed, _DWELL), (~moves, _REFUSED)
+        (~wish.early, _OVERDUE), (wish.early, _GAIN), (~pays, _WAITS), (~stayed, _DWELL),
+        (~moves, _REFUSED),
     ):  # fmt: skip
-        if some(holds):
-            reason = choose(holds, code, reason)
-    steps.wanted[at], steps.reason[at] = wish.step, reason
-    steps.gain_usd[at], steps.cost_usd[at] = wish.gain_usd, wish.cost_usd
-    goes = pays & stayed & moves
-    steps.target[at[goes]] = wish.step[goes]
+        steps.reason = choose(due & holds, code, steps.reason)
+    steps.wanted = choose(due, wish.step, steps.wanted)
+    steps.gain_usd = np.where(due, wish.gain_usd, steps.gain_usd)
+    steps.cost_usd = np.where(due, wish.cost_usd, steps.cost_usd)
+    steps.target = choose(due & pays & stayed & moves, wish.step, steps.target)
 
 
 class _Wish(Struct, frozen=True, eq=False):
-    """Where each miner that is due would go, and the money of it.
+    """Where each miner that is due would go, and the money of it; of others it says nothing.
 
     Args:
         early: by the outlook, not by regret.
@@ -107,21 +106,20 @@ class _Wish(Struct, frozen=True, eq=False):
     early: FlagColumn
 
 
-def _wish(state: SiteState, groups: StepGroups, early: FlagColumn, due: IntColumn) -> _Wish:
-    of = groups.row[due]
+def _wish(state: SiteState, groups: StepGroups, early: FlagColumn, due: FlagColumn) -> _Wish:
     wanted = np.where(early, groups.target, groups.step + groups.side)
-    step, is_early = wanted.astype(np.uint8)[of], early[of]
-    gain, late = groups.gain_usd[of], np.flatnonzero(~is_early)
-    gain[late] = state.step_regret_usd[due[late]]
-    cost = np.where(early, groups.early_cost_usd, groups.near_cost_usd)[of]
-    refused = np.flatnonzero(state.no_steps[due])
-    if len(refused):
-        kind = of[refused]
+    step, is_early = groups.told(wanted.astype(np.uint8), 0), groups.told(early, 0)
+    gain = pick(is_early, groups.told(groups.gain_usd, np.nan), state.step_regret_usd)
+    cost = groups.told(np.where(early, groups.early_cost_usd, groups.near_cost_usd), np.nan)
+    if some(state.no_steps):
+        gain = gain.copy()
+        at = np.flatnonzero(due & (state.no_steps != 0))
+        kind = groups.row[at]
         own, before = groups.step[kind], wanted[kind]
-        open_to = _not_refused(before, own, state.no_steps[due[refused]])
-        step[refused] = open_to
-        part = np.flatnonzero(is_early[refused] & (open_to != before))
-        gain[refused[part]] = between(kind[part], own[part], open_to[part], groups.worth_usd)
+        open_to = _not_refused(before, own, state.no_steps[at])
+        step[at] = open_to
+        part = np.flatnonzero(is_early[at] & (open_to != before))
+        gain[at[part]] = between(kind[part], own[part], open_to[part], groups.worth_usd)
     return _Wish(step, gain, cost, is_early)
 
 
@@ -146,31 +144,28 @@ def step_intents(site: Site, state: SiteState, draft: Draft) -> tuple[p.Intent, 
     at = np.flatnonzero(runs & (state.step > 0) & (steps.target != state.step))
     if not len(at):
         return ()
-    key = (
-        (site.class_of[at].astype(np.int64) << 24)
-        | (state.step[at].astype(np.int64) << 16)
-        | (steps.target[at].astype(np.int64) << 8)
-        | steps.reason[at].astype(np.int64)
+    codes = (
+        (site.class_of[at], len(site.classes)),
+        (state.step[at], site.steps.most + 1),
+        (steps.target[at], site.steps.most + 1),
+        (steps.reason[at], _CODES),
     )
     out: list[tuple[bool, p.Intent]] = []
-    for group in np.unique(key):
-        own = at[key == group]
-        to = int(group) >> 8 & 255
-        place = int(group) >> 24
+    for (place, origin, to, reason), own in split(at, *codes):
         gain = float(np.add.accumulate(steps.gain_usd[own])[-1])
         cost = float(np.add.accumulate(steps.cost_usd[own])[-1])
-        money = R(int(group) & 255) in _FOR_MONEY
+        money = R(reason) in _FOR_MONEY
         intent = p.Intent(
             class_index=place,
             indices=own,
             from_activity=ACTIVITY_CODES[MINE],
             to_activity=ACTIVITY_CODES[MINE],
-            reason=R(int(group) & 255),
+            reason=R(reason),
             gain_usd=gain if money else None,
             cost_usd=cost if money else None,
             mode=site.steps.names[place][to - 1],
         )
-        out.append((to > (int(group) >> 16 & 255), intent))
+        out.append((to > origin, intent))
     return tuple(intent for _, intent in sorted(out, key=lambda row: row[0]))
 
 

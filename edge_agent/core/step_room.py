@@ -10,10 +10,11 @@ from msgspec import Struct
 
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
-from edge_agent.core.columns import some
+from edge_agent.core.columns import present, some
 from edge_agent.core.draft import Draft
 from edge_agent.core.site import CURTAILED, MINE, FlagColumn, FloatColumn, IntColumn, Site
 from edge_agent.core.site_state import SiteState
+from edge_agent.core.step_items import by_rank, items_above, ranks
 from edge_agent.core.step_rule import StepGroups, between, step_groups
 
 R = p.Reason
@@ -23,13 +24,26 @@ class _Items(Struct, frozen=True, eq=False):
     """Items in the order to go.
 
     Args:
-        row: place of each item's miner among those asked for. freed_w: site watts. loss: USD/h a
-            site watt.
+        row: place of each item's miner among those asked for. freed_w: site watts.
     """
 
     row: IntColumn
     freed_w: FloatColumn
-    loss: FloatColumn
+
+
+class Rises(Struct, frozen=True, eq=False):
+    """What may come, in the order of merit: wake-ups, and each step up of a running miner.
+
+    Args:
+        at: device. step: that it reaches; 0: a wake-up. merit: USD/h a site watt. rise_w: of the
+            count. ramp_w: of the load.
+    """
+
+    at: IntColumn
+    step: IntColumn
+    merit: FloatColumn
+    rise_w: FloatColumn
+    ramp_w: FloatColumn
 
 
 def changing(site: Site, state: SiteState) -> FlagColumn:
@@ -121,34 +135,47 @@ def _items(
     steps = site.steps
     assert steps is not None, "only called with steps"
     at, own = miners
-    off_w = site.nameplate_w[site.class_of, CURTAILED] * site.pue
-    classes, pue = site.class_of[at], site.pue[at]
-    loss = merit[at][:, None].repeat(steps.most, axis=1)
+    count, most = np.maximum(own, 1), steps.most
+    known = np.zeros(len(at), dtype=np.bool_)
+    lost, of = np.zeros((0, most)), np.zeros(len(at), dtype=np.int64)
     if groups is not None:
         known = (own > 0) & groups.grouped[at]
-        density = groups.usd_per_h / np.maximum(groups.watts, 1.0)
-        loss[known] = density[groups.row[at[known]]]
-    place = np.arange(steps.most)[None, :]
-    watts = np.diff(steps.power_w[classes, 1:], axis=1) * pue[:, None]
-    first = steps.power_w[classes, 1] * pue - off_w[at]
-    watts = np.concatenate((first[:, None], watts), axis=1)
+        lost, of = groups.usd_per_h / np.maximum(groups.watts, 1.0), groups.row[at]
+    # One in no group has a row of its own in the table.
+    alone = np.flatnonzero(~known)
+    of[alone] = len(lost) + np.arange(len(alone))
+    lost = np.concatenate((lost, merit[at[alone], None].repeat(most, axis=1)))
+    items = items_above(most, of, np.zeros_like(own), count)
+    higher_first = np.broadcast_to(np.arange(most)[::-1], lost.shape).ravel()
+    order = by_rank(ranks(lost, higher_first), items.cell)
+    watts, place = site.once(_step_site_w), site.class_of[at] * most
+    freed_w = watts.ravel().take(place.take(items.row) + items.step - 1)
     # What it counts for above its step goes with its highest item.
-    total = np.where(place < own[:, None], watts, 0.0)
-    above = freed[at] - np.add.accumulate(total, axis=1)[:, -1]
-    top = np.maximum(own, 1) - 1
-    total[np.arange(len(at)), top] += above
-    there = place < np.maximum(own, 1)[:, None]
-    row = np.repeat(np.arange(len(at)), steps.most).reshape(there.shape)[there]
-    rank = np.broadcast_to(-place, there.shape)[there]
-    freed_w, lost = np.maximum(total[there], 0.0), loss[there]
-    order = np.lexsort((row, rank, lost))
-    return _Items(row[order], freed_w[order], lost[order])
+    below = np.add.accumulate(watts, axis=1).ravel().take(place + count - 1)
+    top = items.first + count - 1
+    freed_w[top] = np.where(own > 0, freed_w[top], 0.0) + (
+        freed[at] - np.where(own > 0, below, 0.0)
+    )
+    freed_w = np.maximum(freed_w, 0.0)
+    return _Items(items.row.take(order), freed_w.take(order))
+
+
+def _step_site_w(site: Site) -> FloatColumn:
+    """Give what each step of a class adds to the one below it, (class, step - 1), in site watts."""
+    steps = site.steps
+    assert steps is not None, "only called with steps"
+    pue = np.array([row.pue_max for row in site.classes])
+    off_w = site.nameplate_w[:, CURTAILED] * pue
+    first = steps.power_w[:, 1] * pue - off_w
+    above = np.diff(steps.power_w[:, 1:], axis=1) * pue[:, None]
+    out: FloatColumn = np.concatenate((first[:, None], above), axis=1)
+    return out
 
 
 def rising_steps(
     site: Site, state: SiteState, draft: Draft, counted: FloatColumn, *, may_rise: bool
-) -> tuple[IntColumn, IntColumn, FloatColumn, FloatColumn, FloatColumn] | None:
-    """Give each step up that money wants: device, step, USD/h a watt, rise of count and load.
+) -> Rises | None:
+    """Give each step up that money wants, by merit.
 
     Args:
         may_rise: False while the grid limits the load, or is about to: none goes up.
@@ -160,24 +187,31 @@ def rising_steps(
     if steps is None or groups is None:
         return None
     runs = draft.free & (state.activity == MINE) & (draft.target == MINE)
-    at = np.flatnonzero(runs & (steps.target > state.step_to) & groups.grouped)
+    up = (steps.target > state.step_to) & (steps.target > state.step)
+    at = np.flatnonzero(runs & up & groups.grouped)
     if not len(at):
         return None
     if not may_rise:
         steps.target[at] = state.step_to[at]
         steps.reason[at] = R.STEP_LIMIT
         return None
-    of, own, to = groups.row[at], state.step[at], steps.target[at]
-    place = np.arange(groups.watts.shape[1])[None, :]
-    there = (place >= own[:, None]) & (place < to[:, None])
-    row = np.repeat(np.arange(len(at)), there.shape[1]).reshape(there.shape)[there]
-    reached = np.broadcast_to(place + 1, there.shape)[there]
-    watts = groups.watts[of][there]
-    merit = groups.usd_per_h[of][there] / np.maximum(watts, 1.0)
+    own, to = state.step[at].astype(np.int64), steps.target[at].astype(np.int64)
+    items = items_above(groups.watts.shape[1], groups.row[at], own, to)
+    merit = groups.usd_per_h / np.maximum(groups.watts, 1.0)
+    order = by_rank(ranks(-merit), items.cell)
+    watts = groups.watts.ravel().take(items.cell)
     # What it counts for above its present step is room that it has already.
-    spare = np.maximum(counted - pw.step_w(site, state.step), 0.0)[at[row]]
-    rise = np.where(reached == own[row] + 1, np.maximum(watts - spare, 0.0), watts)
-    return at[row], reached, merit, rise, watts
+    spare = np.maximum(counted[at] - pw.step_w(site, state.step)[at], 0.0)
+    rise = watts.copy()
+    rise[items.first] = np.maximum(watts[items.first] - spare, 0.0)
+    merit_each = merit.ravel().take(items.cell)
+    return Rises(
+        at.take(items.row).take(order),
+        items.step.take(order),
+        merit_each.take(order),
+        rise.take(order),
+        watts.take(order),
+    )
 
 
 def rise_steps(
@@ -198,7 +232,7 @@ def rise_steps(
     rises = step > 0
     if steps is None or groups is None or not some(rises):
         return
-    asking = np.unique(at[rises])
+    asking = present(at[rises], len(site))
     reached = state.step.astype(np.int64)
     taken = passed[0] & passed[1] & rises
     np.maximum.at(reached, at[taken], step[taken])

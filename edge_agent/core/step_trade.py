@@ -11,14 +11,15 @@ from msgspec import Struct
 from edge_agent.core import feeders as fd
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
-from edge_agent.core.columns import every, some
+from edge_agent.core.columns import every, order_of, some
 from edge_agent.core.draft import Draft, StepDraft
 from edge_agent.core.economics import Values
 from edge_agent.core.site import MINE, FlagColumn, FloatColumn, IntColumn, Site
 from edge_agent.core.site_state import SiteState
+from edge_agent.core.step_items import by_rank, items_above, ranks
 from edge_agent.core.step_plan import dwelt
 from edge_agent.core.step_room import may_step
-from edge_agent.core.step_rule import StepGroups, step_groups
+from edge_agent.core.step_rule import StepGroups, between, step_groups
 
 R = p.Reason
 _CAP, _STEP_CAP = np.uint8(R.CAP), np.uint8(R.STEP_CAP)
@@ -58,16 +59,13 @@ class _Givers(Struct, frozen=True, eq=False):
     """Miners whose steps may go for others, and their items in the order to go.
 
     Args:
-        at: devices. own: step of each. watts, usd_per_h: (miner, step - 1). back_usd: of coming
-            back up. row, freed_w, lost: of each item its miner's place, what it frees, and what it
-            loses a watt.
+        at: devices. own, of: step and group of each. row, freed_w, lost: of each item its miner's
+            place, what it frees, and what it loses a watt.
     """
 
     at: IntColumn
     own: IntColumn
-    watts: FloatColumn
-    usd_per_h: FloatColumn
-    back_usd: FloatColumn
+    of: IntColumn
     row: IntColumn
     freed_w: FloatColumn
     lost: FloatColumn
@@ -109,11 +107,11 @@ def trade(
     if givers is None:
         return
     for deal in _deals(site, waiting, left):
-        _exchange(site, state, steps, givers, waiting, deal)
+        _exchange(site, state, steps, groups, givers, waiting, deal)
 
 
 def _deals(site: Site, waiting: _Waiting, left: Left) -> tuple[_Deal, ...]:
-    first = np.argsort(-waiting.worth, kind="stable")
+    first = order_of(-waiting.worth)
     if left.held is None:
         return (_Deal(first, None, left.site_w),)
     at, need_w = waiting.at[first], waiting.need_w[first]
@@ -138,23 +136,31 @@ def _givers(site: Site, state: SiteState, steps: StepDraft, groups: StepGroups) 
     if not len(at):
         return None
     own, of = state.step[at].astype(np.int64), groups.row[at]
-    place = np.arange(groups.watts.shape[1])[None, :]
-    there = (place < own[:, None]) & (place > 0)
-    freed, usd = np.maximum(groups.watts[of], 1.0), groups.usd_per_h[of]
-    back = groups.cost_usd[of, own - 1]
-    loss = usd / freed + back[:, None] / (freed * TRADE_H)
+    items = items_above(groups.watts.shape[1], of, np.ones_like(own), own)
+    place = np.arange(groups.watts.shape[1])
+    there = (place[None, :] < groups.step[:, None]) & (place > 0)
+    freed, back = np.maximum(groups.watts, 1.0), _back_usd(groups)
+    loss = groups.usd_per_h / freed + back[:, None] / (freed * TRADE_H)
     # A lower step never goes before a higher one of the same miner.
     loss = np.maximum.accumulate(np.where(there, loss, -np.inf)[:, ::-1], axis=1)[:, ::-1]
-    row = np.repeat(np.arange(len(at)), freed.shape[1]).reshape(there.shape)[there]
-    lost = loss[there]
-    order = np.lexsort((row, np.broadcast_to(-place, there.shape)[there], lost))
-    return _Givers(at, own, freed, usd, back, row[order], freed[there][order], lost[order])
+    higher_first = np.broadcast_to(place[::-1], loss.shape).ravel()
+    order = by_rank(ranks(loss, higher_first), items.cell)
+    cell = items.cell.take(order)
+    return _Givers(
+        at, own, of, items.row.take(order), freed.ravel().take(cell), loss.ravel().take(cell)
+    )
+
+
+def _back_usd(groups: StepGroups) -> FloatColumn:
+    """Give what coming back up into its step costs a miner of each group."""
+    return groups.cost_usd[np.arange(len(groups.step)), groups.step - 1]
 
 
 def _exchange(
     site: Site,
     state: SiteState,
     steps: StepDraft,
+    groups: StepGroups,
     givers: _Givers,
     waiting: _Waiting,
     deal: _Deal,
@@ -179,17 +185,13 @@ def _exchange(
     gone = givers.row[asked[: int(last[most - 1]) + 1]]
     taken = np.bincount(gone, minlength=len(givers.at))
     moved = np.flatnonzero(taken)
-    own, lower = givers.own[moved], givers.at[moved]
+    own, lower, of = givers.own[moved], givers.at[moved], givers.of[moved]
     to = own - taken[moved]
-    place = np.arange(givers.watts.shape[1])[None, :]
-    left = (place >= to[:, None]) & (place < own[:, None])
     steps.target[lower], steps.reason[lower] = to, R.STEP_TRADE
-    watts, usd = (
-        np.where(left, givers.watts[moved], 0.0),
-        np.where(left, givers.usd_per_h[moved], 0.0),
-    )
-    steps.gain_usd[lower] = _rows(watts) * (TRADE_H * worth[most - 1])
-    steps.cost_usd[lower] = _rows(usd) * TRADE_H + givers.back_usd[moved]
+    watts = between(of, to, own, np.maximum(groups.watts, 1.0))
+    usd = between(of, to, own, groups.usd_per_h)
+    steps.gain_usd[lower] = watts * (TRADE_H * worth[most - 1])
+    steps.cost_usd[lower] = usd * TRADE_H + _back_usd(groups)[of]
 
 
 def _waiting(
@@ -221,9 +223,3 @@ def _waiting(
         np.maximum(np.concatenate((need, groups.watts[of, own])), 1.0),
         (usd - cost / TRADE_H) / np.maximum(draws, 1.0),
     )
-
-
-def _rows(table: FloatColumn) -> FloatColumn:
-    """Sum each row from left to right: np.sum's order depends on the machine."""
-    out: FloatColumn = np.add.accumulate(table, axis=1)[:, -1]
-    return out
