@@ -34,6 +34,8 @@ _POINTS: tuple[tuple[str, str, str], ...] = (
     ("edge_agent.node.runner", "PhaseRunner._phase", "request.phase.value"),
     ("edge_agent.node.desk", "MeterDesk.harvest", ""),
     ("edge_agent.workloads.host_driver", "HostDriver._ask", "op"),
+    ("edge_agent.workloads.host_driver", "HostDriver._act", "call.op"),
+    ("edge_agent.workloads.host_driver", "HostDriver.begin", ""),
     ("edge_agent.storage.writer", "run_group", ""),
     ("edge_agent.storage.writer", "ThreadedWriter.run", "sync"),
     ("edge_agent.host.service", "HostService._timed", "name"),

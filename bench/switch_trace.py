@@ -101,7 +101,7 @@ def timelines(spans: list[Span]) -> dict[str, dict[str, Any]]:
     for drive in drives:
         began_ns = max(one.began_ns for one in passes if one.began_ns <= drive.began_ns)
         inside = [one for one in ordered if began_ns <= one.began_ns <= drive.ended_ns]
-        served = any(one.name == "node ask:canary" for one in inside)
+        served = any(one.name == "node act:canary" for one in inside)
         way = "to serve" if served else "to mine"
         whole[way].append((drive.ended_ns - began_ns) / _NS_PER_MS)
         seen: dict[str, int] = defaultdict(int)

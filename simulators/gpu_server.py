@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from simulators.gpu_host import GpuError, GpuHost, TruthLine
+from simulators.gpu_orders import ACTS, OrderBook
 from simulators.gpu_ready import Wish
 
 LINE_BYTES_MAX = 64 * 1_024
@@ -51,6 +52,8 @@ class Request(Struct, kw_only=True, frozen=True):
     text: str = ""
     wishes: tuple[Wish, ...] | None = None
     for_s: float | None = None
+    acts: tuple[dict[str, Any], ...] | None = None
+    after: int | None = None
 
 
 class _Faults:
@@ -74,6 +77,7 @@ class GpuServer:
         self._op_ms = op_ms
         self._faults = _Faults()
         self._decoder = msgspec.json.Decoder(Request)
+        self._orders = OrderBook()
 
     async def run(self, socket_path: Path, ready: Callable[[], None]) -> None:
         """Serve until cancelled; the socket file must not exist."""
@@ -94,22 +98,37 @@ class GpuServer:
         try:
             async with asyncio.TaskGroup() as group:
                 while line := await reader.readline():
-                    group.create_task(self._answer(line, writer), name="gpu-request")
+                    group.create_task(self._answer(line, reader, writer), name="gpu-request")
         except* (ValueError, ConnectionError):
             # A line beyond the limit or a peer that left: this connection ends, the host goes on.
             writer.transport.abort()
         finally:
             writer.close()
 
-    async def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> None:
+    async def _answer(
+        self, line: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        async def tell(answer: dict[str, Any]) -> bool:
+            writer.write(msgspec.json.encode(answer) + b"\n")
+            await writer.drain()
+            return not reader.at_eof()
+
         try:
             request = self._decoder.decode(line)
+            acts = tuple(msgspec.convert(one, Request) for one in request.acts or ())
         except msgspec.MsgspecError as exc:
-            answer = {"id": None, "error": "bad_request", "detail": str(exc)}
+            await tell({"id": None, "error": "bad_request", "detail": str(exc)})
+            return
+        if request.op in ACTS:
+            self._orders.interrupt(request.gpu)
+        if request.op != "order":
+            await tell({"id": request.id} | await self._act(request))
+        elif any(one.gpu != request.gpu or one.op not in ACTS for one in acts):
+            await tell({"id": request.id, "error": "bad_request", "detail": "no such act"})
         else:
-            answer = {"id": request.id} | await self._act(request)
-        writer.write(msgspec.json.encode(answer) + b"\n")
-        await writer.drain()
+            line_up = self._orders.enter(request.gpu, writer, request.id, request.after)
+            await self._orders.carry_out(line_up, request.gpu, acts, self._act, tell)
+            await tell({"id": request.id})
 
     async def _act(self, request: Request) -> dict[str, Any]:
         try:

@@ -6,6 +6,7 @@ ends its connection.
 """
 
 import asyncio
+import itertools
 import logging
 import os
 import socket
@@ -15,21 +16,12 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct, structs
 
+from edge_agent.host import wire
 from edge_agent.host.errors import RefusedError, SilentEngineError
+from edge_agent.host.orders import ACTS, Orders
 from edge_agent.host.service import HostService
 from edge_agent.workloads.engine_time import counted
-from edge_agent.workloads.ports import (
-    GateState,
-    HostInfo,
-    HostSample,
-    InstanceSpec,
-    Meter,
-    Moved,
-    Ready,
-    Wish,
-)
-from protocol.node import LeaseKeys
-from protocol.units import Count, Ident
+from edge_agent.workloads.ports import GateState, HostInfo, InstanceSpec, Moved
 
 logger = logging.getLogger(__name__)
 
@@ -39,100 +31,33 @@ IN_FLIGHT_MAX = 256
 WRITE_S = 5.0
 
 
-class Request(Struct, frozen=True, kw_only=True):
-    """One line of a node; which fields are needed depends on ``op``."""
-
-    id: int
-    op: str
-    gpu: str = ""
-    instance_id: Ident | None = None
-    lease_id: Ident | None = None
-    attempt: Count = 0
-    run_s: Count | None = None
-    prompt: str = ""
-    on: bool | None = None
-    open: bool | None = None
-    since_minute: int | None = None
-    leases: tuple[LeaseKeys, ...] | None = None
-    wishes: tuple[Wish, ...] | None = None
-    for_s: float | None = None
-
-
-class _Refusal(Struct, frozen=True):
-    id: int | None
-    error: str
-    detail: str
-
-
-class _Done(Struct, frozen=True):
-    id: int
-    engine_ns: int = 0
-
-
-class _Moved(Struct, frozen=True):
-    id: int
-    strategy: str
-    moved_mib: int
-    engine_ns: int = 0
-
-
-class _Hello(Struct, frozen=True):
-    id: int
-    host_id: str
-    process_id: str
-    boot_id: str
-    gpus: object
-    public_url: str | None
-
-
-class _Samples(Struct, frozen=True):
-    id: int
-    gpus: tuple[HostSample, ...]
-
-
-class _Hashes(Struct, frozen=True):
-    id: int
-    hashes: int
-    saved: str = ""
-    engine_ns: int = 0
-
-
-class _Output(Struct, frozen=True):
-    id: int
-    output: str
-    expected_sha256: str | None
-    engine_ns: int = 0
-
-
-class _Gate(Struct, frozen=True):
-    id: int
-    at_ns: int
-    served_ns: int
-    energy_mj: int
-    open: bool
-    wall_anchor_ns: int
-    strategy: str = ""
-    moved_mib: int = 0
-    engine_ns: int = 0
-
-
-class _Readiness(Struct, frozen=True):
-    id: int
-    ready: tuple[Ready, ...]
-
-
-class _Page(Struct, frozen=True):
-    id: int
-    now_ns: int
-    wall_anchor_ns: int
-    meters: tuple[Meter, ...]
-
-
-# Answers to acts tell what of the time was the engines' own.
-_OfActs = _Done | _Moved | _Hashes | _Output | _Gate
-
-_request = msgspec.json.Decoder(Request)
+_request = msgspec.json.Decoder(wire.Request)
 _encoder = msgspec.json.Encoder()
+
+
+class _Peer:
+    """A connected node; ``number`` tells its connection from all others."""
+
+    def __init__(
+        self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.number = number
+        self._reader = reader
+        self._writer = writer
+
+    async def tell(self, answer: Struct) -> bool:
+        """Write an answer; False: nobody is there any more."""
+        transport = self._writer.transport
+        if transport.is_closing():
+            return False
+        self._writer.write(_encoder.encode(answer) + b"\n")
+        try:
+            async with asyncio.timeout(WRITE_S):
+                await self._writer.drain()
+        except (ConnectionError, TimeoutError):
+            transport.abort()  # the reader of this connection sees it and ends
+            return False
+        return not self._reader.at_eof()
 
 
 class HostServer:
@@ -145,6 +70,8 @@ class HostServer:
     def __init__(self, service: HostService, path: Path) -> None:
         self._service = service
         self._path = path
+        self._orders = Orders(self._answer)
+        self._numbers = itertools.count()
         self._writers: set[asyncio.StreamWriter] = set()
         self.malformed = 0
 
@@ -174,70 +101,76 @@ class HostServer:
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         free = asyncio.Semaphore(IN_FLIGHT_MAX)
+        peer = _Peer(next(self._numbers), reader, writer)
         async with asyncio.TaskGroup() as group:
             while line := await reader.readline():
                 await free.acquire()
-                group.create_task(self._answer(line, writer, free), name="host-request")
+                group.create_task(self._line(line, peer, free), name="host-request")
 
-    async def _answer(
-        self, line: bytes, writer: asyncio.StreamWriter, free: asyncio.Semaphore
-    ) -> None:
+    async def _line(self, line: bytes, peer: "_Peer", free: asyncio.Semaphore) -> None:
         try:
-            answer = await self._act(line)
-        finally:
-            free.release()
-        if writer.transport.is_closing():
-            return
-        writer.write(_encoder.encode(answer) + b"\n")
-        try:
-            async with asyncio.timeout(WRITE_S):
-                await writer.drain()
-        except (ConnectionError, TimeoutError):
-            writer.transport.abort()  # the reader of this connection sees it and ends
-
-    async def _act(self, line: bytes) -> Struct:
-        try:
-            request = _request.decode(line)
+            await self._request(_request.decode(line), peer)
         except msgspec.MsgspecError as exc:
             self.malformed += 1
-            return _Refusal(None, "bad_request", str(exc))
+            await peer.tell(wire.Refusal(None, "bad_request", str(exc)))
+        finally:
+            free.release()
+
+    async def _request(self, request: wire.Request, peer: "_Peer") -> None:
+        if request.op == "order":
+            try:
+                await self._orders.carry_out(request, peer.number, peer.tell)
+            except RefusedError as exc:
+                await peer.tell(wire.Refusal(request.id, exc.answer_code, exc.detail))
+            return
+        if request.op in ACTS:
+            self._orders.interrupt(request.gpu)
+        await peer.tell(await self._answer(request))
+
+    async def _answer(self, request: wire.Act) -> Struct:
         try:
             with counted() as engines:
-                answer = await self._perform(request)
-            if engines.total_ns and isinstance(answer, _OfActs):
+                if isinstance(request, wire.Request):
+                    answer = await self._perform(request)
+                else:
+                    answer = await self._perform_act(request)
+            if engines.total_ns and isinstance(answer, wire.OfActs):
                 answer = structs.replace(answer, engine_ns=engines.total_ns)
             return answer
         except RefusedError as exc:
-            return _Refusal(request.id, exc.answer_code, exc.detail)
+            return wire.Refusal(request.id, exc.answer_code, exc.detail)
         except SilentEngineError as exc:
-            return _Refusal(request.id, exc.code, str(exc))
+            return wire.Refusal(request.id, exc.code, str(exc))
 
-    async def _perform(self, request: Request) -> Struct:
+    async def _perform(self, request: wire.Request) -> Struct:
         service = self._service
         match request.op:
             case "hello":
                 return _hello(request.id, service.hello())
             case "sample":
-                return _Samples(request.id, service.sample())
+                return wire.Samples(request.id, service.sample())
             case "meters":
                 page = await service.meters(request.since_minute)
-                return _Page(request.id, page.now_ns, page.wall_anchor_ns, page.meters)
+                return wire.Page(request.id, page.now_ns, page.wall_anchor_ns, page.meters)
             case "keys" if request.leases is not None:
                 service.take_keys(request.leases)
-                return _Done(request.id)
+                return wire.Done(request.id)
             case "prewarm" if request.wishes is not None and request.for_s is not None:
                 ready = service.prewarmer.take(request.wishes, request.for_s)
-                return _Readiness(request.id, ready)
+                return wire.Readiness(request.id, ready)
             case "release":
                 await service.release(request.gpu)
-                return _Done(request.id)
-            case "mine" if request.on is not None:
-                mined = await service.mine(request.gpu, on=request.on)
-                return _Hashes(request.id, mined.hashes, mined.saved)
+                return wire.Done(request.id)
             case _:
-                return await self._perform_on_instance(request)
+                return await self._perform_act(request)
 
-    async def _perform_on_instance(self, request: Request) -> Struct:
+    async def _perform_act(self, request: wire.Act) -> Struct:
+        if request.op == "mine" and request.on is not None:
+            mined = await self._service.mine(request.gpu, on=request.on)
+            return wire.Hashes(request.id, mined.hashes, mined.saved)
+        return await self._perform_on_instance(request)
+
+    async def _perform_on_instance(self, request: wire.Act) -> Struct:
         service, gpu, instance_id = self._service, request.gpu, request.instance_id
         if instance_id is None:
             raise RefusedError("bad_request", f"op {request.op!r} or a field of it")
@@ -250,14 +183,14 @@ class HostServer:
                     run_s=request.run_s,
                 )
                 await service.prepare(gpu, spec)
-                return _Done(request.id)
+                return wire.Done(request.id)
             case "activate":
                 await service.activate(gpu, instance_id)
                 moved = service.moved(gpu, instance_id)
-                return _Moved(request.id, moved.strategy, moved.moved_mib)
+                return wire.MovedBy(request.id, moved.strategy, moved.moved_mib)
             case "canary":
                 said = await service.canary(gpu, instance_id)
-                return _Output(request.id, said.output, said.expected_sha256)
+                return wire.Output(request.id, said.output, said.expected_sha256)
             case "gate" if request.open is not None:
                 state = await service.gate(gpu, instance_id, is_open=request.open)
                 return _gate(request.id, state, service.ledger.anchor_ns, Moved())
@@ -271,11 +204,11 @@ class HostServer:
 
 def _hello(number: int, info: HostInfo) -> Struct:
     who = (info.host_id, info.process_id, info.boot_id)
-    return _Hello(number, *who, info.gpus, info.public_url)
+    return wire.Hello(number, *who, info.gpus, info.public_url)
 
 
 def _gate(number: int, state: GateState, anchor_ns: int, moved: Moved) -> Struct:
-    return _Gate(
+    return wire.Gate(
         number,
         state.at_ns,
         state.served_ns,

@@ -6,8 +6,10 @@ from hashlib import sha256
 from edge_agent.node import phases
 from edge_agent.node.errors import EvidenceError
 from edge_agent.node.keys import KeyDesk
+from edge_agent.workloads import calls
 from edge_agent.workloads.errors import DriverRefusedError
-from edge_agent.workloads.ports import InstanceSpec, Moved, WorkloadDriver
+from edge_agent.workloads.ports import HostCall, InstanceSpec, Moved, Order, WorkloadDriver
+from protocol.node import LeaseWork
 
 HOST_LOOK_S = 0.1
 _HASH_LOOK_S_MIN = 0.002
@@ -60,6 +62,10 @@ class ActExecutor:
         while not self.host_up():  # noqa: ASYNC110 - a driver has no event to wait for
             await asyncio.sleep(HOST_LOOK_S)
 
+    def order(self, gpu: str) -> Order:
+        """Begin to have acts of a GPU done ahead; see ``calls_of``."""
+        return self._driver.order(gpu)
+
     async def run(self, gpu: str, act: phases.Act) -> None:
         """Carry out one act.
 
@@ -75,13 +81,7 @@ class ActExecutor:
             case phases.MineOff():
                 await self._mine_off(gpu)
             case phases.Prepare(work):
-                spec = InstanceSpec(
-                    instance_id=work.instance_id,
-                    lease_id=work.lease_id,
-                    attempt=work.attempt,
-                    run_s=work.spec.run_s,
-                )
-                await self._driver.prepare(gpu, spec)
+                await self._driver.prepare(gpu, _spec(work))
             case phases.Activate(instance_id):
                 self._told(gpu, await self._driver.activate(gpu, instance_id))
             case phases.CheckCanary(instance_id):
@@ -132,7 +132,7 @@ class ActExecutor:
             look_s = min(look_s * 2, _HASH_LOOK_S_MAX)
 
     async def _check_canary(self, gpu: str, instance_id: str) -> None:
-        prompt = f"canary:{instance_id}"
+        prompt = _prompt(instance_id)
         answer = await self._driver.canary(gpu, instance_id, prompt)
         if answer.expected_sha256 is not None:
             if sha256(answer.output.encode()).hexdigest() != answer.expected_sha256:
@@ -154,6 +154,40 @@ class ActExecutor:
             return
         if state.open:
             raise EvidenceError("gate_open", f"the gate of {instance_id} did not shut")
+
+
+def calls_of(gpu: str, act: phases.Act) -> tuple[HostCall, ...]:
+    """Give what an act asks the host for first, whatever comes of it."""
+    match act:
+        case phases.MineOff():
+            return (calls.mine(gpu, on=False), calls.mine(gpu, on=False))
+        case phases.MineOn() | phases.CheckHashing():
+            return (calls.mine(gpu, on=True),)
+        case phases.Prepare(work):
+            return (calls.prepare(gpu, _spec(work)),)
+        case phases.Activate(instance_id):
+            return (calls.activate(gpu, instance_id),)
+        case phases.CheckCanary(instance_id):
+            return (calls.canary(gpu, instance_id, _prompt(instance_id)),)
+        case phases.OpenGate(instance_id):
+            return (calls.gate(gpu, instance_id, is_open=True),)
+        case phases.ShutGate(instance_id):
+            return (calls.gate(gpu, instance_id, is_open=False),)
+        case phases.Stop(instance_id):
+            return (calls.stop(gpu, instance_id),)
+
+
+def _spec(work: LeaseWork) -> InstanceSpec:
+    return InstanceSpec(
+        instance_id=work.instance_id,
+        lease_id=work.lease_id,
+        attempt=work.attempt,
+        run_s=work.spec.run_s,
+    )
+
+
+def _prompt(instance_id: str) -> str:
+    return f"canary:{instance_id}"
 
 
 def _accept_absence(exc: DriverRefusedError) -> None:

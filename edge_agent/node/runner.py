@@ -16,6 +16,7 @@ from typing import TypeVar
 from msgspec import Struct, structs
 
 from edge_agent.node import phases
+from edge_agent.node.ahead import Ahead, register
 from edge_agent.node.desk import Decision, Harvested, MeterDesk, event_of
 from edge_agent.node.devices import DeviceBook, Slot
 from edge_agent.node.errors import EvidenceError
@@ -71,9 +72,11 @@ class _Walk:
         results: that wait for the end of the walk. stopped: instances that it removed.
         goes_on: other phases follow the present one.
         metering: the write of what DRAIN has metered; it gives its error.
+        ahead: what the host does of later phases; None: nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ahead: Ahead | None) -> None:
+        self.ahead = ahead
         self.group = asyncio.TaskGroup()
         self.results: dict[ResultKey, DeviceOutcome] = {}
         self.stopped: dict[str, None] = {}
@@ -123,10 +126,15 @@ class PhaseRunner:
         Args:
             reply: takes what is returned before what only saves doing it again is stored.
         """
-        walk = _Walk()
+        alone = len(request.steps) == 1 and bool(request.then)
+        walk = _Walk(Ahead(request, self._executor, self._memory) if alone else None)
         try:
             async with asyncio.TaskGroup() as walk.group:
-                ends = await self._ends(request, walk)
+                try:
+                    ends = await self._ends(request, walk)
+                finally:
+                    if walk.ahead is not None:
+                        walk.ahead.end()
                 done = PhaseDone(
                     switch_id=request.switch_id,
                     phase=request.phase,
@@ -266,9 +274,9 @@ class PhaseRunner:
     ) -> dict[str, DeviceOutcome]:
         phase = request.phase
         if phase is Phase.HANDOVER:
-            await self._register(jobs)
+            await register(self._memory, [job.step for job in jobs])
         stopped: dict[str, None] = {}
-        acted = await self._act_all(phase, jobs, deadline_s, stopped)
+        acted = await self._act_all(phase, jobs, deadline_s, stopped, walk.ahead)
         outcomes = {outcome.device_id: outcome for outcome in acted}
         if phase in phases.SYNCED_PHASES and self._needs_page(phase, jobs):
             await self._store_with_page(request, jobs, outcomes, stopped, deadline_s, walk)
@@ -277,11 +285,22 @@ class PhaseRunner:
         return outcomes
 
     async def _act_all(
-        self, phase: Phase, jobs: Sequence[_Job], deadline_s: float, stopped: dict[str, None]
+        self,
+        phase: Phase,
+        jobs: Sequence[_Job],
+        deadline_s: float,
+        stopped: dict[str, None],
+        ahead: Ahead | None,
     ) -> tuple[DeviceOutcome, ...]:
-        """Act on all devices side by side, and beside PAUSE register what HANDOVER makes."""
-        if len(jobs) == 1 and phase is not Phase.PAUSE:
-            return (await self._act(phase, jobs[0], deadline_s, stopped),)
+        """Act on all devices side by side, and early on register what HANDOVER makes."""
+        first = jobs[0]
+        if ahead is None:
+            registers = phase is Phase.PAUSE
+        else:
+            began = ahead.begin(first.slot.gpu, phase, first.step, first.view)
+            registers = began and first.step.work is not None
+        if len(jobs) == 1 and not registers:
+            return (await self._act(phase, first, deadline_s, stopped),)
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(
@@ -289,29 +308,20 @@ class PhaseRunner:
                 )
                 for job in jobs
             ]
-            early = group.create_task(self._early(jobs)) if phase is Phase.PAUSE else None
-        if early is not None and (error := early.result()) is not None:
-            raise error
+            if registers:
+                group.create_task(self._early(jobs, ahead), name="phase-register")
         return tuple(task.result() for task in tasks)
 
-    async def _early(self, jobs: Sequence[_Job]) -> StorageError | None:
-        """Register the instances of HANDOVER while the acts before it are waited for."""
-        try:
-            await self._register(jobs)
-        except StorageError as exc:
-            return exc
-        return None
+    async def _early(self, jobs: Sequence[_Job], ahead: Ahead | None) -> None:
+        """Register the instances of HANDOVER while the acts before it are waited for.
 
-    async def _register(self, jobs: Sequence[_Job]) -> None:
-        """Know every instance before its host does: no meter may run that nobody would read."""
-        meters = tuple(
-            MeterState(device_id=job.slot.device_id, work=job.step.work)
-            for job in jobs
-            if job.step.work is not None and job.step.work.instance_id not in self._memory.meters
-        )
-        if meters:
-            # Unsynced: it survives this process, and instances do not survive their host.
-            await self._memory.commit(NodeChange(meters=meters), sync=False)
+        What cannot be stored now is tried again in HANDOVER, which fails with it: acts of later
+        phases may be under way, so that no phase before them may be refused for it.
+        """
+        with contextlib.suppress(StorageError):
+            await register(self._memory, [job.step for job in jobs])
+            if ahead is not None:
+                ahead.go_on(jobs[0].slot.gpu, jobs[0].step, jobs[0].view)
 
     async def _act(
         self, phase: Phase, job: _Job, deadline_s: float, stopped: dict[str, None]
@@ -357,6 +367,8 @@ class PhaseRunner:
             stopped[act.instance_id] = None
 
     def _needs_page(self, phase: Phase, jobs: Sequence[_Job]) -> bool:
+        if phase is Phase.DRAIN:  # what is entered is registered already, and has metered nothing
+            return any(phases.acts(phase, job.step, job.view) for job in jobs)
         if phase is Phase.COMMIT and any(job.step.to_activity is Activity.SERVE for job in jobs):
             return True
         return any(not meter.closed for job in jobs for meter in job.view.meters)

@@ -17,6 +17,7 @@ from edge_agent.workloads.ports import (
     CanaryOutput,
     Capabilities,
     GateState,
+    HostCall,
     HostGpu,
     HostInfo,
     HostSample,
@@ -25,6 +26,7 @@ from edge_agent.workloads.ports import (
     MeterPage,
     Mined,
     Moved,
+    Order,
     Ready,
     Wish,
 )
@@ -162,6 +164,11 @@ class FakeDriver:
             gpus=tuple(HostGpu(gpu=gpu, model=model) for gpu, model in host.gpus()),
         )
 
+    def order(self, gpu: str) -> Order:
+        """Give an order of which nothing is begun ahead."""
+        del gpu
+        return LazyOrder()
+
     async def sample(self) -> tuple[HostSample, ...]:
         """Read the facts of every GPU."""
         rows = self._up().sample()
@@ -278,6 +285,16 @@ class FakeDriver:
         if number == self.lose_answer_at:
             raise DriverUnavailableError(f"{op}: the answer was lost")
         return value
+
+
+class LazyOrder:
+    """Begins each act when it is asked for."""
+
+    def add(self, calls: tuple[HostCall, ...]) -> None:
+        """Do nothing."""
+
+    def end(self) -> None:
+        """Do nothing."""
 
 
 def _copy(view: object, kind: type[T]) -> T:

@@ -7,15 +7,17 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from edge_agent.tasks import first_error
-from edge_agent.workloads import engine_time
+from edge_agent.workloads import calls, engine_time
 from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError
+from edge_agent.workloads.host_order import NOT_BEGUN, Answer, Begun, HostOrder
 from edge_agent.workloads.ports import (
     CanaryOutput,
     Capabilities,
     GateState,
+    HostCall,
     HostGpu,
     HostInfo,
     HostSample,
@@ -24,6 +26,7 @@ from edge_agent.workloads.ports import (
     MeterPage,
     Mined,
     Moved,
+    Order,
     Ready,
     Wish,
 )
@@ -42,21 +45,17 @@ BACKOFF_S_MIN = 0.05
 BACKOFF_S_MAX = 2.0
 
 
-class _Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class _Act(HostCall, frozen=True, kw_only=True, omit_defaults=True):
     id: int
-    op: str
-    gpu: str | None = None
-    instance_id: str | None = None
-    lease_id: str | None = None
-    attempt: int | None = None
-    run_s: int | None = None
-    prompt: str | None = None
-    on: bool | None = None
-    open: bool | None = None
+
+
+class _Request(_Act, frozen=True, kw_only=True, omit_defaults=True):
     since_minute: int | None = None
     leases: tuple[LeaseKeys, ...] | None = None
     wishes: tuple[Wish, ...] | None = None
     for_s: float | None = None
+    acts: tuple[_Act, ...] | None = None
+    after: int | None = None
 
 
 class _Head(Struct, frozen=True):
@@ -128,7 +127,9 @@ class HostDriver:
         self._info: HostInfo | None = None
         self._failures = 0
         self._next_id = 1
-        self._waiting: dict[int, asyncio.Future[tuple[bytes, int]]] = {}
+        self._waiting: dict[int, Answer] = {}
+        self._orders: dict[str, HostOrder] = {}
+        self._lacks_orders = False
         self.malformed = 0
 
     async def run(self) -> None:
@@ -155,35 +156,32 @@ class HostDriver:
         """Read the facts of every GPU."""
         return (await self._ask(_samples, op="sample")).gpus
 
+    def order(self, gpu: str) -> Order:
+        """Begin to ask for acts ahead, where the host knows orders."""
+        if (before := self._orders.get(gpu)) is not None:
+            before.end()
+        self._orders[gpu] = order = HostOrder(gpu, self)
+        return order
+
     async def mine(self, gpu: str, *, on: bool) -> Mined:
         """Start or stop the miner."""
-        return await self._ask(_mined, op="mine", gpu=gpu, on=on)
+        return await self._act(_mined, calls.mine(gpu, on=on))
 
     async def prepare(self, gpu: str, spec: InstanceSpec) -> None:
         """Make the instance exist."""
-        await self._ask(
-            _nothing,
-            op="prepare",
-            gpu=gpu,
-            instance_id=spec.instance_id,
-            lease_id=spec.lease_id,
-            attempt=spec.attempt,
-            run_s=spec.run_s,
-        )
+        await self._act(_nothing, calls.prepare(gpu, spec))
 
     async def activate(self, gpu: str, instance_id: str) -> Moved:
         """Make the instance ready."""
-        return await self._ask(_moved, op="activate", gpu=gpu, instance_id=instance_id)
+        return await self._act(_moved, calls.activate(gpu, instance_id))
 
     async def canary(self, gpu: str, instance_id: str, prompt: str) -> CanaryOutput:
         """Give the instance's output."""
-        return await self._ask(
-            _output, op="canary", gpu=gpu, instance_id=instance_id, prompt=prompt
-        )
+        return await self._act(_output, calls.canary(gpu, instance_id, prompt))
 
     async def gate(self, gpu: str, instance_id: str, *, is_open: bool) -> GateState:
         """Open or shut the gate."""
-        return await self._ask(_gate, op="gate", gpu=gpu, instance_id=instance_id, open=is_open)
+        return await self._act(_gate, calls.gate(gpu, instance_id, is_open=is_open))
 
     async def keys(self, table: tuple[LeaseKeys, ...]) -> None:
         """Say who may use what is served."""
@@ -213,7 +211,7 @@ class HostDriver:
 
     async def stop(self, gpu: str, instance_id: str) -> Moved:
         """Remove the instance."""
-        return await self._ask(_moved, op="stop", gpu=gpu, instance_id=instance_id)
+        return await self._act(_moved, calls.stop(gpu, instance_id))
 
     async def _connection(self) -> None:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -249,6 +247,10 @@ class HostDriver:
         if self._writer is not None:
             self._writer.transport.abort()
             self._writer = None
+        for order in self._orders.values():
+            order.end()
+        self._orders.clear()
+        self._lacks_orders = False  # another host may answer next
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             if not future.done():
@@ -278,36 +280,93 @@ class HostDriver:
             future.set_result((line, head.engine_ns))
         else:
             future.set_exception(DriverRefusedError(head.error, head.detail))
+            future.exception()  # nobody may come to look at what was asked for ahead
+
+    # --- orders --------------------------------------------------------------------------------
+
+    def begin(self, gpu: str, acts: tuple[HostCall, ...], after: int | None) -> Begun | None:
+        """Send an order; None: it cannot be sent now, or the host is known to know none.
+
+        Args:
+            after: the order that it goes on from; None: it goes on from nothing.
+        """
+        writer = self._writer
+        if writer is None or self._lacks_orders or len(self._waiting) >= IN_FLIGHT_MAX:
+            return None
+        number = self._next_id
+        numbered = tuple(
+            _Act(id=number + 1 + place, **structs.asdict(act)) for place, act in enumerate(acts)
+        )
+        self._next_id += 1 + len(acts)
+        order = _Request(id=number, op="order", gpu=gpu, acts=numbered, after=after)
+        writer.write(_encoder.encode(order) + b"\n")
+        loop = asyncio.get_running_loop()
+        answers = [loop.create_future() for _ in range(1 + len(acts))]
+        self._waiting |= dict(zip(range(number, self._next_id), answers, strict=True))
+        answers[0].add_done_callback(self._note_order)
+        return Begun(number, answers[0], tuple(answers[1:]))
+
+    def _note_order(self, answer: Answer) -> None:
+        refused = None if answer.cancelled() else answer.exception()
+        self._lacks_orders |= isinstance(refused, DriverRefusedError)
+
+    def forget(self, number: int) -> None:
+        """Wait no longer for the answer to an act."""
+        self._waiting.pop(number, None)
+
+    async def _act(self, decoder: msgspec.json.Decoder[T], call: HostCall) -> T:
+        """Ask for an act of a GPU, or take the answer to what was asked for ahead."""
+        order = self._orders.get(call.gpu)
+        begun = None if order is None else order.take(call)
+        if order is not None and begun is not None:
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    line, engine_ns = await begun
+                return self._decoded(decoder, call.op, line, engine_ns)
+            except TimeoutError as exc:
+                order.end()
+                raise DriverUnavailableError(f"{call.op}: no answer in time") from exc
+            except BaseException as exc:
+                order.end()
+                if not isinstance(exc, DriverRefusedError) or exc.answer_code != NOT_BEGUN:
+                    raise
+        number, self._next_id = self._next_id, self._next_id + 1
+        return await self._send(decoder, _Request(id=number, **structs.asdict(call)))
+
+    # --- the wire ------------------------------------------------------------------------------
 
     async def _ask(
         self,
         decoder: msgspec.json.Decoder[T],
         *,
         op: str,
-        gpu: str | None = None,
-        instance_id: str | None = None,
         **fields: str | float | list[Any] | None,
     ) -> T:
-        writer = self._writer
+        number, self._next_id = self._next_id, self._next_id + 1
+        document = {"id": number, "op": op, **fields}
+        return await self._send(decoder, msgspec.convert(document, _Request))
+
+    async def _send(self, decoder: msgspec.json.Decoder[T], request: _Request) -> T:
+        writer, op = self._writer, request.op
         if writer is None:
             raise DriverUnavailableError(f"{self._socket_path} is not connected")
         if len(self._waiting) >= IN_FLIGHT_MAX:
             raise DriverUnavailableError(f"{IN_FLIGHT_MAX} requests are unanswered")
-        number, self._next_id = self._next_id, self._next_id + 1
-        document = {"id": number, "op": op, "gpu": gpu, "instance_id": instance_id, **fields}
-        request = msgspec.convert(document, _Request)
-        future: asyncio.Future[tuple[bytes, int]] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = future
+        future: Answer = asyncio.get_running_loop().create_future()
+        self._waiting[request.id] = future
         try:
+            writer.write(_encoder.encode(request) + b"\n")
             async with asyncio.timeout(self._timeout_s):
-                writer.write(_encoder.encode(request) + b"\n")
                 with contextlib.suppress(ConnectionResetError):  # the reader reports it, once
                     await writer.drain()
                 line, engine_ns = await future
         except TimeoutError as exc:
             raise DriverUnavailableError(f"{op}: no answer in {self._timeout_s} s") from exc
         finally:
-            self._waiting.pop(number, None)
+            self._waiting.pop(request.id, None)
+        return self._decoded(decoder, op, line, engine_ns)
+
+    def _decoded(self, decoder: msgspec.json.Decoder[T], op: str, line: bytes, engine_ns: int) -> T:
         engine_time.add(engine_ns)
         try:
             return decoder.decode(line)

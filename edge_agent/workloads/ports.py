@@ -68,6 +68,20 @@ class InstanceSpec(Struct, frozen=True, kw_only=True):
     run_s: int | None = None
 
 
+class HostCall(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One act of a GPU as its host is asked for it; which fields are set depends on ``op``."""
+
+    op: str
+    gpu: str = ""
+    instance_id: str | None = None
+    lease_id: str | None = None
+    attempt: int | None = None
+    run_s: int | None = None
+    prompt: str | None = None
+    on: bool | None = None
+    open: bool | None = None
+
+
 class MeterMark(Struct, frozen=True, array_like=True):
     """Counters at the instant where the host's wall clock passed a UTC minute."""
 
@@ -193,6 +207,23 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     survives_node: bool
 
 
+class Order(Protocol):
+    """Acts of one GPU that will be asked for next, of which the host may begin each once it can.
+
+    Each begins when the one before was done, and its answer is given to whoever asks for it. Any
+    other act of the GPU ends the order, and so does an act that is refused: what was not begun then
+    begins when it is asked for. A driver may begin nothing ahead.
+    """
+
+    def add(self, calls: tuple[HostCall, ...]) -> None:
+        """Add acts to the end; nothing once the order has ended."""
+        ...
+
+    def end(self) -> None:
+        """Have no more of it begun; the act that is under way goes to its end."""
+        ...
+
+
 class WorkloadDriver(Protocol):
     """One host of served work and mining on GPUs."""
 
@@ -206,6 +237,10 @@ class WorkloadDriver(Protocol):
 
     def info(self) -> HostInfo | None:
         """Give what the host said of itself when last connected; None when it is away."""
+        ...
+
+    def order(self, gpu: str) -> Order:
+        """Begin to ask for acts of a GPU ahead; an order that is there already ends."""
         ...
 
     async def sample(self) -> tuple[HostSample, ...]:

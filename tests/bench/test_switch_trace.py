@@ -16,7 +16,7 @@ def _switch(base_ms: float, *, serves: bool, longer_ms: float = 0.0) -> list[Spa
     return [
         _span("agent one_pass", 0.0, 3.0, base_ms),
         _span("agent drive", 2.0, 8.0 + longer_ms, base_ms),
-        _span(f"node ask:{asked}", 4.0, 1.0, base_ms),
+        _span(f"node act:{asked}", 4.0, 1.0, base_ms),
         _span("gpu ask:/status", 4.0, 0.5, base_ms),
         _span("gpu ask:/status", 5.0, 0.75, base_ms),
         _span("gpu ask:/resume", 6.0, 2.0, base_ms),

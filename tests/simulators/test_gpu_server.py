@@ -41,6 +41,20 @@ class Client:
         assert answer.pop("id") == self._id
         return answer
 
+    async def order(self, *acts: dict[str, object], **fields: object) -> list[dict[str, Any]]:
+        """Send an order on gpu0; return the answers of its acts, and its own."""
+        number, self._id = self._id + 1, self._id + 1 + len(acts)
+        numbered = [
+            {"id": number + place, "gpu": "gpu0", **act} for place, act in enumerate(acts, 1)
+        ]
+        order = {"id": number, "op": "order", "gpu": "gpu0", "acts": numbered, **fields}
+        self._writer.write(json.dumps(order).encode() + b"\n")
+        answers: list[dict[str, Any]] = []
+        async with asyncio.timeout(5):
+            while not answers or answers[-1]["id"] != number:
+                answers.append(json.loads(await self._reader.readline()))
+        return answers
+
     async def raw(self, line: bytes) -> dict[str, Any]:
         self._writer.write(line)
         async with asyncio.timeout(5):
@@ -200,3 +214,41 @@ def test_gpu_lists_are_read_and_refused_by_name() -> None:
     for text in ("S21:1", "H100:0", "H100", "H900:2"):
         with pytest.raises(SettingError, match="gpus"):
             parse_gpus(text)
+
+
+async def test_an_order_is_done_in_turn_until_an_act_is_refused(tmp_path: Path) -> None:
+    work = {"instance_id": "i-1", "lease_id": "w-1.1", "attempt": 1}
+    async with serving(tmp_path, ManualClock(), []) as client:
+        await client.ask("mine", gpu="gpu0", on=True)
+        stop = {"op": "mine", "on": False}
+        enter = [{"op": op, **work} for op in ("prepare", "activate")]
+        twice = [await client.order(stop, stop, *enter) for _ in range(2)]
+        assert not any("error" in answer for answers in twice for answer in answers)
+        assert twice[0][0]["hashes"] == twice[0][1]["hashes"] == twice[1][0]["hashes"]
+        ended = await client.order({"op": "mine", "on": True}, {"op": "gate", "open": True, **work})
+        assert [one.get("error") for one in ended] == ["busy", "not_begun", None]
+        assert not (await client.ask("meters", since_minute=None))["meters"][0]["open"]
+
+
+@pytest.mark.parametrize("between", ["nothing", "an act", "an order", "another gpu's act"])
+async def test_an_order_goes_on_after_the_one_before_it_alone(tmp_path: Path, between: str) -> None:
+    stop = {"op": "mine", "on": False}
+    async with serving(tmp_path, ManualClock(), []) as client:
+        first = (await client.order(stop))[-1]["id"]
+        match between:
+            case "an act":
+                await client.ask("mine", gpu="gpu0", on=False)
+            case "an order":
+                await client.order()
+            case "another gpu's act":
+                await client.ask("mine", gpu="gpu1", on=False)
+        told = await client.order(stop, after=first)
+    goes_on = between in ("nothing", "another gpu's act")
+    assert told[0].get("error") == (None if goes_on else "not_begun")
+
+
+@pytest.mark.parametrize("act", [{"op": "meters"}, {"op": "mine", "gpu": "gpu1", "on": True}])
+async def test_what_is_no_order_is_refused(tmp_path: Path, act: dict[str, object]) -> None:
+    async with serving(tmp_path, ManualClock(), []) as client:
+        assert [one["error"] for one in await client.order(act)] == ["bad_request"]
+        assert (await client.ask("mine", gpu="gpu1", on=False))["hashes"] == 0

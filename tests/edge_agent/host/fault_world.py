@@ -39,6 +39,7 @@ from edge_agent.workloads.engines.base import EnginePorts
 from edge_agent.workloads.engines.catalogue import EngineKind, engine_of
 from edge_agent.workloads.engines.record import MemoryRecords
 from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError
+from edge_agent.workloads.fake import LazyOrder
 from edge_agent.workloads.ports import (
     CanaryOutput,
     Capabilities,
@@ -49,6 +50,7 @@ from edge_agent.workloads.ports import (
     MeterPage,
     Mined,
     Moved,
+    Order,
     Ready,
     Wish,
 )
@@ -513,6 +515,10 @@ class LocalDriver:
             answer.cancel()
             raise DriverUnavailableError("the host went away")
         return answer.result()
+
+    def order(self, gpu: str) -> Order:
+        del gpu
+        return LazyOrder()
 
     async def sample(self) -> tuple[HostSample, ...]:
         async def ask(host: HostService) -> tuple[HostSample, ...]:
