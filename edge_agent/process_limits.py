@@ -1,11 +1,11 @@
-"""What the agent asks of its process: open files, few heaps, a collector that does not stop it."""
+"""What the programs here ask of their process: open files, few heaps, a calm collector."""
 
 import ctypes
 import gc
 import resource
 from typing import Final
 
-# Nearly all of the agent's values are freed by counting: what the collector has to find are the
+# Nearly all values are freed by counting: what the collector has to find are the
 # cycles of raised errors. Looking through the whole site for them takes hundreds of milliseconds.
 _YOUNG_MAX: Final = 20_000
 _MIDDLE_EVERY: Final = 20

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+import uvloop
+
 from protocol.resource import MODELS, DeviceKind
 from simulators.errors import SettingError
 from simulators.gpu_host import GpuHost, TruthLine
@@ -96,7 +98,9 @@ def run(args: argparse.Namespace) -> int:
         line = {"socket": str(args.socket), "host_id": args.host_id, "gpus": len(host.gpus())}
         print(json.dumps(line), flush=True)
 
-    asyncio.run(_serve(server, args.socket, ready))
+    # A simulated host must not be slower than the real one, which runs on this loop too.
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(server, args.socket, ready))
     return 0
 
 

@@ -26,6 +26,7 @@ from edge_agent.host.sensors import Sensors
 from edge_agent.host.server import HostServer
 from edge_agent.host.service import HostService
 from edge_agent.notify import sd_notify, watchdog_period_s
+from edge_agent.process_limits import calm_collector
 from edge_agent.workloads.engine import Engine, EngineSpec
 
 logger = logging.getLogger(__name__)
@@ -149,6 +150,7 @@ async def _notify(listening: asyncio.Event) -> None:
     """Say READY once the host listens, and feed the watchdog while the loop turns."""
     await listening.wait()
     sd_notify("READY=1")
+    calm_collector()
     logger.info("host ready")
     period_s = watchdog_period_s()
     while period_s is not None:

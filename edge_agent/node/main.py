@@ -15,6 +15,7 @@ from edge_agent.node.server import NodeServer
 from edge_agent.node.service import NodeService
 from edge_agent.node.store import MIGRATIONS, NodeStore
 from edge_agent.notify import sd_notify, watchdog_period_s
+from edge_agent.process_limits import calm_collector
 from edge_agent.storage.writer import ThreadedWriter
 from edge_agent.transport.tls import server_context
 from edge_agent.workloads.host_driver import HostDriver
@@ -95,6 +96,7 @@ async def _notify(listening: asyncio.Event) -> None:
     """Say READY once the node listens, and feed the watchdog while the loop turns."""
     await listening.wait()
     sd_notify("READY=1")
+    calm_collector()
     logger.info("node ready")
     period_s = watchdog_period_s()
     while period_s is not None:
