@@ -109,8 +109,11 @@ class GpuServer:
         self, line: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         async def tell(answer: dict[str, Any]) -> bool:
-            writer.write(msgspec.json.encode(answer) + b"\n")
-            await writer.drain()
+            try:
+                writer.write(msgspec.json.encode(answer) + b"\n")
+                await writer.drain()
+            except ConnectionError:
+                return False  # the peer has left: the reader of the connection sees it and ends
             return not reader.at_eof()
 
         try:

@@ -15,12 +15,14 @@ class PrewarmView(Struct, frozen=True, kw_only=True):
     """What ``hcp-agent status`` tells of it; counts are of this run.
 
     Args:
-        asked, ready: now. used: switches to what was ready. late: the switch came first. wasted:
+        asked, ready: now. starting: now, counted as starts: not known yet to be ready, or to be
+            gone. used: switches to what was ready. late: the switch came first. wasted:
             ready, and let go unused. failed: refused by its node, or not come.
     """
 
     asked: int
     ready: int
+    starting: int
     used: int
     late: int
     wasted: int
@@ -49,6 +51,7 @@ class PrewarmMetrics:
         return PrewarmView(
             asked=len(live),
             ready=sum(row.ready for row in live),
+            starting=sum(row.draws for row in prepares),
             used=ended[f.PrepareOutcome.USED.value, True],
             late=ended[f.PrepareOutcome.LATE.value, False],
             wasted=sum(

@@ -7,12 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from protocol.resource import MODELS
 from simulators.process import StartError
 from simulators.stack import Stack
 from simulators.stack_config import SiteSpec, asic_control, node_home
 
 # Site watts per device watt of the default class; the stack's config files leave it alone.
 PUE = 1.05
+# What the start of a server adds to a GPU that is idle, in site watts.
+_START_W = (MODELS["H100"].serve_w - MODELS["H100"].idle_w) * PUE
 _ROUND_W = 1.0
 _PERIOD_S = 0.25
 _DEADLINE_S = 5.0
@@ -71,7 +74,10 @@ class PowerWatch:
             return
         self.sure += 1
         self.highest_counted_w = max(self.highest_counted_w, counted_w)
-        if counted_w > cap_w + _ROUND_W:
+        # An engine that a killed node held ready counts as a start again until it is heard of, and
+        # then goes: others may have had its room.
+        again_w = (site.get("prewarm") or {}).get("starting", 0) * _START_W
+        if counted_w > cap_w + again_w + _ROUND_W:
             said = f"counts {counted_w:.0f} W of {cap_w:.0f} W"
             self.broken.append(f"{site['site_id']} {said}: {site['classes']}")
 

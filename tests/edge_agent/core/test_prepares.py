@@ -343,6 +343,16 @@ def test_one_that_ended_on_the_way_counts_until_its_node_says_that_it_is_gone() 
     assert pw.total(pw.counted_w(plant.site, plant.state)) < high_w
 
 
+def test_what_a_node_that_starts_anew_does_not_know_of_counts_as_a_start_again() -> None:
+    plant = _idle()
+    high_w = pw.total(pw.counted_w(plant.site, plant.state))
+    plant.step(1.0, *said(plant))
+    low_w = pw.total(pw.counted_w(plant.site, plant.state))
+    silent = tuple(f.PrepareSaid(node, ()) for node in plant.site.nodes)
+    plant.state = enter(plant.site, plant.state, instant(plant.at_s + 1.0), silent)
+    assert low_w < high_w == pytest.approx(pw.total(pw.counted_w(plant.site, plant.state)))
+
+
 def test_load_that_is_wanted_back_ends_it() -> None:
     plant = _idle()
     assert any(row.live for row in plant.state.prepares)
