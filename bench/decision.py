@@ -136,9 +136,7 @@ def run() -> list[Figure]:
         _measure("decision p95", site),
         _measure("decision p95, power modes", moded),
         _measure("decision p95, half the load to shed", site, sheds=True),
-        _measure(
-            "decision p95, half the load to shed, power modes", build_site(modes=True), sheds=True
-        ),
+        _measure("decision p95, half the load to shed, power modes", moded, sheds=True),
         _feeders(site),
         _prewarm(site),
     ]

@@ -22,6 +22,8 @@ from edge_agent.core.site import (
 
 Asked = ParamSpec("Asked")
 KEPT = 4
+# What every code of one byte is below.
+CODES = 256
 _SMALL = 1 << 16
 
 

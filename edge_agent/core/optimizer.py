@@ -16,7 +16,7 @@ from edge_agent.core import leases as ls
 from edge_agent.core import plan as p
 from edge_agent.core import power as pw
 from edge_agent.core.allocation import relaxed_usd
-from edge_agent.core.columns import every, some, split
+from edge_agent.core.columns import CODES, every, some, split
 from edge_agent.core.draft import Draft, choose
 from edge_agent.core.economics import FRESH, HOLD, Values, best_value, value
 from edge_agent.core.lease_shedding import shed_leases
@@ -74,7 +74,6 @@ _REASONS = (
     R.SAFE_POLICY, R.KEEP_BEST, R.GAIN, R.SKI_RENTAL, R.GAIN_BELOW_COST, R.DWELL, R.CREDIT,
 )  # fmt: skip
 _REASON_CODES = tuple(np.uint8(reason) for reason in _REASONS)
-_CODES = 256
 _RULE_GATES = np.uint8(G.CAP | G.RAMP)
 _GATE_BITS = tuple(
     np.uint8(gate) for gate in (G.FRESH, G.REACHABLE, G.FREE, G.GAIN, G.HYSTERESIS, G.DWELL)
@@ -471,7 +470,7 @@ def _groups(site: Site, state: SiteState, draft: Draft) -> tuple[p.Intent, ...]:
         (site.class_of[changing], len(site.classes)),
         (state.activity[changing], len(ACTIVITY_CODES)),
         (draft.target[changing], len(ACTIVITY_CODES)),
-        (draft.reason[changing], _CODES),
+        (draft.reason[changing], CODES),
     )
     out: list[p.Intent] = []
     for (place, origin, target, reason), at in split(changing, *codes):

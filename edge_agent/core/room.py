@@ -173,10 +173,11 @@ def _asked(site: Site, state: SiteState, draft: Draft, room: Room) -> Rises | No
     rising = rising_steps(site, state, draft, room.counted, may_rise=room.rises)
     if wakes is None:
         return rising
-    both = (wakes,) if rising is None else (wakes, rising)
-    whole = [np.concatenate(columns) for columns in zip(*map(structs.astuple, both), strict=True)]
-    order = order_of(-whole[2])
-    return Rises(*(column.take(order) for column in whole))
+    if rising is not None:
+        pairs = zip(structs.astuple(wakes), structs.astuple(rising), strict=True)
+        wakes = Rises(*(np.concatenate(pair) for pair in pairs))
+    order = order_of(-wakes.merit)
+    return Rises(*(column.take(order) for column in structs.astuple(wakes)))
 
 
 def _wakes(site: Site, state: SiteState, draft: Draft, room: Room) -> Rises | None:

@@ -4,7 +4,7 @@ import numpy as np
 from msgspec import Struct
 
 from edge_agent.core import plan as p
-from edge_agent.core.columns import pick, some, split
+from edge_agent.core.columns import CODES, pick, some, split
 from edge_agent.core.draft import Draft, StepDraft, choose
 from edge_agent.core.economics import FRESH, Values
 from edge_agent.core.order_facts import limit_w
@@ -23,7 +23,6 @@ from edge_agent.core.step_rule import StepGroups, between, step_groups
 from protocol.resource import ACTIVITY_CODES
 
 R = p.Reason
-_CODES = 256
 _KEEP, _WAITS, _UNKNOWN, _GAIN, _OVERDUE, _DWELL, _REFUSED = (
     np.uint8(reason)
     for reason in (
@@ -148,7 +147,7 @@ def step_intents(site: Site, state: SiteState, draft: Draft) -> tuple[p.Intent, 
         (site.class_of[at], len(site.classes)),
         (state.step[at], site.steps.most + 1),
         (steps.target[at], site.steps.most + 1),
-        (steps.reason[at], _CODES),
+        (steps.reason[at], CODES),
     )
     out: list[tuple[bool, p.Intent]] = []
     for (place, origin, to, reason), own in split(at, *codes):

@@ -19,6 +19,7 @@ from edge_agent.host.errors import RefusedError
 
 ACTS = frozenset({"mine", "prepare", "activate", "canary", "gate", "stop"})
 ACTS_MAX = 32
+GPUS_MAX = 64
 
 Key = tuple[int, int]
 
@@ -88,6 +89,9 @@ class Orders:
         """Give what an order has to wait for, and its chain; no chain: what it follows is over."""
         key = (connection, order.id)
         if order.after is None:
+            self._chains.pop(order.gpu, None)
+            if len(self._chains) >= GPUS_MAX:  # none has so many: names that a node makes up
+                self._chains.pop(next(iter(self._chains)))
             self._chains[order.gpu] = chain = _Chain(key, done)
             return None, chain
         found = self._chains.get(order.gpu)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -302,7 +303,10 @@ class HostDriver:
         writer.write(_encoder.encode(order) + b"\n")
         loop = asyncio.get_running_loop()
         answers = [loop.create_future() for _ in range(1 + len(acts))]
-        self._waiting |= dict(zip(range(number, self._next_id), answers, strict=True))
+        for key, answer in enumerate(answers, number):
+            self._waiting[key] = answer
+            # One that is given up is waited for no longer: a mute host must not use up all room.
+            answer.add_done_callback(partial(self._given_up, key))
         answers[0].add_done_callback(self._note_order)
         return Begun(number, answers[0], tuple(answers[1:]))
 
@@ -311,8 +315,12 @@ class HostDriver:
         self._lacks_orders |= isinstance(refused, DriverRefusedError)
 
     def forget(self, number: int) -> None:
-        """Wait no longer for the answer to an act."""
+        """Wait no longer for the answer to an order, or to an act of one."""
         self._waiting.pop(number, None)
+
+    def _given_up(self, number: int, answer: Answer) -> None:
+        if answer.cancelled():
+            self.forget(number)
 
     async def _act(self, decoder: msgspec.json.Decoder[T], call: HostCall) -> T:
         """Ask for an act of a GPU, or take the answer to what was asked for ahead."""

@@ -34,7 +34,7 @@ class OrderWire(Protocol):
         ...
 
     def forget(self, number: int) -> None:
-        """Wait no longer for the answer to an act."""
+        """Wait no longer for the answer to an order, or to an act of one."""
         ...
 
 
@@ -48,7 +48,7 @@ class HostOrder:
     def __init__(self, gpu: str, wire: OrderWire) -> None:
         self._gpu = gpu
         self._wire = wire
-        self._last: int | None = None
+        self._sent: list[int] = []
         self._due: deque[tuple[HostCall, int, Answer]] = deque()
         self._ended = False
 
@@ -56,12 +56,12 @@ class HostOrder:
         """Send acts to be begun after those before."""
         if self._ended or not calls:
             return
-        begun = self._wire.begin(self._gpu, calls, self._last)
+        begun = self._wire.begin(self._gpu, calls, self._sent[-1] if self._sent else None)
         if begun is None:
             self.end()
             return
         begun.answer.add_done_callback(partial(_refuse, begun.acts))
-        self._last = begun.number
+        self._sent.append(begun.number)
         for place, (call, answer) in enumerate(zip(calls, begun.acts, strict=True), 1):
             self._due.append((call, begun.number + place, answer))
 
@@ -79,10 +79,11 @@ class HostOrder:
         if self._ended:
             return
         self._ended = True
-        if self._due:
-            self._wire.begin(self._gpu, (), None)  # an order of nothing ends the one before
-        while self._due:
-            self._wire.forget(self._due.popleft()[1])
+        if self._due and (last := self._wire.begin(self._gpu, (), None)) is not None:
+            self._sent.append(last.number)  # an order of nothing ends the one before
+        for number in (*self._sent, *(number for _, number, _ in self._due)):
+            self._wire.forget(number)
+        self._due.clear()
 
 
 def _refuse(acts: tuple[Answer, ...], answer: Answer) -> None:

@@ -31,7 +31,7 @@ class PowerWatch:
     def __init__(self, stack: Stack, site: SiteSpec) -> None:
         self._home = stack.home(site)
         self._site = site
-        self.sure = self.blind = self.unsure = 0
+        self.sure = self.blind = self.unsure = self.again = self._ready = 0
         self.highest_w = self.highest_counted_w = 0.0
         self.broken: list[str] = []
 
@@ -39,7 +39,8 @@ class PowerWatch:
         """Say what was seen, for the log."""
         return (
             f"{self._site.site_id}: {self.sure} samples, {self.unsure} with unknown devices,"
-            f" {self.blind} without an agent; drawn <= {self.highest_w:.0f} W,"
+            f" {self.blind} without an agent, {self.again} above the cap by engines to be heard of"
+            f" again; drawn <= {self.highest_w:.0f} W,"
             f" counted <= {self.highest_counted_w:.0f} W of {self._site.power_cap_w:.0f} W"
         )
 
@@ -74,12 +75,21 @@ class PowerWatch:
             return
         self.sure += 1
         self.highest_counted_w = max(self.highest_counted_w, counted_w)
-        # An engine that a killed node held ready counts as a start again until it is heard of, and
-        # then goes: others may have had its room.
-        again_w = (site.get("prewarm") or {}).get("starting", 0) * _START_W
+        again_w = self._unheard(site.get("prewarm") or {"ready": 0, "starting": 0}) * _START_W
+        self.again += cap_w + _ROUND_W < counted_w <= cap_w + again_w + _ROUND_W
         if counted_w > cap_w + again_w + _ROUND_W:
             said = f"counts {counted_w:.0f} W of {cap_w:.0f} W"
             self.broken.append(f"{site['site_id']} {said}: {site['classes']}")
+
+    def _unheard(self, prewarm: dict[str, int]) -> int:
+        """Count engines that were ready and, their node killed, are not known to be any more.
+
+        Each counts as a start until it is heard of, and others may have had its room. One that is
+        made ready for the first time has to fit.
+        """
+        if not prewarm["starting"]:
+            self._ready = prewarm["ready"]
+        return min(prewarm["starting"], max(self._ready - prewarm["ready"], 0))
 
     async def _drawn_w(self) -> float | None:
         total_w = 0.0

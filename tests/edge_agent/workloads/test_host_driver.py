@@ -15,7 +15,7 @@ import pytest
 
 from edge_agent.workloads import calls
 from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError
-from edge_agent.workloads.host_driver import HostDriver
+from edge_agent.workloads.host_driver import IN_FLIGHT_MAX, HostDriver
 from edge_agent.workloads.ports import InstanceSpec
 from simulators.gpu_command import SystemHostClock
 from simulators.gpu_host import GpuHost, TruthLine
@@ -251,6 +251,31 @@ async def test_acts_of_an_order_are_sent_once_and_answered_as_they_are_asked_for
         assert relay.ops == ["order", "order"]
         assert relay.lines[-1]["after"] == relay.lines[-2]["id"]
         assert not driver._waiting
+
+
+async def test_a_host_that_is_mute_about_orders_uses_up_no_room_for_other_requests(
+    tmp_path: Path,
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(HELLO)
+        while line := await reader.readline():
+            asked = json.loads(line)
+            if asked["op"] == "sample":
+                writer.write(json.dumps({"id": asked["id"], "gpus": []}).encode() + b"\n")
+
+    path = tmp_path / "gpu.sock"
+    driver = _driver(path, timeout_s=0.002)
+    async with _hostile(path, serve), _running(driver.run()):
+        await _until(lambda: driver.info() is not None)
+        for _ in range(IN_FLIGHT_MAX):
+            order = driver.order("gpu0")
+            order.add(ENTER)
+            with pytest.raises(DriverUnavailableError, match="no answer"):
+                await driver.mine("gpu0", on=False)
+            order.end()
+        driver._timeout_s = 2.0
+        assert await driver.sample() == ()
 
 
 async def test_another_act_ends_the_order_and_what_it_left_is_asked_for_alone(
