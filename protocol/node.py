@@ -165,6 +165,7 @@ class Prepare(Struct, frozen=True, kw_only=True):
         enters: ``mine`` or ``serve``. probability: that it is needed ``within_s`` seconds.
         earns_usd_per_h: lost while the engine is not there. energy_usd_per_mwh: at its plug.
         draw_w: most that it draws while it is made ready.
+        anew: it may be started, as there is room for that; False: it was ready, and is only kept.
     """
 
     device_id: Ident
@@ -175,6 +176,7 @@ class Prepare(Struct, frozen=True, kw_only=True):
     energy_usd_per_mwh: float = 0.0
     draw_w: Annotated[float, Meta(ge=0)] = 0.0
     why: Text = ""
+    anew: bool = True
 
 
 class GpuRelease(Struct, frozen=True, kw_only=True):
@@ -376,6 +378,7 @@ class NodeFacts(Struct, frozen=True, kw_only=True, tag="node_facts"):
 
     Args:
         prepared: of everything that is to be held ready, as far as the workload host has told.
+        unheard: since its start this node has heard nothing of that from its host.
     """
 
     at: UtcDatetime
@@ -383,6 +386,7 @@ class NodeFacts(Struct, frozen=True, kw_only=True, tag="node_facts"):
     devices: tuple[NodeDevice, ...]
     proxy_url: str | None = None
     prepared: tuple[Prepared, ...] = ()
+    unheard: bool = False
 
     def __post_init__(self) -> None:
         """Check the address."""

@@ -28,6 +28,7 @@ class Wish(Struct, frozen=True, kw_only=True):
     gpu: str
     enters: Activity
     begin: bool = True
+    anew: bool = True
 
 
 class Ready(Struct, frozen=True, kw_only=True):
@@ -125,7 +126,7 @@ class ReadyBook:
         if held.since_ns is None:
             if not gpu.healthy:
                 return _said(wish, PrepareStage.REFUSED, "gpu_lost", name)
-            if not wish.begin:
+            if not wish.begin or not wish.anew:
                 return None
             self.counts[name, "begun"] += 1
             held.since_ns = now_ns

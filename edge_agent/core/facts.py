@@ -284,7 +284,7 @@ class PrepareOutcome(StrEnum):
     EXPIRED = "expired"
     REFUSED = "refused"
     FAILED = "failed"
-    # The device is gone, out of use, or in other hands.
+    # The device is gone, out of use, or in other hands; or the engine was ready and no longer is.
     LOST = "lost"
     # It is ready anyway, and nothing need be held.
     STANDING = "standing"

@@ -87,6 +87,8 @@ def _end(
         return None  # its node is away, as at each start of the agent, and goes by what it heard
     elif not _fit(site, state, at) or not state.owner or limits.per_node <= 0:
         outcome = Outcome.LOST
+    elif entry.status is PrepareStatus.GONE:
+        outcome, detail = Outcome.LOST, f"{entry.code}: {entry.detail}"
     elif entry.status in _SAID and not entry.ready:
         outcome, detail = _SAID[entry.status], f"{entry.code}: {entry.detail}"
     elif _is_off(state, at) and _short(site, state, made, at):
@@ -95,7 +97,8 @@ def _end(
         outcome, detail = Outcome.TURNED, "" if row is None else f"chance {row.probability:.2f}"
     if outcome is None:
         return None
-    return f.PrepareEnded(entry.device_id, outcome, entry.ready, detail)
+    was_ready = entry.ready or entry.status is PrepareStatus.GONE
+    return f.PrepareEnded(entry.device_id, outcome, was_ready, detail)
 
 
 def _asked(

@@ -8,21 +8,26 @@ from enum import StrEnum
 from msgspec import Struct
 from msgspec.structs import replace
 
-from protocol.node import STANDING
+from protocol.node import STANDING, Prepared
 from protocol.resource import Activity
 
 ARRIVALS_KEPT = 8
+DETAIL_CHARS_MAX = 200
 
 
 class PrepareStatus(StrEnum):
-    """Where a wish stands; BARRED: the device is left alone for a while."""
+    """Where a wish stands; GONE: it was ready and is not; BARRED: left alone for a while."""
 
     ASKED = "asked"
     PREPARING = "preparing"
     PREPARED = "prepared"
     REFUSED = "refused"
     FAILED = "failed"
+    GONE = "gone"
     BARRED = "barred"
+
+
+_DRAWS_NOTHING = (PrepareStatus.PREPARED, PrepareStatus.GONE)
 
 
 class PrepareEntry(Struct, frozen=True, array_like=True):
@@ -47,8 +52,8 @@ class PrepareEntry(Struct, frozen=True, array_like=True):
 
     @property
     def draws(self) -> bool:
-        """Tell whether it may draw what a start draws."""
-        return self.leaving or (self.live and self.status is not PrepareStatus.PREPARED)
+        """Tell whether it may draw what a start draws: nothing begins anew what was ready."""
+        return self.leaving or (self.live and self.status not in _DRAWS_NOTHING)
 
     @property
     def live(self) -> bool:
@@ -96,6 +101,25 @@ def is_ready(prepares: tuple[PrepareEntry, ...], device_id: str, enters: Activit
     return entry is not None and entry.ready and entry.enters is enters
 
 
+def told(entry: PrepareEntry, row: Prepared | None) -> PrepareEntry:
+    """Give an entry after its node's word on it; None: the node is silent about it.
+
+    What was ready and is not counts as no start: its room may be another's by now, and its node was
+    told not to begin it anew.
+    """
+    if not entry.live:
+        return replace(entry, leaving=entry.leaving and row is not None)
+    status = PrepareStatus.ASKED if row is None else PrepareStatus(row.stage.value)
+    if entry.status in _DRAWS_NOTHING and status is not PrepareStatus.PREPARED:
+        status = PrepareStatus.GONE
+    return replace(
+        entry,
+        status=status,
+        code="" if row is None else row.code,
+        detail="" if row is None else row.detail[:DETAIL_CHARS_MAX],
+    )
+
+
 def put_entry(prepares: tuple[PrepareEntry, ...], entry: PrepareEntry) -> tuple[PrepareEntry, ...]:
     """Give the entries with that of a device put in, by device."""
     held = {row.device_id: row for row in prepares} | {entry.device_id: entry}
@@ -131,7 +155,7 @@ def shift_prepares(prepares: tuple[PrepareEntry, ...], shift: int) -> tuple[Prep
             row,
             since_ns=row.since_ns + shift,
             until_ns=row.until_ns + shift,
-            status=PrepareStatus.ASKED if row.live else row.status,
+            status=PrepareStatus.GONE if row.status is PrepareStatus.PREPARED else row.status,
         )
         for row in prepares
     )

@@ -5,18 +5,19 @@ from msgspec.structs import replace
 from edge_agent.core import facts as f
 from edge_agent.core import power as pw
 from edge_agent.core.ready import (
+    DETAIL_CHARS_MAX,
     PrepareEntry,
     PrepareStatus,
     arrived,
     entry_of,
     has_paid,
     put_entry,
+    told,
 )
 from edge_agent.core.site import CODE_OF, NS_PER_S, Site
 from edge_agent.core.site_state import SiteState, mode_of
 from protocol.lease import LeaseState
 
-DETAIL_CHARS_MAX = 200
 # After these the device is left alone for the long rest, after the others for the short one.
 BARRING = (
     f.PrepareOutcome.EXPIRED,
@@ -85,17 +86,7 @@ def prepare_said(site: Site, state: SiteState, fact: f.PrepareSaid) -> SiteState
         if at is None or not mine or state.switch_no[at] >= 0:
             out.append(entry)
             continue
-        if not entry.live:
-            out.append(replace(entry, leaving=entry.leaving and row is not None))
-            continue
-        out.append(
-            replace(
-                entry,
-                status=PrepareStatus.ASKED if row is None else PrepareStatus(row.stage.value),
-                code="" if row is None else row.code,
-                detail="" if row is None else row.detail[:DETAIL_CHARS_MAX],
-            )
-        )
+        out.append(told(entry, row))
     return replace(state, prepares=tuple(out))
 
 
@@ -118,7 +109,17 @@ def lease_arrived(site: Site, before: SiteState, state: SiteState, fact: f.Lease
 
 
 def node_away(site: Site, state: SiteState, node_id: str) -> SiteState:
-    """Give the state after a node was lost: of what it held ready nothing is known."""
-    if not state.prepares:
+    """Give the state after a node was lost: its devices count as their highest until it is back.
+
+    What it held ready stays so at its host, which outlives it, or is told to be gone.
+    """
+    if not any(row.leaving for row in state.prepares):
         return state
-    return prepare_said(site, state, f.PrepareSaid(node_id, ()))
+    away = {device.device_id for device in site.devices if device.node_id == node_id}
+    return replace(
+        state,
+        prepares=tuple(
+            replace(row, leaving=row.leaving and row.device_id not in away)
+            for row in state.prepares
+        ),
+    )

@@ -140,7 +140,7 @@ class Prewarmer:
         elif mover is not None and _was_ready(tended):
             gone = RefusedError("died", f"{mover.engine_id} was ready, and is not")
             await self._failed(slot, tended, role, mover, wish, gone)
-        else:
+        elif wish.anew:
             await self._make_ready(slot, tended, role, wish)
 
     def _wanted(self, tended: _Tended) -> Wish | None:

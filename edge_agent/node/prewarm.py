@@ -13,6 +13,7 @@ from edge_agent.ports import Clock
 from edge_agent.workloads.errors import DriverRefusedError, DriverUnavailableError
 from edge_agent.workloads.ports import Ready, Wish, WorkloadDriver
 from protocol.node import PREPARE_LAPSES_S, Prepare, Prepared, PrepareStage
+from protocol.resource import Activity
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +33,17 @@ class PrewarmDesk:
         self._wanted: tuple[Prepare, ...] = ()
         self._until_ns = 0
         self._said: dict[str, Ready] = {}
+        self._were_ready: set[tuple[str, Activity]] = set()
+        self._beaten = False
+        self._heard = False
         self._unable: str | None = None
         self._told_any = False
         self._one = asyncio.Lock()
 
     def take(self, wanted: tuple[Prepare, ...]) -> None:
         """Take the agent's word: all that is wanted now."""
-        self._wanted = wanted
+        self._wanted, self._beaten = wanted, True
+        self._were_ready &= {(one.device_id, one.enters) for one in wanted}
         self._until_ns = self._clock.boottime_ns() + round(PREPARE_LAPSES_S * NS_PER_S)
 
     @property
@@ -49,23 +54,38 @@ class PrewarmDesk:
     async def tell(self) -> None:
         """Tell the host all that is wanted, and take how it stands."""
         async with self._one:
-            wishes = self._wishes()
-            info = self._driver.info()
-            if info is None or info.process_id == self._unable:
-                self._said = {}
+            wishes, info = self._wishes(), self._driver.info()
+            self._told_any = self._told_any or bool(wishes)
+            if info is None:
+                self._said, self._heard = {}, False
+                return
+            if info.process_id == self._unable:
+                self._hear((), told_any=False)
                 return
             try:
                 ready = await self._driver.prewarm(wishes, FOR_S)
             except DriverRefusedError as exc:
                 # A host that does not know how is not asked again; it lets go by itself.
                 self._unable = info.process_id if exc.answer_code == _UNKNOWN_OP else None
-                self._said, self._told_any = {}, False
+                self._hear((), told_any=False)
                 logger.warning("the workload host holds no engine ready: %s", exc)
             except DriverUnavailableError:
-                self._said = {}
+                self._said, self._heard = {}, False
             else:
-                self._told_any = bool(wishes or ready)
-                self._said = {one.gpu: one for one in ready}
+                self._hear(ready, told_any=bool(wishes or ready))
+
+    @property
+    def unheard(self) -> bool:
+        """Tell whether this node's silence says nothing: it has not come to know, or not lately."""
+        asking = bool(self._live() or self._told_any)
+        return not self._beaten or (asking and not self._heard)
+
+    def _hear(self, ready: tuple[Ready, ...], *, told_any: bool) -> None:
+        self._said, self._told_any, self._heard = {one.gpu: one for one in ready}, told_any, True
+        for slot in self._book.slots.values():
+            said = self._said.get(slot.gpu)
+            if said is not None and said.stage is PrepareStage.PREPARED:
+                self._were_ready.add((slot.device_id, said.enters))
 
     def prepared(self) -> tuple[Prepared, ...]:
         """Give how all stands that is wanted, or is not gone yet, as far as it is known."""
@@ -108,6 +128,7 @@ class PrewarmDesk:
                 draw_w=one.draw_w,
                 why=one.why[:200],
                 begin=not _busy(slot, now_ns),
+                anew=one.anew and (one.device_id, one.enters) not in self._were_ready,
             )
             for one, slot in slots
             if slot is not None

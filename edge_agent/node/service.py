@@ -324,6 +324,7 @@ class NodeService:
             devices=self._book.reports(),
             proxy_url=self._proxy_url(),
             prepared=self._prewarm.prepared(),
+            unheard=self._prewarm.unheard,
         )
         self._session.facts(facts)
 

@@ -252,7 +252,11 @@ class Agent:
             await self._tell_unreadable(node_id, unreadable)
         self._wake_for_held()
         state = self.state
-        if state.prepares and says_new(self.site, state, node_id, facts.prepared):
+        if (
+            state.prepares
+            and not facts.unheard
+            and says_new(self.site, state, node_id, facts.prepared)
+        ):
             self._loop.offer(f.PrepareSaid(node_id, facts.prepared))
         believed = (state.activity, state.switch_no, state.lease_no, state.leases)
         agreed = self._agreed.get(node_id)

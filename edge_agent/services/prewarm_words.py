@@ -1,7 +1,7 @@
 """What the agent tells its nodes to hold ready, and whether they say something new of it."""
 
 from edge_agent.core.economics import serve_usd_per_h, value
-from edge_agent.core.ready import PrepareEntry, PrepareStatus
+from edge_agent.core.ready import PrepareEntry, told
 from edge_agent.core.site import CODE_OF, Site
 from edge_agent.core.site_state import SiteState, lease_by_no
 from protocol.node import PREPARE_MAX, Prepare, Prepared
@@ -36,11 +36,8 @@ def says_new(site: Site, state: SiteState, node_id: str, rows: tuple[Prepared, .
         if at is None or site.devices[at].node_id != node_id or state.switch_no[at] >= 0:
             continue
         row = said.get((entry.device_id, entry.enters))
-        stage = PrepareStatus.ASKED if row is None else PrepareStatus(row.stage.value)
-        code = "" if row is None else row.code
-        if entry.live and (stage is not entry.status or code != entry.code):
-            return True
-        if entry.leaving and row is None:
+        after = told(entry, row)
+        if (after.status, after.code, after.leaving) != (entry.status, entry.code, entry.leaving):
             return True
     return False
 
@@ -59,6 +56,7 @@ def _words(site: Site, state: SiteState, entry: PrepareEntry, at: int) -> Prepar
         energy_usd_per_mwh=_known(float(values.energy_usd_per_wh[at]) * WH_PER_MWH),
         draw_w=float(site.nameplate_w[site.class_of[at], CODE_OF[entry.enters]]),
         why=entry.why,
+        anew=entry.draws,
     )
 
 

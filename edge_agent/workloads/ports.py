@@ -170,6 +170,7 @@ class Wish(Struct, frozen=True, kw_only=True):
 
     Args:
         begin: False while a switch of the GPU is under way: what is ready stays, nothing begins.
+        anew: False: it was ready once; where it no longer is nothing begins, as its room is gone.
     """
 
     gpu: str
@@ -181,6 +182,7 @@ class Wish(Struct, frozen=True, kw_only=True):
     draw_w: float = 0.0
     why: str = ""
     begin: bool = True
+    anew: bool = True
 
 
 class Ready(Struct, frozen=True, kw_only=True):

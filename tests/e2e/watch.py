@@ -7,15 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from protocol.resource import MODELS
 from simulators.process import StartError
 from simulators.stack import Stack
 from simulators.stack_config import SiteSpec, asic_control, node_home
 
 # Site watts per device watt of the default class; the stack's config files leave it alone.
 PUE = 1.05
-# What the start of a server adds to a GPU that is idle, in site watts.
-_START_W = (MODELS["H100"].serve_w - MODELS["H100"].idle_w) * PUE
 _ROUND_W = 1.0
 _PERIOD_S = 0.25
 _DEADLINE_S = 5.0
@@ -31,7 +28,7 @@ class PowerWatch:
     def __init__(self, stack: Stack, site: SiteSpec) -> None:
         self._home = stack.home(site)
         self._site = site
-        self.sure = self.blind = self.unsure = self.again = self._ready = 0
+        self.sure = self.blind = self.unsure = 0
         self.highest_w = self.highest_counted_w = 0.0
         self.broken: list[str] = []
 
@@ -39,8 +36,7 @@ class PowerWatch:
         """Say what was seen, for the log."""
         return (
             f"{self._site.site_id}: {self.sure} samples, {self.unsure} with unknown devices,"
-            f" {self.blind} without an agent, {self.again} above the cap by engines to be heard of"
-            f" again; drawn <= {self.highest_w:.0f} W,"
+            f" {self.blind} without an agent; drawn <= {self.highest_w:.0f} W,"
             f" counted <= {self.highest_counted_w:.0f} W of {self._site.power_cap_w:.0f} W"
         )
 
@@ -75,21 +71,12 @@ class PowerWatch:
             return
         self.sure += 1
         self.highest_counted_w = max(self.highest_counted_w, counted_w)
-        again_w = self._unheard(site.get("prewarm") or {"ready": 0, "starting": 0}) * _START_W
-        self.again += cap_w + _ROUND_W < counted_w <= cap_w + again_w + _ROUND_W
-        if counted_w > cap_w + again_w + _ROUND_W:
+        if counted_w > cap_w + _ROUND_W:
             said = f"counts {counted_w:.0f} W of {cap_w:.0f} W"
-            self.broken.append(f"{site['site_id']} {said}: {site['classes']}")
-
-    def _unheard(self, prewarm: dict[str, int]) -> int:
-        """Count engines that were ready and, their node killed, are not known to be any more.
-
-        Each counts as a start until it is heard of, and others may have had its room. One that is
-        made ready for the first time has to fit.
-        """
-        if not prewarm["starting"]:
-            self._ready = prewarm["ready"]
-        return min(prewarm["starting"], max(self._ready - prewarm["ready"], 0))
+            self.broken.append(
+                f"{site['site_id']} {said}: {site['prewarm']}, {[*map(_row, before['items'])]},"
+                f" then {[*map(_row, after['items'])]}"
+            )
 
     async def _drawn_w(self) -> float | None:
         total_w = 0.0
@@ -120,6 +107,12 @@ async def give_back(stack: Stack, site: SiteSpec, stop: asyncio.Event) -> None:
 
 def _is_known(device: dict[str, Any]) -> bool:
     return device["reachable"] and device["activity"] not in {"unknown", "fault"}
+
+
+def _row(line: dict[str, Any]) -> dict[str, Any]:
+    """Give what of a device bears on what it counts for."""
+    names = ("device_id", "activity", "power_w", "lease_id")
+    return {name: line["device"][name] for name in names if line["device"].get(name) is not None}
 
 
 async def ask_agent(path: Path, target: str) -> Any:  # noqa: ANN401 - JSON

@@ -10,6 +10,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from itertools import pairwise
 from typing import Any
 
+from edge_agent.core import power
 from edge_agent.core.facts import (
     HoldMode,
     Instant,
@@ -20,7 +21,10 @@ from edge_agent.core.facts import (
     TickRow,
     decode_row,
 )
+from edge_agent.core.site import FAULT, UNKNOWN
+from edge_agent.core.site_state import SiteState
 from edge_agent.core.switching import decode_switch
+from edge_agent.services.journal_walk import Walk
 from edge_agent.services.replay import replay
 from edge_agent.storage.journal_reader import JournalReader
 from hub.core.invoicing import Invoice, Period
@@ -38,6 +42,7 @@ from tests.simulation.world import SiteWorld, World
 
 # The deadlines of every phase of the longest switch, rollback included, come to less.
 SWITCH_S_MAX = 240.0
+ROUND_W = 1.0
 MONEY_REASONS = ("gain", "ski_rental", "step_gain", "step_overdue", "step_trade")
 FINAL_STATES = ("completed", "failed", "cancelled", "expired")
 
@@ -388,10 +393,31 @@ def _replay(world: World, site: SiteWorld) -> None:
     reader.close()
     for found in report.differences[:1]:
         world.problem(f"{site.site_id}: the replay differs: {found}")
+    _counted(world, site)
     if report.unkept:
         world.problem(f"{site.site_id}: {report.unkept} decisions were not kept")
     if site.last_hash is not None and report.state_hash != site.last_hash.hex():
         world.problem(f"{site.site_id}: the replay of {report.rows} rows differs from the state")
+
+
+def _counted(world: World, site: SiteWorld) -> None:
+    """Look for what raised the counted power above the cap though every device was known."""
+    reader = JournalReader(site.core_path)
+    for step in Walk(reader).steps(plans=False):
+        if not step.checked or not (_all_known(step.before) and _all_known(step.state)):
+            continue
+        before, after = (power.view(step.site, one) for one in (step.before, step.state))
+        above_w = after.counted_w - after.cap_w
+        if above_w > ROUND_W and before.counted_w <= before.cap_w and before.cap_w == after.cap_w:
+            facts = [type(fact).__name__ for fact in (*step.row.facts, *step.row.acts)]
+            world.problem(f"{site.site_id}: {facts} counts {above_w:.0f} W above the cap")
+            break
+    reader.close()
+
+
+def _all_known(state: SiteState) -> bool:
+    unknown = (state.activity == UNKNOWN) | (state.activity == FAULT)
+    return bool(state.reachable.all()) and not unknown.any()
 
 
 def _ms(at: datetime) -> int:

@@ -275,7 +275,7 @@ def test_a_device_that_is_drained_holds_nothing_and_one_out_of_reach_what_its_no
     plant.step(1.0, *said(plant), f.NodeLost(str(node)))
     assert ends(plant) == []
     gone = [row for row in plant.state.prepares if plant.site.index_of(row.device_id) == at]
-    assert [row.status for row in gone] == [PrepareStatus.ASKED]
+    assert [row.status for row in gone] == [PrepareStatus.PREPARED]
 
 
 def test_a_store_that_is_not_the_owner_asks_for_nothing() -> None:
@@ -343,14 +343,36 @@ def test_one_that_ended_on_the_way_counts_until_its_node_says_that_it_is_gone() 
     assert pw.total(pw.counted_w(plant.site, plant.state)) < high_w
 
 
-def test_what_a_node_that_starts_anew_does_not_know_of_counts_as_a_start_again() -> None:
+@pytest.mark.parametrize("stage", [None, PrepareStage.PREPARING, PrepareStage.FAILED])
+def test_what_was_ready_and_is_not_counts_as_no_start_and_ends(stage: PrepareStage | None) -> None:
+    """Its room may be another's by now, and its node was told to begin nothing anew."""
     plant = _idle()
     high_w = pw.total(pw.counted_w(plant.site, plant.state))
     plant.step(1.0, *said(plant))
     low_w = pw.total(pw.counted_w(plant.site, plant.state))
-    silent = tuple(f.PrepareSaid(node, ()) for node in plant.site.nodes)
-    plant.state = enter(plant.site, plant.state, instant(plant.at_s + 1.0), silent)
-    assert low_w < high_w == pytest.approx(pw.total(pw.counted_w(plant.site, plant.state)))
+    assert low_w < high_w
+    lost = tuple(f.PrepareSaid(node, ()) for node in plant.site.nodes)
+    plant.state = enter(
+        plant.site,
+        plant.state,
+        instant(plant.at_s + 1.0),
+        lost if stage is None else said(plant, stage),
+    )
+    assert pw.total(pw.counted_w(plant.site, plant.state)) == low_w
+    assert {row.status for row in plant.state.prepares if row.live} == {PrepareStatus.GONE}
+    plant.step(2.0)
+    assert set(ends(plant)) == {Out.LOST}
+    assert pw.total(pw.counted_w(plant.site, plant.state)) == low_w
+
+
+def test_what_was_ready_and_comes_back_before_it_ended_is_ready() -> None:
+    plant = _idle()
+    plant.step(1.0, *said(plant))
+    ready = plant.state.prepares
+    gone = tuple(f.PrepareSaid(node, ()) for node in plant.site.nodes)
+    again = said(plant)
+    plant.state = enter(plant.site, plant.state, instant(plant.at_s + 1.0), (*gone, *again))
+    assert plant.state.prepares == ready
 
 
 def test_load_that_is_wanted_back_ends_it() -> None:

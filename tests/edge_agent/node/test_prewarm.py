@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from edge_agent.node.prewarm import FOR_S
 from edge_agent.workloads.errors import DriverUnavailableError
 from edge_agent.workloads.ports import Ready, Wish
@@ -30,7 +32,11 @@ if TYPE_CHECKING:
 
     Play = Callable[[Scenario], None]
 
-PREPARED, REFUSED = PrepareStage.PREPARED, PrepareStage.REFUSED
+PREPARED, PREPARING, REFUSED = (
+    PrepareStage.PREPARED,
+    PrepareStage.PREPARING,
+    PrepareStage.REFUSED,
+)
 
 
 def _one(device: str = "d0", enters: Activity = Activity.SERVE) -> Prepare:
@@ -177,6 +183,54 @@ def test_nothing_is_to_begin_between_two_phases_of_a_switch(play: Play) -> None:
                 await world.phase("s1", phase, steps)
             await asyncio.sleep(2)
             assert all(one.begin for one in _wishes(world))
+
+    play(scenario)
+
+
+def test_what_was_ready_once_is_not_to_begin_anew(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        world.driver.readiness = _ready
+        async with world.node(), world.agent():
+            await asyncio.sleep(1.5)
+            world.sink.wanted = (_one("d0"), replace(_one("d1"), anew=False))
+            await asyncio.sleep(2.5)
+            first = _wishes(world)
+            await asyncio.sleep(2.5)
+            assert {one.gpu: one.anew for one in _wishes(world)} == {"gpu0": False, "gpu1": False}
+            assert {one.gpu: one.begin for one in first} == {"gpu0": True, "gpu1": True}
+            world.sink.wanted = ()
+            await asyncio.sleep(4.5)
+            world.driver.readiness = lambda wish: replace(_ready(wish), stage=PREPARING)
+            world.sink.wanted = (_one("d0"),)
+            await asyncio.sleep(4.5)
+            assert [one.anew for one in _wishes(world)] == [True]
+
+    play(scenario)
+
+
+def test_a_node_says_whether_its_silence_means_anything(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(world: World) -> None:
+        away = ["host"]
+
+        async def prewarm(wishes: tuple[Wish, ...], for_s: float) -> tuple[Ready, ...]:
+            assert for_s == FOR_S
+            if away:
+                raise DriverUnavailableError("no answer")
+            return tuple(_ready(wish) for wish in wishes)
+
+        monkeypatch.setattr(world.driver, "prewarm", prewarm)
+        async with world.node(), world.agent():
+            await asyncio.sleep(5.5)
+            assert not world.sink.facts[-1].unheard  # nothing is wanted
+            world.sink.wanted = (_one(),)
+            await asyncio.sleep(4.5)
+            assert world.sink.facts[-1].unheard
+            away.clear()
+            await asyncio.sleep(2.5)
+            assert not world.sink.facts[-1].unheard
+            assert [row.stage for row in _told(world)] == [PREPARED]
 
     play(scenario)
 
