@@ -52,6 +52,11 @@ def _told(world: World) -> tuple[Prepared, ...]:
     return facts.prepared
 
 
+def _is_unheard(world: World) -> bool:
+    facts: NodeFacts = world.sink.facts[-1]
+    return facts.unheard
+
+
 def _wishes(world: World) -> tuple[Wish, ...]:
     return world.driver.wishes
 
@@ -223,13 +228,13 @@ def test_a_node_says_whether_its_silence_means_anything(
         monkeypatch.setattr(world.driver, "prewarm", prewarm)
         async with world.node(), world.agent():
             await asyncio.sleep(5.5)
-            assert not world.sink.facts[-1].unheard  # nothing is wanted
+            assert not _is_unheard(world)  # nothing is wanted
             world.sink.wanted = (_one(),)
             await asyncio.sleep(4.5)
-            assert world.sink.facts[-1].unheard
+            assert _is_unheard(world)
             away.clear()
             await asyncio.sleep(2.5)
-            assert not world.sink.facts[-1].unheard
+            assert not _is_unheard(world)
             assert [row.stage for row in _told(world)] == [PREPARED]
 
     play(scenario)
