@@ -120,7 +120,7 @@ async def _listening(config: HostConfig, service: HostService) -> AsyncIterator[
     customers = bind(*split_tcp(config.proxy.listen))
     admins = bind(*split_tcp(config.proxy.admin))
     async with (
-        serving(proxy, customers, config.proxy.http),
+        serving(proxy, customers, config.proxy.http, service.refused),
         serving(Admin(service), admins, HttpLimits(connections_max=_ADMINS_MAX)),
     ):
         logger.info("proxy listens: %s admin: %s", customers.getsockname(), admins.getsockname())
