@@ -223,6 +223,7 @@ class Doors:
     def __init__(self, limits: DoorLimits) -> None:
         self._limits = limits
         self._waiters: set[asyncio.Future[None]] = set()
+        self._closed = False
         self.turned_away = 0
 
     @property
@@ -234,6 +235,11 @@ class Doors:
         """Make a door of this house."""
         return Door(gpu, lease_id, self._wake, self._limits.keep_s)
 
+    def close(self) -> None:
+        """Let nobody in or wait any more: this process ends."""
+        self._closed = True
+        self._wake()
+
     async def enter(self, find: Callable[[], Door]) -> Passage:
         """Enter the door that ``find`` gives, waiting for it to open.
 
@@ -243,6 +249,8 @@ class Doors:
         loop = asyncio.get_running_loop()
         until_s = loop.time() + self._limits.hold_s
         while True:
+            if self._closed:
+                raise self._away("host_restarts", "the host of this work restarts")
             door = find()
             if door.state is DoorState.OPEN:
                 if door.inside >= self._limits.inside_max:

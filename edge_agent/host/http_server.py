@@ -291,11 +291,13 @@ def serving(
     listener: socket.socket,
     limits: HttpLimits,
     refused: Counter[str] | None = None,
+    farewell_s: float = 0.0,
 ) -> AbstractAsyncContextManager[None]:
     """Serve on a bound socket within the context; leaving it cuts every connection.
 
     Args:
         refused: where to count what is refused before it reaches the application, by reason.
+        farewell_s: how long answers under way may take to their end before they are cut.
     """
     config = uvicorn.Config(
         application,
@@ -307,12 +309,17 @@ def serving(
         proxy_headers=False,
     )
     config.load()
-    return _serving(config, listener, limits, Counter() if refused is None else refused)
+    counts = Counter() if refused is None else refused
+    return _serving(config, listener, limits, counts, farewell_s)
 
 
 @asynccontextmanager
 async def _serving(
-    config: uvicorn.Config, listener: socket.socket, limits: HttpLimits, refused: Counter[str]
+    config: uvicorn.Config,
+    listener: socket.socket,
+    limits: HttpLimits,
+    refused: Counter[str],
+    farewell_s: float,
 ) -> AsyncIterator[None]:
     state = ServerState()
     loop = asyncio.get_running_loop()
@@ -323,6 +330,8 @@ async def _serving(
         yield
     finally:
         server.close()
+        if state.tasks and farewell_s:
+            await asyncio.wait(list(state.tasks), timeout=farewell_s)
         for task in list(state.tasks):
             task.cancel()
         for connection in list(state.connections):

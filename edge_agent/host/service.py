@@ -118,6 +118,7 @@ class HostService:
 
     async def close_gates(self) -> None:
         """Shut every gate, as this process is about to end; engines go on."""
+        self.doors.close()
         await asyncio.gather(*(slot.host_ends() for slot in self.slots.values()))
 
     # --- ops -----------------------------------------------------------------------------------

@@ -304,6 +304,22 @@ async def test_a_host_that_is_asked_to_stop_says_so_to_its_streams(tmp_path: Pat
         assert world.log()[-1].t == "close"
 
 
+async def test_a_host_that_is_asked_to_stop_turns_away_who_waits_and_who_comes(
+    tmp_path: Path,
+) -> None:
+    world = HostWorld(tmp_path)
+    world.door = structs.replace(world.door, hold_s=4.0)
+    async with world.engines(), world.host(), world.driver() as driver:
+        await driver.prepare("gpu0", InstanceSpec(instance_id="i1", lease_id="w1.1", attempt=1))
+        async with client(world.port) as one:
+            await one.post(CHAT, {})
+            await until(lambda: world.service.doors.waiting == 1)
+            await world.service.close_gates()
+            for status, headers, body in (await one.answer(), await _one(world.port)):
+                assert (status, headers["retry-after"]) == (503, "1")
+                assert _error(body) == "host_restarts"
+
+
 async def test_kept_streams_go_on_behind_the_next_gate_of_their_lease(tmp_path: Path) -> None:
     world = HostWorld(tmp_path, outlive="keep")
     async with _serving(world) as driver, client(world.port) as one:
