@@ -195,8 +195,8 @@ class Door:
             passage.cut(reason)
 
     def take_over(self, other: "Door") -> None:
-        """Take in who is held inside another door of the same lease."""
-        for passage in list(other._inside):  # noqa: SLF001 - of the same class
+        """Take in who is held inside another door of the same lease; who was sent out is not."""
+        for passage in [one for one in other._inside if one.held]:  # noqa: SLF001 - of the same class
             other.left(passage)
             passage.door = self
             self._inside.add(passage)

@@ -269,7 +269,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._timer = None
 
     def _refuse(self, reason: str) -> None:
-        self._counts[reason] += 1
+        self._counts[reason] += self._idle()  # else an application has it, and counts it
         self._deaf = True
         self._head_is_done()
         if self.transport.is_closing():

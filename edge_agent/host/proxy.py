@@ -226,9 +226,11 @@ class _Exchange:
 
     def _move(self) -> None:
         """Go on behind another gate of the lease: what was not counted yet counts there."""
-        self._target = self._backends.target(self._passage.door)
+        target = self._backends.target(self._passage.door)
         if self._counter is not None:
-            self._target.tally.follow(self._counter)
+            self._target.tally.leave(self._counter)
+            target.tally.follow(self._counter)
+        self._target = target
 
     def _count_failure(self) -> None:
         self._target.tally.failed += not self._failed
