@@ -2,7 +2,8 @@
 
 Source: the OpenAI API: ``usage.prompt_tokens`` and ``usage.completion_tokens`` (``input_tokens``
 and ``output_tokens`` in the responses API). A stream carries ``usage`` in its last event when the
-client asked for it; without it, its events are counted: servers send one per token, as a rule.
+client asked for it; without it, its events that give something are counted: servers send one per
+token, as a rule, and others that name the role, why it ended, or what comes next.
 Events are told apart as the HTML standard has it (section 9.2.6): lines end by CR, LF or both, and
 an event may have its data in several lines.
 """
@@ -39,15 +40,50 @@ class _Answer(Struct, frozen=True):
     response: _Inner | None = None
 
 
+class _Delta(Struct, frozen=True):
+    content: object = None
+    reasoning: object = None
+    reasoning_content: object = None
+    refusal: object = None
+    tool_calls: object = None
+
+
+class _Choice(Struct, frozen=True):
+    text: object = None
+    delta: _Delta | None = None
+
+    @property
+    def gives(self) -> bool:
+        delta = self.delta or _Delta()
+        reasons = delta.reasoning or delta.reasoning_content
+        return bool(self.text or delta.content or reasons or delta.refusal or delta.tool_calls)
+
+
+class _Event(_Answer, frozen=True):
+    choices: list[_Choice] | None = None
+    type: str = ""
+
+    @property
+    def gives(self) -> bool:
+        """Tell whether it gives anything of the answer; of what is not known it is taken to."""
+        if self.choices is not None:
+            return any(one.gives for one in self.choices)
+        return not self.type or self.type.endswith(".delta")
+
+
 _answer = msgspec.json.Decoder(_Answer)
+_event = msgspec.json.Decoder(_Event)
 
 
 def usage_of(document: bytes) -> Usage:
     """Give the tokens that a JSON answer names; nonsense is unknown."""
     try:
-        answer = _answer.decode(document)
+        return _named(_answer.decode(document))
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return Usage()
+
+
+def _named(answer: _Answer) -> Usage:
     usage = answer.usage
     if usage is None and answer.response is not None:
         usage = answer.response.usage
@@ -72,7 +108,7 @@ class StreamCounter:
     """Follows a stream of server-sent events; bounded, whatever the stream holds.
 
     Attributes:
-        events: data events seen, the final ``[DONE]`` not among them.
+        events: seen that give something of the answer.
     """
 
     def __init__(self) -> None:
@@ -104,7 +140,7 @@ class StreamCounter:
         """Note the end; usage in an event that lacks its last empty line is taken all the same."""
         if self._line_bytes:
             self._end_line()
-        self._note_usage(b"\n".join(self._data))
+        self._read(b"\n".join(self._data))
 
     def usage(self) -> Usage:
         """Give the tokens as far as they are known: named, or else counted."""
@@ -151,16 +187,17 @@ class StreamCounter:
     def _end_event(self) -> None:
         payload = b"\n".join(self._data)
         if self._data and payload.strip() != b"[DONE]":
-            self.events += not self._note_usage(payload)
+            self.events += self._read(payload)
         self._data.clear()
         self._kept_bytes = 0
 
-    def _note_usage(self, payload: bytes) -> bool:
-        """Take the usage of an event; tell whether it holds nothing else."""
-        if b'"usage"' not in payload:
-            return False
-        found = usage_of(payload)
-        if found.tokens_out is None:
-            return False
-        self._usage = found
-        return b'"choices":[]' in payload.replace(b" ", b"")
+    def _read(self, payload: bytes) -> bool:
+        """Take the usage that an event names; tell whether it gives something of the answer."""
+        try:
+            event = _event.decode(payload)
+            found, gives = _named(event), event.gives
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            found, gives = usage_of(payload), True  # of a shape that is not known
+        if found.tokens_out is not None:
+            self._usage = found
+        return gives

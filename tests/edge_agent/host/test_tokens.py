@@ -98,6 +98,36 @@ def test_the_last_event_of_the_responses_api_may_hold_the_whole_answer() -> None
     assert counter.usage() == Usage(5, 7)
 
 
+def test_events_that_give_nothing_are_no_tokens() -> None:
+    # OpenAI API reference: the first chunk of a chat names the role, the last why it ended.
+    chat = (
+        b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
+        b'data: {"choices":[{"delta":{"reasoning_content":"a"}}]}\n\n'
+        b'data: {"choices":[{"delta":{"content":"b"}}]}\n\n'
+        b'data: {"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}\n\n'
+        b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
+    )
+    text = (
+        b'data: {"choices":[{"text":"a"}]}\n\n'
+        b'data: {"choices":[{"text":"","delta":null,"finish_reason":"stop"}]}\n\n'
+    )
+    responses = (
+        b'data: {"type":"response.created","response":{}}\n\n'
+        b'data: {"type":"response.output_text.delta","delta":"a"}\n\n'
+        b'data: {"type":"response.output_text.done","text":"a"}\n\n'
+    )
+    for stream, tokens in ((chat, 3), (text, 1), (responses, 1)):
+        counter = StreamCounter()
+        counter.feed(stream)
+        assert counter.usage() == Usage(None, tokens)
+
+
+def test_usage_beside_what_is_not_known_is_taken() -> None:
+    counter = StreamCounter()
+    counter.feed(b'data: {"choices":"odd","usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n')
+    assert (counter.usage(), counter.named) == (Usage(3, 2), True)
+
+
 def test_what_was_taken_is_not_taken_again() -> None:
     counter = StreamCounter()
     counter.feed(b"data: a\n\ndata: b\n\n")
