@@ -25,7 +25,7 @@ from bench.figure import Figure, at_least, at_most, quantile
 from edge_agent.host.config import load_host_config
 from edge_agent.host.http_server import HttpLimits, bind, serving
 from edge_agent.host.main import run_host
-from edge_agent.host.proxy import Message, Receive, Send
+from edge_agent.host.problems import Message, Receive, Send
 from edge_agent.host.sensors import NoSensors
 from edge_agent.workloads.engine import (
     EngineCapabilities,

@@ -88,6 +88,10 @@ class Access:
         """Tell whether a lease is known to be held here no longer."""
         return self._table is not None and lease_id not in self._table
 
+    def may_come(self, lease_id: str) -> bool:
+        """Tell whether work of a lease that has no instance here may yet begin."""
+        return self._required if self._table is None else lease_id in self._table
+
     def check(self, lease_id: str, key: bytes | None, now: datetime) -> None:
         """Let a request on, or not.
 

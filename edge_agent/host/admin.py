@@ -171,10 +171,20 @@ def _proxy_metrics(service: HostService) -> Iterator[str]:
         "requests without a key of their lease, by reason",
         [({"reason": name}, count) for name, count in sorted(service.access.refused.items())],
     )
+    yield from family(
+        "hcp_host_requests_refused_total",
+        "counter",
+        "requests that passed no gate, by reason, those of the two counters above among them",
+        [({"reason": name}, count) for name, count in sorted(service.refused.items())],
+    )
     rows = list(service.ledger.all())[-INSTANCES_MAX:]
     for name, text, field in (
         ("requests", "requests let in", "requests"),
-        ("requests_failed", "requests that ended with an error", "failed"),
+        (
+            "requests_failed",
+            "requests that ended with an error, the engine's own (5xx) too",
+            "failed",
+        ),
         ("tokens_in", "tokens of prompts, as the engine named them", "tokens_in"),
         (
             "tokens_out",

@@ -32,16 +32,20 @@ class TurnedAwayError(HostError):
 
     Args:
         status: of HTTP. reason: stable code. retry_s: when to come again; None: never.
+        allow: methods that are, where this one is not.
     """
 
     code = "turned_away"
 
-    def __init__(self, status: int, reason: str, detail: str, retry_s: int | None = None) -> None:
+    def __init__(
+        self, status: int, reason: str, detail: str, retry_s: int | None = None, allow: str = ""
+    ) -> None:
         super().__init__(f"{reason}: {detail}")
         self.status = status
         self.reason = reason
         self.detail = detail
         self.retry_s = retry_s
+        self.allow = allow
 
 
 class DoorLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,6 +67,9 @@ class Passage:
 
     Args:
         keep_s: longest time that it is held.
+
+    Attributes:
+        on_held: called when it is held. on_moved: called when another door has taken it in.
     """
 
     def __init__(self, door: "Door", keep_s: float) -> None:
@@ -70,6 +77,8 @@ class Passage:
         self._keep_s = keep_s
         self.cut_reason: str | None = None
         self._on_cut: Callable[[str], None] | None = None
+        self.on_held: Callable[[], None] | None = None
+        self.on_moved: Callable[[], None] | None = None
         self._flowing: asyncio.Event | None = None
 
     def on_cut(self, call: Callable[[str], None] | None) -> None:
@@ -90,6 +99,8 @@ class Passage:
         """Let nothing more through."""
         if self._flowing is None:
             self._flowing = asyncio.Event()
+            if self.on_held is not None:
+                self.on_held()
 
     @property
     def held(self) -> bool:
@@ -184,12 +195,14 @@ class Door:
             passage.cut(reason)
 
     def take_over(self, other: "Door") -> None:
-        """Take in who is held inside another door of the same lease."""
-        for passage in list(other._inside):  # noqa: SLF001 - of the same class
+        """Take in who is held inside another door of the same lease; who was sent out is not."""
+        for passage in [one for one in other._inside if one.held]:  # noqa: SLF001 - of the same class
             other.left(passage)
             passage.door = self
             self._inside.add(passage)
             self._empty.clear()
+            if passage.on_moved is not None:
+                passage.on_moved()
             passage.flow()
 
     def cut(self, reason: str) -> None:
@@ -210,6 +223,7 @@ class Doors:
     def __init__(self, limits: DoorLimits) -> None:
         self._limits = limits
         self._waiters: set[asyncio.Future[None]] = set()
+        self._closed = False
         self.turned_away = 0
 
     @property
@@ -221,6 +235,11 @@ class Doors:
         """Make a door of this house."""
         return Door(gpu, lease_id, self._wake, self._limits.keep_s)
 
+    def close(self) -> None:
+        """Let nobody in or wait any more: this process ends."""
+        self._closed = True
+        self._wake()
+
     async def enter(self, find: Callable[[], Door]) -> Passage:
         """Enter the door that ``find`` gives, waiting for it to open.
 
@@ -230,6 +249,8 @@ class Doors:
         loop = asyncio.get_running_loop()
         until_s = loop.time() + self._limits.hold_s
         while True:
+            if self._closed:
+                raise self._away("host_restarts", "the host of this work restarts")
             door = find()
             if door.state is DoorState.OPEN:
                 if door.inside >= self._limits.inside_max:

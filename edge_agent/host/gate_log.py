@@ -60,6 +60,7 @@ class GateLog:
         self._segments_max = segments_max
         self._fd = self._open()
         self._written = os.fstat(self._fd).st_size
+        self._mend()
 
     def write(self, *lines: GateLine) -> None:
         """Append lines as one write.
@@ -73,9 +74,11 @@ class GateLog:
         if self._written + len(data) > self._segment_bytes_max:
             self._set_aside()
         written = os.write(self._fd, data)
-        self._written += written
         if written != len(data):
+            # A torn line would spoil the next one too, which is this one tried again.
+            os.ftruncate(self._fd, self._written)
             raise OSError(f"{self._path}: {written} of {len(data)} bytes written")
+        self._written += written
 
     def close(self) -> None:
         """Close the file."""
@@ -85,15 +88,27 @@ class GateLog:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         return os.open(self._path, flags, _MODE)
 
+    def _mend(self) -> None:
+        """End a line that a power cut tore, so that it spoils no other."""
+        with self._path.open("rb") as file:
+            file.seek(max(0, self._written - 1))
+            if file.read(1) not in {b"", b"\n"}:
+                self._written += os.write(self._fd, b"\n")
+
     def _set_aside(self) -> None:
         aside = self._aside()
         number = aside[-1][0] + 1 if aside else 1
-        self._path.rename(self._path.with_name(f"{self._path.name}.{number}"))
+        full = self._path.with_name(f"{self._path.name}.{number}")
+        self._path.rename(full)
+        try:
+            fd = self._open()
+        except OSError:
+            full.rename(self._path)  # the old file is the one written to still
+            raise
+        os.close(self._fd)
+        self._fd, self._written = fd, 0
         for _, old in aside[: max(0, len(aside) + 2 - self._segments_max)]:
             old.unlink()
-        os.close(self._fd)
-        self._fd = self._open()
-        self._written = 0
 
     def _aside(self) -> list[tuple[int, Path]]:
         names = self._path.parent.glob(f"{self._path.name}.*")

@@ -14,6 +14,7 @@ from edge_agent.host.errors import RefusedError
 from edge_agent.host.gate_log import GateLine
 from edge_agent.host.meter import MINUTE_NS, GateMeter
 from edge_agent.host.sensors import EnergyReading
+from edge_agent.host.tokens import StreamCounter
 from edge_agent.workloads.ports import GateState, InstanceSpec, Meter, MeterPage, Moved
 
 # How many ended instances stay readable; each is well under a kilobyte with few marks.
@@ -27,14 +28,35 @@ class Tally:
 
     Attributes:
         uncounted: answers without a usage field, whose tokens are known from chunks or not at all.
+        tokens_in, tokens_out: of answers that are over; ``so_far`` has those under way too.
     """
 
     def __init__(self) -> None:
+        self._streams: set[StreamCounter] = set()
         self.requests = 0
         self.failed = 0
         self.tokens_in = 0
         self.tokens_out = 0
         self.uncounted = 0
+
+    def follow(self, stream: StreamCounter) -> None:
+        """Count a stream's tokens from now on."""
+        self._streams.add(stream)
+
+    def leave(self, stream: StreamCounter) -> None:
+        """Take what a stream gained while it was followed, if it is."""
+        if stream not in self._streams:
+            return
+        self._streams.remove(stream)
+        gained_in, gained_out = stream.take()
+        self.tokens_in += gained_in
+        self.tokens_out += gained_out
+
+    def so_far(self) -> tuple[int, int]:
+        """Give the tokens in and out with what streams under way gained."""
+        gained = [stream.gained() for stream in self._streams]
+        tokens_in = self.tokens_in + sum(one for one, _ in gained)
+        return tokens_in, self.tokens_out + sum(one for _, one in gained)
 
 
 class HostClock(Struct, frozen=True):
@@ -225,6 +247,7 @@ class Ledger:
         self._unwritten.clear()
 
     def _line(self, what: str, one: Instance, at_ns: int) -> GateLine:
+        tokens_in, tokens_out = one.tally.so_far()
         return GateLine(
             t=what,
             process_id=self.process_id,
@@ -240,8 +263,8 @@ class Ledger:
             energy_mj=one.meter.energy_mj,
             energy_measured=one.reading is not None,
             requests=one.tally.requests,
-            tokens_in=one.tally.tokens_in,
-            tokens_out=one.tally.tokens_out,
+            tokens_in=tokens_in,
+            tokens_out=tokens_out,
         )
 
 

@@ -25,6 +25,7 @@ from edge_agent.host.saved_states import SavedStates
 from edge_agent.host.sensors import Sensors
 from edge_agent.host.server import HostServer
 from edge_agent.host.service import HostService
+from edge_agent.host.slot import FAREWELL_S
 from edge_agent.notify import sd_notify, watchdog_period_s
 from edge_agent.process_limits import calm_collector
 from edge_agent.workloads.engine import Engine, EngineSpec
@@ -120,7 +121,7 @@ async def _listening(config: HostConfig, service: HostService) -> AsyncIterator[
     customers = bind(*split_tcp(config.proxy.listen))
     admins = bind(*split_tcp(config.proxy.admin))
     async with (
-        serving(proxy, customers, config.proxy.http),
+        serving(proxy, customers, config.proxy.http, service.refused, FAREWELL_S),
         serving(Admin(service), admins, HttpLimits(connections_max=_ADMINS_MAX)),
     ):
         logger.info("proxy listens: %s admin: %s", customers.getsockname(), admins.getsockname())

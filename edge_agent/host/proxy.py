@@ -10,32 +10,31 @@ Theory of operation.
    ``error`` event. In anything else: the connection is cut, so that the client sees a broken answer
    and never a short one. A short answer with a length is held until it is whole, so the second case
    is rare.
-5. Each byte of an answer is evidence that the engine lives (``seen``), which the meter counts up
-   to; an error of its own (5xx) and a page are none.
+5. Each byte of an answer is evidence that the engine lived when it came here (``seen``), which the
+   meter counts up to; an error of its own (5xx) and a page are none.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections import Counter
+from collections.abc import Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any, Protocol
 
-import msgspec
 from msgspec import Struct
 
 from edge_agent.host.access import bearer_of
 from edge_agent.host.door import Door, Doors, Passage, TurnedAwayError
 from edge_agent.host.errors import UpstreamError
+from edge_agent.host.fields import answer_headers, has_body, length_of, request_headers
 from edge_agent.host.ledger import Tally
+from edge_agent.host.problems import Receive, Send, answer_problem, date_now, error_body
 from edge_agent.host.tokens import BODY_BYTES_MAX, StreamCounter, usage_of
-from edge_agent.host.upstream import EngineConnection, Head, Header, Upstream
+from edge_agent.host.upstream import EngineConnection, Head, Upstream
 
 logger = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 PATHS = frozenset(
     {
@@ -51,31 +50,8 @@ PATHS = frozenset(
         ("POST", "/v1/score"),
     }
 )
-# RFC 9110 section 7.6.1, and what is between one client and this proxy alone.
-_HOP_BY_HOP = frozenset(
-    {
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
-)
-_NOT_FORWARDED = _HOP_BY_HOP | {
-    b"accept-encoding",  # a compressed answer could not be metered
-    b"authorization",
-    b"content-length",
-    b"cookie",
-    b"expect",
-    b"host",
-}
 # RFC 9110 section 15: what is above is no status.
 _STATUS_MAX = 599
-_NOT_RETURNED = _HOP_BY_HOP | {b"server", b"set-cookie", b"date"}
 
 
 class ProxyLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -96,16 +72,26 @@ class ProxyLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Target(Struct, frozen=True):
-    """What lies behind a door: connections, a token for its API, where to count, and evidence."""
+    """What lies behind a door: connections, a token for its API, where to count, and evidence.
+
+    Args:
+        seen: notes a sign of life of the engine, so many seconds ago.
+    """
 
     upstream: Upstream
     token: str
     tally: Tally
-    seen: Callable[[], None]
+    seen: Callable[[float], None]
 
 
 class Backends(Protocol):
-    """Knows who may ask, finds doors and what is behind them."""
+    """Knows who may ask, finds doors and what is behind them.
+
+    Attributes:
+        refused: counts requests that passed no door, by reason.
+    """
+
+    refused: Counter[str]
 
     def authorise(self, kind: str, name: str, key: bytes | None) -> None:
         """Let a request on, by what it asks for and its key; raises TurnedAwayError."""
@@ -150,17 +136,24 @@ class Proxy:
             self._backends.authorise(kind, name, bearer_of(scope["headers"]))
             passage = await self._doors.enter(lambda: self._backends.door(kind, name))
         except TurnedAwayError as exc:
-            await _answer_error(scope, send, exc.status, exc.reason, exc.detail, exc.retry_s)
+            self._backends.refused[exc.reason] += 1
+            await answer_problem(exc, receive, send, unread=has_body(scope["headers"]))
             return
-        exchange = _Exchange(self._limits, scope, receive, send, passage)
         try:
-            await exchange.run(self._backends.target(passage.door), path)
+            exchange = _Exchange(self._limits, scope, receive, send, passage, self._backends)
+            problem = await exchange.run(path)
         finally:
             passage.leave()
+        if problem is not None:
+            await answer_problem(problem, receive, send, unread=exchange.unread)
 
 
 class _Exchange:
-    """One request on its way through."""
+    """One request on its way through.
+
+    Attributes:
+        unread: whether some of the request's body is still to come.
+    """
 
     def __init__(
         self,
@@ -169,58 +162,98 @@ class _Exchange:
         receive: Receive,
         send: Send,
         passage: Passage,
+        backends: Backends,
     ) -> None:
         self._limits = limits
         self._scope = scope
         self._receive = receive
         self._send = send
         self._passage = passage
+        self._backends = backends
+        self._target = backends.target(passage.door)
         self._begun = False
         self._events = False
-        self._seen: Callable[[], None] = _nothing
+        self._evident = False
+        self._failed = False
+        self._counter: StreamCounter | None = None
+        self.unread = has_body(scope["headers"])
 
-    async def run(self, target: Target, path: str) -> None:
-        """Carry it through; whatever breaks, the client is told."""
-        target.tally.requests += 1
+    async def run(self, path: str) -> TurnedAwayError | None:
+        """Carry it through; give what its client is still to be told, if anything."""
+        self._target.tally.requests += 1
         try:
-            connection = await target.upstream.acquire()
-            self._passage.on_cut(
-                lambda reason: connection.abort("cut", f"the work on this device ended: {reason}")
-            )
-            peer = self._scope["state"]["peer"]
-
-            def lost() -> None:
-                connection.abort("client_gone", "the client went away")
-                self._passage.flow()  # nobody is there to be held for
-
-            peer.on_lost = lost
-            try:
-                self._check_cut()
-                await self._upload(connection, target, path)
-                await self._download(connection, target)
-            finally:
-                self._passage.on_cut(None)
-                peer.on_lost = None
-                target.upstream.release(connection)
+            await self._carry(path)
         except UpstreamError as exc:
-            target.tally.failed += 1
+            self._count_failure()
             if exc.reason == "timeout" and self._passage.held:
                 exc = UpstreamError("cut", "no gate of its lease opened in time")  # it is paused
-            await self._fail(exc)
+            return await self._broken(exc)
         except _ClientError as exc:
-            target.tally.failed += 1
+            self._count_failure()
             if exc.status and not self._begun:
-                await _answer_error(self._scope, self._send, exc.status, exc.reason, exc.detail)
-            else:
-                await self._abort()
+                return TurnedAwayError(exc.status, exc.reason, exc.detail)
+            await self._abort()
+        return None
 
-    async def _upload(self, connection: EngineConnection, target: Target, path: str) -> None:
-        length, headers = _request_headers(self._scope, target)
+    async def _carry(self, path: str) -> None:
+        upstream = self._target.upstream
+        connection = await upstream.acquire()
+        self._passage.on_held, self._passage.on_moved = self._hold, self._move
+        self._passage.on_cut(
+            lambda reason: connection.abort("cut", f"the work on this device ended: {reason}")
+        )
+        peer = self._scope["state"]["peer"]
+
+        def lost() -> None:
+            connection.abort("client_gone", "the client went away")
+            self._passage.flow()  # nobody is there to be held for
+
+        peer.on_lost = lost
+        try:
+            self._check_cut()
+            await self._upload(connection, path)
+            await self._download(connection)
+        finally:
+            self._passage.on_cut(None)
+            self._passage.on_held = self._passage.on_moved = None
+            peer.on_lost = None
+            upstream.release(connection)
+
+    def _hold(self) -> None:
+        """Stop before a gate that has shut: what comes now does not count there any more."""
+        if self._counter is not None:
+            self._target.tally.leave(self._counter)
+
+    def _move(self) -> None:
+        """Go on behind another gate of the lease: what was not counted yet counts there."""
+        target = self._backends.target(self._passage.door)
+        if self._counter is not None:
+            self._target.tally.leave(self._counter)
+            target.tally.follow(self._counter)
+        self._target = target
+
+    def _count_failure(self) -> None:
+        self._target.tally.failed += not self._failed
+        self._failed = True
+
+    def _saw(self, connection: EngineConnection) -> None:
+        if self._evident:
+            self._target.seen(connection.silent_s)
+
+    async def _upload(self, connection: EngineConnection, path: str) -> None:
+        target, method = self._target, _method(self._scope)
+        length, headers = request_headers(
+            self._scope["headers"],
+            authority=target.upstream.authority,
+            token=target.token,
+            version=self._scope["http_version"],
+            method=method,
+        )
         if length is not None and length > self._limits.body_bytes_max:
             raise _ClientError(413, "too_large", f"at most {self._limits.body_bytes_max} bytes")
         query = self._scope["query_string"]
         line = target.upstream.base + path.encode() + (b"?" + query if query else b"")
-        connection.begin(self._scope["method"].encode(), line, headers)
+        connection.begin(method.encode(), line, headers)
         chunked, sent = length is None, 0
         try:
             async with asyncio.timeout(self._limits.body_s):
@@ -238,6 +271,7 @@ class _Exchange:
                     await connection.send(b"0\r\n\r\n")
                 connection.end()
         except TimeoutError as exc:
+            self._check_cut()
             raise _ClientError(408, "too_slow", "the body did not come in time") from exc
 
     async def _piece(self) -> tuple[bytes, bool]:
@@ -245,67 +279,93 @@ class _Exchange:
             message = await self._receive()
         if message["type"] == "http.disconnect":
             raise _ClientError(0, "client_gone")
-        return message.get("body", b""), message.get("more_body", False)
+        self.unread = message.get("more_body", False)
+        return message.get("body", b""), self.unread
 
-    async def _download(self, connection: EngineConnection, target: Target) -> None:
+    async def _download(self, connection: EngineConnection) -> None:
         head = await connection.head(self._limits.first_byte_s)
         kind = (head.first(b"content-type") or b"").lower()
         if head.status > _STATUS_MAX:
             raise UpstreamError("garbage", f"the engine's answer has status {head.status}")
-        if head.status < HTTPStatus.INTERNAL_SERVER_ERROR and not kind.startswith(b"text/html"):
-            self._seen = target.seen
-        self._seen()
+        is_error = head.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        self._evident = not is_error and not kind.startswith(b"text/html")
+        self._saw(connection)
+        if is_error:
+            self._count_failure()
         self._events = kind.startswith(b"text/event-stream")
-        length = _length(head)
-        if length is not None and length <= BODY_BYTES_MAX:
-            await self._whole(connection, head, target)
-        elif self._events:
-            await self._stream(connection, head, target)
+        length = length_of(head)
+        if length is None:
+            is_short = kind.startswith(b"application/json")
         else:
-            await self._pass_through(connection, head, target)
+            is_short = length <= BODY_BYTES_MAX
+        if is_short:
+            await self._whole(connection, head)
+        elif self._events:
+            await self._stream(connection, head)
+        else:
+            await self._pass_through(connection, head, [], length)
 
-    async def _whole(self, connection: EngineConnection, head: Head, target: Target) -> None:
+    async def _whole(self, connection: EngineConnection, head: Head) -> None:
         """Return a short answer in one piece: until then it can still fail properly."""
-        pieces = []
+        pieces, size = [], 0
         while data := await connection.chunk(self._limits.silence_s):
+            self._saw(connection)
             pieces.append(data)
-        self._seen()
-        body = b"".join(pieces)
-        usage = usage_of(body)
-        target.tally.tokens_in += usage.tokens_in or 0
-        target.tally.tokens_out += usage.tokens_out or 0
-        target.tally.uncounted += head.status < 300 and usage.tokens_in is None
-        await self._begin(head)
+            size += len(data)
+            if size > BODY_BYTES_MAX:  # it named no length, and is not short
+                await self._pass_through(connection, head, pieces, None)
+                return
+        body, counter = b"".join(pieces), StreamCounter()
+        if self._events:
+            counter.feed(body)
+            counter.end()
+        usage = counter.usage() if self._events else usage_of(body)
+        tally = self._target.tally
+        tally.tokens_in += usage.tokens_in or 0
+        tally.tokens_out += usage.tokens_out or 0
+        tally.uncounted += usage.tokens_in is None and self._has_tokens(head)
+        await self._begin(head, size)
         await self._give(body, more=False)
 
-    async def _stream(self, connection: EngineConnection, head: Head, target: Target) -> None:
-        counter = StreamCounter()
-        await self._begin(head)
+    async def _stream(self, connection: EngineConnection, head: Head) -> None:
+        await self._begin(head, None)
+        counter = self._counter = StreamCounter()
+        self._target.tally.follow(counter)
         try:
             while data := await connection.chunk(self._limits.silence_s):
-                self._seen()
+                self._saw(connection)
                 counter.feed(data)
                 await self._give(data, more=True)
         finally:
-            usage = counter.usage()
-            target.tally.tokens_in += usage.tokens_in or 0
-            target.tally.tokens_out += usage.tokens_out or 0
-            target.tally.uncounted += not counter.named
+            counter.end()
+            self._target.tally.leave(counter)
+            self._target.tally.uncounted += not counter.named
         await self._give(b"", more=False)
 
-    async def _pass_through(self, connection: EngineConnection, head: Head, target: Target) -> None:
-        await self._begin(head)
-        target.tally.uncounted += 1
+    async def _pass_through(
+        self, connection: EngineConnection, head: Head, pieces: list[bytes], length: int | None
+    ) -> None:
+        await self._begin(head, length)
+        self._target.tally.uncounted += self._has_tokens(head)
+        for piece in pieces:
+            await self._give(piece, more=True)
         while data := await connection.chunk(self._limits.silence_s):
-            self._seen()
+            self._saw(connection)
             await self._give(data, more=True)
         await self._give(b"", more=False)
 
-    async def _begin(self, head: Head) -> None:
+    def _has_tokens(self, head: Head) -> bool:
+        """Tell whether an answer is one that tokens are counted of: no list, and no error."""
+        is_good = HTTPStatus.OK <= head.status < HTTPStatus.MULTIPLE_CHOICES
+        good = is_good and head.status != HTTPStatus.NO_CONTENT
+        return good and self._scope["method"] == "POST"
+
+    async def _begin(self, head: Head, length: int | None) -> None:
         await self._passage.flowing()
         self._check_cut()
-        headers = _end_to_end(head.headers, _NOT_RETURNED)
-        if self._scope["http_version"] == "1.0" and head.first(b"content-length") is None:
+        headers = answer_headers(head, length, date_now())
+        bodyless = head.status in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
+        if self._scope["http_version"] == "1.0" and length is None and not bodyless:
             # Such an answer has no end but that of the connection, which could as well be a fault.
             raise _ClientError(505, "version", "an answer in pieces needs HTTP/1.1")
         self._begun = True
@@ -325,25 +385,27 @@ class _Exchange:
         if self._passage.cut_reason is not None:
             raise UpstreamError("cut", f"the work on this device ended: {self._passage.cut_reason}")
 
-    async def _fail(self, exc: UpstreamError) -> None:
-        """Tell the client that the engine's answer did not come, or broke off."""
+    async def _broken(self, exc: UpstreamError) -> TurnedAwayError | None:
+        """See to it that the client learns that the engine's answer did not come, or broke off."""
         if exc.reason == "client_gone":
-            return
+            return None
         logger.info("request failed: reason=%s %s", exc.reason, exc.detail)
         if not self._begun:
             retry_s = 1 if exc.reason in {"cut", "unreachable"} else None
             status = {"cut": 503, "unreachable": 503, "timeout": 504}.get(exc.reason, 502)
-            code = _public_code(exc)
-            await _answer_error(self._scope, self._send, status, code, exc.detail, retry_s)
-        elif self._events:
-            event = b"\n\nevent: error\ndata: %b\n\n" % _error_body(_public_code(exc), exc.detail)
-            message = {"type": "http.response.body", "body": event, "more_body": False}
-            try:
-                async with asyncio.timeout(self._limits.client_s):
-                    await self._send(message)
-            except TimeoutError:
-                await self._abort()
+            return TurnedAwayError(status, _public_code(exc), exc.detail, retry_s)
+        if self._events:
+            await self._say(b"\n\nevent: error\ndata: %b\n\n", exc)
         else:
+            await self._abort()
+        return None
+
+    async def _say(self, event: bytes, exc: UpstreamError) -> None:
+        body = event % error_body(_public_code(exc), exc.detail)
+        try:
+            async with asyncio.timeout(self._limits.client_s):
+                await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        except TimeoutError:
             await self._abort()
 
     async def _abort(self) -> None:
@@ -351,8 +413,10 @@ class _Exchange:
         await asyncio.sleep(0)  # the server learns of it before this request ends
 
 
-def _nothing() -> None:
-    """Stands for evidence where there is none."""
+def _method(scope: Scope) -> str:
+    """Give the method that the engine is asked by; the server leaves out what HEAD has none of."""
+    method = str(scope["method"])
+    return "GET" if method == "HEAD" else method
 
 
 def _route(scope: Scope) -> tuple[str, str, str]:
@@ -367,85 +431,14 @@ def _route(scope: Scope) -> tuple[str, str, str]:
     path = "/" + rest
     if kind not in {"i", "l"} or not name or "%" in path:
         raise TurnedAwayError(404, "no_path", "want /i/INSTANCE/v1/... or /l/LEASE/v1/...")
-    if (scope["method"], path) not in PATHS:
-        known = any(path == one for _, one in PATHS)
-        raise TurnedAwayError(405 if known else 404, "no_path", f"{path} is not served here")
+    if (_method(scope), path) not in PATHS:
+        methods = sorted(method for method, one in PATHS if one == path)
+        allow = ", ".join(methods).replace("GET", "GET, HEAD")
+        detail = f"{path} is not served here" + (f" by {scope['method']}" if allow else "")
+        raise TurnedAwayError(405 if allow else 404, "no_path", detail, allow=allow)
     return kind, name, path
-
-
-def _request_headers(scope: Scope, target: Target) -> tuple[int | None, list[Header]]:
-    """Give the length of the body (None: unknown, sent in chunks) and what the engine is sent."""
-    given: list[Header] = scope["headers"]
-    headers = [(b"host", target.upstream.authority), *_end_to_end(given, _NOT_FORWARDED)]
-    if target.token:
-        headers.append((b"authorization", b"Bearer " + target.token.encode()))
-    lengths = [value for name, value in given if name == b"content-length"]
-    chunked = any(name == b"transfer-encoding" for name, _ in given)
-    if lengths and not chunked:
-        headers.append((b"content-length", lengths[0]))
-        return int(lengths[0]), headers  # the parser has taken it for a number
-    if chunked:
-        headers.append((b"transfer-encoding", b"chunked"))
-        return None, headers
-    if scope["method"] == "POST":
-        headers.append((b"content-length", b"0"))
-    return 0, headers
-
-
-def _end_to_end(
-    headers: "list[Header] | tuple[Header, ...]", without: frozenset[bytes]
-) -> list[Header]:
-    """Leave out what is meant for one hop, and what ``connection`` names as such."""
-    named = {
-        token.strip().lower()
-        for name, value in headers
-        if name == b"connection"
-        for token in value.split(b",")
-    }
-    return [pair for pair in headers if pair[0] not in without and pair[0] not in named]
-
-
-def _length(head: Head) -> int | None:
-    value = head.first(b"content-length")
-    return int(value) if value is not None and value.isdigit() else None
 
 
 def _public_code(exc: UpstreamError) -> str:
     codes = {"cut": "preempted", "timeout": "engine_silent", "unreachable": "engine_away"}
     return codes.get(exc.reason, "engine_died")
-
-
-def _error_body(code: str, detail: str, status: int | None = None) -> bytes:
-    """Write an error as OpenAI clients read it and, of a whole answer, as RFC 9457 has it too."""
-    kind = "invalid_request_error" if status in {401, 403} else "server_error"
-    error = {"message": detail, "type": kind, "param": None, "code": code}
-    problem: dict[str, object] = {"error": error}
-    if status is not None:
-        title = HTTPStatus(status).phrase
-        problem |= {"type": "about:blank", "title": title, "status": status, "detail": detail}
-    return msgspec.json.encode(problem)
-
-
-async def _answer_error(
-    scope: Scope, send: Send, status: int, code: str, detail: str, retry_s: int | None = None
-) -> None:
-    """Answer with an error in the shape that OpenAI clients read."""
-    body = _error_body(code, detail, status)
-    headers = [
-        (b"content-type", b"application/problem+json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    if status == HTTPStatus.UNAUTHORIZED:
-        headers.append((b"www-authenticate", b"Bearer"))
-    if retry_s is not None:
-        headers.append((b"retry-after", str(retry_s).encode()))
-    if not _bodyless(scope):
-        headers.append((b"connection", b"close"))  # the rest of the request is not read
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-def _bodyless(scope: Scope) -> bool:
-    return not any(
-        name in {b"content-length", b"transfer-encoding"} for name, _ in scope["headers"]
-    )

@@ -8,6 +8,7 @@ taken off its GPU; meters begin anew, under a new ``process_id``.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -72,6 +73,7 @@ class HostService:
         self.doors = Doors(config.proxy.door)
         self.access = Access(required=config.proxy.require_key)
         self.times = PhaseTimes()
+        self.refused: Counter[str] = Counter()
         self.states = states
         self._clock = clock
         self._planner = planner or Planner(MemoryBook(), lambda: None)
@@ -116,6 +118,7 @@ class HostService:
 
     async def close_gates(self) -> None:
         """Shut every gate, as this process is about to end; engines go on."""
+        self.doors.close()
         await asyncio.gather(*(slot.host_ends() for slot in self.slots.values()))
 
     # --- ops -----------------------------------------------------------------------------------
@@ -220,10 +223,11 @@ class HostService:
             TurnedAwayError: it brings none, or a wrong one; or what it asks for is not here.
         """
         found = self._find(kind, name)
-        if self._is_shut(found) and self.access.is_over(found.spec.lease_id):
+        lease_id = name if found is None else found.spec.lease_id
+        if found is not None and self._is_shut(found) and self.access.is_over(lease_id):
             raise TurnedAwayError(410, "ended", f"{name} is no longer served")
         now = datetime.fromtimestamp(self._clock.wall_ns() / 1e9, UTC)
-        self.access.check(found.spec.lease_id, key, now)
+        self.access.check(lease_id, key, now)
 
     def door(self, kind: str, name: str) -> Door:
         """Give the door of an instance or a lease.
@@ -232,6 +236,8 @@ class HostService:
             TurnedAwayError: it is not here, or no longer.
         """
         found = self._find(kind, name)
+        if found is None:
+            return self.doors.door("", name)
         if self._is_shut(found):
             return self._over(found, kind)
         return self.slots[found.gpu].doors[found.instance_id]
@@ -247,12 +253,13 @@ class HostService:
             slot.upstream,
             server.engine.spec.token,
             instance.tally,
-            lambda: slot.seen(instance),
+            lambda ago_s: slot.seen(instance, ago_s),
         )
 
-    def _find(self, kind: str, name: str) -> Instance:
+    def _find(self, kind: str, name: str) -> Instance | None:
+        """Give an instance; None: its lease is held here, and its first one is still to come."""
         found = self.ledger.find(name) if kind == "i" else self.ledger.of_lease(name)
-        if found is None:
+        if found is None and not (kind == "l" and self.access.may_come(name)):
             raise TurnedAwayError(404, "unknown", f"{name} is not served here")
         return found
 

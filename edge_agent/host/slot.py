@@ -398,14 +398,17 @@ class Slot:
             self._saw(self.instance, asked_ns)
         return self.server_ready
 
-    def seen(self, instance: Instance) -> None:
+    def seen(self, instance: Instance, ago_s: float) -> None:
         """Note that an instance's engine gave something to a customer: a sign of life.
 
         Of one whose looks are answered late or not at all it is as good as a look; of one that
         gives its looks a wrong answer it is worth nothing.
+
+        Args:
+            ago_s: how long ago it came here; its customer may take it much later.
         """
         if not self._wrong:
-            self._saw(instance, self._now_ns())
+            self._saw(instance, self._now_ns() - int(ago_s * 1e9))
 
     # --- within an act -------------------------------------------------------------------------
 
@@ -429,18 +432,21 @@ class Slot:
         return self._ledger.state(instance)
 
     async def _shut(self, instance: Instance, reason: str, drain_s: float) -> GateState:
-        if not instance.meter.open:
+        door = self.doors.get(instance.instance_id)
+        if door is None or instance.meter.opened_ns is None:
             return self._ledger.shut_gate(instance)
-        door = self.doors[instance.instance_id]
-        door.cordon()
-        left = await door.drained(drain_s)
-        await asyncio.gather(self.look(), self._read_cards())
-        state = self._ledger.shut_gate(instance)
-        if left and self._keep and not instance.meter.completed:
-            door.hold()
-        else:
-            door.end(reason)
-        return state
+        if instance.meter.open:
+            door.cordon()
+            await door.drained(drain_s)
+            await asyncio.gather(self.look(), self._read_cards())
+        try:
+            return self._ledger.shut_gate(instance)
+        finally:  # nobody is served on behind a shut meter, though the log has failed
+            if door.inside and self._keep and not instance.meter.completed:
+                door.cordon()
+                door.hold()
+            else:
+                door.end("completed" if instance.meter.completed else reason)
 
     def _plan(self) -> Layout:
         """Have it planned how the engines leave this GPU, by what is known now."""

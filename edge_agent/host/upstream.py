@@ -63,6 +63,9 @@ class EngineConnection(asyncio.Protocol):
         self._stray = False
         self._keep_alive = False
         self._error: UpstreamError | None = None
+        # When a byte came that the engine must have sent just then.
+        self._heard_s = 0.0
+        self._may_be_old = False
         self._waiter: asyncio.Future[None] | None = None
 
     # --- the exchange --------------------------------------------------------------------------
@@ -139,6 +142,15 @@ class EngineConnection(asyncio.Protocol):
             self._transport.abort()
 
     @property
+    def silent_s(self) -> float:
+        """Give the seconds since the engine was last heard in this exchange.
+
+        Once its reader was too slow, what comes next may have been sent long ago, by an engine that
+        is gone by now; nothing counts from then on.
+        """
+        return self._loop.time() - self._heard_s
+
+    @property
     def reusable(self) -> bool:
         """Tell whether another exchange may follow, with nothing left of this one on the way.
 
@@ -183,6 +195,8 @@ class EngineConnection(asyncio.Protocol):
         if self._complete:
             self._stray = True
             return
+        if not self._may_be_old:
+            self._heard_s = self._loop.time()
         if self._head is None:
             self._head_bytes += len(data)
         try:
@@ -193,7 +207,7 @@ class EngineConnection(asyncio.Protocol):
         if self._head is None and self._head_bytes > HEAD_BYTES_MAX:
             self.abort("garbage", f"the head of the answer is longer than {HEAD_BYTES_MAX} bytes")
         elif self._buffered > _HIGH_BYTES and not self._paused and self._transport is not None:
-            self._paused = True
+            self._paused = self._may_be_old = True
             self._transport.pause_reading()
         self._wake()
 
@@ -225,8 +239,8 @@ class EngineConnection(asyncio.Protocol):
         self._stray = self._complete
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Collect a header."""
-        if not self._stray:
+        """Collect a header; a trailer is none, and is dropped."""
+        if not self._stray and self._head is None:
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:

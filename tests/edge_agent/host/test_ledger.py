@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from edge_agent.host.errors import RefusedError
 from edge_agent.host.gate_log import GateLine, GateLog
 from edge_agent.host.ledger import ENDED_MAX, ENDED_NS_MAX, HostClock, Instance, Ledger
 from edge_agent.host.meter import MINUTE_NS
+from edge_agent.host.tokens import StreamCounter
 from edge_agent.workloads.ports import InstanceSpec
 
 S = 1_000_000_000
@@ -175,3 +177,72 @@ def test_the_log_is_appended_to_and_set_aside_when_full(tmp_path: Path) -> None:
         assert len(found) == (2 if round_ == 0 else 3)
     rows = [row for one in tmp_path.iterdir() for row in one.read_bytes().splitlines()]
     assert all(msgspec.json.decode(row, type=GateLine) == line for row in rows)
+
+
+def _line() -> GateLine:
+    time, log = _Time(), _Log()
+    ledger, one = _ledger(time, log), _instance()
+    ledger.add(one)
+    ledger.open_gate(one)
+    return log.lines[0]
+
+
+def _rows(path: Path) -> list[GateLine]:
+    return [msgspec.json.decode(row, type=GateLine) for row in path.read_bytes().splitlines()]
+
+
+def test_a_disk_that_takes_half_a_line_spoils_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, line, write = tmp_path / "gates.jsonl", _line(), os.write
+    file = GateLog(path)
+    file.write(line)
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:20]))
+    with pytest.raises(OSError, match="20 of"):
+        file.write(line)
+    monkeypatch.undo()
+    file.write(line)
+    file.close()
+    assert _rows(path) == [line, line]
+
+
+def test_a_line_that_a_power_cut_tore_spoils_no_other(tmp_path: Path) -> None:
+    path, line = tmp_path / "gates.jsonl", _line()
+    path.write_bytes(b'{"t":"mar')
+    file = GateLog(path)
+    file.write(line)
+    file.close()
+    assert path.read_bytes() == b'{"t":"mar\n' + msgspec.json.encode(line) + b"\n"
+
+
+def test_a_log_that_cannot_be_set_aside_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, line = tmp_path / "gates.jsonl", _line()
+    file = GateLog(path, segment_bytes_max=10)
+
+    def no_files(*_: object) -> int:
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(os, "open", no_files)
+    for _ in range(2):
+        with pytest.raises(OSError, match="too many"):
+            file.write(line)
+    monkeypatch.undo()
+    file.write(line)
+    file.close()
+    assert _rows(path) == [line]
+
+
+def test_a_line_tells_what_streams_under_way_gave() -> None:
+    time, log = _Time(), _Log()
+    ledger, one = _ledger(time, log), _instance()
+    ledger.add(one)
+    ledger.open_gate(one)
+    stream = StreamCounter()
+    one.tally.follow(stream)
+    stream.feed(b"data: a\n\ndata: b\n\n")
+    ledger.shut_gate(one)
+    assert (log.lines[-1].t, log.lines[-1].tokens_out) == ("close", 2)
+    one.tally.leave(stream)
+    assert (one.tally.tokens_out, one.tally.so_far()) == (2, (0, 2))

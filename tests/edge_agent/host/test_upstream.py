@@ -170,6 +170,30 @@ async def test_an_answer_that_nobody_read_to_its_end_stalls_no_later_one() -> No
         assert await _ask(upstream) == (200, body)
 
 
+async def test_when_an_engine_was_heard_is_when_its_bytes_came() -> None:
+    async def two(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK + b"Content-Length: 2000001\r\n\r\n" + b"a")
+        await reader.readuntil(b"more")
+        writer.write(b"x" * 2_000_000)
+        await reader.read()
+
+    async with _scripted(two) as upstream:
+        connection = await upstream.acquire()
+        connection.begin(b"POST", b"/x", [(b"content-length", b"4")])
+        await connection.head(1.0)
+        await asyncio.sleep(0.2)
+        assert await connection.chunk(1.0) == b"a"  # taken late, and heard when it came
+        assert connection.silent_s >= 0.2
+        await connection.send(b"more")
+        await connection.chunk(1.0)
+        assert connection.silent_s < 0.2
+        await asyncio.sleep(0.2)  # more came than is kept: how old the rest is, nobody knows
+        while await connection.chunk(1.0):
+            assert connection.silent_s >= 0.15
+        upstream.release(connection)
+
+
 @pytest.mark.parametrize("pause_s", [0.0, 0.05])
 async def test_an_answer_that_nobody_asked_for_reaches_nobody(pause_s: float) -> None:
     mine, others = b"Content-Length: 4\r\n\r\nmine", b"Content-Length: 6\r\n\r\nothers"

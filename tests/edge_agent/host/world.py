@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -129,7 +130,7 @@ class HostWorld:
         proxy, admin = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
         self.port, self.admin_port = proxy.getsockname()[1], admin.getsockname()[1]
         async with (
-            serving(Proxy(service.doors, service, self.request), proxy, self.http),
+            serving(Proxy(service.doors, service, self.request), proxy, self.http, service.refused),
             serving(Admin(service), admin, HttpLimits()),
             background(service.run(), HostServer(service, self.socket).run(lambda: None)),
         ):
@@ -203,6 +204,11 @@ class Client:
         self.reader = reader
         self.writer = writer
 
+    def reads(self, *, on: bool) -> None:
+        """Take what is sent, or not, as a stalled client."""
+        transport = self.reader._transport  # type: ignore[attr-defined] # it has no other way
+        transport.resume_reading() if on else transport.pause_reading()
+
     async def post(self, path: str, body: dict[str, object], *headers: str) -> None:
         data = json.dumps(body).encode()
         lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(data)}", *headers]
@@ -241,8 +247,13 @@ class Client:
 
 
 @asynccontextmanager
-async def client(port: int) -> AsyncIterator[Client]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+async def client(port: int, *, small: bool = False) -> AsyncIterator[Client]:
+    """Connect; ``small``: the machine takes little that the client does not read."""
+    raw = socket.socket()
+    if small:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    raw.connect(("127.0.0.1", port))
+    reader, writer = await asyncio.open_connection(sock=raw)
     try:
         yield Client(reader, writer)
     finally:
