@@ -10,6 +10,7 @@ from firmware_bridges.family import Family
 # First match wins; looked for in the model's name, in lower case.
 _MAKES: Final = (
     ("antminer", "Bitmain"),
+    ("braiins-am", "Bitmain"),
     ("whatsminer", "MicroBT"),
     ("avalon", "Canaan"),
     ("teraflux", "Auradine"),
