@@ -16,6 +16,7 @@ _MAKES: Final = (
     ("teraflux", "Auradine"),
     ("hammer", "PlatON"),
     ("bitaxe", "Bitaxe"),
+    ("nerd", "NerdAxe"),
     ("proto rig", "Block"),
     ("sealminer", "Bitdeer"),
     ("elphapex", "Elphapex"),
