@@ -184,13 +184,13 @@ def _power(module: Module) -> float | None:
     supply = _all(module, "PS")
     if wall is not None or len(supply) < _SUPPLY_NUMBERS:
         return wall
-    if supply[1] == 0:
+    if module.get("Ver", "").lower().startswith("nano"):
         return _nano_power(module, supply)
     return power_w(RowReader({"w": supply[-1]}), "w") if supply[-3] > 0 else None
 
 
 def _nano_power(module: Module, supply: list[float]) -> float | None:
-    """Read the power of a Nano, known by a second number of 0, while it works.
+    """Read the power of a Nano while it works.
 
     Nano 3S: mV in the third place, 0 in the fifth, W in the last. Nano 3: 0 in the third place, W
     in the sixth; its last number is the voltage that is set.

@@ -160,3 +160,11 @@ def test_changed_bytes_give_a_partial_reading_or_a_clear_failure(
     reading = read(SHAPES[name].query, bytes(body))
     assert implausible(reading) == []
     assert reading.answered or reading.failed
+
+
+@pytest.mark.parametrize("command", ["summary", "version", "stats", "devdetails"])
+def test_an_unknown_firmware_is_told_as_such_and_cannot_be_written_to(command: str) -> None:
+    foreign = api(command, SUMMARY=[{"MHS 5s": 52e6}], DEVDETAILS=[{"Driver": "C3012"}])
+    found = decode_exchanges([foreign], "10.0.0.1")
+    assert (found.family.name, found.family.control) == ("cgminer", None)
+    assert (found.reading.make, found.reading.firmware) == (None, None)

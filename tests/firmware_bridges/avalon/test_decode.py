@@ -54,6 +54,8 @@ ASLEEP = (
         (NANO_3, 88.0),
         (NANO_3.replace("2600.5", "0.00"), None),
         (NANO_3.replace("PS[0 0 0", "PS[0 0 9"), None),
+        # A large supply that does not tell what it gives.
+        (A13.replace("PS[0 1209 1187 297 3300", "PS[1 0 1187 0 0"), None),
         (A10, None),
         (ASLEEP, None),
         (NANO.replace("In Work", "In Idle"), None),
