@@ -323,10 +323,14 @@ def _profile_w(values: Mapping[str, object]) -> float | None:
 
 
 def _state(partials: Sequence[Partial]) -> MinerState | None:
-    """Judge by the strongest evidence: a measured rate outweighs every word about the state."""
+    """Judge by the strongest evidence: a measured rate outweighs every word about the state.
+
+    It is the rate that the reading gives, of the most trusted source: the averages of a lesser one
+    still fall minutes after the machine went to sleep.
+    """
     rates = [part.hashrate_ths for part in partials if part.hashrate_ths is not None]
     states = [part.state for part in partials if part.state is not None]
-    if any(rate > 0 for rate in rates):
+    if rates and rates[0] > 0:
         return MinerState.TUNING if MinerState.TUNING in states else MinerState.MINING
     # Without a rate nobody mines: the words of a firmware that still says so are its plan.
     told = [state for state in states if not rates or state not in STATES_MINING]

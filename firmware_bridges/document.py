@@ -20,6 +20,8 @@ REPAIR_BYTES_MAX: Final = 128 << 10
 # The closing quote is optional, so that an open text is passed over once and not once per quote.
 _BRACKETS: Final = re.compile(r'"(?:[^"\\]|\\.)*"?|[][{}]', re.DOTALL)
 _PADDING: Final = b"\0 \r\n\t"
+# The byte order mark that some web servers put in front of UTF-8.
+_MARK: Final = b"\xef\xbb\xbf"
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -51,7 +53,7 @@ def read_json(data: bytes, address: str, source: str = "") -> Document:
     """
     if len(data) > ANSWER_BYTES_MAX:
         raise BridgeGarbledError(address, f"{len(data)} bytes, limit {ANSWER_BYTES_MAX}")
-    body = data.rstrip(_PADDING)
+    body = data.removeprefix(_MARK).rstrip(_PADDING)
     if not body:
         raise BridgeGarbledError(address, "empty answer")
     # Counting brackets is a fast bound on the depth; only odd answers need the exact walk.

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from firmware_bridges.antminer.family import ANTMINER_STOCK
+from firmware_bridges.antminer.forks import ANTMINER_FORK
 from firmware_bridges.auradine.family import AURADINE
 from firmware_bridges.avalon.family import AVALON
 from firmware_bridges.bitaxe.family import BITAXE
@@ -41,6 +42,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
     MSKMINER,
     ELPHAPEX,
     HAMMER,
+    ANTMINER_FORK,
     ANTMINER_STOCK,
     CGMINER,
 )

@@ -10,11 +10,13 @@ from firmware_bridges.family import Family
 # First match wins; looked for in the model's name, in lower case.
 _MAKES: Final = (
     ("antminer", "Bitmain"),
+    ("braiins-am", "Bitmain"),
     ("whatsminer", "MicroBT"),
     ("avalon", "Canaan"),
     ("teraflux", "Auradine"),
     ("hammer", "PlatON"),
     ("bitaxe", "Bitaxe"),
+    ("nerd", "NerdAxe"),
     ("proto rig", "Block"),
     ("sealminer", "Bitdeer"),
     ("elphapex", "Elphapex"),

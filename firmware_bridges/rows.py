@@ -20,9 +20,10 @@ FAN_RPM_MAX: Final = 50_000
 UPTIME_S_MAX: Final = 10 * 366 * 86_400
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]+")
-# A number and perhaps its unit: "203007.01", "3250 W", "58.94W"; not "1.2.3".
+# A number, perhaps its unit and a remark: "203007.01", "3250 W", "58.94W", "456.78 (AB)"; not
+# "1.2.3".
 _NUMBER: Final = re.compile(
-    r"\s*([-+]?\d{1,30}(?:\.\d{0,30})?(?:[eE][-+]?\d{1,3})?)\s*[A-Za-z/%]{0,8}\s*\Z"
+    r"\s*([-+]?\d{1,30}(?:\.\d{0,30})?(?:[eE][-+]?\d{1,3})?)\s*[A-Za-z/%]{0,8}\s*(?:\([A-Za-z]{0,8}\)\s*)?\Z"
 )
 
 

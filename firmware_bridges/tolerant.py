@@ -2,7 +2,8 @@
 
 Repairs, each seen in recorded answers: control characters and line ends inside texts; `,}` and
 `,]`; a leading comma; `}{` and other missing commas; `""temp0"` for `"temp0"`; `inf` and `nan`; a
-list with `key: value` in it; a missing opening brace; bytes that are not UTF-8; text after the end.
+list with `key: value` in it; a missing opening brace; bytes that are not UTF-8; text after the end;
+an escaped apostrophe and other escapes that JSON does not have.
 Of an answer that was cut, whatever touches the cut is dropped: a number at the very end may have
 lost digits, so it is no value.
 """
@@ -22,7 +23,9 @@ _PAIR: Final = r"u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _ESCAPE: Final = re.compile(rf"\\({_PAIR}|u[0-9a-fA-F]{{4}}|.)", re.DOTALL)
 _BARE: Final = re.compile(r"[-+.\w]+")
 _NUMBER: Final = re.compile(r"[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?\Z")
-_ESCAPES: Final = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
+_ESCAPES: Final = {
+    "n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", '"': '"', "\\": "\\", "/": "/",
+}  # fmt: skip
 _WORDS: Final[dict[str, bool | None]] = {"true": True, "false": False, "null": None}
 _NOT_FINITE: Final = frozenset({"inf", "nan", "infinity"})
 _NUMBER_CHARS_MAX: Final = 300
@@ -214,6 +217,8 @@ class _Reader:
                 self._repairs.add("half_surrogate")
                 return "\ufffd"
             return chr(code)
+        if escape not in _ESCAPES:
+            self._repairs.add("escape")
         return _ESCAPES.get(escape, escape)
 
     def _bare(self) -> Json:

@@ -42,7 +42,8 @@ from firmware_bridges.rows import (
     rows_of,
 )
 
-_TEMPS: Final = re.compile(r"\d{1,3}")
+# "60-61-70-71", and in the cold "-5--4-0-3".
+_TEMPS: Final = re.compile(r"(-?\d{1,3}(?:\.\d{1,6})?)(?:-|\Z)")
 _FAN_KEY: Final = re.compile(r"fan(\d{1,2})\Z")
 _CHIP_KEY: Final = re.compile(r"temp_chip\d{1,2}\Z")
 _BOARD_KEY: Final = re.compile(r"temp_pcb\d{1,2}\Z")
@@ -51,6 +52,8 @@ _CHIP_OLD_KEY: Final = re.compile(r"temp2_\d{1,2}\Z")
 _BOARD_OLD_KEY: Final = re.compile(r"temp(?:[1-9]|1[0-6])\Z")
 _CHIPS_KEY: Final = re.compile(r"chain_acn\d{1,2}\Z")
 _POWER_KEY: Final = re.compile(r"chain_power\d{1,2}\Z")
+# Of a board: two at its inlet, two at its outlet.
+_SENSORS: Final = 4
 _CHIPS_MAX: Final = 10_000
 _FANS_MAX: Final = 16
 _COUNT_MAX: Final = 1e15
@@ -228,7 +231,8 @@ def _old_style(answer: Answer, row: Row) -> Partial:
         power_w=power if power is not None or answer.truncated else _power_of(row, names.powers),
         uptime_s=reader.whole("Elapsed", low=0, high=UPTIME_S_MAX),
         state=_old_state(row, rate, known),
-        chip_temp_c_max=_hottest(row, names.chip_temps) or _hottest_old(row, names.chip_temps_old),
+        chip_temp_c_max=_hottest_chip(model, (row[key] for key in names.chip_temps))
+        or _hottest_old(row, names.chip_temps_old),
         board_temp_c_max=_hottest(row, names.board_temps)
         or _hottest_old(row, names.board_temps_old),
         fans_rpm=fans,
@@ -286,7 +290,7 @@ def _new_style(answer: Answer, row: Row) -> Partial:
         uptime_s=reader.whole("elapsed", low=0, high=UPTIME_S_MAX),
         configured_mode=mode,
         state=MinerState.ASLEEP if asleep else _counts(row.get("rate_5s"), unit),
-        chip_temp_c_max=_hottest_listed(chains, "temp_chip"),
+        chip_temp_c_max=_hottest_chip(_type_of(answer), (row.get("temp_chip") for row in chains)),
         board_temp_c_max=_hottest_listed(chains, "temp_pcb"),
         fans_rpm=fans,
         fan_count=fan_count,
@@ -309,9 +313,29 @@ def _chips(reader: RowReader, key: str) -> int | None:
 
 
 def _hottest(row: Row, keys: Iterable[str]) -> float | None:
-    """Give the highest of the "a-b-c-d" fields; 0 stands for an absent sensor."""
-    texts = [value for key in keys if isinstance(value := row[key], str)]
-    return _plausible_max([float(found) for text in texts for found in _TEMPS.findall(text)])
+    """Give the highest of the "a-b-c-d" fields, on some builds one number each.
+
+    0 stands for an absent sensor.
+    """
+    return _plausible_max(temp for key in keys for temp in _temps(row[key]))
+
+
+def _hottest_chip(model: str | None, boards: Iterable[object]) -> float | None:
+    """Give the hottest chip of the boards' `temp_chip`, as texts or lists.
+
+    Some hydro machines (S21 Hyd.) give the water there, in and out, and 0 for the chips.
+    """
+    listed = [_temps(board) for board in boards]
+    if model is not None and "hyd" in model.lower():
+        listed = [temps for temps in listed if len(temps) < _SENSORS or any(temps[2:])]
+    return _plausible_max(temp for temps in listed for temp in temps)
+
+
+def _temps(value: object) -> list[float]:
+    if isinstance(value, str):
+        return [float(found) for found in _TEMPS.findall(value.strip())]
+    numbers = map(as_float, value if isinstance(value, list) else (value,))
+    return [number for number in numbers if number is not None]
 
 
 def _hottest_old(row: Row, keys: Iterable[str]) -> float | None:
@@ -320,9 +344,7 @@ def _hottest_old(row: Row, keys: Iterable[str]) -> float | None:
 
 
 def _hottest_listed(chains: tuple[Row, ...], key: str) -> float | None:
-    listed = [chain.get(key) for chain in chains]
-    values = [as_float(item) for items in listed if isinstance(items, list) for item in items]
-    return _plausible_max(value for value in values if value is not None)
+    return _plausible_max(temp for chain in chains for temp in _temps(chain.get(key)))
 
 
 def _plausible_max(values: Iterable[float]) -> float | None:

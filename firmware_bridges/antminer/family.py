@@ -14,6 +14,7 @@ from firmware_bridges.antminer.decode import (
     decode_system_info,
     decode_web_summary,
 )
+from firmware_bridges.antminer.status_page import decode_status_page
 from firmware_bridges.cgminer.decode import decode_pools, decode_version
 from firmware_bridges.family import (
     WEIGHT_HINT,
@@ -54,6 +55,7 @@ ANTMINER_STOCK: Final = Family(
         (Wire.HTTP, _CGI + "get_network_info.cgi"): decode_network_info,
         (Wire.HTTP, _CGI + "get_blink_status.cgi"): decode_blink_status,
         (Wire.HTTP, _CGI + "pools.cgi"): decode_pools_page,
+        (Wire.HTTP, _CGI + "get_miner_status.cgi"): decode_status_page,
     },
     order=(
         "stats",

@@ -2,8 +2,10 @@
 
 `GHSavg` is the rate that the maker shows, `GHSspd` that of the moment, `GHSmm` what the frequencies
 should give, all in GH/s. `PS[..]` ends with the power at the wall, and has the output power before
-the last but one; while that is 0, the last number is no power. `devs` gives -273 C for unknown.
-Source: recorded answers of an A1566 and a Home Q.
+the last but one; while that is 0, the last number is no power. The Nanos have another order, see
+`_nano_power`. Older modules (A10) have six numbers, none of them at the wall. `devs` gives -273 C
+for unknown. Source: recorded answers of an A1566 and a Home Q; public ones of A9, A1047, A1346,
+Nano 3, Nano 3S and Mini 3.
 """
 
 import re
@@ -23,9 +25,13 @@ MODULES_MAX: Final = 64
 _MODULE: Final = re.compile(r"MM ID\d{1,3}(?::Summary)?\Z")
 _ITEM: Final = re.compile(r"([A-Za-z][A-Za-z0-9_ ]{0,31})\[([^\]]{0,4096})\]")
 _NUMBER: Final = re.compile(r"[-+]?\d+(?:\.\d+)?")
-_FAN: Final = re.compile(r"Fan(\d{1,2})\Z")
+# Modules up to the A9 have one fan, without a number.
+_FAN: Final = re.compile(r"Fan(\d{0,2})\Z")
 _BOARDS: Final = re.compile(r"Hash Board:\s*(\d{1,3})")
 _WORK: Final = re.compile(r"Work:\s*In\s*(\w+)")
+# The build's date is what follows the name; before the A10 names and dates are of other lengths.
+_VERSION: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]{0,31}?)-\d{8}(?:[_-]|\Z)")
+_SUPPLY_NUMBERS: Final = 7
 _STATES: Final = {
     "work": MinerState.MINING,
     "idle": MinerState.IDLE,
@@ -45,7 +51,7 @@ def decode_version(answer: Answer) -> Partial:
     return Partial(
         source=answer.command,
         model=first_text(reader, "PROD", "MODEL", truncated=answer.truncated),
-        fw_version=reader.text("CGMiner"),
+        fw_version=first_text(reader, "CGMiner", "VERSION", "LVERSION", truncated=answer.truncated),
         api_version=reader.text("API"),
         mac=mac_address(reader.text("MAC")),
         serial=reader.text("SN"),
@@ -80,6 +86,7 @@ def decode_stats(answer: Answer) -> Partial:
     state = _state(modules)
     return Partial(
         source=answer.command,
+        model=_model(modules[0]),
         hashrate_ths=None if answer.truncated else _rate_now(modules, state),
         expected_hashrate_ths=None if answer.truncated else _sum_ghs(modules, "GHSmm"),
         power_w=None if answer.truncated else sum_of(_power(module) for module in modules),
@@ -109,6 +116,17 @@ def _modules(answer: Answer) -> Iterator[Module]:
         for key, value in row.items():
             if _MODULE.match(key) and isinstance(value, str):
                 yield {name.strip(): text for name, text in _ITEM.findall(value)}
+
+
+def _model(module: Module) -> str | None:
+    """Give the name that `PROD` of `version` has, from the one before the build date in `Ver`."""
+    found = _VERSION.match(module.get("Ver", ""))
+    if found is None:
+        return None
+    name = found.group(1)
+    if name[0].isdigit():
+        return f"AvalonMiner {name}"
+    return f"Avalon {name[0].upper()}{name[1:]}"
 
 
 def _all(module: Module, key: str) -> list[float]:
@@ -164,9 +182,27 @@ def _sum_w(modules: list[Module], key: str) -> float | None:
 def _power(module: Module) -> float | None:
     wall = power_w(RowReader({"w": _first(module, "WALLPOWER")}), "w")
     supply = _all(module, "PS")
-    if wall is not None or len(supply) < 7 or supply[-3] <= 0:
+    if wall is not None or len(supply) < _SUPPLY_NUMBERS:
         return wall
-    return power_w(RowReader({"w": supply[-1]}), "w")
+    if module.get("Ver", "").lower().startswith("nano"):
+        return _nano_power(module, supply)
+    return power_w(RowReader({"w": supply[-1]}), "w") if supply[-3] > 0 else None
+
+
+def _nano_power(module: Module, supply: list[float]) -> float | None:
+    """Read the power of a Nano while it works.
+
+    Nano 3S: mV in the third place, 0 in the fifth, W in the last. Nano 3: 0 in the third place, W
+    in the sixth; its last number is the voltage that is set.
+    """
+    state = _state([module])
+    if state is not MinerState.MINING and (state is not None or not _first(module, "GHSspd")):
+        return None
+    if supply[2] > 0 and supply[4] == 0:
+        return power_w(RowReader({"w": supply[-1]}), "w")
+    if supply[2] == 0 and supply[4] > 0:
+        return power_w(RowReader({"w": supply[-2]}), "w")
+    return None
 
 
 def _uptime(module: Module) -> int | None:
@@ -174,7 +210,7 @@ def _uptime(module: Module) -> int | None:
 
 
 def _fans(module: Module) -> list[float]:
-    numbered = sorted((int(f.group(1)), key) for key in module if (f := _FAN.match(key)))
+    numbered = sorted((int(f.group(1) or 0), key) for key in module if (f := _FAN.match(key)))
     return [value for _, key in numbered for value in _all(module, key)[:1]]
 
 

@@ -20,7 +20,7 @@ AVALON: Final = Family(
     marks=(
         Mark(text=b'"avalon', weight=WEIGHT_SURE),
         Mark(text=b"prod=avalon", weight=WEIGHT_SURE),
-        Mark(text=b"mm id0", weight=WEIGHT_SURE),
+        Mark(text=b"mm id", weight=WEIGHT_SURE),
         Mark(text=b'"ava1', weight=WEIGHT_SURE),
         Mark(weight=WEIGHT_LIKELY, key="estats"),
         Mark(weight=WEIGHT_LIKELY, key="litestats"),
@@ -33,7 +33,7 @@ AVALON: Final = Family(
         "estats": decode_stats,
         "litestats": decode_stats,
     },
-    order=("estats", "stats", "litestats", "summary", "devs", "version", "pools"),
+    order=("version", "estats", "stats", "litestats", "summary", "devs", "pools"),
     reads=Reads(
         fast=(cgminer("estats"),),
         slow=(cgminer("version"), cgminer("summary"), cgminer("pools")),

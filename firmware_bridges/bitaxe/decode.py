@@ -26,7 +26,7 @@ def decode_info(document: Document) -> Partial:
     row = reader.row
     return Partial(
         source=document.source,
-        model=_model(reader),
+        model=_model(reader, truncated=document.truncated),
         fw_version=reader.text("version") or reader.text("axeOSVersion"),
         mac=mac_address(reader.text("macAddr")),
         hostname=reader.text("hostname"),
@@ -38,16 +38,17 @@ def decode_info(document: Document) -> Partial:
         state=_state(reader),
         chip_temp_c_max=hottest_c([row.get("temp"), row.get("temp2")]),
         board_temp_c_max=temp_c(reader, "vrTemp", "boardTemp"),
-        fans_rpm=fans_of(row[key] for key in ("fanrpm", "fan2rpm") if _is_speed(row.get(key))),
+        fans_rpm=_fans(reader),
         chips_total=reader.whole("asicCount", low=1, high=CHIPS_MAX),
         pools=_pools(reader),
         rejected=reader.rejected,
     )
 
 
-def _model(reader: RowReader) -> str | None:
+def _model(reader: RowReader, *, truncated: bool) -> str | None:
+    """Name the machine; of a cut page only by the best name, which comes last on some builds."""
     named = reader.text("deviceModel")
-    if named is not None:
+    if named is not None or truncated:
         return named
     board = as_float(reader.row.get("boardVersion"))
     if board is None:
@@ -65,9 +66,11 @@ def _state(reader: RowReader) -> MinerState | None:
     return None
 
 
-def _is_speed(value: object) -> bool:
-    number = as_float(value)
-    return number is not None and number >= 0
+def _fans(reader: RowReader) -> tuple[int, ...] | None:
+    """Read the fans; boards with one fan have `fan2rpm` too, and it stays 0."""
+    first, second = (as_float(reader.row.get(key)) for key in ("fanrpm", "fan2rpm"))
+    known = [first] if first is not None and first >= 0 else []
+    return fans_of([*known, second] if second is not None and second > 0 else known)
 
 
 def _pools(reader: RowReader) -> tuple[Pool, ...] | None:

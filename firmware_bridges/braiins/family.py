@@ -60,10 +60,14 @@ def _token(document: Document) -> str | None:
 BRAIINS_API: Final = Family(
     name="braiins-api",
     firmware="braiins",
+    base="antminer-stock",
     marks=(
         Mark(text=b"bosminer", weight=WEIGHT_LIKELY),
         Mark(text=b'"boser', weight=WEIGHT_LIKELY),
         Mark(text=b"tunerstatus", weight=WEIGHT_LIKELY),
+        # The first releases (2018) ran a bmminer of their own: everything else is Bitmain's shape.
+        Mark(text=b"bos_am", weight=WEIGHT_SURE),
+        Mark(text=b'"braiins-am', weight=WEIGHT_SURE),
     ),
     answers={
         "version": decode_version,

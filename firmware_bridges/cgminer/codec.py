@@ -243,7 +243,7 @@ def _text_answers(body: bytes, commands: Sequence[str], address: str) -> tuple[A
     chunks = _split(text, "|")
     truncated = chunks[-1].strip(" \0\r\n") != ""
     for number, chunk in enumerate(chunks):
-        items = _split(chunk.lstrip(" \0\r\n").rstrip("\0\r\n"), ",")
+        items = _items(chunk.lstrip(" \0\r\n").rstrip("\0\r\n"))
         if truncated and number == len(chunks) - 1:
             items = items[:-1]
         if not items or items == [""]:
@@ -266,6 +266,17 @@ def _text_answers(body: bytes, commands: Sequence[str], address: str) -> tuple[A
         )
         for command in commands
     )
+
+
+def _items(chunk: str) -> list[str]:
+    """Split a section into its items; a comma that was not escaped stays within its value."""
+    items: list[str] = []
+    for part in _split(chunk, ","):
+        if len(_split(part, "=")) > 1 or not items or len(_split(items[-1], "=")) == 1:
+            items.append(part)
+        else:
+            items[-1] += f",{part}"
+    return items
 
 
 def _text_row(items: Sequence[str]) -> tuple[str, Row]:

@@ -39,11 +39,14 @@ _COUNT_MAX: Final = 1 << 53
 
 # First match wins; the text is everything that VERSION and STATUS say.
 _FIRMWARE_MARKS: Final = (
+    ("asicseer", "asicseer"),
+    ("blissz", "blissz"),
     ("vnish", "vnish"),
     ("hiveon", "hiveon"),
     ("luxminer", "luxos"),
     ("boser", "braiins"),
     ("bosminer", "braiins"),
+    ("bos_am", "braiins"),
     ("marafw", "marafw"),
     ("kaonsu", "marafw"),
     ("gcminer", "auradine"),

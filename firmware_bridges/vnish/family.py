@@ -74,6 +74,8 @@ VNISH: Final = Family(
         Mark(text=b"hr_realtime", weight=WEIGHT_SURE),
         Mark(text=b"chain_consumption", weight=WEIGHT_SURE),
         Mark(text=b'"miner_state"', weight=WEIGHT_SURE),
+        # While its mining program is down, `miner` is null there and the system is all there is.
+        Mark(text=b'"miner_name"', weight=WEIGHT_SURE, key=V1 + "summary"),
         Mark(weight=WEIGHT_LIKELY, key=V1 + "perf-summary"),
         Mark(weight=WEIGHT_LIKELY, key=V1 + "autotune/presets"),
         Mark(weight=WEIGHT_LIKELY, key=V1 + "unlock"),

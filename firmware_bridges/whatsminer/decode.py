@@ -61,7 +61,9 @@ def decode_summary(answer: Answer) -> Partial:
         chip_temp_c_max=temp_c(reader, "Chip Temp Max"),
         board_temp_c_max=temp_c(reader, "Temperature"),
         inlet_temp_c=temp_c(reader, "Env Temp"),
-        fans_rpm=fans_of(reader, _FAN_KEYS, liquid=truth_of(row.get("Liquid Cooling"))),
+        fans_rpm=fans_of(
+            reader, _FAN_KEYS, liquid=truth_of(row.get("Liquid Cooling")), is_hashing=bool(rate)
+        ),
         error_codes=_error_codes(reader),
         rejected=reader.rejected,
     )
@@ -147,14 +149,20 @@ def decode_psu(answer: Answer) -> Partial:
 
 
 def fans_of(
-    reader: RowReader, keys: Iterable[str], *, liquid: bool | None
+    reader: RowReader, keys: Iterable[str], *, liquid: bool | None, is_hashing: bool
 ) -> tuple[int, ...] | None:
-    """Read the fans of the chassis; one cooled by a liquid has none, and says 0 for them."""
+    """Read the fans of the chassis; one cooled by a liquid has none, and says 0 for them.
+
+    Not every hydro build has the flag: where all stand while the machine hashes, and nothing is
+    said of a liquid, whether there are any is unknown.
+    """
     read = [reader.whole(key, low=0, high=FAN_RPM_MAX) for key in keys]
     known = tuple(rpm for rpm in read if rpm is not None)
-    if liquid and not any(known):
+    if any(known):
+        return known
+    if liquid:
         return ()
-    return known or None
+    return None if liquid is None and is_hashing else known or None
 
 
 def _summary_row(answer: Answer) -> Row | None:

@@ -191,7 +191,12 @@ def _summary(reader: RowReader, *, truncated: bool) -> dict[str, object]:
         "chip_temp_c_max": temp_c(reader, "chip-temp-max"),
         "board_temp_c_max": hottest_c(boards if isinstance(boards, list) else (boards,)),
         "inlet_temp_c": temp_c(reader, "environment-temperature"),
-        "fans_rpm": fans_of(reader, _FAN_KEYS, liquid=truth_of(reader.row.get("liquid-cooling"))),
+        "fans_rpm": fans_of(
+            reader,
+            _FAN_KEYS,
+            liquid=truth_of(reader.row.get("liquid-cooling")),
+            is_hashing=bool(rate),
+        ),
     }
     return {**fields, "rejected": reader.rejected}
 

@@ -37,6 +37,15 @@ def test_the_first_source_that_knows_a_field_wins() -> None:
             MinerState.ASLEEP,
             False,
         ),
+        (
+            # The rate that counts is that of the most trusted source, as in the reading.
+            [
+                Partial(source="a", hashrate_ths=0.0, state=MinerState.ASLEEP),
+                Partial(source="b", hashrate_ths=0.001),
+            ],
+            MinerState.ASLEEP,
+            False,
+        ),
         ([Partial(source="a", uptime_s=5)], None, None),
         ([], None, None),
     ],

@@ -16,6 +16,8 @@ from firmware_bridges.rows import RowReader, as_float, as_text, rows_of
         ("203007.01", 203007.01),
         (" 3250 W", 3250.0),
         ("58.94W", 58.94),
+        ("456.78 (AB)", 456.78),
+        ("456.78 (9)", None),
         ("-1", -1.0),
         ("1e3", 1000.0),
         ("1.2.3", None),

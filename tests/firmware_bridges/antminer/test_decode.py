@@ -322,3 +322,24 @@ def test_only_the_mode_changes_in_what_is_written_back(mode: WorkMode) -> None:
 def test_a_configuration_that_is_not_whole_is_never_written_back(body: bytes) -> None:
     with pytest.raises(BridgeGarbledError):
         with_mode(body, WorkMode.SLEEP, AT)
+
+
+@pytest.mark.parametrize(
+    ("text", "hottest"),
+    [
+        ("60-61-70-71", 71.0),
+        # Below zero a sign stands beside the dash.
+        ("-5--4-0-3", 3.0),
+        ("-12--10", None),
+        ("52-75", 75.0),
+        ("61.5-60.25", 61.5),
+        (78, 78.0),
+        ("m-m", None),
+        (None, None),
+        (["60", 61], 61.0),
+        ({"60": 60}, None),
+    ],
+)
+def test_the_hottest_of_a_board(text: object, hottest: float | None) -> None:
+    assert old_stats(temp_chip1=text).chip_temp_c_max == hottest
+    assert old_stats(temp_pcb1=text).board_temp_c_max == hottest

@@ -77,6 +77,24 @@ def test_a_hydro_machine_has_no_fans_whatever_it_counts(fan_num: int) -> None:
     assert reading.fan_count == (0 if fan_num == 0 else None)
 
 
+@pytest.mark.parametrize(
+    ("model", "temps", "hottest"),
+    [
+        # In and out of the water, and nothing of the chips.
+        ("Antminer S21 Hyd.", (30, 41, 0, 0), None),
+        ("Antminer S21 XP Hyd.", (63, 59, 56, 61), 63.0),
+        ("Antminer S21", (30, 41, 0, 0), 41.0),
+    ],
+)
+def test_the_water_of_a_hydro_machine_is_no_chip(
+    model: str, temps: tuple[int, ...], hottest: float | None
+) -> None:
+    listed = read(web_stats(model, rate_5s=0, chain=[{"index": 0, "temp_chip": list(temps)}]))
+    assert listed.chip_temp_c_max == hottest
+    written = read(stats(model, temp_chip1="-".join(map(str, temps))))
+    assert written.chip_temp_c_max == hottest
+
+
 def test_a_hydro_page_gives_its_watts_and_its_mode() -> None:
     chain = {"asic_num": 84, "temp_pcb": [44, 52], "temp_chip": [44, 56], "rate_real": 1.0}
     row = {"rate_5s": 570_000.5, "rate_avg": 571_000.0, "rate_ideal": 580_000.0, "watt": 5_500}
@@ -148,6 +166,9 @@ def test_a_cut_answer_gives_no_rate_whose_unit_may_be_lost() -> None:
         ("Antminer L9", "MH"),
         ("Bitmain Antminer L11", "MH"),
         ("L7", "MH"),
+        ("Antminer D3", "MH"),
+        ("Antminer E3", "MH"),
+        ("Antminer D7", "GH"),
         ("Antminer Z11", "Sol"),
         ("Antminer KS5 Pro", "GH"),
         ("LX1", "GH"),

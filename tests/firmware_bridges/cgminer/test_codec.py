@@ -212,3 +212,14 @@ def test_a_hostile_megabyte_costs_bounded_time(hostile: bytes) -> None:
     except BridgeGarbledError:
         assert hostile
     assert time.process_time() - begin < 3.0
+
+
+def test_a_comma_that_was_not_escaped_stays_within_its_value() -> None:
+    text = (
+        b"STATUS=S,Code=70,Msg=stats|STATS=0,MM ID0=SYSTEMSTATU[Work: In Work, Hash Board: 3],ID=A|"
+    )
+    (answer,) = decode_answers(text, ["estats"], "10.0.0.1:4028")
+    assert answer.section("STATS") == (
+        {"STATS": "0", "MM ID0": "SYSTEMSTATU[Work: In Work, Hash Board: 3]", "ID": "A"},
+    )
+    assert not answer.truncated

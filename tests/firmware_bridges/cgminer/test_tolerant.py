@@ -81,6 +81,7 @@ def test_near_json_is_read_or_refused_and_nothing_else(text: str) -> None:
         ('{"error_code":["110":"x","111":"y"]}', {"error_code": {"110": "x", "111": "y"}},
          "list_of_pairs"),
         ('{"a":1}| ', {"a": 1}, "trailing_text"),
+        ("""{"a":"\\'20200917.22.REL\\'"}""", {"a": "'20200917.22.REL'"}, "escape"),
         ('{"a":"\\ud800"}', {"a": "\ufffd"}, "half_surrogate"),
     ],
 )  # fmt: skip

@@ -105,6 +105,15 @@ def test_a_cut_summary_without_its_model_gives_no_rate() -> None:
     assert decode_exchanges([cut], "a").reading.hashrate_ths is None
 
 
+def test_a_machine_whose_mining_program_is_down_is_still_known() -> None:
+    network = {"mac": "aa:bb:cc:dd:ee:ff", "hostname": "r1"}
+    system = {"miner_name": "r1", "network_status": network, "uptime": "1 day, 2:03"}
+    found = decoded((page(V1 + "summary"), {"system": system, "miner": None}))
+    assert found.family is VNISH
+    assert found.reading.mac == "AA:BB:CC:DD:EE:FF"
+    assert (found.reading.state, found.reading.hashrate_ths) == (None, None)
+
+
 def test_a_failure_is_told_with_its_code() -> None:
     status = {"miner_state": "failure", "description": "no config", "failure_code": 1002}
     body = summary(

@@ -118,6 +118,10 @@ def test_a_machine_in_a_liquid_has_no_fans() -> None:
     fields = {"Fan Speed In": 0, "Fan Speed Out": 0}
     assert summary(**fields, **{"Liquid Cooling": True}).fans_rpm == ()
     assert summary(**fields).fans_rpm == (0, 0)
+    # Hydro builds without the flag: nothing that hashes stands without a fan, or none is there.
+    hashing = {**fields, "HS RT": 390e6, "Hash Stable": True}
+    assert summary(**hashing).fans_rpm is None
+    assert summary(**hashing, **{"Liquid Cooling": False}).fans_rpm == (0, 0)
 
 
 def test_new_builds_put_the_summary_into_msg() -> None:
