@@ -241,7 +241,8 @@ def _uncorrected(health: GpuHealth, count: int | None) -> dict[str, object]:
     """Compare with the errors seen before; a lower count is a reset, and counts from there."""
     if count is None:
         return {}
-    grown = count > (health.uncorrected or 0)
+    before = health.uncorrected or 0
+    grown = count > (before if count >= before else 0)
     return {"uncorrected": count, "new_uncorrected": health.new_uncorrected or grown}
 
 
@@ -328,8 +329,9 @@ def _memory_findings(sample: GpuSample | None, health: GpuHealth) -> Iterator[Fi
         yield Finding("remap", Standing.FENCED, "a row could not be remapped", Need.INSPECT)
     if sample.remap_pending:
         yield Finding("remap", Standing.HOLD, "a row is remapped at the next reset", Need.RESET)
-    need = _ACTIONS.get(sample.recovery_action or 0)
-    if need is not None:
+    if sample.recovery_action:
+        # an action that this table does not know is not harmless
+        need = _ACTIONS.get(sample.recovery_action, Need.INSPECT)
         reason = f"the driver asks for recovery action {sample.recovery_action}"
         yield Finding("recovery", Standing.FENCED, reason, need)
 

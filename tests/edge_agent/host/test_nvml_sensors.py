@@ -15,6 +15,7 @@ from edge_agent.host.nvml_sensors import NvmlSensors
 from edge_agent.host.sensors import GpuFacts
 from firmware_bridges.nvml.client import Telemetry
 from firmware_bridges.nvml.health import HealthLimits
+from firmware_bridges.nvml.samples import EventKind, GpuEvent
 from firmware_bridges.nvml.spawn import SpawnPiped
 from firmware_bridges.nvml.states import Bounds
 from tests.fakes.nvml import FakeNvml, build, cards, compiler
@@ -262,3 +263,28 @@ async def test_a_card_that_hangs_tells_nothing_but_that_it_is_not_well(fake: Fak
         assert (await sensors.read())[fake.uuid(1)].power_w is not None
         fake.gpu(0).hang = 0
         await until(sensors, fake.uuid(0), lambda row: row.healthy and row.power_w is not None)
+
+
+class OneEvent(Telemetry):
+    """Has read no card, and tells one event."""
+
+    def __init__(self, uuid: str | None) -> None:
+        super().__init__(SpawnPiped())
+        self._events.append(
+            GpuEvent(seq=0, at_ns=1, kind=EventKind.XID, type_bits=8, number=79, uuid=uuid)
+        )
+
+
+async def test_an_xid_that_comes_before_the_first_row_of_its_card_is_not_forgotten() -> None:
+    sensors = NvmlSensors(OneEvent("GPU-1"), {"gpu0": "GPU-1"}, now_ns=SystemClock().boottime_ns)
+    assert not (await sensors.read())["GPU-1"].healthy
+    again = (await sensors.read())["GPU-1"]
+    assert again.fence is not None
+    assert again.fence.code == "xid-79"
+
+
+async def test_an_xid_of_a_card_without_a_name_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    sensors = NvmlSensors(OneEvent(None), {"gpu0": "GPU-1"}, now_ns=SystemClock().boottime_ns)
+    assert await sensors.read() == {}
+    assert "event of a card that has no name" in caplog.text
+    assert "number=79" in caplog.text

@@ -286,3 +286,28 @@ def test_xids_are_kept_within_bounds(numbers: list[int]) -> None:
     assert len(set(health.xids)) == len(health.xids)
     if {48, 79, 119} & set(numbers):
         assert health.standing is Standing.FENCED
+
+
+@pytest.mark.parametrize(
+    ("counts", "standing"),
+    [
+        ((5, 3), Standing.FENCED),
+        ((5, 0), Standing.OK),
+        ((5, 5), Standing.OK),
+        ((5, 6), Standing.FENCED),
+    ],
+)
+def test_errors_after_a_reset_are_new_ones_however_many_there_were_before(
+    counts: tuple[int, int], standing: Standing
+) -> None:
+    # looked at and released while the first count stood
+    seen = structs.replace(unjudged("GPU-1"), uncorrected=counts[0])
+    assert (
+        judged(seen, view(ecc_uncorrected_volatile=counts[1]), (), LIMITS, NS).standing is standing
+    )
+
+
+def test_a_recovery_action_that_nobody_has_read_about_fences() -> None:
+    health = judge(view(recovery_action=99))
+    assert (health.standing, health.need) == (Standing.FENCED, Need.INSPECT)
+    assert judge(view(recovery_action=0)).standing is Standing.OK
