@@ -139,7 +139,8 @@ async def test_a_driver_that_hangs_as_a_whole_does_not_stop_the_parent(fake: Fak
 
 async def test_a_lost_card_is_fenced_alone_and_comes_back(fake: FakeNvml) -> None:
     spawn = Counting(fake.environment())
-    async with running(spawn) as telemetry:
+    # its own child sees it again before a probe would
+    async with running(spawn, Bounds(stale_s=2.0, hang_s=0.4, probe_s_min=60.0)) as telemetry:
         await until(all_live(telemetry))
         fake.gpu(3).lost = 1
         await until(lambda: view_of(telemetry, fake.uuid(3)).state is GpuState.LOST)
@@ -361,4 +362,18 @@ async def test_cards_that_change_places_keep_their_names(fake: FakeNvml) -> None
             return [s.temp_c for s in samples if s is not None] == [32.0, 31.0]
 
         await until(swapped)
+        await until(all_live(telemetry))
+
+
+async def test_a_card_that_a_new_child_did_not_count_comes_back(fake: FakeNvml) -> None:
+    spawn = Counting(fake.environment())
+    quick = Bounds(
+        stale_s=2.0, hang_s=0.4, start_s=1.0, probe_s=1.0, probe_s_min=0.3, probe_s_max=0.6
+    )
+    async with running(spawn, quick) as telemetry:
+        await until(all_live(telemetry))
+        fake.state.gpus_n = 3
+        spawn.started[-1][1].kill()
+        await until(lambda: view_of(telemetry, fake.uuid(3)).state is GpuState.SILENT)
+        fake.state.gpus_n = 4
         await until(all_live(telemetry))

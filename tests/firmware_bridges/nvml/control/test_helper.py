@@ -333,3 +333,13 @@ async def test_a_helper_that_cannot_serve_ends_at_once(
     monkeypatch.setattr(fake, "environment", lambda: {**FakeNvml.environment(fake), **environment})
     async with helper(fake, tmp_path, cards=cards, users=users) as running:
         assert await running.exit_code() == code
+
+
+@pytest.mark.parametrize("member", ["hang_all", "hang"])
+async def test_a_call_that_hangs_at_the_start_ends_the_helper(
+    setting_allowed: FakeNvml, tmp_path: Path, member: str
+) -> None:
+    where = setting_allowed.state if member == "hang_all" else setting_allowed.gpu(1)
+    setattr(where, member, 1)
+    async with helper(setting_allowed, tmp_path, call_s=0.1) as running:
+        assert await running.exit_code() == EXIT_STUCK
