@@ -401,6 +401,7 @@ class Overseer:
             sample=card.sample,
             age_s=age_s,
             detail=detail,
+            hangs=card.left_out or card.is_stuck,
         )
 
     def _state(self, card: _Card, now_ns: int) -> tuple[GpuState, str]:

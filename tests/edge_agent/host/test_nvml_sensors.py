@@ -288,3 +288,26 @@ async def test_an_xid_of_a_card_without_a_name_is_told(caplog: pytest.LogCapture
     assert await sensors.read() == {}
     assert "event of a card that has no name" in caplog.text
     assert "number=79" in caplog.text
+
+
+async def test_a_card_that_is_lost_again_and_again_is_in_quarantine_over_a_restart(
+    fake: FakeNvml, tmp_path: Path
+) -> None:
+    kept = FenceFile(tmp_path / "fences.json")
+    async with reading(fake, kept) as sensors:
+        for _ in range(3):
+            await until(sensors, fake.uuid(0), lambda row: row.power_w is not None)
+            fake.gpu(0).lost = 1
+            await until(sensors, fake.uuid(0), lambda row: row.power_w is None)
+            fake.gpu(0).lost = 0
+        async with asyncio.timeout(DEADLINE_S):
+            while not kept.read():  # noqa: ASYNC110 - the disk makes it true
+                await asyncio.sleep(0.02)
+    async with reading(fake, kept) as sensors:
+        facts = await until(sensors, fake.uuid(0), lambda row: row.power_w is not None)
+        assert facts.fence is not None
+        assert (facts.healthy, facts.fence.code) == (False, "quarantine")
+        await sensors.release(fake.uuid(0))
+        assert (await until(sensors, fake.uuid(0), lambda row: row.healthy)).fence is None
+        other = await until(sensors, fake.uuid(1), lambda row: row.power_w is not None)
+        assert other.healthy

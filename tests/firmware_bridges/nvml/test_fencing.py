@@ -130,6 +130,7 @@ def test_the_card_that_hangs_is_silent_within_a_second_and_the_others_go_on() ->
     host.hang("b")
     host.pass_time(1.1)
     assert host.states() == {"a": GpuState.LIVE, "b": GpuState.SILENT, "c": GpuState.LIVE}
+    assert [view.hangs for view in host.overseer.view(host.ns)] == [False, True, False]
     host.pass_time(60)
     # the others' child was not touched
     assert host.starts(events=True) == [Start(1, None, events=True)]
