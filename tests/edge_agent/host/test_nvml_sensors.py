@@ -41,9 +41,9 @@ def fake(library: Path, tmp_path: Path) -> Iterator[FakeNvml]:
 
 @asynccontextmanager
 async def reading(
-    fake: FakeNvml, kept: FenceFile | None = None, boot_id: str = "b1"
+    fake: FakeNvml, kept: FenceFile | None = None, boot_id: str = "b1", bounds: Bounds = BOUNDS
 ) -> AsyncIterator[NvmlSensors]:
-    telemetry = Telemetry(SpawnPiped(fake.environment()), bounds=BOUNDS, period_s=0.05)
+    telemetry = Telemetry(SpawnPiped(fake.environment()), bounds=bounds, period_s=0.05)
     sensors = NvmlSensors(
         telemetry,
         {"gpu0": fake.uuid(0), "gpu1": fake.uuid(1)},
@@ -294,7 +294,9 @@ async def test_a_card_that_is_lost_again_and_again_is_in_quarantine_over_a_resta
     fake: FakeNvml, tmp_path: Path
 ) -> None:
     kept = FenceFile(tmp_path / "fences.json")
-    async with reading(fake, kept) as sensors:
+    # its own child sees it again before a probe would
+    bounds = Bounds(stale_s=2.0, hang_s=0.4, probe_s_min=60.0)
+    async with reading(fake, kept, bounds=bounds) as sensors:
         for _ in range(3):
             await until(sensors, fake.uuid(0), lambda row: row.power_w is not None)
             fake.gpu(0).lost = 1
