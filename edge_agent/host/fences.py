@@ -32,6 +32,7 @@ class Fence(Struct, frozen=True, kw_only=True):
         since_s: UTC seconds since 1970 at which the first of it was seen.
         boot_id: of the boot in which its newest Xid was seen.
         unreadable: the record that may have told of it could not be read.
+        quarantined: it failed again and again.
     """
 
     card: Annotated[str, Meta(max_length=200)]
@@ -41,6 +42,7 @@ class Fence(Struct, frozen=True, kw_only=True):
     new_uncorrected: bool = False
     unavailable: bool = False
     unreadable: bool = False
+    quarantined: bool = False
 
 
 class FencePage(Struct, frozen=True, kw_only=True):
@@ -72,6 +74,7 @@ def fence_of(before: Fence | None, health: GpuHealth, boot_id: str, wall_s: int)
         new_uncorrected=health.new_uncorrected,
         unavailable=health.unavailable,
         unreadable=health.unreadable,
+        quarantined=health.quarantined,
     )
     return before if after == before else after
 
@@ -84,6 +87,7 @@ def health_of(fence: Fence) -> GpuHealth:
         new_uncorrected=fence.new_uncorrected,
         unavailable=fence.unavailable,
         unreadable=fence.unreadable,
+        quarantined=fence.quarantined,
     )
 
 

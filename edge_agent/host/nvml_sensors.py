@@ -88,13 +88,17 @@ class NvmlSensors:
         """Give facts by UUID; a card that was not read of late is left out."""
         by_card: dict[str, list[GpuEvent]] = {}
         for event in self._telemetry.take_events():
-            by_card.setdefault(event.uuid or "", []).append(event)
-            if event.kind is EventKind.XID and event.uuid is not None:
+            if event.uuid is None:
+                logger.error("event of a card that has no name: %s", event)
+                continue
+            by_card.setdefault(event.uuid, []).append(event)
+            if event.kind is EventKind.XID:
                 self._last_xids[event.uuid] = event.number
         known: dict[str, GpuFacts] = {}
         views = {view.card: view for view in self._telemetry.view()}
-        # What is remembered of a card holds before it is read, and of one that is not there.
-        for card in self._fences.keys() - views.keys():
+        # What is remembered of a card holds before it is read, and of one that is not there; what
+        # an event says of it does as well.
+        for card in (self._fences.keys() | by_card.keys()) - views.keys():
             views[card] = GpuView(card=card, state=GpuState.UNKNOWN)
         for view in views.values():
             health = self._judge(view, by_card.get(view.card, ()))

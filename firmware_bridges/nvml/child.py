@@ -25,7 +25,7 @@ from firmware_bridges.nvml.errors import (
     NvmlResetRequiredError,
 )
 from firmware_bridges.nvml.events import EventWatch
-from firmware_bridges.nvml.library import Nvml
+from firmware_bridges.nvml.library import DETAIL_MAX, GPU_NOT_FOUND, Nvml
 from firmware_bridges.nvml.outbox import Outbox
 from firmware_bridges.nvml.pipe import TO_CHILD, Unpacker, pack
 from firmware_bridges.nvml.reader import CardReader
@@ -88,7 +88,8 @@ class CardWorker:
         self._asked: list[AskProcesses] = []
         self._woken = threading.Condition()
         self._reader: CardReader | None = None
-        self._registered = False
+        # the event set that tells this card's events; None: none does
+        self._registered: object = None
         self._place = place
         self._phase = phase
         named, _, index = card.partition("index:")
@@ -131,15 +132,16 @@ class CardWorker:
 
     def _register(self, watch: EventWatch) -> None:
         """Have this card's events told, once it has been read; a failure is tried again."""
-        if self._reader is None or self._registered:
+        if self._reader is None or (self._registered and watch.knows(self._registered)):
             return
         try:
-            watch.register(self._nvml, self._reader.handle, self._reader.info.uuid)
+            self._registered = watch.register(
+                self._nvml, self._reader.handle, self._reader.info.uuid
+            )
         except NvmlGoneError:
             raise
         except NvmlError:
             return
-        self._registered = True
 
     def _row(self) -> Row:
         try:
@@ -147,13 +149,18 @@ class CardWorker:
                 self._reader = CardReader(self._nvml, self._handle(), self._index, boottime_ns)
                 self.uuid = self._reader.info.uuid
             return self._reader.sample()
-        except NvmlGpuLostError as exc:
-            self._reader = None
-            self._registered = False
-            return self._fault(FaultKind.LOST, exc)
+        except NvmlGoneError:
+            raise
         except NvmlResetRequiredError as exc:
             return self._fault(FaultKind.RESET_REQUIRED, exc)
-        except NvmlCallError as exc:
+        except NvmlError as exc:
+            # it is looked for anew by its UUID: a handle may have become another card's
+            self._reader = self._registered = None
+            lost = isinstance(exc, NvmlGpuLostError)
+            return self._fault(FaultKind.LOST if lost else FaultKind.UNREADABLE, exc)
+        except Exception as exc:  # noqa: BLE001 - a thread that ends would leave its card silent for ever
+            self._reader = self._registered = None
+            print(f"telemetry child: card {self._place}: {exc!r}", file=sys.stderr)  # noqa: T201 - stderr is its log
             return self._fault(FaultKind.UNREADABLE, exc)
 
     def _handle(self) -> object:
@@ -161,9 +168,13 @@ class CardWorker:
             return self._nvml.call("nvmlDeviceGetHandleByUUID", self.uuid)
         return self._nvml.call("nvmlDeviceGetHandleByIndex", self._index)
 
-    def _fault(self, kind: FaultKind, exc: NvmlError) -> GpuFault:
+    def _fault(self, kind: FaultKind, exc: Exception) -> GpuFault:
         return GpuFault(
-            index=self._place, uuid=self.uuid, at_ns=boottime_ns(), kind=kind, detail=str(exc)
+            index=self._place,
+            uuid=self.uuid,
+            at_ns=boottime_ns(),
+            kind=kind,
+            detail=str(exc)[:DETAIL_MAX],
         )
 
     def _wait_until(self, due_ns: int) -> None:
@@ -217,6 +228,10 @@ class Child:
         try:
             nvml.open()
             hello = _hello(nvml)
+            if not hello.gpus and self._options.cards is None:
+                # a driver counts its cards when it is opened: only a later child finds any
+                self._write(Failed(code=GPU_NOT_FOUND, detail="the driver has no card"))
+                return EXIT_GONE
             self._watch = watch = self._event_watch() if self._options.events else None
         except NvmlError as exc:
             self._write(Failed(code=exc.nvml_code, detail=str(exc)))

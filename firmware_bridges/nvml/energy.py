@@ -14,6 +14,8 @@ NS_PER_S = 1_000_000_000
 # Boards exceed their power limit for moments; a counter is read at the end of its own interval.
 _HEADROOM = 1.25
 _HEADROOM_S = 1.0
+# No card draws as much; for one that does not tell its limit.
+_ANY_CARD_W = 3_000.0
 
 
 class EnergyMeter(Struct, frozen=True, kw_only=True):
@@ -58,7 +60,7 @@ def metered(meter: EnergyMeter, sample: GpuSample) -> EnergyMeter:
 
 
 def _is_possible(drawn_mj: int, elapsed_ns: int, power_w_max: float | None) -> bool:
-    if power_w_max is None:
-        return True
-    most_mj = power_w_max * _HEADROOM * (elapsed_ns / NS_PER_S + _HEADROOM_S) * 1_000
+    most_mj = (
+        (power_w_max or _ANY_CARD_W) * _HEADROOM * (elapsed_ns / NS_PER_S + _HEADROOM_S) * 1_000
+    )
     return drawn_mj <= most_mj

@@ -4,12 +4,14 @@ Theory of operation. The main child reads every card, one thread each. A card wh
 whose thread has been in one call for too long, is *silent*: that card alone is fenced, the others'
 rows go on. Its thread cannot be freed, so that card is tried by a *probe*, a second child that
 reads nothing else, at growing intervals; when the probe hears it, the main child is started anew
-with all cards. When every card of the main child is silent, the hanging call holds the driver's
-lock: the child is killed, and the card whose call began first is left out of the next one and
-probed like any other; when that was not the one, the next round finds another, and the first comes
-back by its probe. A probe that makes other cards hang is killed at once: its card holds the lock
-again. A child that says nothing at all is killed and started again, at growing intervals. A killed
-process may stay for as long as its call hangs; of such there are few at most.
+with all cards. A card that was read before and that the driver has lost, or no longer counts, is
+tried in the same way: a process may never see a card again that comes back to a later one. When
+every card of the main child is silent, the hanging call holds the driver's lock: the child is
+killed, and the card whose call began first is left out of the next one and probed like any other;
+when that was not the one, the next round finds another, and the first comes back by its probe. A
+probe that makes other cards hang is killed at once: its card holds the lock again. A child that
+says nothing at all is killed and started again, at growing intervals. A killed process may stay for
+as long as its call hangs; of such there are few at most.
 """
 
 from collections.abc import Sequence
@@ -59,6 +61,10 @@ class _Child(Struct):
     in_hurry: bool = False
     trusted_ns: int = 0
     stuck_before: frozenset[str] = frozenset()
+    # of a probe: its card does not hang but is gone; it read it; it found it still gone
+    seeks: bool = False
+    has_read: bool = False
+    in_vain: bool = False
 
 
 _STATE_OF: Final = {
@@ -118,6 +124,11 @@ class Overseer:
 
     def _take_row(self, speaker: _Child, row: Row, now_ns: int) -> None:
         card = self._card_of(row, speaker, now_ns)
+        if speaker.seeks and isinstance(row, GpuFault):
+            # what the main child says of it stands
+            speaker.in_vain = True
+            return
+        speaker.has_read = speaker.has_read or isinstance(row, GpuSample)
         card.row = row
         if isinstance(row, GpuSample):
             card.sample = row
@@ -126,7 +137,8 @@ class Overseer:
         if speaker is self._main:
             card.back_ns = now_ns if card.is_stuck or card.back_ns is None else card.back_ns
             card.is_stuck = card.left_out = False
-            card.probe_due_ns = None
+            if isinstance(row, GpuSample):
+                card.probe_due_ns = None
 
     def _card_of(self, row: Row, speaker: _Child, now_ns: int) -> _Card:
         key = row.uuid
@@ -283,15 +295,19 @@ class Overseer:
         assert probe.cards is not None, "a probe reads one card"
         card = self._cards.get(probe.cards[0])
         row = None if card is None else card.row
-        if card is not None and row is not None and row.at_ns >= probe.started_ns:
+        answered = row is not None and row.at_ns >= probe.started_ns
+        if card is not None and answered and (not probe.seeks or isinstance(row, GpuSample)):
             effects.append(Kill(probe.number, "it has answered"))
             self._probe = None
             card.left_out = False
             self._schedule_probe(card, now_ns)
             if self._main is None:
                 self._main_due_ns = now_ns
-            elif self._main_lacks(card):
+            elif (probe.seeks and probe.has_read) or self._main_lacks(card):
                 self._answering = card.key
+        elif probe.in_vain:
+            effects.append(Kill(probe.number, "the card is still gone"))
+            self._lose_probe(now_ns)
         elif now_ns - probe.started_ns > self._bounds.probe_s * NS_PER_S:
             effects.append(Kill(probe.number, "the card does not answer"))
             self._lose_probe(now_ns)
@@ -341,23 +357,31 @@ class Overseer:
         card = min(due, key=lambda one: one.probe_due_ns or 0)
         self._probe = self._new_child((card.key,), now_ns)
         self._probe.stuck_before = self._stuck()
+        self._probe.seeks = not (card.left_out or card.is_stuck)
         effects.append(Start(self._probe.number, (card.key,), events=False))
 
     def _probe_is_due(self, card: _Card, now_ns: int) -> bool:
         """Tell whether a card that is silent, though its child lives, is to be tried now."""
         alone = self._main is not None and self._main.greeted and card.is_stuck
-        if not (card.left_out or alone):
+        if not (card.left_out or alone or self._is_gone(card, now_ns)):
             return False
         if card.probe_due_ns is None:
             self._schedule_probe(card, now_ns)
         return card.probe_due_ns is not None and now_ns >= card.probe_due_ns
+
+    def _is_gone(self, card: _Card, now_ns: int) -> bool:
+        """Tell whether a card that was read before is one that the main child cannot read."""
+        if self._main is None or not self._main.greeted or card.info is None:
+            return False
+        return isinstance(card.row, GpuFault) or self._is_stale(card, now_ns)
 
     def _settle(self, now_ns: int) -> None:
         settled_ns = round(self._bounds.settled_s * NS_PER_S)
         if self._main is not None and now_ns - self._main.started_ns > settled_ns:
             self._failures = 0
         for card in self._cards.values():
-            reads_well = card.back_ns is not None and not card.is_stuck
+            answers = isinstance(card.row, GpuSample) and not card.is_stuck
+            reads_well = card.back_ns is not None and answers
             if reads_well and now_ns - (card.back_ns or 0) > settled_ns:
                 card.probes = 0
 
@@ -377,6 +401,7 @@ class Overseer:
             sample=card.sample,
             age_s=age_s,
             detail=detail,
+            hangs=card.left_out or card.is_stuck,
         )
 
     def _state(self, card: _Card, now_ns: int) -> tuple[GpuState, str]:

@@ -21,7 +21,10 @@ from protocol.node import FENCE_UNREADABLE
 NS_PER_S: Final = 1_000_000_000
 XIDS_KEPT: Final = 16
 # Gates that stay shut until they are released.
-_REMEMBERED: Final = frozenset({"xid", "ecc", "unavailable", "record"})
+_REMEMBERED: Final = frozenset({"xid", "ecc", "unavailable", "record", "quarantine"})
+# Gates whose fence says that the card failed; heat and power say that it is worked too hard.
+_FAILURES: Final = frozenset({"lost", "reset", "silent"})
+_TEMPERATURE_CALL: Final = "nvmlDeviceGetTemperature"
 # Gates that show the cause of a remembered fence, or that nobody can see whether it is gone.
 _CAUSES: Final = frozenset({"unknown", "lost", "reset", "silent", "remap", "recovery"})
 # Recovery actions of nvml.h from which on the driver wants the card reset, or the host.
@@ -49,6 +52,8 @@ class HealthLimits(Struct, frozen=True, kw_only=True):
         power_ratio_max: power over its limit in force; fences after power_s.
         fault_s: a card that is silent for so long is fenced; shorter, it is held: the probe of
             another one may have kept it waiting. A lost card is fenced at once.
+        failures_max: a card that failed so often within failures_s is in quarantine: it would take
+            the next customer's work with it as well.
     """
 
     temp_c_max: float = 90.0
@@ -59,6 +64,8 @@ class HealthLimits(Struct, frozen=True, kw_only=True):
     power_ratio_max: float = 1.1
     power_s: float = 10.0
     fault_s: float = 5.0
+    failures_max: int = 3
+    failures_s: float = 3_600.0
 
 
 class Finding(Struct, frozen=True):
@@ -80,6 +87,7 @@ class GpuHealth(Struct, frozen=True, kw_only=True):
         uncorrected: uncorrected ECC errors at the last sample; None: never told. new_uncorrected:
             there are such that nobody has looked at. unavailable: the driver said so, once.
         unreadable: what was written down of the card is not known, so that anything may stand.
+        failures_ns: when it failed of late. quarantined: too often.
     """
 
     card: str
@@ -94,6 +102,8 @@ class GpuHealth(Struct, frozen=True, kw_only=True):
     new_uncorrected: bool = False
     unavailable: bool = False
     unreadable: bool = False
+    failures_ns: tuple[int, ...] = ()
+    quarantined: bool = False
 
     @property
     def standing(self) -> Standing:
@@ -135,8 +145,12 @@ def judged(
         events: new ones of this card since `before`; each is given once.
     """
     health = _remembering(before, view, events, limits, now_ns)
+    faults = [*_fault_findings(view, health, limits, now_ns)]
+    if view.state is not GpuState.SILENT or view.hangs:
+        # not when all are silent because the driver is being replaced
+        health = _counting(health, faults, limits, now_ns)
     findings = [
-        *_fault_findings(view, health, limits, now_ns),
+        *faults,
         *_event_findings(health),
         *_heat_findings(view.sample, health),
         *_power_findings(view.sample, health, limits, now_ns),
@@ -149,8 +163,9 @@ def judged(
 def released(health: GpuHealth) -> GpuHealth:
     """Forget what a person has looked at: Xids, uncorrected errors, the driver's word, a record."""
     return structs.replace(
-        health, xids=(), new_uncorrected=False, unavailable=False, unreadable=False
-    )
+        health, xids=(), new_uncorrected=False, unavailable=False, unreadable=False,
+        failures_ns=(), quarantined=False,
+    )  # fmt: skip
 
 
 def remembered(health: GpuHealth) -> tuple[str, ...]:
@@ -159,6 +174,7 @@ def remembered(health: GpuHealth) -> tuple[str, ...]:
         ("ecc", health.new_uncorrected),
         ("unavailable", health.unavailable),
         (FENCE_UNREADABLE, health.unreadable),
+        ("quarantine", health.quarantined),
     )
     xids = tuple(f"xid-{number}" for number in health.xids)
     return (*xids, *(code for code, is_true in said if is_true))
@@ -225,6 +241,25 @@ def _remembering(
     )
 
 
+def _counting(
+    health: GpuHealth, faults: Sequence[Finding], limits: HealthLimits, now_ns: int
+) -> GpuHealth:
+    """Count a failure when it begins; a card that fails too often is in quarantine."""
+    fails = any(one.standing is Standing.FENCED for one in faults)
+    failed = any(one.gate in _FAILURES and one.standing is Standing.FENCED
+                 for one in health.findings)  # fmt: skip
+    if not fails or failed:
+        return health
+    since_ns = now_ns - round(limits.failures_s * NS_PER_S)
+    recent = (*(at_ns for at_ns in health.failures_ns if at_ns > since_ns), now_ns)
+    many = len(recent) >= limits.failures_max
+    return structs.replace(
+        health,
+        failures_ns=recent[-limits.failures_max :],
+        quarantined=health.quarantined or many,
+    )
+
+
 def _xids(held: tuple[int, ...], events: Sequence[GpuEvent]) -> tuple[int, ...]:
     for event in events:
         if event.kind is not EventKind.XID or event.number in held:
@@ -241,7 +276,8 @@ def _uncorrected(health: GpuHealth, count: int | None) -> dict[str, object]:
     """Compare with the errors seen before; a lower count is a reset, and counts from there."""
     if count is None:
         return {}
-    grown = count > (health.uncorrected or 0)
+    before = health.uncorrected or 0
+    grown = count > (before if count >= before else 0)
     return {"uncorrected": count, "new_uncorrected": health.new_uncorrected or grown}
 
 
@@ -290,6 +326,8 @@ def _event_findings(health: GpuHealth) -> Iterator[Finding]:
         yield Finding("record", Standing.FENCED, "fence record unreadable", Need.INSPECT)
     if health.unavailable:
         yield Finding("unavailable", Standing.FENCED, "the driver cannot use it", Need.RESET)
+    if health.quarantined:
+        yield Finding("quarantine", Standing.FENCED, "it failed again and again", Need.INSPECT)
     for row in map(row_of, health.xids):
         yield Finding("xid", _standing_of(row), f"Xid {row.xid}: {row.meaning}", row.need)
 
@@ -299,6 +337,9 @@ def _standing_of(row: XidRow) -> Standing:
 
 
 def _heat_findings(sample: GpuSample | None, health: GpuHealth) -> Iterator[Finding]:
+    if sample is not None and sample.temp_c is None and _TEMPERATURE_CALL in sample.failed_calls:
+        # not a card without a sensor: one whose sensor does not answer, so that this gate is blind
+        yield Finding("heat", Standing.HOLD, "its temperature cannot be read", Need.INSPECT)
     if health.hot:
         temp_c = None if sample is None else sample.temp_c
         yield Finding("heat", Standing.FENCED, f"{_said(temp_c)} C")
@@ -328,8 +369,9 @@ def _memory_findings(sample: GpuSample | None, health: GpuHealth) -> Iterator[Fi
         yield Finding("remap", Standing.FENCED, "a row could not be remapped", Need.INSPECT)
     if sample.remap_pending:
         yield Finding("remap", Standing.HOLD, "a row is remapped at the next reset", Need.RESET)
-    need = _ACTIONS.get(sample.recovery_action or 0)
-    if need is not None:
+    if sample.recovery_action:
+        # an action that this table does not know is not harmless
+        need = _ACTIONS.get(sample.recovery_action, Need.INSPECT)
         reason = f"the driver asks for recovery action {sample.recovery_action}"
         yield Finding("recovery", Standing.FENCED, reason, need)
 

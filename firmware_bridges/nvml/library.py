@@ -22,6 +22,7 @@ UNINITIALIZED: Final = 1
 INVALID_ARGUMENT: Final = 2
 NOT_SUPPORTED: Final = 3
 NO_PERMISSION: Final = 4
+INSUFFICIENT_SIZE: Final = 7
 DRIVER_NOT_LOADED: Final = 9
 TIMEOUT: Final = 10
 LIBRARY_NOT_FOUND: Final = 12
@@ -78,7 +79,7 @@ class Nvml:
         try:
             return getattr(pynvml, name)(*args)
         except pynvml.NVMLError as exc:
-            raise error_of(name, int(exc.value), str(exc)) from exc
+            raise error_of(name, int(exc.value), _said(exc)) from exc
         except _STRANGE as exc:
             detail = f"{type(exc).__name__}: {exc}"[:DETAIL_MAX]
             raise NvmlCallError(name, UNKNOWN, detail) from exc
@@ -118,6 +119,14 @@ class Nvml:
         """
         value = self.call(name, *args)
         return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _said(exc: pynvml.NVMLError) -> str:
+    """Give the words of an error: for a code that pynvml does not know, the library's own."""
+    try:
+        return str(exc)[:DETAIL_MAX]
+    except _STRANGE:
+        return "an error whose words cannot be read"
 
 
 def error_of(call: str, nvml_code: int, detail: str) -> NvmlError:

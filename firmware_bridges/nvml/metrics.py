@@ -45,7 +45,7 @@ METRICS: Final = (
     Metric("POWER_USAGE", "gauge", "power, instant where the card tells it (W)",
            lambda s: s.power_w),
     Metric("POWER_USAGE_INSTANT", "gauge", "instant power (W)", _instant_w),
-    Metric("POWER_MGMT_LIMIT", "gauge", "power limit in force (W)", lambda s: s.power_limit_w),
+    Metric("ENFORCED_POWER_LIMIT", "gauge", "power limit in force (W)", lambda s: s.power_limit_w),
     Metric("TOTAL_ENERGY_CONSUMPTION", "counter", "energy since the driver was loaded (mJ)",
            lambda s: s.energy_mj),
     Metric("GPU_UTIL", "gauge", "time with a kernel running (%)", lambda s: s.gpu_util_pct),
@@ -55,7 +55,7 @@ METRICS: Final = (
     Metric("FB_USED", "gauge", "used memory (MiB)", lambda s: _mib(s.memory_used_bytes)),
     Metric("FB_RESERVED", "gauge", "memory kept by the driver (MiB)",
            lambda s: _mib(s.memory_reserved_bytes)),
-    Metric("CLOCK_THROTTLE_REASONS", "gauge", "why clocks are held back (bits)",
+    Metric("CLOCKS_EVENT_REASONS", "gauge", "why clocks are held back (bits)",
            lambda s: s.event_reasons),
     Metric("PCIE_REPLAY_COUNTER", "counter", "repeated PCIe packets", lambda s: s.pcie_replays),
     Metric("NVLINK_BANDWIDTH_TOTAL", "counter", "data over all NVLinks, both ways (KiB)",
@@ -73,6 +73,8 @@ METRICS: Final = (
     Metric("UNCORRECTABLE_REMAPPED_ROWS", "counter", "rows remapped after uncorrected errors",
            lambda s: s.remapped_uncorrectable),
     Metric("ROW_REMAP_FAILURE", "gauge", "a row could not be remapped", lambda s: s.remap_failed),
+    Metric("ROW_REMAP_PENDING", "gauge", "a row is remapped at the next reset",
+           lambda s: s.remap_pending),
 )  # fmt: skip
 _PREFIX: Final = "DCGM_FI_DEV_"
 

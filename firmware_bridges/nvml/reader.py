@@ -5,12 +5,20 @@ own processor, waits for the driver's lock and so holds up others. Field values 
 Processes are never listed in a sweep: that call takes 4.5 ms on some cards (MangoHud#2104).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from ctypes import c_void_p, cast
 from typing import Any, Final
 
-from firmware_bridges.nvml.errors import NvmlCallError
-from firmware_bridges.nvml.library import ABSENT, Handle, Nvml
+from firmware_bridges.nvml.errors import NvmlCallError, NvmlGpuLostError, NvmlResetRequiredError
+from firmware_bridges.nvml.library import (
+    ABSENT,
+    INSUFFICIENT_SIZE,
+    UNKNOWN,
+    Handle,
+    Nvml,
+    error_of,
+)
 from firmware_bridges.nvml.samples import (
     PROCESSES_MAX,
     GpuInfo,
@@ -46,7 +54,11 @@ _UNCORRECTED: Final = 1
 _VOLATILE: Final = 0
 _AGGREGATE: Final = 1
 _MEMORY_V2: Final = 0x0200_0028
-LINKS_MAX: Final = 18
+# NVML_NVLINK_MAX_LINKS of nvml.h, version 13.
+LINKS_MAX: Final = 36
+_INDEX_MAX: Final = 255
+# A list that grows faster than it is read is asked for so often.
+_LIST_TRIES: Final = 3
 
 # Sweeps until a function that was not supported is asked again: it may be (MIG was left).
 _ASK_AGAIN_SWEEPS: Final = 60
@@ -73,6 +85,7 @@ class CardReader:
         self._sweep = 0
         self._absent: dict[tuple[object, ...], int] = {}
         self._failed: list[str] = []
+        self._answers = 0
         self.handle = handle
         self.info = self._info(index)
 
@@ -81,10 +94,25 @@ class CardReader:
 
         Raises:
             NvmlGpuLostError, NvmlResetRequiredError, NvmlGoneError: there is no sample.
+            NvmlCallError: the handle stands for another card by now, or every call failed.
         """
         self._sweep += 1
         self._failed.clear()
+        self._answers = 0
         began_ns = self._now_ns()
+        self._check_identity()
+        sample = self._swept(began_ns)
+        if self._failed and not self._answers:
+            # A card of which nothing can be seen must not pass for one without figures.
+            raise NvmlCallError(self._failed[0], UNKNOWN, "no call on this card is answered")
+        return sample
+
+    def _check_identity(self) -> None:
+        uuid = self._nvml.text("nvmlDeviceGetUUID", self.handle)
+        if uuid != self.info.uuid:
+            raise NvmlCallError("nvmlDeviceGetUUID", UNKNOWN, f"the handle is of {uuid} now")
+
+    def _swept(self, began_ns: int) -> GpuSample:
         fields = self._fields()
         power_w, source = self._power(fields)
         memory = self._memory()
@@ -136,34 +164,55 @@ class CardReader:
         Raises:
             NvmlError: the driver does not tell.
         """
-        found = self._nvml.call("nvmlDeviceGetComputeRunningProcesses_v3", self.handle)
-        assert isinstance(found, Sequence)
+        found = self._listed("nvmlDeviceGetComputeRunningProcesses_v3")
         return tuple(
             GpuProcess(int(one.pid), one.usedGpuMemory, _instance(one.gpuInstanceId))
             for one in found[:PROCESSES_MAX]
         )
 
+    def _listed(self, name: str) -> Sequence[Any]:
+        """Ask for a list; one that outgrew its room meanwhile is asked for again."""
+        for tries_left in reversed(range(_LIST_TRIES)):
+            try:
+                found = self._nvml.call(name, self.handle)
+            except NvmlCallError as exc:
+                if exc.nvml_code != INSUFFICIENT_SIZE or not tries_left:
+                    raise
+            else:
+                assert isinstance(found, Sequence)
+                return found
+        return ()
+
     def _info(self, index: int) -> GpuInfo:
-        nvml, handle = self._nvml, self.handle
-        uuid = nvml.text("nvmlDeviceGetUUID", handle)
+        uuid = self._nvml.text("nvmlDeviceGetUUID", self.handle)
+        if not uuid:
+            raise NvmlCallError("nvmlDeviceGetUUID", UNKNOWN, "the card has no name")
         told = self._integer("nvmlDeviceGetIndex")
         name = self._ask("nvmlDeviceGetName")
-        pci = self._ask("nvmlDeviceGetPciInfo")
         low, high = self._tuple("nvmlDeviceGetPowerManagementLimitConstraints", 2)
         threshold = "nvmlDeviceGetTemperatureThreshold"
         default_mw = self._integer("nvmlDeviceGetPowerManagementDefaultLimit")
         return GpuInfo(
             uuid=uuid,
-            index=index if told is None else told,
+            index=index if told is None or told > _INDEX_MAX else told,
             model=None if name is None else _text(name),
-            pci_bus_id=None if pci is None else _text(pci.busId),
+            pci_bus_id=self._bus_id(),
             power_w_min=_watts(low),
             power_w_max=_watts(high),
             power_w_default=_watts(default_mw),
-            slowdown_c=self._integer(threshold, _THRESHOLD_SLOWDOWN),
-            shutdown_c=self._integer(threshold, _THRESHOLD_SHUTDOWN),
-            memory_c_max=self._integer(threshold, _THRESHOLD_MEMORY_MAX),
+            # 0 C is no limit that a card has
+            slowdown_c=self._integer(threshold, _THRESHOLD_SLOWDOWN) or None,
+            shutdown_c=self._integer(threshold, _THRESHOLD_SHUTDOWN) or None,
+            memory_c_max=self._integer(threshold, _THRESHOLD_MEMORY_MAX) or None,
         )
+
+    def _bus_id(self) -> str | None:
+        pci = self._ask("nvmlDeviceGetPciInfo")
+        try:
+            return None if pci is None else _text(pci.busId)
+        except UnicodeDecodeError:
+            # pynvml decodes a member of a structure only when it is looked at
+            return None
 
     def _ask(self, name: str, *args: object) -> Any:  # noqa: ANN401 - pynvml has no types
         """Call, or give None where this card or driver has no such figure."""
@@ -171,13 +220,15 @@ class CardReader:
         if self._absent.get(key, 0) > self._sweep:
             return None
         try:
-            return self._nvml.call(name, self.handle, *args)
+            answer = self._nvml.call(name, self.handle, *args)
         except NvmlCallError as exc:
             if exc.nvml_code in ABSENT:
                 self._absent[key] = self._sweep + _ASK_AGAIN_SWEEPS
             elif len(self._failed) < _FAILED_MAX:
                 self._failed.append(name)
             return None
+        self._answers += 1
+        return answer
 
     def _integer(self, name: str, *args: object) -> int | None:
         value = self._ask(name, *args)
@@ -188,15 +239,24 @@ class CardReader:
         return (None,) * size if values is None else tuple(int(value) for value in values)
 
     def _fields(self) -> dict[int, int]:
-        """Ask all field values at once; each has a return code of its own."""
+        """Ask all field values at once; each has a return code of its own.
+
+        Raises:
+            NvmlGpuLostError, NvmlResetRequiredError: a value says so.
+        """
         wanted = tuple((one, _ALL_LINKS if one in _SCOPED else 0) for one in _FIELDS)
         values = self._ask("nvmlDeviceGetFieldValues", wanted)
         found = {}
         for value in values or ():
-            if value.nvmlReturn == 0 and 0 <= value.valueType < len(_MEMBER_OF_TYPE):
-                number = int(getattr(value.value, _MEMBER_OF_TYPE[value.valueType]))
-                if number >= 0:
-                    found[int(value.fieldId)] = number
+            code = int(value.nvmlReturn)
+            if code:
+                error = error_of("nvmlDeviceGetFieldValues", code, f"field {value.fieldId}")
+                if isinstance(error, NvmlGpuLostError | NvmlResetRequiredError):
+                    raise error
+                continue
+            number = _whole(value)
+            if number is not None:
+                found[int(value.fieldId)] = number
         return found
 
     def _power(self, fields: dict[int, int]) -> tuple[float | None, PowerSource | None]:
@@ -243,6 +303,17 @@ class CardReader:
             self._integer("nvmlDeviceGetNvLinkState", link) for link in range(min(links, LINKS_MAX))
         ]
         return None if None in states else sum(state == 1 for state in states)
+
+
+def _whole(value: Any) -> int | None:  # noqa: ANN401 - pynvml has no types
+    """Give the number in a field value; None where its type or its bits make no sense."""
+    if not 0 <= value.valueType < len(_MEMBER_OF_TYPE):
+        return None
+    number = getattr(value.value, _MEMBER_OF_TYPE[value.valueType])
+    # A driver that leaves the type at 0 has its integer read as a double near 0.
+    if not math.isfinite(number) or number < 0 or 0 < number < 1:
+        return None
+    return int(number)
 
 
 def address_of(handle: Handle) -> int | None:

@@ -51,6 +51,7 @@ class GpuView(Struct, frozen=True, kw_only=True):
     Args:
         card: its UUID; ``index:N`` for one that never said it.
         sample: the newest, however old. age_s: of the newest row; None: there never was one.
+        hangs: it is silent because of a call of its own.
     """
 
     card: str
@@ -59,6 +60,7 @@ class GpuView(Struct, frozen=True, kw_only=True):
     sample: GpuSample | None = None
     age_s: float | None = None
     detail: str = ""
+    hangs: bool = False
 
 
 class Start(Struct, frozen=True):

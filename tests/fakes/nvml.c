@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
@@ -84,7 +85,7 @@ typedef struct {
 
 typedef struct {
     uint32_t gpus_n, setters_allowed, hang_all, hang_holds_lock;
-    uint32_t lock_pid, forced_n, calls, unused;
+    uint32_t lock_pid, forced_n, calls, lost_breaks_wait;
     uint64_t events_n;
     char driver[96];
     Forced forced[FORCED_MAX];
@@ -242,7 +243,7 @@ EXPORT int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) {
 }
 EXPORT int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
     for (unsigned i = 0; state && i < state->gpus_n; i++)
-        if (!strcmp((const char *)state->gpu[i].uuid, uuid)) {
+        if (!strcasecmp((const char *)state->gpu[i].uuid, uuid)) {
             int ret = enter(__func__, (int)i);
             if (!ret) *device = (void *)(intptr_t)(i + 1);
             return ret;
@@ -456,6 +457,8 @@ EXPORT int nvmlDeviceRegisterEvents(void *device, unsigned long long types, Even
 EXPORT int nvmlEventSetWait_v2(EventSet *set, EventData *data, unsigned timeout_ms) {
     GLOBAL();
     for (unsigned waited_ms = 0;; waited_ms++) {
+        for (int i = 0; state->lost_breaks_wait && i < GPUS_MAX; i++)
+            if (set->types[i] && state->gpu[i].lost) return GPU_IS_LOST;
         while (set->next < state->events_n) {
             volatile Event *event = &state->events[set->next++ % EVENTS_MAX];
             if (!(set->types[event->gpu] & event->type)) continue;

@@ -65,7 +65,7 @@ class Forced(ctypes.Structure):
 class State(ctypes.Structure):
     _fields_ = (
         ("gpus_n", u32), ("setters_allowed", u32), ("hang_all", u32), ("hang_holds_lock", u32),
-        ("lock_pid", u32), ("forced_n", u32), ("calls", u32), ("unused", u32),
+        ("lock_pid", u32), ("forced_n", u32), ("calls", u32), ("lost_breaks_wait", u32),
         ("events_n", u64), ("driver", ctypes.c_char * 96),
         ("forced", Forced * 32), ("events", Event * EVENTS_MAX), ("gpu", Gpu * GPUS_MAX),
     )  # fmt: skip

@@ -71,7 +71,9 @@ class Cards:
         """
         try:
             handle = self._nvml.call("nvmlDeviceGetHandleByUUID", setting.uuid)
-            ranges = self._ranges(handle, setting.uuid)
+            # by the name that the card gives itself: NVML may take another spelling of it, which
+            # would miss the row of that card and be bound by a wider one
+            ranges = self._ranges(handle, self._nvml.text("nvmlDeviceGetUUID", handle))
         except NvmlGoneError:
             raise
         except NvmlGpuLostError as exc:
@@ -159,8 +161,8 @@ def _call_of(setting: Setting) -> tuple[str, tuple[int, ...]]:
     """
     match setting:
         case SetPowerLimit():
-            # floored: never above what was checked
-            return "nvmlDeviceSetPowerManagementLimit", (int(setting.power_w * 1_000),)
+            # rounded: a bound of the card in W, times 1,000, may be a hair below its own mW
+            return "nvmlDeviceSetPowerManagementLimit", (round(setting.power_w * 1_000),)
         case LockGpuClocks():
             return "nvmlDeviceSetGpuLockedClocks", (setting.mhz_min, setting.mhz_max)
         case LockMemoryClocks():

@@ -14,7 +14,7 @@ from protocol.codec import Message, encode, frame
 # The longest message is an answer with its detail.
 MESSAGE_BYTES_MAX: Final = 4_096
 
-Uuid = Annotated[str, Meta(pattern=r"^(GPU|MIG)-[A-Za-z0-9-]{1,90}$")]
+Uuid = Annotated[str, Meta(pattern=r"^GPU-[A-Za-z0-9-]{1,90}$")]
 Watts = Annotated[float, Meta(ge=1.0, le=10_000.0)]
 Megahertz = Annotated[int, Meta(ge=0, le=10_000)]
 Detail = Annotated[str, Meta(max_length=500)]

@@ -6,6 +6,7 @@ import logging
 import pwd
 import signal
 import sys
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -15,7 +16,7 @@ from firmware_bridges.nvml.control.bounds import ControlConfig, control_config_f
 from firmware_bridges.nvml.control.cards import Cards
 from firmware_bridges.nvml.control.messages import Applied
 from firmware_bridges.nvml.control.server import ControlServer, end_now
-from firmware_bridges.nvml.errors import NvmlGoneError
+from firmware_bridges.nvml.errors import NvmlError
 from firmware_bridges.nvml.library import Nvml
 from protocol.settings import Problem, SettingsError
 
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 EXIT_USAGE: Final = 2
 EXIT_GONE: Final = 3
 EXIT_STUCK: Final = 4
+# What the start may take, in limits of a call: without persistence each card is only then set up.
+START_CALLS: Final = 20
 
 
 def main(argv: list[str] | None = None, prog: str = "gpu-control") -> int:
@@ -78,18 +81,41 @@ def _text_of(path: Path) -> str:
 def _serve(config: ControlConfig, uids: frozenset[int]) -> int:
     nvml = Nvml(boottime_ns)
     cards = Cards(nvml, config)
+    code = _started(nvml, cards, START_CALLS * config.call_s)
+    if code:
+        return code
+    reason = asyncio.run(_until_signal(cards, config, uids))
+    if reason:
+        logger.error("ends: %s", reason)
+    return EXIT_STUCK if reason else 0
+
+
+def _started(nvml: Nvml, cards: Cards, limit_s: float) -> int:
+    """Open the driver and set what the file says; 0, or the exit code where that does not work."""
+    codes: list[int] = []
+    # a call may hang here as well, and a process in a hang is one that its unit takes for well
+    thread = threading.Thread(
+        target=lambda: codes.append(_start(nvml, cards)), name="nvml-start", daemon=True
+    )
+    thread.start()
+    thread.join(limit_s)
+    if codes:
+        return codes[0]
+    call = nvml.under_way
+    logger.error("not started in %g s: %s hangs", limit_s, call[0] if call else "nothing")
+    return EXIT_STUCK
+
+
+def _start(nvml: Nvml, cards: Cards) -> int:
     try:
         nvml.open()
         for setting, answer in cards.reassert():
             level = logging.INFO if isinstance(answer, Applied) else logging.ERROR
             logger.log(level, "at start %s: %s", setting, answer)
-    except NvmlGoneError as exc:
+    except NvmlError as exc:
         logger.error("%s", exc)  # noqa: TRY400 - no driver: nothing of ours to trace
         return EXIT_GONE
-    reason = asyncio.run(_until_signal(cards, config, uids))
-    if reason:
-        logger.error("ends: %s", reason)
-    return EXIT_STUCK if reason else 0
+    return 0
 
 
 async def _until_signal(cards: Cards, config: ControlConfig, uids: frozenset[int]) -> str:

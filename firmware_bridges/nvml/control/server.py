@@ -38,6 +38,8 @@ SEND_S: Final = 2.0
 WAITING_MAX: Final = 8
 # pid, uid, gid: struct ucred of unix(7)
 _CREDENTIALS: Final = struct.Struct("=3i")
+# After these nothing that the caller sends is read.
+_ENDING: Final = frozenset({Reason.MALFORMED, Reason.NOT_PERMITTED})
 
 
 class ControlServer:
@@ -85,7 +87,7 @@ class ControlServer:
                     await writer.drain()
                 if isinstance(answer, Unconfirmed):
                     return
-                if isinstance(answer, Refused) and answer.reason is Reason.MALFORMED:
+                if isinstance(answer, Refused) and answer.reason in _ENDING:
                     return
         except (TimeoutError, asyncio.IncompleteReadError, OSError):
             return

@@ -28,6 +28,7 @@ HEALTHS = st.builds(
     new_uncorrected=st.booleans(),
     unavailable=st.booleans(),
     unreadable=st.booleans(),
+    quarantined=st.booleans(),
 )
 
 

@@ -15,6 +15,7 @@ from edge_agent.host.nvml_sensors import NvmlSensors
 from edge_agent.host.sensors import GpuFacts
 from firmware_bridges.nvml.client import Telemetry
 from firmware_bridges.nvml.health import HealthLimits
+from firmware_bridges.nvml.samples import EventKind, GpuEvent
 from firmware_bridges.nvml.spawn import SpawnPiped
 from firmware_bridges.nvml.states import Bounds
 from tests.fakes.nvml import FakeNvml, build, cards, compiler
@@ -40,9 +41,9 @@ def fake(library: Path, tmp_path: Path) -> Iterator[FakeNvml]:
 
 @asynccontextmanager
 async def reading(
-    fake: FakeNvml, kept: FenceFile | None = None, boot_id: str = "b1"
+    fake: FakeNvml, kept: FenceFile | None = None, boot_id: str = "b1", bounds: Bounds = BOUNDS
 ) -> AsyncIterator[NvmlSensors]:
-    telemetry = Telemetry(SpawnPiped(fake.environment()), bounds=BOUNDS, period_s=0.05)
+    telemetry = Telemetry(SpawnPiped(fake.environment()), bounds=bounds, period_s=0.05)
     sensors = NvmlSensors(
         telemetry,
         {"gpu0": fake.uuid(0), "gpu1": fake.uuid(1)},
@@ -262,3 +263,53 @@ async def test_a_card_that_hangs_tells_nothing_but_that_it_is_not_well(fake: Fak
         assert (await sensors.read())[fake.uuid(1)].power_w is not None
         fake.gpu(0).hang = 0
         await until(sensors, fake.uuid(0), lambda row: row.healthy and row.power_w is not None)
+
+
+class OneEvent(Telemetry):
+    """Has read no card, and tells one event."""
+
+    def __init__(self, uuid: str | None) -> None:
+        super().__init__(SpawnPiped())
+        self._events.append(
+            GpuEvent(seq=0, at_ns=1, kind=EventKind.XID, type_bits=8, number=79, uuid=uuid)
+        )
+
+
+async def test_an_xid_that_comes_before_the_first_row_of_its_card_is_not_forgotten() -> None:
+    sensors = NvmlSensors(OneEvent("GPU-1"), {"gpu0": "GPU-1"}, now_ns=SystemClock().boottime_ns)
+    assert not (await sensors.read())["GPU-1"].healthy
+    again = (await sensors.read())["GPU-1"]
+    assert again.fence is not None
+    assert again.fence.code == "xid-79"
+
+
+async def test_an_xid_of_a_card_without_a_name_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    sensors = NvmlSensors(OneEvent(None), {"gpu0": "GPU-1"}, now_ns=SystemClock().boottime_ns)
+    assert await sensors.read() == {}
+    assert "event of a card that has no name" in caplog.text
+    assert "number=79" in caplog.text
+
+
+async def test_a_card_that_is_lost_again_and_again_is_in_quarantine_over_a_restart(
+    fake: FakeNvml, tmp_path: Path
+) -> None:
+    kept = FenceFile(tmp_path / "fences.json")
+    # its own child sees it again before a probe would
+    bounds = Bounds(stale_s=2.0, hang_s=0.4, probe_s_min=60.0)
+    async with reading(fake, kept, bounds=bounds) as sensors:
+        for _ in range(3):
+            await until(sensors, fake.uuid(0), lambda row: row.power_w is not None)
+            fake.gpu(0).lost = 1
+            await until(sensors, fake.uuid(0), lambda row: row.power_w is None)
+            fake.gpu(0).lost = 0
+        async with asyncio.timeout(DEADLINE_S):
+            while not kept.read():  # noqa: ASYNC110 - the disk makes it true
+                await asyncio.sleep(0.02)
+    async with reading(fake, kept) as sensors:
+        facts = await until(sensors, fake.uuid(0), lambda row: row.power_w is not None)
+        assert facts.fence is not None
+        assert (facts.healthy, facts.fence.code) == (False, "quarantine")
+        await sensors.release(fake.uuid(0))
+        assert (await until(sensors, fake.uuid(0), lambda row: row.healthy)).fence is None
+        other = await until(sensors, fake.uuid(1), lambda row: row.power_w is not None)
+        assert other.healthy

@@ -43,6 +43,15 @@ def test_a_difference_that_no_card_can_draw_is_refused() -> None:
     assert (meter.total_mj, meter.refused) == (400_000, 1)
 
 
+@pytest.mark.parametrize("power_w_max", [None, 0.0])
+def test_of_a_card_that_does_not_tell_its_limit_no_life_is_billed_for_a_step_back(
+    power_w_max: float | None,
+) -> None:
+    counters = (1_000_000_000, 1_000_400_000, 1_000_399_995, 1_000_800_000)
+    meter = after(*(sample(at_s, mj, power_w_max) for at_s, mj in enumerate(counters)))
+    assert (meter.total_mj, meter.resets, meter.refused) == (800_005, 1, 1)
+
+
 def test_a_sample_without_a_counter_changes_nothing() -> None:
     meter = after(sample(1, 1_000), sample(2, None), sample(3, 401_000))
     assert meter.total_mj == 400_000

@@ -41,6 +41,8 @@ class Host:
         self.overseer = Overseer(bounds)
         self.now_s = 100.0
         self.hanging: dict[str, bool] = {}
+        # lost for the children up to this number
+        self.lost: dict[str, int] = {}
         self.mute = False
         self.dying = 0
         self.running: dict[int, Start] = {}
@@ -102,7 +104,11 @@ class Host:
         workers = []
         for place, name in enumerate(self._cards(number)):
             since_s = self._since_s.get((number, name))
-            if since_s is None:
+            if number <= self.lost.get(name, 0):
+                heard(number, GpuFault(index=place, uuid=name, at_ns=self.ns, kind=FaultKind.LOST),
+                      self.ns)  # fmt: skip
+                workers.append(Worker(place, name, None, None))
+            elif since_s is None:
                 heard(number, sample(name, self.now_s, self.names.index(name)), self.ns)
                 workers.append(Worker(place, name, None, None))
             else:
@@ -124,6 +130,7 @@ def test_the_card_that_hangs_is_silent_within_a_second_and_the_others_go_on() ->
     host.hang("b")
     host.pass_time(1.1)
     assert host.states() == {"a": GpuState.LIVE, "b": GpuState.SILENT, "c": GpuState.LIVE}
+    assert [view.hangs for view in host.overseer.view(host.ns)] == [False, True, False]
     host.pass_time(60)
     # the others' child was not touched
     assert host.starts(events=True) == [Start(1, None, events=True)]
@@ -293,6 +300,34 @@ def test_a_lost_card_is_lost_and_not_silent() -> None:
     # its last sample stays known
     assert view.sample is not None
     assert view.detail == "gone"
+
+
+def test_a_lost_card_that_only_a_later_process_sees_again_comes_back() -> None:
+    host = Host("a", "b")
+    host.pass_time(5)
+    host.lost["b"] = 1_000
+    host.pass_time(600)
+    # nobody else was disturbed, and the probes are few
+    assert host.starts(events=True) == [Start(1, None, events=True)]
+    assert host.states() == {"a": GpuState.LIVE, "b": GpuState.LOST}
+    assert 0 < len(host.starts(events=False)) < 10
+    host.lost["b"] = 1
+    host.pass_time(310)
+    assert host.states() == {"a": GpuState.LIVE, "b": GpuState.LIVE}
+    assert len(host.starts(events=True)) == 2
+    last = len(host.log)
+    host.pass_time(600)
+    assert len(host.log) == last
+
+
+def test_a_lost_card_that_comes_back_to_the_same_process_starts_nothing_anew() -> None:
+    host = Host("a", "b")
+    host.pass_time(5)
+    host.lost["b"] = 1_000
+    host.pass_time(3)
+    del host.lost["b"]
+    host.pass_time(600)
+    assert host.log == [(100.1, Start(1, None, events=True))]
 
 
 def test_a_card_without_a_name_is_known_by_its_place() -> None:

@@ -286,3 +286,78 @@ def test_xids_are_kept_within_bounds(numbers: list[int]) -> None:
     assert len(set(health.xids)) == len(health.xids)
     if {48, 79, 119} & set(numbers):
         assert health.standing is Standing.FENCED
+
+
+@pytest.mark.parametrize(
+    ("counts", "standing"),
+    [
+        ((5, 3), Standing.FENCED),
+        ((5, 0), Standing.OK),
+        ((5, 5), Standing.OK),
+        ((5, 6), Standing.FENCED),
+    ],
+)
+def test_errors_after_a_reset_are_new_ones_however_many_there_were_before(
+    counts: tuple[int, int], standing: Standing
+) -> None:
+    # looked at and released while the first count stood
+    seen = structs.replace(unjudged("GPU-1"), uncorrected=counts[0])
+    assert (
+        judged(seen, view(ecc_uncorrected_volatile=counts[1]), (), LIMITS, NS).standing is standing
+    )
+
+
+def test_a_recovery_action_that_nobody_has_read_about_fences() -> None:
+    health = judge(view(recovery_action=99))
+    assert (health.standing, health.need) == (Standing.FENCED, Need.INSPECT)
+    assert judge(view(recovery_action=0)).standing is Standing.OK
+
+
+LOST, WELL = view(GpuState.LOST), view(temp_c=60.0)
+
+
+def test_a_card_that_fails_again_and_again_is_in_quarantine_until_it_is_released() -> None:
+    twice = judge(LOST, LOST, WELL, LOST, LOST, WELL)
+    assert twice.standing is Standing.OK, "one failure that lasts is one"
+    third = judge(LOST, WELL, LOST, WELL, LOST, WELL)
+    assert (third.standing, remembered(third)) == (Standing.FENCED, ("quarantine",))
+    assert (third.need, stands(third)) == (Need.INSPECT, "")
+    assert "inspect" in ends_by(third)
+    again = judged(released(third), WELL, (), LIMITS, 10 * NS)
+    assert again.standing is Standing.OK
+    # and it is counted from there
+    assert judged(again, LOST, (), LIMITS, 11 * NS).quarantined is False
+
+
+def test_failures_that_lie_far_apart_are_no_quarantine() -> None:
+    health = unjudged("GPU-1")
+    for hour in range(9):
+        for second, one in enumerate((LOST, WELL)):
+            health = judged(health, one, (), LIMITS, (hour * 3_600 + second + 1) * NS)
+    assert health.quarantined is False
+    assert len(health.failures_ns) <= LIMITS.failures_max
+
+
+def test_heat_and_short_silences_are_no_failures() -> None:
+    hot = view(temp_c=95.0)
+    assert judge(*[hot, WELL] * 9).quarantined is False
+    silent = view(GpuState.SILENT)
+    limits = structs.replace(LIMITS, fault_s=0.0)
+    assert judge(*[structs.replace(silent, hangs=True), WELL] * 9).quarantined is False
+    # nor is a silence of all cards, as while the driver is replaced
+    assert judge(*[silent, WELL] * 9, limits=limits).quarantined is False
+    assert judge(*[structs.replace(silent, hangs=True), WELL] * 9, limits=limits).quarantined
+
+
+@pytest.mark.parametrize(
+    ("failed", "temp_c", "standing"),
+    [
+        (("nvmlDeviceGetTemperature",), None, Standing.HOLD),
+        (("nvmlDeviceGetTemperature",), 60.0, Standing.OK),
+        ((), None, Standing.OK),
+    ],
+)
+def test_a_card_whose_sensor_does_not_answer_takes_nothing_new(
+    failed: tuple[str, ...], temp_c: float | None, standing: Standing
+) -> None:
+    assert judge(view(temp_c=temp_c, failed_calls=failed)).standing is standing

@@ -32,6 +32,7 @@ FULL = GpuSample(
     remapped_correctable=5,
     remapped_uncorrectable=0,
     remap_failed=False,
+    remap_pending=True,
     nvlink_tx_kib=10,
     nvlink_rx_kib=20,
     pcie_replays=3,
@@ -43,6 +44,20 @@ NAMES = {
     "PCIE_REPLAY_COUNTER", "NVLINK_BANDWIDTH_TOTAL", "UNCORRECTABLE_REMAPPED_ROWS",
     "CORRECTABLE_REMAPPED_ROWS", "ROW_REMAP_FAILURE",
 }  # fmt: skip
+# Of dcgm_fields.h: the limit that `nvmlDeviceGetEnforcedPowerLimit` tells is field 164, not 160
+# (POWER_MGMT_LIMIT); field 112 has its own name since 535 (CLOCK_THROTTLE_REASONS is deprecated).
+FIELDS = {
+    "ENFORCED_POWER_LIMIT",
+    "CLOCKS_EVENT_REASONS",
+    "POWER_USAGE_INSTANT",
+    "ROW_REMAP_PENDING",
+}
+# The type column of the exporter's file.
+COUNTERS = {
+    "TOTAL_ENERGY_CONSUMPTION", "PCIE_REPLAY_COUNTER", "NVLINK_BANDWIDTH_TOTAL",
+    "UNCORRECTABLE_REMAPPED_ROWS", "CORRECTABLE_REMAPPED_ROWS", "ECC_SBE_VOL_TOTAL",
+    "ECC_DBE_VOL_TOTAL", "ECC_SBE_AGG_TOTAL", "ECC_DBE_AGG_TOTAL",
+}  # fmt: skip
 
 
 def values(text: str) -> dict[str, str]:
@@ -52,7 +67,8 @@ def values(text: str) -> dict[str, str]:
 
 def test_a_full_sample_has_every_name_of_the_exporter() -> None:
     told = values(prometheus([FULL], hostname="g1", last_xids={"GPU-1": 79}))
-    assert {f"DCGM_FI_DEV_{name}" for name in NAMES} <= set(told)
+    assert {f"DCGM_FI_DEV_{name}" for name in NAMES | FIELDS} <= set(told)
+    assert told["DCGM_FI_DEV_ENFORCED_POWER_LIMIT"] == "700"
     assert told["DCGM_FI_DEV_POWER_USAGE"] == "412.5"
     assert told["DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"] == "3000000000001"
     assert told["DCGM_FI_DEV_FB_USED"] == "20000"
@@ -94,3 +110,10 @@ def test_the_text_is_well_formed_and_each_metric_has_one_header() -> None:
         assert re.fullmatch(r"# (HELP|TYPE) \w+ .+|\w+\{(\w+=\".*\",?)+\} -?[\d.e+]+", line), line
     headers = re.findall(r"# TYPE (\w+)", text)
     assert len(headers) == len(set(headers))
+
+
+def test_each_metric_is_of_the_type_that_the_exporter_gives_it() -> None:
+    text = prometheus([FULL], hostname="g1", last_xids={"GPU-1": 79})
+    types = dict(re.findall(r"# TYPE DCGM_FI_DEV_(\w+) (\w+)", text))
+    assert {name for name, kind in types.items() if kind == "counter"} == COUNTERS
+    assert set(types.values()) == {"counter", "gauge"}

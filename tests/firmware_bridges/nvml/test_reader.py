@@ -1,7 +1,9 @@
 """One sweep through the real pynvml: every figure, and None wherever there is none."""
 
+import math
 from collections.abc import Sequence
 
+import pynvml
 import pytest
 
 from firmware_bridges.nvml.child import boottime_ns
@@ -12,7 +14,7 @@ from firmware_bridges.nvml.errors import (
     NvmlResetRequiredError,
 )
 from firmware_bridges.nvml.library import Nvml, error_of
-from firmware_bridges.nvml.reader import CardReader
+from firmware_bridges.nvml.reader import CardReader, _whole
 from firmware_bridges.nvml.samples import GpuInfo, GpuProcess, PowerSource
 from tests.fakes.nvml import MIB, FakeNvml
 
@@ -270,3 +272,106 @@ def test_the_call_under_way_is_known_and_forgotten(nvml: Nvml) -> None:
 @pytest.mark.parametrize("code", [1, 9, 12, 18])
 def test_a_driver_that_is_not_there_is_no_fault_of_a_card(code: int) -> None:
     assert isinstance(error_of("nvmlInit", code, ""), NvmlGoneError)
+
+
+def test_a_card_that_answers_no_call_is_unreadable_and_not_well(fake: FakeNvml, nvml: Nvml) -> None:
+    reader = reader_of(nvml)
+    names = [name for name, _ in FUNCTIONS]
+    names += ["nvmlDeviceGetTemperature", "nvmlDeviceGetTemperatureV", "nvmlDeviceGetPowerUsage"]
+    names += ["nvmlDeviceGetMemoryInfo_v2", "nvmlDeviceGetMemoryInfo"]
+    names += ["nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"]
+    for name in names:
+        fake.force(name, UNKNOWN)
+    with pytest.raises(NvmlCallError, match="no call on this card is answered"):
+        reader.sample()
+    fake.release()
+    assert reader.sample().temp_c == 50.0
+
+
+def test_a_handle_that_has_become_another_cards_gives_no_sample(fake: FakeNvml, nvml: Nvml) -> None:
+    reader = reader_of(nvml, 0)
+    fake.gpu(0).uuid, fake.gpu(1).uuid = fake.gpu(1).uuid, fake.gpu(0).uuid
+    with pytest.raises(NvmlCallError, match=fake.uuid(0)):
+        reader.sample()
+
+
+@pytest.mark.parametrize("member", ["name", "bus_id"])
+def test_a_text_that_is_no_utf_8_is_unknown(fake: FakeNvml, nvml: Nvml, member: str) -> None:
+    setattr(fake.gpu(0), member, b"\xff\xfe")
+    info = reader_of(nvml).info
+    assert (info.model is None, info.pci_bus_id is None) == (member == "name", member == "bus_id")
+
+
+def test_a_card_without_a_uuid_is_no_card(fake: FakeNvml, nvml: Nvml) -> None:
+    fake.gpu(0).uuid = b""
+    with pytest.raises(NvmlCallError, match="no name"):
+        reader_of(nvml)
+
+
+def test_a_threshold_of_nothing_is_no_threshold(fake: FakeNvml, nvml: Nvml) -> None:
+    card = fake.gpu(0)
+    card.slowdown_c = card.shutdown_c = card.memory_max_c = 0
+    info = reader_of(nvml).info
+    assert (info.slowdown_c, info.shutdown_c, info.memory_c_max) == (None, None, None)
+
+
+@pytest.mark.parametrize("kind", [0, 7, 0xFFFF_FFFF])
+def test_a_field_value_of_a_type_that_cannot_be_is_unknown(
+    fake: FakeNvml, nvml: Nvml, kind: int
+) -> None:
+    # 0: the driver left the type out, so that its integer reads as a double near 0
+    fake.gpu(0).fields[0].type = kind
+    sample = reader_of(nvml).sample()
+    assert (sample.power_w, sample.power_source) == (400.0, PowerSource.AVERAGE)
+    assert sample.memory_temp_c == 60.0
+
+
+@pytest.mark.parametrize(("value", "told"), [(math.nan, None), (math.inf, None), (5.0, 5)])
+def test_a_double_is_read_where_it_is_a_number(value: float, told: int | None) -> None:
+    field = pynvml.c_nvmlFieldValue_t()
+    field.valueType, field.value.dVal = 0, value
+    assert _whole(field) == told
+
+
+@pytest.mark.parametrize(
+    ("ret", "error"), [(LOST, NvmlGpuLostError), (RESET_REQUIRED, NvmlResetRequiredError)]
+)
+def test_a_field_value_may_be_the_one_that_tells_of_the_loss(
+    fake: FakeNvml, nvml: Nvml, ret: int, error: type[Exception]
+) -> None:
+    fake.field(0, 186, 0, ret=ret, wide=False)
+    with pytest.raises(error):
+        reader_of(nvml).sample()
+
+
+def test_a_list_of_processes_that_outgrew_its_room_is_asked_for_again(
+    nvml: Nvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = reader_of(nvml)
+    asked = 0
+
+    def growing(_: object) -> list[object]:
+        nonlocal asked
+        asked += 1
+        if asked < 3:
+            raise pynvml.NVMLError(7)
+        return []
+
+    monkeypatch.setattr("pynvml.nvmlDeviceGetComputeRunningProcesses_v3", growing)
+    assert reader.processes() == ()
+    asked = -10
+    with pytest.raises(NvmlCallError):
+        reader.processes()
+    assert asked == -7
+
+
+def test_an_error_without_readable_words_is_still_that_error(
+    fake: FakeNvml, nvml: Nvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(_: object) -> str:
+        raise UnicodeDecodeError("utf-8", b"x", 0, 1, "y")
+
+    monkeypatch.setattr("pynvml.nvmlErrorString", unreadable)
+    fake.force("nvmlDeviceGetTotalEnergyConsumption", 28)
+    with pytest.raises(NvmlGpuLostError):
+        reader_of(nvml).sample()

@@ -139,7 +139,8 @@ async def test_a_driver_that_hangs_as_a_whole_does_not_stop_the_parent(fake: Fak
 
 async def test_a_lost_card_is_fenced_alone_and_comes_back(fake: FakeNvml) -> None:
     spawn = Counting(fake.environment())
-    async with running(spawn) as telemetry:
+    # its own child sees it again before a probe would
+    async with running(spawn, Bounds(stale_s=2.0, hang_s=0.4, probe_s_min=60.0)) as telemetry:
         await until(all_live(telemetry))
         fake.gpu(3).lost = 1
         await until(lambda: view_of(telemetry, fake.uuid(3)).state is GpuState.LOST)
@@ -312,3 +313,67 @@ def test_a_driver_that_goes_away_ends_the_child_with_a_word(fake: FakeNvml) -> N
     got = first_messages(fake.environment(), 100)
     assert isinstance(got[-1], Failed)
     assert got[-1].code == 9
+
+
+def test_a_driver_without_cards_ends_the_child_with_a_word(fake: FakeNvml) -> None:
+    fake.state.gpus_n = 0
+    (failed,) = first_messages(fake.environment(), 1)
+    assert isinstance(failed, Failed)
+    assert failed.code == 28
+
+
+async def test_cards_that_come_after_the_start_are_found(fake: FakeNvml) -> None:
+    spawn = Counting(fake.environment())
+    fake.state.gpus_n = 0
+    async with running(spawn) as telemetry:
+        await until(lambda: bool(telemetry.problem))
+        assert (telemetry.view(), "no card" in telemetry.problem) == ((), True)
+        fake.state.gpus_n = 4
+        await until(all_live(telemetry))
+
+
+async def test_a_card_that_the_driver_no_longer_counts_is_fenced_and_comes_back(
+    fake: FakeNvml,
+) -> None:
+    spawn = Counting(fake.environment())
+    async with running(spawn) as telemetry:
+        await until(all_live(telemetry))
+        # every call on it is an invalid argument now: no card without figures
+        fake.state.gpus_n = 3
+        await until(lambda: states(telemetry).count(GpuState.UNREADABLE) == 1)
+        assert view_of(telemetry, fake.uuid(3)).state is GpuState.UNREADABLE
+        assert view_of(telemetry, fake.uuid(0)).state is GpuState.LIVE
+        fake.state.gpus_n = 4
+        await until(all_live(telemetry))
+        assert len(spawn.mains) == 1
+
+
+async def test_cards_that_change_places_keep_their_names(fake: FakeNvml) -> None:
+    spawn = Counting(fake.environment())
+    async with running(spawn) as telemetry:
+        await until(all_live(telemetry))
+        first, second = fake.uuid(0), fake.uuid(1)
+        one, other = fake.gpu(0), fake.gpu(1)
+        one.uuid, other.uuid = other.uuid, one.uuid
+        one.temp_c, other.temp_c = 31, 32
+
+        def swapped() -> bool:
+            samples = [view_of(telemetry, uuid).sample for uuid in (first, second)]
+            return [s.temp_c for s in samples if s is not None] == [32.0, 31.0]
+
+        await until(swapped)
+        await until(all_live(telemetry))
+
+
+async def test_a_card_that_a_new_child_did_not_count_comes_back(fake: FakeNvml) -> None:
+    spawn = Counting(fake.environment())
+    quick = Bounds(
+        stale_s=2.0, hang_s=0.4, start_s=1.0, probe_s=1.0, probe_s_min=0.3, probe_s_max=0.6
+    )
+    async with running(spawn, quick) as telemetry:
+        await until(all_live(telemetry))
+        fake.state.gpus_n = 3
+        spawn.started[-1][1].kill()
+        await until(lambda: view_of(telemetry, fake.uuid(3)).state is GpuState.SILENT)
+        fake.state.gpus_n = 4
+        await until(all_live(telemetry))

@@ -211,6 +211,30 @@ async def test_no_more_than_a_few_may_wait_for_their_turn(
         assert set(told) == {"applied", Reason.BUSY}
 
 
+async def test_no_other_spelling_of_a_card_gets_round_its_own_bounds(
+    setting_allowed: FakeNvml, tmp_path: Path
+) -> None:
+    setting_allowed.gpu(1).uuid = b"GPU-abcdef00-0000-4000-8000-000000000001"
+    uuid = setting_allowed.uuid(1)
+    narrow = f'[[card]]\ncard = "{uuid}"\npower_w_min = 300\npower_w_max = 400\n'
+    async with helper(setting_allowed, tmp_path, cards=narrow + CARDS) as running:
+        other = SetPowerLimit(uuid=uuid.replace("abcdef", "ABCDEF"), power_w=600.0)
+        with pytest.raises(ControlRefusedError) as refused:
+            await running.client.apply(other)
+        assert refused.value.reason == Reason.OUT_OF_BOUNDS
+        assert setting_allowed.gpu(1).limit_mw == 700_000
+
+
+async def test_the_cards_own_least_limit_can_be_set(
+    setting_allowed: FakeNvml, tmp_path: Path
+) -> None:
+    # 512.3 * 1,000 is 512,299.99999999994 in floating point
+    setting_allowed.gpu(0).limit_min_mw = 512_300
+    async with helper(setting_allowed, tmp_path) as running:
+        await running.client.apply(SetPowerLimit(uuid=setting_allowed.uuid(0), power_w=512.3))
+        assert setting_allowed.gpu(0).limit_mw == 512_300
+
+
 async def test_a_driver_that_goes_away_ends_the_helper(
     setting_allowed: FakeNvml, tmp_path: Path
 ) -> None:
@@ -309,3 +333,13 @@ async def test_a_helper_that_cannot_serve_ends_at_once(
     monkeypatch.setattr(fake, "environment", lambda: {**FakeNvml.environment(fake), **environment})
     async with helper(fake, tmp_path, cards=cards, users=users) as running:
         assert await running.exit_code() == code
+
+
+@pytest.mark.parametrize("member", ["hang_all", "hang"])
+async def test_a_call_that_hangs_at_the_start_ends_the_helper(
+    setting_allowed: FakeNvml, tmp_path: Path, member: str
+) -> None:
+    where = setting_allowed.state if member == "hang_all" else setting_allowed.gpu(1)
+    setattr(where, member, 1)
+    async with helper(setting_allowed, tmp_path, call_s=0.1) as running:
+        assert await running.exit_code() == EXIT_STUCK
