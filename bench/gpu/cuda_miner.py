@@ -27,6 +27,8 @@ _THREADS = 256
 _BLOCKS_PER_SM = 16
 _LIMIT = 0  # a hash of 32 leading zero bits: rare enough never to matter for the rate
 _CHECKED = 100_000
+# A card that idled takes a while to its clocks: what was fitted before would be shorter than asked.
+_WARM_S = 0.5
 _FIRST = (
     0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19,
 )  # fmt: skip
@@ -45,6 +47,7 @@ class CudaMiner:
         self._gate = gate
         self._nonce = 0
         self._per_thread = 64
+        self._took_ms = 0.0
         self._under_way: list[Any] = []
 
     def prepare(self) -> dict[str, Any]:
@@ -68,6 +71,7 @@ class CudaMiner:
             "cupy": cupy.__version__,
             "card": properties["name"].decode(),
             "launch_ms": self._options.launch_ms,
+            "launch_took_ms": round(self._took_ms, 3),
             "nonces_per_launch": self._per_launch(),
             "stop_word": self._options.stop_word,
         }
@@ -77,13 +81,17 @@ class CudaMiner:
         return hashlib.sha256(self._batch(BATCH_FIRST, BATCH)).hexdigest()
 
     def unit(self) -> int:
-        """Put one launch under way; waits for the oldest when two are."""
-        if len(self._under_way) >= DEPTH:
-            self._under_way.pop(0).synchronize()
+        """Put one launch under way; when two are, waits for the older.
+
+        It waits after the launch and not before: told to stop while it waits, it adds no third to
+        what a pause has to wait for.
+        """
         self._launch()
         event = self._cupy.cuda.Event(disable_timing=True)
         event.record()
         self._under_way.append(event)
+        if len(self._under_way) >= DEPTH:
+            self._under_way.pop(0).synchronize()
         return self._per_launch()
 
     def drain(self) -> None:
@@ -143,15 +151,21 @@ class CudaMiner:
 
     def _fit(self) -> None:
         """Choose the nonces per thread so that a launch takes about as long as asked."""
+        warm = time.perf_counter() + _WARM_S
+        while time.perf_counter() < warm:
+            self._timed_ms()
         for _ in range(3):
-            self._launch()
-            self.drain()
-            began = time.perf_counter()
-            self._launch()
-            self.drain()
-            took_ms = max((time.perf_counter() - began) * 1e3, 1e-3)
-            wanted = self._per_thread * self._options.launch_ms / took_ms
+            wanted = self._per_thread * self._options.launch_ms / self._timed_ms()
             self._per_thread = min(max(int(wanted), 1), 1 << 20)
+        self._took_ms = self._timed_ms()
+
+    def _timed_ms(self) -> float:
+        self._launch()
+        self.drain()
+        began = time.perf_counter()
+        self._launch()
+        self.drain()
+        return max((time.perf_counter() - began) * 1e3, 1e-3)
 
     def _map_stop(self) -> int:
         """Give the device address of the gate's stop word, its first four bytes."""

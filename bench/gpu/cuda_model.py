@@ -65,6 +65,7 @@ class CudaModel:
                 self._capture()
             self._fill_prompt()
         digest = self.first()
+        self.unit()  # its kernels are loaded when they are first used: not in a switch
         # A digest of what is no number is as stable as any, and shows nothing.
         if not bool(torch.isfinite(self._logits).all().item()):
             raise ValueError("the logits are no numbers")
@@ -124,7 +125,11 @@ class CudaModel:
         if not self._options.mirror:
             return torch.empty(count, dtype=torch.float16, device=self._device)
         self._arena = Arena(2 * count)
-        return torch.as_tensor(_Raw(self._arena.address, count), device=self._device)
+        flat = torch.as_tensor(_Raw(self._arena.address, count), device=self._device)
+        # A copy would stay when the arena is unmapped, and every swap would be for nothing.
+        if flat.data_ptr() != self._arena.address:
+            raise ValueError("PyTorch copied the arena instead of taking its addresses")
+        return flat
 
     def _pin(self) -> dict[str, Any]:
         torch = self._torch

@@ -71,11 +71,11 @@ class Tax(Struct, frozen=True, kw_only=True):
     """What a paused neighbour costs the side that works.
 
     Args:
-        plan: how both are made. rounds: beside and alone, in alternation.
+        plan: how both are made. rounds: alone, between two windows beside.
     """
 
     plan: Plan
-    window_s: float = 5.0
+    window_s: float = 3.0
     rounds: int = 3
     name: str = "tax"
     expected_s: float = 140.0
@@ -104,10 +104,11 @@ GRAPH = Plan(
     name="resident graph",
     strategy="resident-gate",
     count=300,
-    expected_s=30,
+    expected_s=35,
     targets=_both(12, 25, 10, 30),
 )
-# In the order of what matters: a budget that is used up leaves out the last.
+# In the order of what matters: a budget that is used up leaves out the last. By what is expected,
+# ten minutes hold all as far as the checkpoint of 14 GB.
 PLANS: tuple[Plan | Tax, ...] = (
     GRAPH,
     Plan(
@@ -119,41 +120,41 @@ PLANS: tuple[Plan | Tax, ...] = (
         targets=_both(35, 60, 10, 30),
     ),
     Plan(
-        name="resident stop word",
-        strategy="resident-gate",
-        count=300,
-        expected_s=35,
-        stop_word=True,
-        targets=_PAUSE,
-    ),
-    Plan(
         name="swap 14 GB",
         strategy="pinned-swap",
         count=300,
-        expected_s=135,
+        expected_s=155,
         targets=_both(275, 350, 15, 50),
-    ),
-    Plan(
-        name="swap 4 GB",
-        strategy="pinned-swap",
-        count=300,
-        expected_s=55,
-        layers=SMALL,
-        targets=_both(95, 130, 15, 50),
     ),
     Tax(plan=GRAPH),
     Plan(
         name="checkpoint 14 GB",
         strategy="cuda-checkpoint",
         count=30,
-        expected_s=95,
+        expected_s=120,
         targets=_CP_LARGE,
+    ),
+    Plan(
+        name="resident stop word",
+        strategy="resident-gate",
+        count=300,
+        expected_s=40,
+        stop_word=True,
+        targets=_PAUSE,
+    ),
+    Plan(
+        name="swap 4 GB",
+        strategy="pinned-swap",
+        count=300,
+        expected_s=70,
+        layers=SMALL,
+        targets=_both(95, 130, 15, 50),
     ),
     Plan(
         name="checkpoint 4 GB",
         strategy="cuda-checkpoint",
         count=30,
-        expected_s=55,
+        expected_s=60,
         layers=SMALL,
         targets=_CP_SMALL,
     ),

@@ -13,9 +13,17 @@ from bench.gpu.workers import Worker
 from bench.gpu.workload import Options
 
 MS = 1e6
-# A window may pass without any work on a crowded machine.
-WINDOWS_MAX = 500
+# A crowded machine may do no work for a while.
+WORK_S = 30.0
+EDGE_S = 50e-6
 SETTLE_S = 1.0
+# What a side works before it has to leave. One that has just begun has one launch under way, or
+# none, and would be away sooner than one at work; a whole step of a model lies in this range.
+DWELL_S = (0.010, 0.030)
+_GOLDEN = 0.6180339887498949
+# Each way once before what counts: the first load of a kernel, the first transfer, the first
+# restore of a process are paid once in its life.
+WARM_UPS = 1
 
 
 class Suspender(Protocol):
@@ -159,22 +167,37 @@ class Pair:
         )
 
     def rate(self, role: str, window_s: float) -> float:
-        """Give the units per second of the side that works now, over one window or more.
+        """Give the units per second of the side that works now, over one window or a little more.
+
+        It begins and ends as a unit ends: of a few hundred steps in a window, one more or less
+        would be more than what a tax may be.
 
         Raises:
-            BenchError: Not one unit was done in many windows.
+            BenchError: it does no work.
         """
-        began_ns, before = now_ns(), self.gate.count(role)
-        for _ in range(WINDOWS_MAX):
+        began_ns, before = self.edge(role)
+        time.sleep(window_s)
+        ended_ns, after = self.edge(role)
+        return (after - before) / ((ended_ns - began_ns) / 1e9)
+
+    def edge(self, role: str) -> tuple[int, int]:
+        """Wait until a unit of the side that works ends; give when that was, and the count.
+
+        Raises:
+            BenchError: it does no work.
+        """
+        before, end_ns = self.gate.count(role), now_ns() + int(WORK_S * 1e9)
+        while (count := self.gate.count(role)) == before:
             self.budget.check()
-            time.sleep(window_s)
-            done = self.gate.count(role) - before
-            if done > 0:
-                return done / ((now_ns() - began_ns) / 1e9)
-        raise BenchError(f"{role}: no work in {WINDOWS_MAX * window_s:g} s")
+            if now_ns() > end_ns:
+                raise BenchError(f"{role}: no work in {WORK_S:g} s")
+            time.sleep(EDGE_S)
+        return now_ns(), count
 
     def close(self) -> None:
-        """End both."""
+        """End both; both are killed before one is waited for."""
+        for worker in self._workers.values():
+            worker.kill()
         for worker in self._workers.values():
             worker.leave()
         self.gate.close()
@@ -225,17 +248,35 @@ def prepared(
 
 
 def switches(pair_: Pair, strategy: str, count: int) -> Iterator[Row]:
-    """Switch ``count`` times each way.
+    """Switch ``count`` times each way, and before that some times that do not count.
+
+    The side that has to leave is at work by then, and at any point of its step or launch.
 
     Raises:
         OutOfTimeError: before all were done.
+        BenchError: a wrong output in what does not count.
     """
     pair_.set_out(strategy)
-    for number in range(count):
+    for number in range(-WARM_UPS, count):
         for way in ("in", "out"):
             pair_.budget.check()
-            yield pair_.switch(strategy, way, number)
+            pair_.edge("mine" if way == "in" else "infer")
+            time.sleep(dwell_s(number))
+            row = pair_.switch(strategy, way, number)
+            if number >= 0:
+                yield row
+            elif not row.verified:
+                raise BenchError(f"a wrong output on the way {way}, before the first that counts")
     pair_.come_back(strategy)
+
+
+def dwell_s(number: int) -> float:
+    """Give how long to work before a switch: spread evenly over the range, whatever the count.
+
+    Source: multiples of the golden ratio, modulo 1, are a sequence of low discrepancy (Kronecker).
+    """
+    low, high = DWELL_S
+    return low + (high - low) * (number * _GOLDEN % 1.0)
 
 
 def tax(
@@ -243,18 +284,21 @@ def tax(
 ) -> tuple[float, list[tuple[float, float]]]:
     """Give the rate of the side that works beside a paused one over its rate alone, and all rates.
 
-    The other is ended for ``alone`` and comes back for the next round: rates that drift, as a card
-    that warms up, meet both alike. Of the ratios the median counts. Before each window the side
-    has ``SETTLE_S``: the driver clears away a context that ended, and not at the cost of ``alone``.
+    The other is ended for ``alone`` and comes back after it; what stands against ``alone`` is the
+    mean of before and after: rates that drift, as of a card that warms up, meet both alike. Of the
+    ratios the median counts. Before each window the side has ``SETTLE_S``: the driver clears away a
+    context that ended, and not at the cost of ``alone``.
     """
     other = "infer" if role == "mine" else "mine"
     rates: list[tuple[float, float]] = []
+    before = _settled(pair_, role, window_s)
     for _ in range(rounds):
-        beside = _settled(pair_, role, window_s)
         pair_.end(other)
         alone = _settled(pair_, role, window_s)
         pair_.begin(other)
-        rates.append((beside, alone))
+        after = _settled(pair_, role, window_s)
+        rates.append(((before + after) / 2.0, alone))
+        before = after
     ratios = sorted(beside / alone for beside, alone in rates)
     return ratios[len(ratios) // 2], rates
 

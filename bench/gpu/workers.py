@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ANSWER_S = 180.0
 # A process that was killed goes when the driver lets it: freeing a large context takes a while.
 END_S = 30.0
+# Of workers whose figures are there: two that hang in the driver must not hold back the printing.
+LEAVE_S = 10.0
 PROGRAM = "bench.gpu.worker"
 _STDERR = 2
 
@@ -86,23 +88,27 @@ class Worker:
         self._gate.shut(self.role)
         return self._expect("paused")
 
-    def end(self) -> None:
+    def end(self, wait_s: float = END_S) -> None:
         """Kill it; safe to call again.
 
         Raises:
             BenchError: it does not go, as when it hangs in the driver.
         """
-        self.process.kill()
+        self.kill()
         self._wire.close()
         try:
-            self.process.wait(END_S)
+            self.process.wait(wait_s)
         except subprocess.TimeoutExpired as exc:
-            raise BenchError(f"{self.role}: it does not end in {END_S:g} s") from exc
+            raise BenchError(f"{self.role}: it does not end in {wait_s:g} s") from exc
+
+    def kill(self) -> None:
+        """Kill it and do not wait; safe to call again."""
+        self.process.kill()
 
     def leave(self) -> None:
         """End it as well as that goes."""
         with contextlib.suppress(BenchError):
-            self.end()
+            self.end(LEAVE_S)
 
     def _expect(self, op: str) -> Said:
         self._budget.check()

@@ -4,12 +4,17 @@ What is CUDA in it is not run here, but for the kernel's arithmetic, which a C c
 """
 
 import ctypes
+import itertools
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bench import gpu_switch
 from bench.__main__ import main
@@ -18,11 +23,12 @@ from bench.gpu.arena import Arena, ArenaError
 from bench.gpu.budget import BenchError
 from bench.gpu.cuda_shapes import LLAMA_7B
 from bench.gpu.judging import judged
-from bench.gpu.plans import LARGE, Plan, Target, Tax
+from bench.gpu.plans import LARGE, PLANS, Plan, Target, Tax
 from bench.gpu.plans import SMALL as SMALL_LAYERS
 from bench.gpu.probe import Found
-from bench.gpu.supervisor import Pair, Row, prepared, switches, tax
+from bench.gpu.supervisor import DWELL_S, Pair, Row, dwell_s, prepared, switches, tax
 from bench.gpu.wire import Gate
+from bench.gpu.workers import ROOT, Worker
 from bench.gpu.workload import (
     GENESIS_HASH,
     GENESIS_NONCE,
@@ -67,7 +73,8 @@ def test_each_strategy_switches_both_ways_and_every_output_is_verified(strategy:
         parts = row.pause_ms + row.save_ms + row.activate_ms + row.verify_ms
         assert parts == pytest.approx(row.total_ms)
         assert 0.0 < row.idle_gap_ms < row.total_ms
-    expected = [("suspend", pid), ("resume", pid)] * 3 if strategy == "cuda-checkpoint" else []
+    # Once to set out, once as a warm-up that is no row, and twice that count.
+    expected = [("suspend", pid), ("resume", pid)] * 4 if strategy == "cuda-checkpoint" else []
     assert recorder.calls == expected
 
 
@@ -85,11 +92,77 @@ def test_only_one_side_works_at_a_time() -> None:
 
 def test_a_wrong_output_is_counted_and_misses_the_figure() -> None:
     with prepared("cpu", SMALL, SMALL) as made:
+        made_rows = switches(made, "resident-gate", 2)
+        rows = [next(made_rows), next(made_rows)]
         made.infer.digest = "0" * 64
-        rows = list(switches(made, "resident-gate", 1))
-    assert [row.verified for row in rows] == [False, True]
+        rows += made_rows
+    assert [row.verified for row in rows] == [True, True, False, True]
     last = judged(plan("resident-gate"), rows, {})[-1]
     assert (last.name, last.value, last.ok) == ("gpu-switch try wrong outputs", 1.0, False)
+
+
+def test_a_wrong_output_in_what_does_not_count_fails_the_plan() -> None:
+    with prepared("cpu", SMALL, SMALL) as made:
+        made.infer.digest = "0" * 64
+        with pytest.raises(BenchError, match="before the first that counts"):
+            next(switches(made, "resident-gate", 1))
+
+
+def test_who_has_to_leave_is_at_work_by_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    worked: list[bool] = []
+    switch = Pair.switch
+
+    def watched(self: Pair, strategy: str, way: str, number: int) -> Row:
+        row = switch(self, strategy, way, number)
+        entered["count"] = self.gate.count("infer" if way == "in" else "mine")
+        return row
+
+    def leaving(self: Pair, strategy: str, way: str, number: int) -> Row:
+        role = "mine" if way == "in" else "infer"
+        worked.append(self.gate.count(role) > entered["count"])
+        return watched(self, strategy, way, number)
+
+    entered = {"count": 0}
+    monkeypatch.setattr(Pair, "switch", leaving)
+    with prepared("cpu", SMALL, SMALL) as made:
+        assert len(list(switches(made, "resident-gate", 3))) == 6
+    assert worked == [True] * 8
+
+
+@given(count=st.integers(1, 400))
+def test_leaving_falls_on_any_point_of_a_step(count: int) -> None:
+    low, high = DWELL_S
+    waits = sorted(dwell_s(number) for number in range(-1, count))
+    assert low <= waits[0] <= waits[-1] < high
+    # Three-distance theorem: no gap exceeds the golden ratio to the second power, over the count.
+    gaps = [b - a for a, b in itertools.pairwise(waits)]
+    assert max(gaps, default=0.0) <= (high - low) * 2.62 / count
+
+
+class Ticks:
+    """Stands in for a supervisor's clock and a worker of 4 units a second."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.1
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def count(self, _role: str) -> int:
+        return int(4.0 * self.now_s)
+
+
+def test_a_rate_is_of_whole_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = Ticks()
+    with prepared("cpu", SMALL, SMALL) as made:
+        monkeypatch.setattr("bench.gpu.supervisor.time", ticks)
+        monkeypatch.setattr("bench.gpu.supervisor.now_ns", lambda: round(ticks.now_s * 1e9))
+        monkeypatch.setattr(made.gate, "count", ticks.count)
+        # Of windows between any two instants 2 or 3 units would end in 0.6 s: 3.3 or 5 a second.
+        assert made.rate("mine", 0.6) == pytest.approx(4.0, rel=1e-3)
+        monkeypatch.setattr(made.gate, "count", lambda _role: 7)
+        with pytest.raises(BenchError, match="mine: no work in 30 s"):
+            made.rate("mine", 0.6)
 
 
 def test_a_worker_that_fails_is_told_with_its_error() -> None:
@@ -172,6 +245,45 @@ def test_a_driver_without_checkpoint_leaves_its_figures_unjudged(tmp_path: Path)
     assert "no_checkpoint_api" in figures[0].conditions["test pending"]
 
 
+def test_two_workers_that_hang_are_both_killed_before_one_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[tuple[str, str]] = []
+    kill, leave = Worker.kill, Worker.leave
+
+    def killed(self: Worker) -> None:
+        done.append(("kill", self.role))
+        kill(self)
+
+    def left(self: Worker) -> None:
+        done.append(("leave", self.role))
+        leave(self)
+
+    pair = Pair("cpu", SMALL, SMALL)
+    monkeypatch.setattr(Worker, "kill", killed)
+    monkeypatch.setattr(Worker, "leave", left)
+    pair.close()
+    assert done[:3] == [("kill", "mine"), ("kill", "infer"), ("leave", "mine")]
+
+
+def test_ten_minutes_hold_what_matters_by_what_is_expected() -> None:
+    # What is asked before anything is measured: three starts, two of them with a large library.
+    left_s = 570.0 - gpu_switch.LAST_S - 45.0
+    names = []
+    for one in PLANS:
+        left_s -= one.expected_s
+        if left_s < 0.0:
+            break
+        names.append(one.name)
+    assert names[:5] == [
+        "resident graph",
+        "resident eager",
+        "swap 14 GB",
+        "tax",
+        "checkpoint 14 GB",
+    ]
+
+
 def test_a_run_that_fails_where_all_is_at_hand_misses_its_figures(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -220,6 +332,34 @@ def test_the_gate_is_one_page_for_both_sides() -> None:
     assert struct.unpack_from("<i", theirs.page, 0)[0] == 1  # the stop word, for a kernel
     theirs.close()
     mine.close()
+
+
+_COUNTS = """
+import os, sys
+from bench.gpu.wire import Gate
+gate = Gate(int(sys.argv[1]))
+while gate.is_open("mine") and os.getppid() == int(sys.argv[2]):
+    gate.add("mine", 0x01010101)
+"""
+
+
+def test_a_count_is_never_seen_half_written() -> None:
+    gate = Gate.make()
+    gate.open("mine")
+    words = [sys.executable, "-c", _COUNTS, str(gate.fd), str(os.getpid())]
+    last = 0
+    with subprocess.Popen(words, cwd=ROOT, pass_fds=(gate.fd,)) as worker:
+        try:
+            while last < 500_000 * 0x01010101:
+                assert worker.poll() is None
+                for _ in range(1_000):
+                    now = gate.count("mine")
+                    assert now >= last
+                    last = now
+        finally:
+            gate.shut("mine")
+    assert worker.returncode == 0
+    gate.close()
 
 
 # --- the arena --------------------------------------------------------------------------------

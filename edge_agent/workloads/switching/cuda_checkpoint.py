@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 START_S = 20.0
 LOCK_S = 0.2
+# A child that was killed goes at once, or hangs in the kernel's driver and does not go at all.
+GONE_S = 5.0
 _LINE_BYTES_MAX = 64 * 1_024
 # CUresult. Source: cuda.h 12.8.
 SUCCESS, NOT_READY, NOT_SUPPORTED = 0, 600, 801
@@ -241,7 +243,11 @@ class CudaCheckpointer:
             return
         with contextlib.suppress(ProcessLookupError):
             child.kill()
-        await asyncio.shield(child.wait())
+        try:
+            async with asyncio.timeout(GONE_S):
+                await asyncio.shield(child.wait())
+        except TimeoutError:
+            logger.warning("checkpoint process %d was killed and hangs in the driver", child.pid)
 
 
 @contextlib.asynccontextmanager

@@ -232,7 +232,7 @@ def test_plans_for_which_no_time_is_left_say_so_and_start_nothing(
 
 
 def test_only_named_plans_are_measured() -> None:
-    assert [plan.name for plan in gpu_switch.chosen(("swap 4", "tax"))] == ["swap 4 GB", "tax"]
+    assert [plan.name for plan in gpu_switch.chosen(("swap 4", "tax"))] == ["tax", "swap 4 GB"]
     assert len(gpu_switch.chosen(())) == len(PLANS)
     with pytest.raises(SystemExit, match="no plan is named 'nonsense'; there are: resident graph"):
         gpu_switch.chosen(("nonsense",))

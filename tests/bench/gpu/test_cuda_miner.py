@@ -130,6 +130,7 @@ def test_it_proves_its_kernels_fits_a_launch_and_gives_the_known_digest(
     first, count = cupy.launches[0]
     assert first <= GENESIS_NONCE < first + count  # the launch that was to find it
     assert facts["nonces_per_launch"] == 512 * 64 // 8
+    assert facts["launch_took_ms"] == round(1e3 / 128, 3)
 
 
 def test_two_launches_are_under_way_and_the_oldest_is_waited_for(
@@ -140,7 +141,8 @@ def test_two_launches_are_under_way_and_the_oldest_is_waited_for(
     cupy.log.clear()
     cupy.launches.clear()
     assert [miner.unit() for _ in range(3)] == [512, 512, 512]
-    assert cupy.log == ["search", "record", "search", "record", "wait", "search", "record"]
+    # A unit waits last: told to stop while it waits, it is followed by no third launch.
+    assert cupy.log == ["search", "record", *["search", "record", "wait"] * 2]
     starts = [first for first, _count in cupy.launches]
     assert [(b - a) % (1 << 32) for a, b in itertools.pairwise(starts)] == [512, 512]
     miner.drain()

@@ -195,6 +195,15 @@ def test_logits_that_are_no_numbers_are_no_reference(monkeypatch: pytest.MonkeyP
         made(mode="eager")
 
 
+def test_an_arena_that_was_copied_is_no_arena(
+    torch: Any,  # noqa: ANN401 - a library
+) -> None:
+    take = torch.as_tensor
+    torch.as_tensor = lambda raw, device: take(raw, device=device).clone()
+    with pytest.raises(ValueError, match="copied the arena"):
+        made(mirror=True)
+
+
 @pytest.mark.usefixtures("torch")
 def test_without_a_mirror_nothing_is_offloaded() -> None:
     model = made(mode="eager")

@@ -1,6 +1,7 @@
 """What is missing is said before anything is measured; what is there is recorded."""
 
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,6 +77,7 @@ def test_the_card_that_cuda_shows_is_the_one_that_nvml_tells_of(
     assert found.facts["vram_mib"] == 143_771
     assert found.facts["cuda_driver_api"] == 12_080
     assert found.facts["checkpoint_api"] is True
+    assert found.facts["kernel"] == os.uname().release
     assert found.facts["mig"] is False
 
 

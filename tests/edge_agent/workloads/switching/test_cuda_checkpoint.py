@@ -147,6 +147,24 @@ async def test_a_hanging_driver_is_cut_off_and_asked_by_a_new_child(
     assert client.starts == 2
 
 
+async def test_a_child_that_no_signal_ends_is_left_behind(
+    client: CudaCheckpointer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await client.state(PID, 5.0)
+    child = client._child
+    assert child is not None
+    monkeypatch.setattr("edge_agent.workloads.switching.cuda_checkpoint.GONE_S", 0.05)
+    with monkeypatch.context() as stuck:  # as one that waits in the kernel's driver
+        stuck.setattr(child, "kill", lambda: None)
+        async with asyncio.timeout(5.0):
+            await client.close()
+    assert "hangs in the driver" in caplog.text
+    child.kill()
+    await child.wait()
+
+
 async def test_a_killed_child_is_unavailable_once_and_then_replaced(
     client: CudaCheckpointer, cuda: FakeCuda
 ) -> None:
