@@ -94,7 +94,7 @@ class XmrigEngine(ApiEngine):
             survives_agent=True,
         )
 
-    async def probe(self) -> Probe:
+    async def _probe(self) -> Probe:
         """Ask for its summary; ready = it is shown to hash."""
         try:
             async with within("probe", PROBE_S) as deadline:
