@@ -1,6 +1,7 @@
 """A driver whose engine has an HTTP API: starting it, and waiting until it answers."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
@@ -25,7 +26,7 @@ ASK_S_MAX: Final = 2.0
 ALIVE_S: Final = 2.0
 
 
-class ApiEngine(EngineBase):
+class ApiEngine(EngineBase, ABC):
     """The part of a driver that is the same for all engines with an HTTP API.
 
     Args:
@@ -58,9 +59,9 @@ class ApiEngine(EngineBase):
         self._alive_until_s = now_s + ALIVE_S
         return False
 
+    @abstractmethod
     async def _probe(self) -> Probe:
         """Ask its API where it stands; raises nothing of the world."""
-        raise NotImplementedError
 
     async def _greet(self, deadline: Deadline) -> None:
         """Ask for the least that only a living engine answers.
