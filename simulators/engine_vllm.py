@@ -42,7 +42,8 @@ class VllmVersion(Struct, frozen=True, kw_only=True):
 
     Args:
         paused_sleeps: A paused engine calls itself asleep, as the newest do.
-        has_pause: It knows /pause, /resume and /is_paused.
+        has_pause: It knows /pause, /resume and /is_paused, and level 0. Before that any level of
+            sleep but 1 dropped all weights (vllm#33195).
         crashes: A request to it while it sleeps ends it (vllm#14311); without, it waits.
         dev: It was started in development mode.
     """
@@ -168,7 +169,7 @@ class VllmStandIn(OpenAiStandIn):
             return json_reply(_OOM, 500)
         if lie is Lie.FALSE:
             return Reply()
-        if level == 0:
+        if level == 0 and self._version.has_pause:
             return Reply() if (await self._pause(mode, lie)).status == 200 else Reply(400)
         if self.running and mode != "abort":
             await self.drained.wait()
@@ -182,7 +183,7 @@ class VllmStandIn(OpenAiStandIn):
         self._asleep = set(TAGS)
         self.level = max(self.level, level)
         self.slept += 1
-        if level == 2:
+        if level != 1:
             self.rubbish = True
         return Reply()
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
@@ -176,15 +177,47 @@ def _check(config: HostConfig) -> Iterator[Problem]:
     if not config.gpus:
         yield Problem(path="gpu", detail="a host has at least one GPU")
     yield from _check_names(config)
+    yield from _check_engines(config)
+
+
+def _check_engines(config: HostConfig) -> Iterator[Problem]:
+    addresses: dict[tuple[str, int], str] = {}
+    ids: dict[str, str] = {}
+    for path, name, engine in _engines(config):
+        if (other := ids.setdefault(name, path)) != path:
+            yield Problem(path=f"{path}.engine_id", detail=f"{name} is {other} too")
+        if not engine.argv and not engine.url:
+            yield Problem(path=path, detail="needs argv, url or both")
+        if path.endswith("server") and not engine.url.startswith("http://"):
+            yield Problem(path=f"{path}.url", detail="want http://HOST:PORT")
+        try:
+            address = _address(engine.url)
+        except ValueError as exc:
+            yield Problem(path=f"{path}.url", detail=str(exc))
+            continue
+        # One engine behind two GPUs would be sold twice, and paused for both at once.
+        if address is not None and (other := addresses.setdefault(address, path)) != path:
+            yield Problem(path=f"{path}.url", detail=f"is the address of {other} too")
+
+
+def _engines(config: HostConfig) -> Iterator[tuple[str, str, EngineConfig]]:
+    """Give each engine with its place in the config and its name."""
     for index, gpu in enumerate(config.gpus):
         for role, engine in (("miner", gpu.miner), ("server", gpu.server)):
-            if engine is None:
-                continue
-            path = f"gpu[{index}].{role}"
-            if not engine.argv and not engine.url:
-                yield Problem(path=path, detail="needs argv, url or both")
-            if role == "server" and not engine.url.startswith("http://"):
-                yield Problem(path=f"{path}.url", detail="want http://HOST:PORT")
+            if engine is not None:
+                name = engine.engine_id or f"{gpu.name}-{role}"
+                yield f"gpu[{index}].{role}", name, engine
+
+
+def _address(url: str) -> tuple[str, int] | None:
+    """Give where an engine listens; None: it has no API.
+
+    Raises:
+        ValueError: its port is none.
+    """
+    parts = urlsplit(url)
+    host = "127.0.0.1" if parts.hostname == "localhost" else parts.hostname
+    return None if host is None else (host, parts.port or 80)
 
 
 def _check_names(config: HostConfig) -> Iterator[Problem]:

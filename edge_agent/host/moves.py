@@ -37,7 +37,9 @@ logger = logging.getLogger(__name__)
 # Between two looks at a counter that should stand still: the slowest known miner answers with
 # counters that are renewed several times in it.
 STILL_S = 0.05
+# At the least; an engine whose acts may take longer may take longer to answer a canary too.
 LOOK_S = 0.4
+_LOOK_SHARE = 0.25
 # For what an engine was at, before it is ended: never worth more of a switch than this.
 SAVE_S = 0.25
 _MARGIN_S = 0.25
@@ -158,11 +160,12 @@ class Mover:
         kept_mib = able.resident_mib if able.releases_memory else None
         return kept_mib is None or (claim_mib > 0 and kept_mib >= claim_mib)
 
-    async def look(self) -> Probe:
-        """Ask where it stands, within a short time; silence is an answer too."""
+    async def look(self, limit_s: float | None = None) -> Probe:
+        """Ask where it stands, within a short time as a rule; silence is an answer too."""
+        limit_s = limit_s or max(LOOK_S, self._act_s * _LOOK_SHARE)
         acts, asked_s = self._acts, asyncio.get_running_loop().time()
         try:
-            probe = await self._act("probe", self.engine.probe(), LOOK_S)
+            probe = await self._act("probe", self.engine.probe(), limit_s)
         except (RefusedError, SilentEngineError):
             probe = _SILENT
         if acts == self._acts:
@@ -345,7 +348,7 @@ class Mover:
             raise RefusedError("canary_mismatch", f"{self.engine_id} gave an empty first output")
         if not self._canary_sha256:
             # Only its driver knows the right answer, and has tried it for this look.
-            probe = await self.look()
+            probe = await self.look(self._act_s)
             if not probe.ready:
                 self._suspect = probe.state is EngineState.FAILED
                 raise RefusedError("canary_mismatch", f"{self.engine_id}: {probe.detail}")

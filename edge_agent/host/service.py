@@ -298,7 +298,12 @@ class HostService:
         """Run an act to its end, whoever asked for it; time it."""
         if self._group is None:
             raise SilentEngineError("the host starts or ends")
-        task = self._group.create_task(self._timed(name, gpu, act), name=f"{name}-{gpu}")
+        work = self._timed(name, gpu, act)
+        try:
+            task = self._group.create_task(work, name=f"{name}-{gpu}")
+        except RuntimeError as exc:  # its tasks have come to their end just now
+            work.close()
+            raise SilentEngineError("the host ends") from exc
         result = await asyncio.shield(task)
         if isinstance(result, Exception):
             raise result

@@ -240,6 +240,8 @@ class Slot:
             if server.strategy is Strategy.RESTART and self.mining is not False:
                 raise RefusedError("busy", f"{self.name} is mining, or may be")
             began_ns = self._now_ns()
+            if server.strategy is Strategy.RESTART:
+                self._server_is_off = False  # it is started now: its memory is taken, come or not
             await server.warm()
             server.waited_s = (self._now_ns() - began_ns) / 1e9
             self.instance = Instance(self.name, self.config.model, spec)
@@ -342,8 +344,13 @@ class Slot:
 
     @property
     def strayed(self) -> bool:
-        """Tell whether the server is at work though it was taken off the GPU and nobody asked."""
-        off = self._server_is_off and self.instance is None and not self.lock.locked()
+        """Tell whether the server is at work though it was taken off the GPU and nobody asked.
+
+        One that is started for each instance is nobody's as well when it comes after its time.
+        """
+        late = self.server is not None and self.server.strategy is Strategy.RESTART
+        free = self.instance is None and not self.lock.locked()
+        off = free and (self._server_is_off or late)
         return off and self.server_state is EngineState.ACTIVE
 
     async def call_back(self) -> None:
@@ -385,12 +392,16 @@ class Slot:
         if self.upstream is not None:
             self.upstream.close()
 
-    async def look(self) -> bool:
-        """See whether the server is able to work; that is evidence for an open gate's meter."""
+    async def look(self, limit_s: float | None = None) -> bool:
+        """See whether the server is able to work; that is evidence for an open gate's meter.
+
+        Args:
+            limit_s: for its answer; None: a short time.
+        """
         if self.server is None:
             return False
         asked_ns = self._now_ns()
-        probe = await self.server.look()
+        probe = await self.server.look(limit_s)
         self.server_state = probe.state
         self.server_ready = probe.live and probe.ready
         self._wrong = probe.live and probe.state is EngineState.FAILED

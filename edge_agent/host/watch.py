@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from edge_agent.host.config import HostLimits
 from edge_agent.host.errors import RefusedError, SilentEngineError
 from edge_agent.host.ledger import HostClock, Ledger
-from edge_agent.host.moves import Mover
+from edge_agent.host.moves import LOOK_S, Mover
 from edge_agent.host.sensors import GpuFacts, Sensors
 from edge_agent.host.slot import Slot
 from edge_agent.workloads.engine import EngineState, HashSample, Strategy
@@ -147,10 +147,18 @@ class Watch:
     async def _watch_server(self, slot: Slot) -> None:
         while slot.server is not None:
             slot.opened.clear()
-            await slot.look()
+            await slot.look(self._patience_s(slot))
             await self._judge(slot)
             await self._revive(slot, slot.server)
             await self._pause(slot)
+
+    def _patience_s(self, slot: Slot) -> float | None:
+        """Give how long an engine may take to answer; None: as long as any look.
+
+        One that serves has more to do than to answer us: late is late, and no death.
+        """
+        serving = slot.instance is not None and slot.instance.serving
+        return max(LOOK_S, self._limits.lost_s / 2) if serving else None
 
     async def _pause(self, slot: Slot) -> None:
         """Wait for the next look: the period, or less when asked served time ends before."""

@@ -134,7 +134,12 @@ class Receipt(Struct, frozen=True, kw_only=True):
 
 
 class HashSample(Struct, frozen=True, kw_only=True):
-    """What a miner did since its start; None is unknown."""
+    """What a miner did since its start; None is unknown.
+
+    Args:
+        hashes: A counter that grows while it works and stands still while it does not: its hashes,
+            or what comes closest to them where it does not count those.
+    """
 
     hashes: int | None = None
     hashrate_hs: float | None = None

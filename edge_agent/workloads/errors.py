@@ -38,6 +38,8 @@ class Refusal(StrEnum):
     """It said yes, and the evidence says no."""
     WRONG_OUTPUT = "wrong_output"
     """It answers the canary, and wrongly."""
+    WRONG_MODEL = "wrong_model"
+    """It serves another model than the one that it is to serve."""
     UNPREPARED = "unprepared"
     """What it has to answer to the canary is not known: it was never prepared."""
 

@@ -5,6 +5,8 @@ from typing import Final
 import msgspec
 
 HEAD_BYTES_MAX: Final = 16 << 10
+# RFC 9112 section 6.3: these end with their head, and need no length.
+_BODYLESS: Final = frozenset({204, 304})
 _HEAD_END: Final = b"\r\n\r\n"
 
 
@@ -61,9 +63,11 @@ def is_complete(buffer: bytearray, _start: int) -> bool:
     if head_end < 0:
         return len(buffer) > HEAD_BYTES_MAX
     try:
-        _, headers = _head(bytes(buffer[:head_end]))
+        status, headers = _head(bytes(buffer[:head_end]))
         length = _length(headers)
     except HttpFormatError:
+        return True
+    if status in _BODYLESS:
         return True
     body_start = head_end + len(_HEAD_END)
     if _is_chunked(headers):
@@ -131,7 +135,9 @@ def _length(headers: tuple[tuple[str, str], ...]) -> int | None:
 
 
 def _is_chunked(headers: tuple[tuple[str, str], ...]) -> bool:
-    return any(name == "transfer-encoding" and "chunked" in value for name, value in headers)
+    return any(
+        name == "transfer-encoding" and "chunked" in value.lower() for name, value in headers
+    )
 
 
 def _chunks(body: bytes) -> bytes | None:

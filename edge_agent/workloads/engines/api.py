@@ -1,10 +1,11 @@
 """A driver whose engine has an HTTP API: starting it, and waiting until it answers."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-from edge_agent.workloads.engine import EngineSpec
+from edge_agent.workloads.engine import EngineSpec, EngineState, Probe
 from edge_agent.workloads.engine_time import engine_acts
 from edge_agent.workloads.engines.base import EngineBase, EnginePorts
 from edge_agent.workloads.engines.evidence import Deadline
@@ -12,6 +13,7 @@ from edge_agent.workloads.engines.http import EngineHttp
 from edge_agent.workloads.errors import (
     DriverRefusedError,
     DriverUnavailableError,
+    NobodyListensError,
     Refusal,
     WorkloadError,
 )
@@ -20,9 +22,11 @@ T = TypeVar("T")
 
 START_PERIOD_S: Final = 0.02
 ASK_S_MAX: Final = 2.0
+# A program that was seen alive so long ago is taken to be still: systemd is asked by a process.
+ALIVE_S: Final = 2.0
 
 
-class ApiEngine(EngineBase):
+class ApiEngine(EngineBase, ABC):
     """The part of a driver that is the same for all engines with an HTTP API.
 
     Args:
@@ -32,6 +36,32 @@ class ApiEngine(EngineBase):
     def __init__(self, spec: EngineSpec, ports: EnginePorts) -> None:
         super().__init__(spec, ports)
         self._api = EngineHttp(spec.url, spec.token, ports.exchange)
+        self._alive_until_s = 0.0
+
+    async def probe(self) -> Probe:
+        """Ask where it stands; an answer counts while the program that is to give it lives."""
+        found = await self._probe()
+        if not found.live or not await self._gone():
+            return found
+        look = await self._program.look()
+        detail = f"{look.detail}; somebody else answers at {self._api.address}"
+        return Probe(
+            state=EngineState.ABSENT, started=False, live=False, ready=False, detail=detail
+        )
+
+    async def _gone(self) -> bool:
+        """Tell whether the program that is to give the answers is known to be gone."""
+        now_s = asyncio.get_running_loop().time()
+        if not self._program.ours or now_s < self._alive_until_s:
+            return False
+        if (await self._program.look()).alive is False:
+            return True
+        self._alive_until_s = now_s + ALIVE_S
+        return False
+
+    @abstractmethod
+    async def _probe(self) -> Probe:
+        """Ask its API where it stands; raises nothing of the world."""
 
     async def _greet(self, deadline: Deadline) -> None:
         """Ask for the least that only a living engine answers.
@@ -48,7 +78,7 @@ class ApiEngine(EngineBase):
             DriverRefusedError: It does not start, or refuses.
             DriverUnavailableError: Somebody else's engine is silent.
         """
-        if not self._record().parked:
+        if not self._record().parked and not await self._gone():
             try:
                 return await order(deadline)
             except DriverUnavailableError:
@@ -68,12 +98,13 @@ class ApiEngine(EngineBase):
             DriverRefusedError: It does not start, ends, does not get ready, or answers wrongly.
             DriverUnavailableError: Somebody else's engine is silent.
         """
-        if quick and not self._record().parked:
+        if quick and not self._record().parked and not await self._gone():
             try:
                 return await self._greet(Deadline(deadline.act, deadline.left_s() / 2))
             except DriverUnavailableError:
                 if not self._program.ours:
                     raise
+        await self._refuse_taken_address(deadline)
         await self._run(deadline)
         self._note(parked=False)
         limit = Deadline(deadline.act, min(deadline.left_s(), self._spec.start_s))
@@ -84,6 +115,23 @@ class ApiEngine(EngineBase):
             except WorkloadError as exc:
                 await self._not_yet(exc, limit)
             await asyncio.sleep(START_PERIOD_S)
+
+    async def _refuse_taken_address(self, deadline: Deadline) -> None:
+        """Refuse to start a program where somebody else answers already.
+
+        It would fail to listen, seconds later, and meanwhile the other's answers pass for its own:
+        they would be learnt, and what that engine does on its GPU be sold as done on this one.
+        """
+        if not self._program.ours or (await self._program.look()).alive is not False:
+            return
+        try:
+            await self._greet(Deadline(deadline.act, min(ASK_S_MAX, deadline.left_s() / 2)))
+        except NobodyListensError:
+            return
+        except WorkloadError:
+            pass  # whatever it says, or does not: somebody listens
+        detail = f"{self._api.address} is taken: a program that is not ours answers there"
+        raise DriverRefusedError(Refusal.START_FAILED, detail)
 
     async def _run(self, deadline: Deadline) -> None:
         """Start the program, or adopt it."""

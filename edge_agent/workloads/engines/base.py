@@ -85,13 +85,13 @@ class EngineBase:
         """End it: asked first, killed after the grace."""
         with engine_acts():
             await self._program.end(grace_s)
-        self._note(parked=False, asleep_level=0, asleep_from_mib=None)
+        self._note(parked=False, asleep_level=0, asleep_from_mib=None, slept=False)
 
     async def kill(self) -> None:
         """End it and everything it started, at once."""
         with engine_acts():
             await self._program.kill()
-        self._note(parked=False, asleep_level=0, asleep_from_mib=None)
+        self._note(parked=False, asleep_level=0, asleep_from_mib=None, slept=False)
 
     def _record(self) -> EngineRecord:
         return self._ports.records.read()

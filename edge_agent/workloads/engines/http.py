@@ -124,7 +124,7 @@ class EngineHttp:
         )
         left_s = deadline.left_s()
         deadlines = Deadlines(connect_s=min(CONNECT_S, left_s), answer_s=left_s)
-        where = f"{method} {path}"
+        where = f"{method} {self._base}{path}"
         try:
             data = await self._carry(
                 self._host, self._port, request, is_complete=is_complete, deadlines=deadlines
@@ -143,7 +143,8 @@ class EngineHttp:
         try:
             return msgspec.json.decode(response.body, type=kind)
         except (msgspec.MsgspecError, RecursionError) as exc:
-            raise DriverRefusedError(Refusal.NOT_API, f"{path}: {exc}") from exc
+            detail = f"{self._base}{path}: {exc}; it said {_words(response.body)}"
+            raise DriverRefusedError(Refusal.NOT_API, detail) from exc
 
 
 def _check(response: HttpResponse, where: str) -> None:

@@ -1,7 +1,9 @@
 """Any server of OpenAI's API: it has no pause of its own, so a gate before it holds its requests.
 
 It is ready when /health answers and the canary's answer is right. /v1/models proves nothing: it is
-static, and SGLang answers it before it is warmed up (gpustack#6203).
+static, and SGLang answers it before it is warmed up (gpustack#6203). It stands in for /health where
+a server has none (Ollama), and is asked for the model's name before an answer is learnt: llama.cpp
+answers with the model that it has, whatever name a request carries.
 """
 
 from typing import Final
@@ -21,9 +23,12 @@ from edge_agent.workloads.engine import (
 from edge_agent.workloads.engines.api import ApiEngine
 from edge_agent.workloads.engines.base import CANARY_UNKNOWN, PROBE_S, EnginePorts
 from edge_agent.workloads.engines.evidence import Deadline, stands_still, until, within
+from edge_agent.workloads.engines.http import DETAIL_CHARS_MAX
 from edge_agent.workloads.errors import DriverRefusedError, Refusal, WorkloadError
 
 CANARY_TOKENS: Final = 8
+# Ollama lists a model by its tag, and takes a name without one for this tag.
+_TAG: Final = ":latest"
 # Over so long a counter must stand still: several decode steps of a large model.
 STILL_S: Final = 0.05
 
@@ -82,7 +87,7 @@ class OpenAiEngine(ApiEngine):
             survives_agent=True,
         )
 
-    async def probe(self) -> Probe:
+    async def _probe(self) -> Probe:
         """Ask for health and the canary."""
         try:
             async with within("probe", PROBE_S) as deadline:
@@ -136,6 +141,14 @@ class OpenAiEngine(ApiEngine):
         """Give nothing: the API counts nothing, and the gate before it does."""
         return TokenSample()
 
+    async def _greet(self, deadline: Deadline) -> None:
+        try:
+            await super()._greet(deadline)
+        except DriverRefusedError as exc:
+            if exc.answer_code != Refusal.UNSUPPORTED:
+                raise
+            await self._api.get("/v1/models", Models, deadline)
+
     async def _tried(self, deadline: Deadline) -> Probe:
         """Try the canary of a server whose health is good."""
         state = EngineState.WARM if self._held else EngineState.ACTIVE
@@ -157,6 +170,8 @@ class OpenAiEngine(ApiEngine):
         Raises:
             WorkloadError: It does not answer, or wrongly.
         """
+        if learn and not self._knows_canary():
+            await self._check_model(deadline)
         self._judge(await self._complete(self._spec.canary_prompt, deadline), learn=learn)
 
     async def _complete(self, prompt: str, deadline: Deadline) -> str:
@@ -188,6 +203,27 @@ class OpenAiEngine(ApiEngine):
         if not models.data:
             raise DriverRefusedError(Refusal.NOT_API, "/v1/models: it serves no model")
         return models.data[0].id
+
+    async def _check_model(self, deadline: Deadline) -> None:
+        """Refuse a server of another model: its answer would be learnt for the right one.
+
+        Raises:
+            WorkloadError: It does not list the model, or does not answer.
+        """
+        if not self._spec.model:
+            return
+        try:
+            models = await self._api.get("/v1/models", Models, deadline)
+        except DriverRefusedError as exc:
+            if exc.answer_code != Refusal.UNSUPPORTED:
+                raise
+            return  # it has no list
+        named = {model.id for model in models.data}
+        if not named & {self._spec.model, f"{self._spec.model}{_TAG}"}:
+            served = ", ".join(sorted(named))[:DETAIL_CHARS_MAX] or "none"
+            raise DriverRefusedError(
+                Refusal.WRONG_MODEL, f"{self._spec.model} is asked for, and it serves {served}"
+            )
 
     async def _is_still(self, deadline: Deadline) -> bool:
         """Wait until its work stands still; False = nobody can tell.

@@ -31,6 +31,7 @@ from edge_agent.workloads.errors import DriverRefusedError, Refusal
 # A program that cannot work ends within this, as a rule: wrong option, no file, no GPU.
 SETTLE_S: Final = 0.1
 LOOK_PERIOD_S: Final = 0.01
+_NS_PER_MS: Final = 1_000_000
 
 
 class ProcessEngine(EngineBase):
@@ -105,8 +106,12 @@ class ProcessEngine(EngineBase):
         raise DriverRefusedError(Refusal.UNSUPPORTED, "it answers nothing: it has no API")
 
     async def sample(self) -> HashSample:
-        """Give nothing: it counts nothing that can be read."""
-        return HashSample()
+        """Give its processor time, in milliseconds, for the counter of its work: it has no other.
+
+        A miner on a GPU uses some as long as it works; what uses none is not shown to mine.
+        """
+        cpu_ns = await self._program.cpu_ns()
+        return HashSample(hashes=None if cpu_ns is None else cpu_ns // _NS_PER_MS)
 
     async def _start(self, deadline: Deadline) -> tuple[int, str]:
         """Have it run, and see that it stays; gives when it was started and who it is."""

@@ -37,6 +37,7 @@ class EngineRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
         canary_sha256: Of the right answer, as learnt.
         parked: It was ended to free its GPU, and starts again when it is resumed.
         asleep_level: How deep it is put to sleep; 0 = awake. asleep_from_mib: memory used before.
+        slept: It was seen to sleep: its memory came free, where that can be measured.
     """
 
     boot_id: str = ""
@@ -46,6 +47,7 @@ class EngineRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     parked: bool = False
     asleep_level: int = 0
     asleep_from_mib: int | None = None
+    slept: bool = False
 
 
 class Records(Protocol):

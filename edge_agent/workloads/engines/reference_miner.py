@@ -94,7 +94,7 @@ class ReferenceMiner(ApiEngine):
         able = capabilities_of(self._spec.vram_mib or None, ours=ours, releases=ours)
         return structs.replace(able, keeps_state=ours)
 
-    async def probe(self) -> Probe:
+    async def _probe(self) -> Probe:
         """Ask where it stands; ready = it hashes."""
         try:
             async with within("probe", PROBE_S) as deadline:

@@ -76,7 +76,7 @@ class ReferenceServer(ApiEngine):
             survives_agent=True,
         )
 
-    async def probe(self) -> Probe:
+    async def _probe(self) -> Probe:
         """Ask where it stands; ready = active, and its logits are right."""
         try:
             async with within("probe", PROBE_S) as deadline:

@@ -5,8 +5,9 @@ answered before it is done, an engine asleep crashed on a request (vllm#14311), 
 the weights are rubbish until they are reloaded. So each act is judged by /is_sleeping, by the GPU's
 memory and by the canary.
 
-Source: vLLM docs/features/sleep_mode.md; levels: 0 pauses only, 1 keeps the weights in host memory,
-2 drops them. Newer versions call an engine asleep that is merely paused.
+Source: vLLM docs/features/sleep_mode.md; level 1 keeps the weights in host memory, 2 drops them.
+Newer versions call an engine asleep that is merely paused. Level 0 is never asked for: it pauses
+only where /pause is known too (vllm#33195); before that any level but 1 dropped all weights.
 """
 
 import math
@@ -74,7 +75,7 @@ class VllmEngine(OpenAiEngine):
             survives_agent=True,
         )
 
-    async def probe(self) -> Probe:
+    async def _probe(self) -> Probe:
         """Ask whether it sleeps or is paused; only an engine that does neither gets the canary."""
         try:
             async with within("probe", PROBE_S) as deadline:
@@ -108,31 +109,38 @@ class VllmEngine(OpenAiEngine):
     async def pause(self, mode: PauseMode, deadline_s: float) -> Receipt:
         """Pause its scheduler; requests are kept, waited for, or dropped."""
         async with within("pause", deadline_s) as deadline:
-            acked_ns = await self._hold(mode, deadline)
-            running = (await self._counters(deadline)).get("num_requests_running")
+            acked_ns, has_pause = await self._hold(mode, deadline)
+            running = await self._running(deadline)
+            if has_pause:
+                evidence = "is_paused says so"
+            elif running is None:
+                evidence = "it has no pause, and tells nothing: the gate holds"
+            else:
+                evidence = "it has no pause: the gate holds, and no request runs"
             return Receipt(
                 acked_ns=acked_ns,
-                idle_ns=self._now_ns(),
-                evidence="is_paused says so",
-                inflight_left=_whole(running),
+                idle_ns=self._now_ns() if has_pause or running is not None else None,
+                evidence=evidence,
+                inflight_left=running,
             )
 
     async def offload(self, deadline_s: float) -> Receipt:
         """Put it to sleep; it is asleep when it says so and the GPU's memory came free."""
         async with within("offload", deadline_s) as deadline:
             record = self._record()
-            again = record.asleep_level > 0
-            if not (again and await self._sleeps(deadline)):
+            told = record.asleep_level > 0
+            if not (told and await self._sleeps(deadline)):
                 await self._refuse_unless_paused(deadline)
-            before_mib = record.asleep_from_mib if again else await self._used_mib()
+            before_mib = record.asleep_from_mib if told else await self._used_mib()
             # to an engine asleep this is no act, and "asleep" may mean "paused"
             await self._sleep(before_mib, deadline)
             acked_ns = self._now_ns()
             await until(lambda: self._lacks_sleep(deadline), deadline)
-            if again:
+            if record.slept:
                 freed_mib = await self._freed_since(before_mib)
             else:
                 freed_mib = await self._freed(before_mib, deadline, resident_mib=CONTEXT_MIB)
+                self._note(slept=True)
             return self._asleep(acked_ns, freed_mib, self._record().asleep_level)
 
     async def resume(self, deadline_s: float) -> Receipt:
@@ -170,15 +178,16 @@ class VllmEngine(OpenAiEngine):
     async def _where(self, deadline: Deadline) -> EngineState:
         """Tell asleep from paused from active.
 
-        Paused counts as asleep in newer versions; then the record of our own sleep tells, and an
-        engine that is perhaps asleep is taken for asleep: waking it does no harm.
+        Paused counts as asleep in newer versions; then the record of our own sleep tells. One that
+        was told to sleep, and was not seen to free its memory, is not off it: it is as warm.
         """
         paused = await self._paused(deadline)
         if not await self._sleeps(deadline):
-            return EngineState.WARM if paused else EngineState.ACTIVE
-        if paused and not self._record().asleep_level:
-            return EngineState.WARM
-        return EngineState.OFFLOADED
+            held = self._held if paused is None else paused
+            return EngineState.WARM if held else EngineState.ACTIVE
+        record = self._record()
+        in_memory = not record.slept if record.asleep_level else paused
+        return EngineState.WARM if in_memory else EngineState.OFFLOADED
 
     async def _sleeps(self, deadline: Deadline) -> bool:
         return (await self._api.get("/is_sleeping", Sleeping, deadline)).is_sleeping
@@ -192,24 +201,32 @@ class VllmEngine(OpenAiEngine):
                 raise
             return None
 
-    async def _hold(self, mode: PauseMode, deadline: Deadline) -> int:
-        """Pause it, and see that it is; give when it answered."""
+    async def _hold(self, mode: PauseMode, deadline: Deadline) -> tuple[int, bool]:
+        """Pause it, and see that it is; give when it answered, and whether it has a pause.
+
+        An older version has no pause: the gate before it holds, until none of its requests runs.
+        """
+        has_pause = True
         try:
             # its cache is good when it goes on: the weights stay the same
             await self._api.act(f"/pause?mode={mode}&clear_cache=false", deadline)
         except DriverRefusedError as exc:
             if exc.answer_code != Refusal.UNSUPPORTED:
                 raise
-            await self._api.act(f"/sleep?level=0&mode={mode}", deadline)
+            has_pause = False
+            self._held = True
         acked_ns = self._now_ns()
         await until(lambda: self._lacks_pause(deadline), deadline)
-        return acked_ns
+        return acked_ns, has_pause
 
     async def _lacks_pause(self, deadline: Deadline) -> str:
         paused = await self._paused(deadline)
-        if paused is None:  # an older version: level 0 shows as sleep
-            paused = await self._sleeps(deadline)
-        return "" if paused else "it answered yes, and is not paused"
+        if paused is not None:
+            return "" if paused else "it answered yes, and is not paused"
+        if not self._held:
+            return "it has no pause, and no gate holds it"
+        running = await self._running(deadline)
+        return f"it has no pause, and {running} of its requests run" if running else ""
 
     async def _refuse_unless_paused(self, deadline: Deadline) -> None:
         """Refuse to put it to sleep at work: that drops requests, or crashes it (vllm#28714)."""
@@ -265,16 +282,15 @@ class VllmEngine(OpenAiEngine):
         """
         if await self._sleeps(deadline):
             await self._api.act("/wake_up?tags=weights", deadline)
+            self._note(slept=False)  # whatever comes next, memory is taken again
             if self._record().asleep_level == DEEPEST:
                 await self._reload(deadline)
             await self._api.act("/wake_up?tags=kv_cache", deadline)
-        paused = await self._paused(deadline)
-        if paused is None:  # an older version: what level 0 paused, a whole wake-up lets go on
-            await self._api.act("/wake_up", deadline)
-        elif paused:
+        if await self._paused(deadline):
             await self._api.act("/resume", deadline)
         await until(lambda: self._lacks_waking(deadline), deadline)
-        self._note(asleep_level=0, asleep_from_mib=None)
+        self._held = False
+        self._note(asleep_level=0, asleep_from_mib=None, slept=False)
 
     async def _reload(self, deadline: Deadline) -> None:
         """Read the weights again; what is cached of other weights is worth nothing."""
@@ -301,6 +317,10 @@ class VllmEngine(OpenAiEngine):
         if await self._sleeps(deadline):
             return "it answered yes, and sleeps on"
         return "it answered yes, and is paused still" if await self._paused(deadline) else ""
+
+    async def _running(self, deadline: Deadline) -> int | None:
+        """Give how many requests run in it; None = it does not tell."""
+        return _whole((await self._counters(deadline)).get("num_requests_running"))
 
     async def _counters(self, deadline: Deadline) -> dict[str, float]:
         """Give its metrics, each summed over its labels; empty where it has none."""

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from edge_agent.workloads.engine import (
     EngineCapabilities,
+    EngineSpec,
     EngineState,
     HashSample,
     PauseMode,
@@ -25,13 +26,15 @@ from edge_agent.workloads.engine import (
     Strategy,
 )
 from edge_agent.workloads.engines.api import ApiEngine
-from edge_agent.workloads.engines.base import PROBE_S
+from edge_agent.workloads.engines.base import PROBE_S, EnginePorts
 from edge_agent.workloads.engines.evidence import Deadline, stands_still, until, within
 from edge_agent.workloads.errors import DriverRefusedError, Refusal, WorkloadError
 
 # Over so long a counter must stand still.
 STILL_S: Final = 0.05
 SHARE_PERIOD_S: Final = 0.05
+# On so long its shortest average looks back.
+RATE_S: Final = 10.0
 _METHOD_UNKNOWN: Final = -32601
 
 
@@ -82,6 +85,13 @@ class XmrigEngine(ApiEngine):
         spec: The engine. ports: to the machine; ``work`` decides what a pause can prove.
     """
 
+    def __init__(self, spec: EngineSpec, ports: EnginePorts) -> None:
+        super().__init__(spec, ports)
+        # By the loop's clock: since when it may work, and up to when its rate was counted.
+        self._since_s: float | None = None
+        self._counted_s = 0.0
+        self._worked = 0.0
+
     def capabilities(self) -> EngineCapabilities:
         """Give what it can do: it pauses all its GPUs at once and keeps their memory."""
         ours = self._program.ours
@@ -94,7 +104,7 @@ class XmrigEngine(ApiEngine):
             survives_agent=True,
         )
 
-    async def probe(self) -> Probe:
+    async def _probe(self) -> Probe:
         """Ask for its summary; ready = it is shown to hash."""
         try:
             async with within("probe", PROBE_S) as deadline:
@@ -164,17 +174,33 @@ class XmrigEngine(ApiEngine):
                 await asyncio.sleep(SHARE_PERIOD_S)
 
     async def sample(self) -> HashSample:
-        """Read its counters; hashes are those that the pool credited."""
+        """Read its counters; hashes grow with what the pool credits, and with what it does between.
+
+        A pool may credit nothing for minutes, which would look as if it did no work.
+        """
         async with within("sample", PROBE_S) as deadline:
             summary = await self._summary(deadline)
+        self._count(summary)
         results = summary.results
-        good, total = results.shares_good, results.shares_total
+        good, total, credited = results.shares_good, results.shares_total, results.hashes_total
         return HashSample(
-            hashes=results.hashes_total,
+            hashes=None if credited is None else credited + int(self._worked),
             hashrate_hs=summary.rate_hs,
             accepted=good,
             rejected=None if good is None or total is None else total - good,
         )
+
+    def _count(self, summary: Summary) -> None:
+        """Add what its rate says that it did, once the average holds nothing of before a pause."""
+        now_s = asyncio.get_running_loop().time()
+        if summary.paused:
+            self._since_s = None
+            return
+        if self._since_s is None:
+            self._since_s = now_s
+        from_s, self._counted_s = max(self._counted_s, self._since_s + RATE_S), now_s
+        if summary.rate_hs is not None:
+            self._worked += max(0.0, summary.rate_hs) * max(0.0, now_s - from_s)
 
     async def _greet(self, deadline: Deadline) -> None:
         await self._summary(deadline)
@@ -183,6 +209,7 @@ class XmrigEngine(ApiEngine):
         return await self._api.get("/2/summary", Summary, deadline)
 
     async def _order(self, method: str, deadline: Deadline) -> None:
+        self._since_s = None  # its average tells of the time before as well
         body = {"jsonrpc": "2.0", "id": 1, "method": method}
         answer = await self._api.post("/json_rpc", body, RpcAnswer, deadline)
         if answer.error is not None:

@@ -7,8 +7,10 @@ bounded. Where little has been seen, what others published stands in, with the w
 switches.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable
+from itertools import pairwise
 
 import msgspec
 from msgspec import Struct
@@ -28,6 +30,13 @@ PRIOR_WEIGHT = 10.0
 _PRIOR_TAIL = 0.03
 CELLS_MAX = 256
 BOOK_VERSION = 1
+# A book of more than these was made by no switches: ten million years, or an exbibyte of MiB.
+_NUMBER_MAX = 1e15
+_SIZE_MAX = 60
+# Of one switch: thirty years, or what a site draws in a day.
+_SEEN_MAX = 1e9
+# Weights fade by a product each, so that their sum and that of all differ by as much.
+_ROUNDING = 1e-6
 
 
 class Key(Struct, frozen=True, array_like=True, order=True):
@@ -157,7 +166,7 @@ def observe(
     book: Book, key: Key, seconds: float, *, done: bool = True, energy_j: float | None = None
 ) -> Book:
     """Add one real switch; times that are no times are left out."""
-    if not 0.0 <= seconds < float("inf"):
+    if not 0.0 <= seconds <= _SEEN_MAX:
         return book
     return _put(book, key, _added(find(book, key) or Cell(), seconds, done, energy_j))
 
@@ -185,7 +194,7 @@ def estimate(book: Book, key: Key) -> Estimate | None:
     """Estimate a switch; None when nothing was seen and nobody published anything."""
     prior = _prior(key)
     cell = find(book, key) or Cell()
-    if prior is None and cell.done == 0.0:
+    if prior is None and cell.done <= _ROUNDING:
         return None
     return _estimate(cell, prior, _middle_mib(key.size))
 
@@ -193,7 +202,7 @@ def estimate(book: Book, key: Key) -> Estimate | None:
 def estimate_all(book: Book) -> Estimate | None:
     """Estimate over all cells, by how often each happens; None without a switch that was done."""
     total = _sum(cell for _, cell in book.cells)
-    return None if total.done == 0.0 else _estimate(total, None, 0)
+    return None if total.done <= _ROUNDING else _estimate(total, None, 0)
 
 
 def expected_s(
@@ -225,15 +234,32 @@ def decode_book(data: bytes) -> Book:
         raise BookError(str(exc)) from exc
     if book.version != BOOK_VERSION:
         raise BookError(f"version {book.version} is not known")
-    for _, cell in book.cells:
-        numbers = (cell.done, cell.failed, cell.seconds, cell.energy_j, cell.with_energy)
-        if not all(0.0 <= number < float("inf") for number in numbers):
-            raise BookError("a weight that is none")
-        if any(
-            not (0 <= at < _BUCKETS and 0.0 <= held < float("inf")) for at, held in cell.buckets
-        ):
-            raise BookError("a bucket that does not exist")
+    keys = [key for key, _ in book.cells]
+    if any(one >= other for one, other in pairwise(keys)):
+        raise BookError("cells that are not in ascending order")
+    for key, cell in book.cells:
+        _check_cell(key, cell)
     return book
+
+
+def _check_cell(key: Key, cell: Cell) -> None:
+    """Refuse a cell that no switches could have made.
+
+    Raises:
+        BookError: its numbers contradict each other, or are none.
+    """
+    numbers = (cell.done, cell.failed, cell.seconds, cell.energy_j, cell.with_energy)
+    weights = [held for _, held in cell.buckets]
+    if not all(0.0 <= number <= _NUMBER_MAX for number in (*numbers, *weights)):
+        raise BookError("a weight that is none")
+    places = [at for at, _ in cell.buckets]
+    if any(one >= other for one, other in pairwise([-1, *places, _BUCKETS])):
+        raise BookError("buckets that do not exist, or not in ascending order")
+    same = math.isclose(sum(weights), cell.done, rel_tol=_ROUNDING, abs_tol=_ROUNDING)
+    if not same or (cell.done > 0.0 and not weights):
+        raise BookError(f"{cell.done} switches are done, and {sum(weights)} are in buckets")
+    if not 0 <= key.size <= _SIZE_MAX:
+        raise BookError(f"size {key.size}")
 
 
 _DECODER = msgspec.msgpack.Decoder(Book)
@@ -244,7 +270,7 @@ def _added(cell: Cell, seconds: float, done: bool, energy_j: float | None) -> Ce
     if done:
         at = min(bisect_left(BOUNDS_S, seconds), _BUCKETS - 1)
         buckets[at] = buckets.get(at, 0.0) + 1.0
-    known = energy_j is not None and 0.0 <= energy_j < float("inf")
+    known = energy_j is not None and 0.0 <= energy_j <= _SEEN_MAX
     return Cell(
         done=cell.done * KEEP + done,
         failed=cell.failed * KEEP + (not done),

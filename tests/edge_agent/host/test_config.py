@@ -77,6 +77,23 @@ def test_a_public_address_can_be_given_to_customers(url: str) -> None:
     assert [(one.path, one.line) for one in caught.value.problems] == [("proxy.public_url", 6)]
 
 
+@pytest.mark.parametrize(
+    ("changed", "path"),
+    [
+        ('url = "http://127.0.0.1:8000"', "gpu[1].server.url"),
+        ('url = "http://localhost:8000/v2"', "gpu[1].server.url"),
+        ('url = "http://127.0.0.1:8500"', "gpu[1].server.url"),
+        ('url = "http://127.0.0.1:8001"\nengine_id = "gpu0-miner"', "gpu[1].server.engine_id"),
+        ('url = "http://127.0.0.1:80000"', "gpu[1].server.url"),
+    ],
+)
+def test_an_engine_is_behind_one_gpu_alone(changed: str, path: str) -> None:
+    second = f'[[gpu]]\nname = "gpu1"\nmodel = "H100"\n[gpu.server]\nkind = "vllm"\n{changed}\n'
+    with pytest.raises(SettingsError) as caught:
+        host_config_from_toml(CONFIG + second)
+    assert [one.path for one in caught.value.problems] == [path]
+
+
 def test_gpus_have_names_of_their_own() -> None:
     twice = CONFIG + '[[gpu]]\nname = "gpu0"\nmodel = "H100"\nuuid = "GPU-1"\n'
     with pytest.raises(SettingsError) as caught:

@@ -78,7 +78,7 @@ async def test_a_refusal_has_its_code(status: int, body: bytes, code: Refusal) -
         with pytest.raises(DriverRefusedError) as refused:
             await api.get("/x", dict[str, int], Deadline("x", LONG_S))
     assert refused.value.answer_code == code
-    assert refused.value.detail.startswith(("GET /x: ", "/x: "))
+    assert refused.value.detail.startswith(("GET /base/x: ", "/base/x: "))
 
 
 async def test_json_without_bottom_is_no_answer_of_the_api() -> None:

@@ -407,8 +407,10 @@ async def test_a_wake_up_that_fails_is_named_and_the_engine_asleep_is_never_aske
         with pytest.raises(DriverRefusedError) as refused:
             await engine.resume(LIE_S if lie is Lie.FALSE else LONG_S)
         assert refused.value.answer_code == wanted[lie]
-        # a request would have ended it (vllm#14311): it lives, asleep, and wakes when asked again
-        assert (await engine.probe()).state is EngineState.OFFLOADED
+        # a request would have ended it (vllm#14311): it lives, asleep, and wakes when asked again;
+        # of one that said yes nobody knows what memory it took
+        state = EngineState.WARM if lie is Lie.FALSE else EngineState.OFFLOADED
+        assert (await engine.probe()).state is state
         rig.lie("/wake_up", None)
         await engine.resume(LONG_S)
         assert (await engine.probe()).ready
@@ -528,18 +530,6 @@ async def test_short_host_memory_falls_back_to_level_two(tmp_path: Path) -> None
         assert rig.standin.level == 2
         rig.lie("/sleep", None)
         await rig.again().resume(LONG_S)
-        assert (await engine.probe()).ready
-
-
-async def test_an_older_version_is_paused_by_level_zero(tmp_path: Path) -> None:
-    async with rigged("vllm", tmp_path) as rig:
-        assert isinstance(rig.standin, VllmStandIn)
-        rig.standin._version = VllmVersion(has_pause=False, paused_sleeps=True)
-        engine = rig.again()
-        await engine.prepare(LONG_S)
-        assert rig.server is not None
-        assert "POST /sleep" in rig.server.requests
-        await engine.resume(LONG_S)
         assert (await engine.probe()).ready
 
 

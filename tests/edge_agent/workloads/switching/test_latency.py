@@ -1,5 +1,6 @@
 """Learnt latencies: quantiles, fading, bounded memory, priors, and the stored form."""
 
+import math
 import random
 
 import pytest
@@ -13,6 +14,7 @@ from edge_agent.workloads.switching.latency import (
     CELLS_MAX,
     PRIORS,
     Book,
+    Cell,
     Key,
     decode_book,
     encode_book,
@@ -156,8 +158,31 @@ def test_the_stored_form_comes_back_and_bad_bytes_are_refused() -> None:
         b"\x93",
         encode_book(Book(version=2)),
         encode_book(learnt(PLAIN, [1.0])).replace(b"\xcb\x3f\xf0", b"\xcb\x7f\xf8"),
+        encode_book(Book(cells=((PLAIN, Cell(done=1.0)),))),
+        encode_book(Book(cells=((PLAIN, Cell(done=1.0, buckets=((3, 1.0), (3, 0.0)))),))),
+        encode_book(Book(cells=((PLAIN, Cell(done=1e308, buckets=((3, 1e308),))),))),
+        encode_book(Book(cells=((PLAIN, Cell()), (PLAIN, Cell())))),
+        encode_book(Book(cells=((Key("node", "restart", "idle-mine", -1, "H100"), Cell()),))),
+        encode_book(Book(cells=((Key("node", "restart", "idle-mine", 10**9, "H100"), Cell()),))),
     ],
 )
 def test_bytes_that_are_no_book_are_refused(book: bytes) -> None:
     with pytest.raises(BookError):
         decode_book(book)
+
+
+@settings(max_examples=300)
+@given(st.integers(0, 10_000), st.integers(0, 255), st.lists(st.floats(0.0, 900.0), max_size=8))
+def test_a_damaged_book_is_refused_or_tells_finite_times(
+    place: int, byte: int, times_s: list[float]
+) -> None:
+    book = learnt(SWAP, times_s)
+    data = bytearray(encode_book(observe(book, PLAIN, 3.0, energy_j=5.0)))
+    data[place % len(data)] = byte
+    try:
+        found = decode_book(bytes(data))
+    except BookError:
+        return
+    for told in (*(estimate(found, key) for key, _ in found.cells), estimate_all(found)):
+        if told is not None:
+            assert all(0.0 <= one < math.inf for one in (told.p50_s, told.p99_s, told.expected_s))
