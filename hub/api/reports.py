@@ -39,7 +39,7 @@ from hub.store import invoices, rate_cards, sites, usage
 from hub.store.offers import read_offers
 from hub.store.sync_tables import last_switches
 from hub.version import VERSION
-from protocol.units import from_ms, parse_usd
+from protocol.units import EPOCH, from_ms, parse_usd
 
 WINDOW = timedelta(hours=24)
 WINDOW_MAX = timedelta(days=92)
@@ -257,6 +257,8 @@ def _window(deps: Deps, start: datetime | None, end: datetime | None) -> tuple[d
     for name, value in (("?from", start), ("?to", end)):
         if value is not None and value.tzinfo is None:
             raise bad_field(name, "must have a UTC offset")
+        if value is not None and value < EPOCH:
+            raise bad_field(name, "must not lie before 1970")
     last = end if end is not None else deps.clock.wall()
     first = start if start is not None else last - WINDOW
     if first >= last:

@@ -13,7 +13,7 @@ from protocol.lease import OnPartition, Priority, Sha256, WorkloadSpec
 from protocol.order import LIMIT_MW_MAX, OrderId
 from protocol.units import Ident, SiteName
 
-Amount = Annotated[str, Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9})?$")]
+Amount = Annotated[str, Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9})?$(?!\n)")]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Arg = Annotated[str, Meta(max_length=2_000)]
 AwareTime = Annotated[datetime, Meta(tz=True)]
@@ -21,7 +21,7 @@ Devices = Annotated[int, Meta(ge=1, le=4_096)]
 LapseAfter = Annotated[int, Meta(ge=30, le=86_400)]
 Grace = Annotated[int, Meta(ge=0, le=86_400)]
 RunSeconds = Annotated[int, Meta(ge=1, le=31_536_000)]
-EmailText = Annotated[str, Meta(min_length=3, max_length=254, pattern=r"^[^@\s]+@[^@\s]+$")]
+EmailText = Annotated[str, Meta(min_length=3, max_length=254, pattern=r"^[^@\s]+@[^@\s]+$(?!\n)")]
 Password = Annotated[str, Meta(min_length=1, max_length=1_024)]
 
 

@@ -1,4 +1,4 @@
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 
 import pytest
@@ -115,3 +115,16 @@ def test_the_longest_address_of_a_proxy_still_carries_its_leases() -> None:
         endpoint_url=f"{base}/l/{lease_id}/v1",
     )  # fmt: skip
     assert codec.EVENT_ITEM.decode(codec.encode(running)) == running
+
+
+OFFSETS = st.integers(-1_439, 1_439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+
+
+@given(at=st.datetimes(timezones=OFFSETS))
+def test_every_instant_that_can_be_written_is_kept_as_one_that_can_be_read(at: datetime) -> None:
+    first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+    kept = units.from_ms(units.to_ms(at))
+    if first <= at <= last:
+        assert timedelta(0) <= at - kept < timedelta(milliseconds=1)
+    else:
+        assert kept in {first, last.replace(microsecond=999_000)}

@@ -5,6 +5,8 @@ import threading
 from datetime import timedelta
 from decimal import Decimal
 
+import pytest
+
 from hub.core.workload_states import WorkloadState
 from hub.ports import Reader
 from hub.store import sites, usage, workloads
@@ -93,3 +95,30 @@ async def test_a_window_too_large_for_the_time_it_may_take_says_so(hub: Hub) -> 
     assert answer.status_code == 422
     assert answer.json()["code"] == "too_long"
     assert "shorter window" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("query", "pointer"),
+    [
+        ("to=0001-01-01T00:00:00Z", "?to"),
+        ("to=0001-01-01T00:00:00%2B23:00", "?to"),
+        ("from=1969-12-31T23:59:59Z&to=1970-01-02T00:00:00Z", "?from"),
+        ("from=2026-03-01T00:00:00", "?from"),
+        ("from=2026-02-29T00:00:00Z", "?from"),
+        ("from=2026-03-02T00:00:00Z&to=2026-03-01T00:00:00Z", "?from"),
+        ("from=2026-01-01T00:00:00Z&to=2027-01-01T00:00:00Z", "?from"),
+    ],
+)
+async def test_a_window_that_is_none_names_the_parameter(
+    hub: Hub, query: str, pointer: str
+) -> None:
+    for path in ("usage", "revenue"):
+        answer = await hub.client.get(f"/api/v1/{path}?{query}", headers=hub.headers("op"))
+        assert answer.status_code == 400, answer.text
+        assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
+
+
+async def test_a_window_at_the_end_of_time_is_empty(hub: Hub) -> None:
+    query = "to=9999-12-31T23:59:59-23:00"
+    answer = await hub.client.get(f"/api/v1/usage?{query}", headers=hub.headers("c1"))
+    assert (answer.status_code, answer.json()["lines"]) == (200, [])
