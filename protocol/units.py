@@ -5,6 +5,7 @@ field of a wire Struct is checked in its ``__post_init__`` with the functions he
 """
 
 import math
+import re
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Annotated
@@ -34,6 +35,7 @@ CENT = Decimal("0.01")
 # Nine places and fifteen digits before them hold any amount of a site; more is an attack or a bug.
 _USD_EXPONENT_MIN = -9
 _USD_LIMIT = Decimal(10) ** 15
+_PLAIN = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
 
 def check_utc(field: str, value: datetime) -> None:
@@ -97,16 +99,22 @@ def check_finite(field: str, value: float | None) -> None:
 def parse_usd(field: str, text: str) -> Decimal:
     """Read an amount from text; floats never become money.
 
+    Digits as people write them only: ``Decimal`` would take 1_0 for ten, too.
+
     Raises:
         ValueError: naming the field.
     """
-    try:
-        value = Decimal(text)
-    except ArithmeticError as exc:
+    if _PLAIN.fullmatch(text) is None:
         msg = f"{field} must be a decimal number"
-        raise ValueError(msg) from exc
+        raise ValueError(msg)
+    value = Decimal(text)
     check_usd(field, value)
     return value
+
+
+def usd_text(value: Decimal) -> str:
+    """Write an amount as it is read: digits, and no exponent however small it is."""
+    return format(value, "f")
 
 
 def round_to_cent(amount_usd: Decimal) -> Decimal:

@@ -70,10 +70,17 @@ def test_invoice_lines_round_half_up(amount: str, cents: str) -> None:
     assert units.round_to_cent(Decimal(amount)) == Decimal(cents)
 
 
-@pytest.mark.parametrize("text", ["", "abc", "NaN", "Infinity", "1e400", "0.0000000001"])
+@pytest.mark.parametrize(
+    "text", ["", "abc", "NaN", "Infinity", "1e400", "0.0000000001", "1_0", " 1", "1\n", "٣", "1e-9"]
+)
 def test_no_money_from_no_number(text: str) -> None:
     with pytest.raises(ValueError, match="price"):
         units.parse_usd("price", text)
+
+
+@given(st.decimals(min_value=0, max_value=10**14, places=9))
+def test_an_amount_is_written_as_it_is_read(amount: Decimal) -> None:
+    assert units.parse_usd("price", units.usd_text(amount)) == amount
 
 
 @given(st.integers(0, 4_000_000_000_000))

@@ -67,6 +67,13 @@ async def test_a_key_gives_the_same_answer_when_time_and_prices_have_gone_on(hub
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
 
 
+async def test_a_price_comes_back_as_it_was_written_however_small(hub: Hub) -> None:
+    answer = await _post(hub, {**GOOD, "max_price_usd_per_h": "0.000000001"})
+    assert answer.json()["max_price_usd_per_h"] == "0.000000001"
+    listed = await hub.client.get("/api/v1/workloads", headers=hub.headers("c1"))
+    assert listed.json()["items"][0]["max_price_usd_per_h"] == "0.000000001"
+
+
 @pytest.mark.parametrize("at", ["9999-12-31T23:59:59-23:00", "2999-01-01T00:00:00.0009+05:30"])
 async def test_an_end_however_far_is_read_as_it_was_answered(hub: Hub, at: str) -> None:
     answer = await _post(hub, {**GOOD, "expires_at": at})
