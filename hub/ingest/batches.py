@@ -158,13 +158,7 @@ def _take_usage(
 ) -> None:
     item = USAGE_ITEM.decode(record.body)
     if isinstance(item, Through):
-        if item.at > source.now + FUTURE_MAX:
-            # Believed, it would let periods close before their usage is here, for as long as it
-            # lies ahead. It is not due later either: it says nothing of what came in between.
-            detail = f"through: {item.at.isoformat()} at {source.now.isoformat()}"
-            _quarantine(connection, record, source, Fault("in_the_future", detail), effects)
-        elif source.owner:
-            sites.set_through(connection, source.store.site_id, item.at)
+        _take_through(connection, item, source, effects)
         return
     row = leases.get(connection, item.lease_id) or rebuild_lease(
         connection, item.lease_id, item.attempt, _event_context(connection, record, source)
@@ -183,6 +177,20 @@ def _take_usage(
     if fault is not None:
         due = item.end - FUTURE_MAX if fault.code == "in_the_future" else None
         _quarantine(connection, record, source, fault, effects, due)
+
+
+def _take_through(
+    connection: sqlite3.Connection, item: Through, source: _Source, effects: Effects
+) -> None:
+    at = item.at
+    if at > source.now + FUTURE_MAX:
+        # Believed as it is, it would let periods close before their usage is here for as long as
+        # it lies ahead, with the clock right again.
+        at = source.now
+        detail = f"through: {item.at.isoformat()} at {source.now.isoformat()}"
+        _alarm(connection, source, "through_ahead", detail, effects)
+    if source.owner:
+        sites.set_through(connection, source.store.site_id, at)
 
 
 def _store_usage(
