@@ -95,7 +95,7 @@ class Market(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     port: _Port = 8090
     period_s: _Seconds = 1.0
     gpu_rates: tuple[GpuRate, ...] = ()
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:-]{0,64}$")] = ""
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:-]{0,64}$(?!\n)")] = ""
 
 
 class ClassRow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

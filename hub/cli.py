@@ -140,6 +140,8 @@ def _user_add(args: argparse.Namespace) -> int:
     from hub.store import users
     from protocol.ids import IdSource
 
+    if args.customer is not None:
+        _check_ident("--customer", args.customer)
     email = args.email.strip().lower()
     if email.count("@") != 1 or any(part == "" for part in email.split("@")):
         raise HubError("bad_email", "--email must be an e-mail address")
@@ -321,6 +323,8 @@ def _card_add(args: argparse.Namespace) -> int:
     from hub.store import rate_cards
     from protocol.units import parse_usd
 
+    for name, _ in args.price:
+        _check_ident("--price", name)
     prices = [
         ClassPrice(device_class=name, price_usd_per_h=parse_usd(f"--price {name}", usd))
         for name, usd in args.price
@@ -417,6 +421,20 @@ def _price(text: str) -> tuple[str, str]:
     if not (name and equals and usd):
         raise argparse.ArgumentTypeError(f"{text} must be CLASS=USD_PER_H")
     return name, usd
+
+
+def _check_ident(option: str, text: str) -> None:
+    """Refuse a name that no request could say."""
+    import msgspec
+
+    from hub.errors import HubError
+    from protocol.units import Ident
+
+    try:
+        msgspec.convert(text, Ident)
+    except msgspec.ValidationError as exc:
+        detail = f"{option} {text!r}: letters, digits and . _ : - only"
+        raise HubError("bad_name", detail) from exc
 
 
 def _say(args: argparse.Namespace, body: dict[str, Any], text: str) -> int:

@@ -76,7 +76,7 @@ class HubConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     issuer: Annotated[str, Meta(min_length=1, max_length=200)] = "https://hub.hcp.invalid"
     credentials_dir: str = ""
     jwt_credential: str = ""
-    metrics_memory: Annotated[str, Meta(pattern=r"^[0-9]+(MB|GB)$")] = "512MB"
+    metrics_memory: Annotated[str, Meta(pattern=r"^[0-9]+(MB|GB)$(?!\n)")] = "512MB"
     http: Http = Http()
     mqtt: Mqtt = Mqtt()
     limits: ApiLimits = ApiLimits()

@@ -100,7 +100,7 @@ class PhaseTime(Struct, frozen=True, array_like=True):
     """Name of a phase and how long it took."""
 
     phase: str
-    took_us: int
+    took_us: Count
 
 
 class SwitchReport(Struct, frozen=True, kw_only=True, tag="switch_report"):

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from protocol.units import Count, Ident, Positive, SiteName, Text, UtcDatetime, check_usd, check_utc
 
 Priority = Annotated[int, Meta(ge=1, le=10)]
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 # The present key, and the one before while its grace lasts.
 KEYS_MAX = 2
 

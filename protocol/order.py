@@ -23,7 +23,7 @@ from protocol.units import (
 
 ORDERS_MAX = 64
 LIMIT_MW_MAX = 10_000.0
-OrderId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")]
+OrderId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$(?!\n)")]
 By = Annotated[str, Meta(max_length=200)]
 
 

@@ -51,6 +51,12 @@ class TelemetrySchema(Struct, frozen=True, kw_only=True, tag="telemetry_schema")
 
     metrics: tuple[Metric, ...]
 
+    def __post_init__(self) -> None:
+        """Check that each is named once; where they are stored, upper and lower case are one."""
+        if len({metric.name.lower() for metric in self.metrics}) != len(self.metrics):
+            msg = "metrics must name each once"
+            raise ValueError(msg)
+
 
 class DeviceList(Struct, frozen=True, kw_only=True, tag="device_list"):
     """The devices of a batch, in order of its rows."""

@@ -5,6 +5,7 @@ field of a wire Struct is checked in its ``__post_init__`` with the functions he
 """
 
 import math
+import re
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Annotated
@@ -13,14 +14,20 @@ from urllib.parse import urlsplit
 from msgspec import Meta
 
 UtcDatetime = Annotated[datetime, Meta(tz=True)]
-Count = Annotated[int, Meta(ge=0)]
-Positive = Annotated[int, Meta(ge=1)]
-Ident = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,126}$")]
-SiteName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+# What the stores of both ends hold; MessagePack's integers go on to twice that.
+INT_MAX = 2**63 - 1
+Count = Annotated[int, Meta(ge=0, le=INT_MAX)]
+Positive = Annotated[int, Meta(ge=1, le=INT_MAX)]
+# Of a pattern's "$" alone Python would let a line's end follow: it may not.
+Ident = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,126}$(?!\n)")]
+SiteName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$(?!\n)")]
 Text = Annotated[str, Meta(max_length=2_000)]
 Digest = Annotated[bytes, Meta(min_length=16, max_length=16)]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+_MS_MIN = (datetime.min.replace(tzinfo=UTC) - EPOCH) // _MILLISECOND
+_MS_MAX = (datetime.max.replace(tzinfo=UTC) - EPOCH) // _MILLISECOND
 URL_CHARS_MAX = 500
 # Leaves room for what is added to a base.
 BASE_URL_CHARS_MAX = 300
@@ -28,6 +35,7 @@ CENT = Decimal("0.01")
 # Nine places and fifteen digits before them hold any amount of a site; more is an attack or a bug.
 _USD_EXPONENT_MIN = -9
 _USD_LIMIT = Decimal(10) ** 15
+_PLAIN = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
 
 def check_utc(field: str, value: datetime) -> None:
@@ -91,16 +99,22 @@ def check_finite(field: str, value: float | None) -> None:
 def parse_usd(field: str, text: str) -> Decimal:
     """Read an amount from text; floats never become money.
 
+    Digits as people write them only: ``Decimal`` would take 1_0 for ten, too.
+
     Raises:
         ValueError: naming the field.
     """
-    try:
-        value = Decimal(text)
-    except ArithmeticError as exc:
+    if _PLAIN.fullmatch(text) is None:
         msg = f"{field} must be a decimal number"
-        raise ValueError(msg) from exc
+        raise ValueError(msg)
+    value = Decimal(text)
     check_usd(field, value)
     return value
+
+
+def usd_text(value: Decimal) -> str:
+    """Write an amount as it is read: digits, and no exponent however small it is."""
+    return format(value, "f")
 
 
 def round_to_cent(amount_usd: Decimal) -> Decimal:
@@ -109,8 +123,12 @@ def round_to_cent(amount_usd: Decimal) -> Decimal:
 
 
 def to_ms(at: datetime) -> int:
-    """Give the whole milliseconds since 1970 of an aware time (floor)."""
-    return (at - EPOCH) // timedelta(milliseconds=1)
+    """Give the whole milliseconds since 1970 of an aware time (floor).
+
+    An offset can put a time outside the years 1..9999 of UTC, where none can be read back: it
+    counts as the nearest one inside.
+    """
+    return min(max((at - EPOCH) // _MILLISECOND, _MS_MIN), _MS_MAX)
 
 
 def from_ms(at_ms: int) -> datetime:

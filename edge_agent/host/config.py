@@ -17,7 +17,7 @@ from protocol.settings import Problem, SettingsError, located, parse_settings
 from protocol.units import Count, Ident, Positive, check_base_url
 
 Seconds = Annotated[float, Meta(gt=0, le=3_600)]
-Digest = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$")]
+Digest = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$(?!\n)")]
 
 
 class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -39,7 +39,7 @@ from hub.store import invoices, rate_cards, sites, usage
 from hub.store.offers import read_offers
 from hub.store.sync_tables import last_switches
 from hub.version import VERSION
-from protocol.units import from_ms, parse_usd
+from protocol.units import EPOCH, from_ms, parse_usd, usd_text
 
 WINDOW = timedelta(hours=24)
 WINDOW_MAX = timedelta(days=92)
@@ -72,8 +72,8 @@ async def quote(request: Request[Any, Any, Any], deps: HubDeps) -> RouteAnswer:
     return RouteAnswer(
         site_id=None if chosen is None else chosen.site_id,
         reason=reason,
-        price_usd_per_h=None if price is None else str(price),
-        total_usd_per_h=None if price is None else str(price * data.count),
+        price_usd_per_h=None if price is None else usd_text(price),
+        total_usd_per_h=None if price is None else usd_text(price * data.count),
         card_version=None if card is None or price is None else card.version,
         candidates=tuple(
             CandidateView(
@@ -166,7 +166,7 @@ async def read_usage(
                 device_class=line.device_class,
                 kind=line.kind,
                 card_version=line.card_version,
-                price_usd_per_h=str(line.price_usd_per_h),
+                price_usd_per_h=usd_text(line.price_usd_per_h),
                 active_ms=line.active_ms,
                 energy_j=line.energy_j,
                 amount_usd=str(line.amount_usd),
@@ -257,6 +257,8 @@ def _window(deps: Deps, start: datetime | None, end: datetime | None) -> tuple[d
     for name, value in (("?from", start), ("?to", end)):
         if value is not None and value.tzinfo is None:
             raise bad_field(name, "must have a UTC offset")
+        if value is not None and value < EPOCH:
+            raise bad_field(name, "must not lie before 1970")
     last = end if end is not None else deps.clock.wall()
     first = start if start is not None else last - WINDOW
     if first >= last:

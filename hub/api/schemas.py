@@ -11,9 +11,9 @@ from hub.store.workloads import Transition, WorkloadRow
 from protocol.event import ClassReport
 from protocol.lease import OnPartition, Priority, Sha256, WorkloadSpec
 from protocol.order import LIMIT_MW_MAX, OrderId
-from protocol.units import Ident, SiteName
+from protocol.units import Ident, SiteName, usd_text
 
-Amount = Annotated[str, Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9})?$")]
+Amount = Annotated[str, Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9})?$(?!\n)")]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Arg = Annotated[str, Meta(max_length=2_000)]
 AwareTime = Annotated[datetime, Meta(tz=True)]
@@ -21,7 +21,7 @@ Devices = Annotated[int, Meta(ge=1, le=4_096)]
 LapseAfter = Annotated[int, Meta(ge=30, le=86_400)]
 Grace = Annotated[int, Meta(ge=0, le=86_400)]
 RunSeconds = Annotated[int, Meta(ge=1, le=31_536_000)]
-EmailText = Annotated[str, Meta(min_length=3, max_length=254, pattern=r"^[^@\s]+@[^@\s]+$")]
+EmailText = Annotated[str, Meta(min_length=3, max_length=254, pattern=r"^[^@\s]+@[^@\s]+$(?!\n)")]
 Password = Annotated[str, Meta(min_length=1, max_length=1_024)]
 
 
@@ -433,7 +433,7 @@ def workload_view(
         spec=row.spec,
         on_partition=row.on_partition,
         lapse_after_s=row.lapse_after_s,
-        max_price_usd_per_h=None if price is None else str(price),
+        max_price_usd_per_h=None if price is None else usd_text(price),
         expires_at=row.expires_at,
         created_at=row.created_at,
         updated_at=row.updated_at,

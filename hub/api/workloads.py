@@ -47,9 +47,16 @@ async def submit(
     data = await read_body(request, WORKLOAD)
     _check_key(idempotency_key)
     assert idempotency_key is not None
-    now = now_of(deps)
-    row = _new_row(deps, caller, data, now)
     digest = blake2b(msgspec.json.encode(data), digest_size=16).digest()
+    now = now_of(deps)
+    try:
+        row = _new_row(deps, caller, data, now)
+    except ApiProblem:
+        # Time and prices go on: what was answered when it was new is answered again.
+        earlier = users.find_answer(deps.store, caller.sub, idempotency_key)
+        if earlier is None:
+            raise
+        return _answer(earlier, digest, replayed=True)
     answer = StoredAnswer(
         request_digest=digest,
         status=202,
@@ -57,15 +64,24 @@ async def submit(
         body=msgspec.json.encode(workload_view(row)),
     )
     stored, step = await deps.store.write(_submitting(caller, idempotency_key, row, answer))
+    if step is not None:
+        publish(deps, step)
+        deps.dispatcher.wake()
+    return _answer(stored, digest, replayed=step is None)
+
+
+def _answer(stored: StoredAnswer, digest: bytes, *, replayed: bool) -> Response[WorkloadView]:
+    """Give a stored answer to a request of this digest.
+
+    Raises:
+        ApiProblem: 422, its key was used with another body.
+    """
     if stored.request_digest != digest:
         raise ApiProblem(
             422, "idempotency_mismatch", "this Idempotency-Key was used with another body"
         )
-    if step is not None:
-        publish(deps, step)
-        deps.dispatcher.wake()
     headers = {"Location": stored.location}
-    if step is None:
+    if replayed:
         headers["Idempotency-Replayed"] = "true"
     body: Any = stored.body  # encoded before the commit; the annotation is for the schema
     return Response(body, status_code=stored.status, media_type="application/json", headers=headers)
@@ -202,7 +218,9 @@ def _new_row(deps: Deps, caller: Caller, data: WorkloadRequest, now: datetime) -
         raise bad_field(
             "/device_class", f"{data.device_class} is not offered", status=422, code="no_such_class"
         )
-    if data.expires_at is not None and data.expires_at <= now:
+    # Whole milliseconds, as stored: what is answered now is what is read later.
+    expires_at = None if data.expires_at is None else from_ms(to_ms(data.expires_at))
+    if expires_at is not None and expires_at <= now:
         raise bad_field("/expires_at", "must lie in the future")
     return WorkloadRow(
         workload_id=deps.ids.new("w", now),
@@ -219,7 +237,7 @@ def _new_row(deps: Deps, caller: Caller, data: WorkloadRequest, now: datetime) -
         on_partition=data.on_partition,
         lapse_after_s=data.lapse_after_s,
         max_price_usd_per_h=None if price is None else parse_usd("max_price_usd_per_h", price),
-        expires_at=data.expires_at,
+        expires_at=expires_at,
         keys=() if data.key_sha256 is None else (AccessKey(sha256=data.key_sha256),),
     )
 

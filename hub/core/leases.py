@@ -15,6 +15,8 @@ LAPSE_MARGIN_S = 60.0
 FUTURE_MAX = timedelta(seconds=5)
 # The stamps of an interval are whole microseconds and its meter is read beside its gate.
 ACTIVE_SLACK_MS = 50
+# More than any device takes in a minute, and far from what would make a sum overflow.
+ENERGY_J_MAX = 10**9
 _MINUTE = timedelta(minutes=1)
 _MILLISECOND = timedelta(milliseconds=1)
 _ACTIVE_STATES = frozenset({WorkloadState.PLACING, WorkloadState.STARTING, WorkloadState.RUNNING})
@@ -130,12 +132,19 @@ def usage_fault(
     return next((fault for fault in faults if fault is not None), None)
 
 
-def usage_doubt(record: UsageRecord) -> Fault | None:
+def usage_doubt(record: UsageRecord, submitted_at: datetime) -> Fault | None:
     """Find what a person should look at in a record that is accepted.
 
     The meter runs on boottime and the stamps on the wall: where the edge's clock was set back, the
-    stamps lie closer than the served time between them, and the meter is right.
+    stamps lie closer than the served time between them, or before the work was known; the meter
+    is right, but it may count for a time that no invoice looks at.
+
+    Args:
+        submitted_at: when the workload was.
     """
+    if record.end < submitted_at - FUTURE_MAX:
+        detail = f"end: {record.end.isoformat()}, submitted {submitted_at.isoformat()}"
+        return Fault("before_its_workload", detail)
     # Round up: a part of a millisecond may hold the whole of one served.
     span_ms = -((record.start - record.end) // _MILLISECOND)
     if record.active_ms > span_ms + ACTIVE_SLACK_MS:
@@ -164,6 +173,8 @@ def _time_fault(record: UsageRecord, now: datetime) -> Fault | None:
         return Fault("spans_minutes", f"end: {record.end.isoformat()}")
     if record.active_ms > _MINUTE // _MILLISECOND + ACTIVE_SLACK_MS:
         return Fault("active_exceeds_minute", f"active_ms: {record.active_ms}")
+    if record.energy_j > ENERGY_J_MAX:
+        return Fault("energy_exceeds_minute", f"energy_j: {record.energy_j}")
     return None
 
 

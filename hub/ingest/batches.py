@@ -11,7 +11,8 @@ from hub.core.sync import NACK_OF, SeqSet, Verdict, build_ack, judge_ordered
 from hub.errors import HubError
 from hub.ingest.effects import Effects
 from hub.ingest.events import EventContext, apply_due_releases, apply_event, rebuild_lease
-from hub.store import leases, sites, sync_tables, usage
+from hub.store import leases, sites, sync_tables, usage, workloads
+from hub.store.leases import LeaseRow
 from hub.store.sync_tables import AlarmRow, Quarantined, StoreRow
 from protocol.codec import EVENT_ITEM, USAGE_ITEM
 from protocol.errors import DecodeError
@@ -157,8 +158,7 @@ def _take_usage(
 ) -> None:
     item = USAGE_ITEM.decode(record.body)
     if isinstance(item, Through):
-        if source.owner:
-            sites.set_through(connection, source.store.site_id, item.at)
+        _take_through(connection, item, source, effects)
         return
     row = leases.get(connection, item.lease_id) or rebuild_lease(
         connection, item.lease_id, item.attempt, _event_context(connection, record, source)
@@ -173,29 +173,46 @@ def _take_usage(
     )
     if fault is None:
         assert row is not None
-        fault = _store_usage(connection, record, item, row.customer_id, source, effects)
+        fault = _store_usage(connection, record, item, row, source, effects)
     if fault is not None:
         due = item.end - FUTURE_MAX if fault.code == "in_the_future" else None
         _quarantine(connection, record, source, fault, effects, due)
+
+
+def _take_through(
+    connection: sqlite3.Connection, item: Through, source: _Source, effects: Effects
+) -> None:
+    at = item.at
+    if at > source.now + FUTURE_MAX:
+        # Believed as it is, it would let periods close before their usage is here for as long as
+        # it lies ahead, with the clock right again.
+        at = source.now
+        detail = f"through: {item.at.isoformat()} at {source.now.isoformat()}"
+        _alarm(connection, source, "through_ahead", detail, effects)
+    if source.owner:
+        sites.set_through(connection, source.store.site_id, at)
 
 
 def _store_usage(
     connection: sqlite3.Connection,
     record: Record,
     item: UsageRecord,
-    customer_id: str,
+    owner: LeaseRow,
     source: _Source,
     effects: Effects,
 ) -> Fault | None:
     came_of = usage.insert_or_compare(
         connection,
         item,
-        customer_id=customer_id,
+        customer_id=owner.customer_id,
         source=(source.store.store_id, record.seq),
         now_ms=to_ms(source.now),
     )
     effects.counts[f"usage_{came_of.value}"] += 1
-    doubt = usage_doubt(item)
+    submitted_at = owner.lease.issued_at
+    if item.end < submitted_at:  # of a lease rebuilt after a restore, that is when it was rebuilt
+        submitted_at = workloads.get(connection, item.workload_id).created_at
+    doubt = usage_doubt(item, submitted_at)
     if came_of is usage.Insertion.ADDED and doubt is not None:
         _alarm(connection, source, doubt.code, f"usage_id: {item.usage_id} {doubt.detail}", effects)
     if came_of is usage.Insertion.DIFFERENT:

@@ -113,6 +113,12 @@ class Inbox:
             self._counters.add(f"failed_{exc.code}")
             _log.error("message=failed topic=%s why=%s", message.topic, exc)
             queued = False
+        except OSError:
+            raise  # of the link
+        except Exception:  # noqa: BLE001 - not acked, it comes again and ends this hub each time
+            self._counters.add("failed_unexpected")
+            _log.exception("message=failed topic=%s", message.topic)
+            queued = False
         if not queued:
             await message.ack()
 
@@ -225,8 +231,12 @@ class Inbox:
         try:
             answers = await self._metrics.commit([item.batch for item in group])
         except HubError as exc:
-            self._counters.add(f"failed_{exc.code}", len(group))
-            _log.error("telemetry=failed batches=%d why=%s", len(group), exc)
+            if len(group) > 1:  # one that cannot be stored must not hold back the others
+                for item in group:
+                    await self._commit_telemetry((item,), link)
+                return
+            self._counters.add(f"failed_{exc.code}")
+            _log.error("telemetry=failed site=%s why=%s", group[0].batch.site_id, exc)
         else:
             await self._ack_telemetry(group, answers, link)
         for item in group:

@@ -2,6 +2,7 @@
 
 import sqlite3
 from datetime import datetime
+from typing import Any
 
 from msgspec import Struct
 
@@ -43,6 +44,11 @@ MIGRATIONS = (
             "CREATE INDEX idempotency_by_age ON idempotency (at_ms)",
         ),
     ),
+)
+
+
+_ANSWER = (
+    "SELECT request_digest, status, location, body FROM idempotency WHERE owner = ? AND key = ?"
 )
 
 
@@ -101,16 +107,12 @@ def find_by_email(store: Store, email: str) -> UserRow | None:
 
 def stored_answer(connection: sqlite3.Connection, owner: str, key: str) -> StoredAnswer | None:
     """Read what a key was answered, inside a write job; None for a new key."""
-    row = connection.execute(
-        "SELECT request_digest, status, location, body FROM idempotency"
-        " WHERE owner = ? AND key = ?",
-        (owner, key),
-    ).fetchone()
-    if row is None:
-        return None
-    return StoredAnswer(
-        request_digest=bytes(row[0]), status=row[1], location=row[2], body=bytes(row[3])
-    )
+    return _answer_of(connection.execute(_ANSWER, (owner, key)).fetchall())
+
+
+def find_answer(store: Store, owner: str, key: str) -> StoredAnswer | None:
+    """Read what a key was answered on the query-only connection; None for a new key."""
+    return _answer_of(store.read(_ANSWER, (owner, key)))
 
 
 def store_answer(
@@ -131,3 +133,12 @@ def forget_answers(connection: sqlite3.Connection, now_ms: int) -> int:
         (now_ms - IDEMPOTENCY_KEPT_MS,),
     )
     return cursor.rowcount
+
+
+def _answer_of(rows: list[tuple[Any, ...]]) -> StoredAnswer | None:
+    if not rows:
+        return None
+    digest, status, location, body = rows[0]
+    return StoredAnswer(
+        request_digest=bytes(digest), status=status, location=location, body=bytes(body)
+    )

@@ -179,10 +179,22 @@ def test_wrong_usage_is_exit_code_2(args: list[str]) -> None:
 
 def test_a_price_is_a_decimal_number(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _run(config, "migrate")
-    for price in ("NaN", "x", "-1", "0.1234567891"):
+    for price in ("NaN", "x", "-1", "0.1234567891", "1_0", "٣", "1e-3", " 1"):
         card = ("rate-card", "add", "--from", "2020-01-01T00:00:00Z", f"--price=H100={price}")
         assert _run(config, *card) == 1
         assert "price" in capsys.readouterr().err
+
+
+def test_a_name_that_no_request_could_say_is_refused(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _run(config, "migrate")
+    assert _run(config, "rate-card", "add", "--from", "2020-01-01T00:00:00Z", "--price=H 1=1") == 1
+    assert "'H 1'" in capsys.readouterr().err
+    _type(monkeypatch, "a good password")
+    user = ("user", "add", "--email", "c@x.test", "--role", "customer", "--customer", "a b")
+    assert _run(config, *user, "--password-stdin") == 1
+    assert "'a b'" in capsys.readouterr().err
 
 
 def test_the_version_needs_no_config(capsys: pytest.CaptureFixture[str]) -> None:

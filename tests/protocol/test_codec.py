@@ -12,6 +12,7 @@ from protocol.errors import DecodeError, EncodeError
 from protocol.lease import Lease, LeaseState, WorkloadSpec
 from protocol.market import GpuRate, MarketTick
 from protocol.sync import Ack, Record, Stream, UpBatch, digest_of
+from protocol.units import INT_MAX
 from protocol.usage import UsageRecord
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)
@@ -58,7 +59,7 @@ def lease(**changes: object) -> Lease:
 
 
 @given(
-    seqs=st.lists(st.integers(1, 2**63), max_size=5),
+    seqs=st.lists(st.integers(1, INT_MAX), max_size=5),
     body=st.binary(max_size=200),
     stream=st.sampled_from(list(Stream)),
 )
@@ -207,3 +208,20 @@ def test_frames_survive_any_cutting_of_the_stream(bodies: list[bytes], cuts: lis
 def test_an_endless_frame_is_refused_before_it_is_read() -> None:
     with pytest.raises(DecodeError, match="too_large"):
         list(codec.Deframer().feed(b"\xff\xff\xff\xff"))
+
+
+@pytest.mark.parametrize("conn_no", [0, INT_MAX + 1, 2**64 - 1])
+def test_a_number_that_no_store_holds_is_refused_where_it_comes_in(conn_no: int) -> None:
+    told = {"type": "death", "site_id": "lubbock", "store_id": "s-1", "conn_no": conn_no}
+    with pytest.raises(DecodeError) as caught:
+        codec.SITE_STATE.decode(msgspec.msgpack.encode(told))
+    assert caught.value.field == "$.conn_no"
+
+
+@pytest.mark.parametrize("field", ["site_id", "store_id"])
+def test_a_name_ends_before_the_end_of_its_line(field: str) -> None:
+    told = {"type": "death", "site_id": "lubbock", "store_id": "s-1", "conn_no": 1}
+    assert codec.SITE_STATE.decode(msgspec.msgpack.encode(told)).site_id == "lubbock"
+    with pytest.raises(DecodeError) as caught:
+        codec.SITE_STATE.decode(msgspec.msgpack.encode({**told, field: "a\n"}))
+    assert caught.value.field == f"$.{field}"

@@ -103,3 +103,10 @@ def test_the_header_names_what_is_needed_to_read_the_rest() -> None:
     batch = batch_of([np.zeros((1, 1)) for _ in range(3)])
     encoded = telemetry.encode_batch(batch, SCHEMA)
     assert telemetry.decode_header(encoded) == (batch.schema_digest, batch.devices_digest)
+
+
+def test_a_schema_names_each_metric_once_whatever_the_case() -> None:
+    twice = {"type": "telemetry_schema", "metrics": [{"name": n, "scale": 1.0} for n in ("a", "A")]}
+    with pytest.raises(DecodeError) as caught:
+        telemetry.decode_schema_item(msgspec.msgpack.encode(twice))
+    assert caught.value.code == "malformed"

@@ -1,4 +1,4 @@
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 
 import pytest
@@ -70,10 +70,17 @@ def test_invoice_lines_round_half_up(amount: str, cents: str) -> None:
     assert units.round_to_cent(Decimal(amount)) == Decimal(cents)
 
 
-@pytest.mark.parametrize("text", ["", "abc", "NaN", "Infinity", "1e400", "0.0000000001"])
+@pytest.mark.parametrize(
+    "text", ["", "abc", "NaN", "Infinity", "1e400", "0.0000000001", "1_0", " 1", "1\n", "٣", "1e-9"]
+)
 def test_no_money_from_no_number(text: str) -> None:
     with pytest.raises(ValueError, match="price"):
         units.parse_usd("price", text)
+
+
+@given(st.decimals(min_value=0, max_value=10**14, places=9))
+def test_an_amount_is_written_as_it_is_read(amount: Decimal) -> None:
+    assert units.parse_usd("price", units.usd_text(amount)) == amount
 
 
 @given(st.integers(0, 4_000_000_000_000))
@@ -115,3 +122,16 @@ def test_the_longest_address_of_a_proxy_still_carries_its_leases() -> None:
         endpoint_url=f"{base}/l/{lease_id}/v1",
     )  # fmt: skip
     assert codec.EVENT_ITEM.decode(codec.encode(running)) == running
+
+
+OFFSETS = st.integers(-1_439, 1_439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+
+
+@given(at=st.datetimes(timezones=OFFSETS))
+def test_every_instant_that_can_be_written_is_kept_as_one_that_can_be_read(at: datetime) -> None:
+    first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+    kept = units.from_ms(units.to_ms(at))
+    if first <= at <= last:
+        assert timedelta(0) <= at - kept < timedelta(milliseconds=1)
+    else:
+        assert kept in {first, last.replace(microsecond=999_000)}

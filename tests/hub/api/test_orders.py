@@ -136,6 +136,9 @@ async def test_orders_that_stand_are_bounded(hub: Hub) -> None:
         ({"due_at": (NOW + timedelta(days=36)).isoformat(),
           "until_at": (NOW + timedelta(days=37)).isoformat()}, 422, "/due_at"),
         ({"until_at": DUE.isoformat()}, 422, "/until_at"),
+        ({"until_at": "9999-12-31T23:59:59-23:00"}, 422, "/until_at"),
+        ({"due_at": "0001-01-01T00:00:00+12:00"}, 422, "/until_at"),
+        ({"order_id": "ercot-7\n"}, 400, "/order_id"),
         ({"until_at": (DUE + timedelta(days=8)).isoformat()}, 422, "/until_at"),
     ],
 )  # fmt: skip

@@ -1,13 +1,19 @@
 """Usage and revenue over the wire: what they add up to, and that nobody waits for them."""
 
 import asyncio
+import json
 import threading
 from datetime import timedelta
 from decimal import Decimal
+from fractions import Fraction
+from hashlib import sha256
 
+import pytest
+
+from hub.core.invoicing import Period, encode_invoice
 from hub.core.workload_states import WorkloadState
 from hub.ports import Reader
-from hub.store import sites, usage, workloads
+from hub.store import invoices, sites, usage, workloads
 from hub.store.long_reads import THREADS, WAITING_MAX
 from protocol.lease import WorkloadSpec
 from protocol.units import to_ms
@@ -93,3 +99,53 @@ async def test_a_window_too_large_for_the_time_it_may_take_says_so(hub: Hub) -> 
     assert answer.status_code == 422
     assert answer.json()["code"] == "too_long"
     assert "shorter window" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("query", "pointer"),
+    [
+        ("to=0001-01-01T00:00:00Z", "?to"),
+        ("to=0001-01-01T00:00:00%2B23:00", "?to"),
+        ("from=1969-12-31T23:59:59Z&to=1970-01-02T00:00:00Z", "?from"),
+        ("from=2026-03-01T00:00:00", "?from"),
+        ("from=2026-02-29T00:00:00Z", "?from"),
+        ("from=2026-03-02T00:00:00Z&to=2026-03-01T00:00:00Z", "?from"),
+        ("from=2026-01-01T00:00:00Z&to=2027-01-01T00:00:00Z", "?from"),
+    ],
+)
+async def test_a_window_that_is_none_names_the_parameter(
+    hub: Hub, query: str, pointer: str
+) -> None:
+    for path in ("usage", "revenue"):
+        answer = await hub.client.get(f"/api/v1/{path}?{query}", headers=hub.headers("op"))
+        assert answer.status_code == 400, answer.text
+        assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
+
+
+async def test_a_window_at_the_end_of_time_is_empty(hub: Hub) -> None:
+    query = "to=9999-12-31T23:59:59-23:00"
+    answer = await hub.client.get(f"/api/v1/usage?{query}", headers=hub.headers("c1"))
+    assert (answer.status_code, answer.json()["lines"]) == (200, [])
+
+
+async def test_an_invoice_is_checked_by_what_its_document_says_alone(hub: Hub) -> None:
+    await use(hub, "lubbock", "c1", 7)
+    period = Period(start=NOW - timedelta(hours=1), end=NOW)
+    later = NOW + timedelta(days=2)
+    closed = await hub.deps.store.write(
+        lambda conn: invoices.close_period(conn, "c1", period, later)
+    )
+    answer = await hub.client.get(f"/api/v1/invoices/{closed.number}", headers=hub.headers("c1"))
+    assert answer.content == encode_invoice(closed)  # what the command line prints
+    told = json.loads(answer.content)
+    claimed = told["content_hash"]
+    bare = json.dumps({**told, "content_hash": ""}, separators=(",", ":"), ensure_ascii=False)
+    assert sha256(bare.encode()).hexdigest() == claimed
+    cents = [
+        int(Fraction(line["price_usd_per_h"]) * line["active_ms"] / 36_000 + Fraction(1, 2))
+        for line in told["lines"]
+    ]
+    assert [Fraction(line["amount_usd"]) * 100 for line in told["lines"]] == cents == [29]
+    assert Fraction(told["total_usd"]) * 100 == sum(cents)
+    foreign = await hub.client.get(f"/api/v1/invoices/{closed.number}", headers=hub.headers("c2"))
+    assert foreign.status_code == 404

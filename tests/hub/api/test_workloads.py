@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sqlite3
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -11,7 +12,7 @@ import pytest
 from hub.core.workload_states import WorkloadState
 from hub.store import leases, workloads
 from protocol.lease import Lease, LeaseState, WorkloadSpec
-from tests.hub.api.harness import Hub
+from tests.hub.api.harness import NOW, Hub
 
 GOOD: dict[str, Any] = {"name": "train", "device_class": "H100", "count": 2}
 
@@ -54,6 +55,35 @@ async def test_a_key_is_needed_and_gives_the_same_answer_again(hub: Hub) -> None
     assert hub.dispatcher.woken == 2
 
 
+async def test_a_key_gives_the_same_answer_when_time_and_prices_have_gone_on(hub: Hub) -> None:
+    body = {**GOOD, "expires_at": (NOW + timedelta(minutes=1)).isoformat()}
+    first = await _post(hub, body)
+    hub.clock.advance(NOW + timedelta(minutes=2))
+    again = await _post(hub, body)
+    assert (again.status_code, again.content) == (202, first.content)
+    assert again.headers["idempotency-replayed"] == "true"
+    assert (await _post(hub, body, "k2")).json()["errors"][0]["pointer"] == "/expires_at"
+    other = await _post(hub, {**body, "count": 3})
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
+
+
+async def test_a_price_comes_back_as_it_was_written_however_small(hub: Hub) -> None:
+    answer = await _post(hub, {**GOOD, "max_price_usd_per_h": "0.000000001"})
+    assert answer.json()["max_price_usd_per_h"] == "0.000000001"
+    listed = await hub.client.get("/api/v1/workloads", headers=hub.headers("c1"))
+    assert listed.json()["items"][0]["max_price_usd_per_h"] == "0.000000001"
+
+
+@pytest.mark.parametrize("at", ["9999-12-31T23:59:59-23:00", "2999-01-01T00:00:00.0009+05:30"])
+async def test_an_end_however_far_is_read_as_it_was_answered(hub: Hub, at: str) -> None:
+    answer = await _post(hub, {**GOOD, "expires_at": at})
+    assert answer.status_code == 202
+    listed = await hub.client.get("/api/v1/workloads", headers=hub.headers("c1"))
+    assert listed.status_code == 200, listed.text
+    (row,) = listed.json()["items"]
+    assert row["expires_at"] == answer.json()["expires_at"]
+
+
 async def test_fifty_at_once_with_one_key_make_one_workload(hub: Hub) -> None:
     answers = await asyncio.gather(*(_post(hub, GOOD, "same") for _ in range(50)))
     assert {answer.status_code for answer in answers} == {202}
@@ -85,6 +115,10 @@ async def test_fifty_at_once_with_one_key_make_one_workload(hub: Hub) -> None:
         ({"expires_at": "2026-03-01T00:00:00Z"}, "/expires_at"),
         ({"expires_at": "2026-04-01T00:00:00"}, "/expires_at"),
         ({"lapse_after_s": 1}, "/lapse_after_s"),
+        ({"device_class": "H100\n"}, "/device_class"),
+        ({"site_id": "lubbock\n"}, "/site_id"),
+        ({"max_price_usd_per_h": "1.5\n"}, "/max_price_usd_per_h"),
+        ({"key_sha256": "a" * 64 + "\n"}, "/key_sha256"),
     ],
 )
 async def test_a_wrong_field_is_named(hub: Hub, change: dict[str, Any], pointer: str) -> None:

@@ -115,6 +115,8 @@ class Case:
         Case({}, None),
         Case({"active_ms": 60_050}, None),
         Case({"active_ms": 60_051}, "active_exceeds_minute"),
+        Case({"energy_j": 10**9}, None),
+        Case({"energy_j": 10**9 + 1}, "energy_exceeds_minute"),
         Case({"site_id": "houston"}, "foreign_usage"),
         Case({"attempt": 2}, "wrong_attempt"),
         Case({"workload_id": "w-2"}, "wrong_attempt"),
@@ -140,10 +142,17 @@ def test_usage_is_checked(case: Case) -> None:
 
 
 def test_more_served_than_the_stamps_allow_is_a_doubt_not_a_fault() -> None:
-    assert usage_doubt(replace(USAGE, active_ms=30_050)) is None
-    doubt = usage_doubt(replace(USAGE, active_ms=30_051))
+    assert usage_doubt(replace(USAGE, active_ms=30_050), MINUTE) is None
+    doubt = usage_doubt(replace(USAGE, active_ms=30_051), MINUTE)
     assert doubt is not None
     assert doubt.code == "active_exceeds_interval"
+
+
+def test_time_before_the_work_was_submitted_is_a_doubt_not_a_fault() -> None:
+    assert usage_doubt(USAGE, USAGE.end + timedelta(seconds=5)) is None
+    doubt = usage_doubt(USAGE, USAGE.end + timedelta(seconds=6))
+    assert doubt is not None
+    assert doubt.code == "before_its_workload"
 
 
 def test_usage_of_an_unknown_lease_is_a_fault() -> None:

@@ -27,7 +27,9 @@ from protocol.event import (
 )
 from protocol.order import OrderReport
 from protocol.sync import NackCode, Rebase, Stream, Welcome, digest_of
+from protocol.units import from_ms, to_ms
 from protocol.usage import Through
+from tests.hub.ingest.conftest import START
 
 Hub = Any  # the fixture's class lives in conftest.py
 Body = Callable[..., bytes]
@@ -412,3 +414,45 @@ def test_a_welcome_names_the_record_at_each_watermark(site: Hub, usage_body: Bod
     assert isinstance(reply, Welcome)
     assert dict(reply.wms)[Stream.USAGE] == 3
     assert reply.wm_digests == ((Stream.USAGE, digest_of(bodies[2])),)
+
+
+def test_what_a_clock_ahead_calls_complete_is_so_up_to_now_and_no_further(site: Hub) -> None:
+    def through() -> object:
+        return site.rows("SELECT through_ms FROM sites WHERE site_id = 'lubbock'")[0][0]
+
+    taken = site.send(Stream.USAGE, 1, encode(Through(at=site.now + timedelta(seconds=5))))
+    assert taken.effects.alarms == []
+    site.now += timedelta(minutes=1)
+    taken = site.send(Stream.USAGE, 2, encode(Through(at=site.now + timedelta(days=30))))
+    assert (taken.ack.wm, taken.ack.nack) == (2, ())
+    assert [alarm.code for alarm in taken.effects.alarms] == ["through_ahead"]
+    assert through() == to_ms(site.now)
+    # The clock is right again: what it says counts at once.
+    site.now += timedelta(minutes=1)
+    site.send(Stream.USAGE, 3, encode(Through(at=site.now)))
+    assert through() == to_ms(site.now)
+
+
+def test_energy_that_no_device_takes_would_spoil_every_sum(site: Hub, usage_body: Body) -> None:
+    taken = site.send(Stream.USAGE, 1, usage_body(1, energy_j=2**62), usage_body(2))
+    assert taken.ack.wm == 2
+    assert site.rows("SELECT seq, code FROM quarantine") == [(1, "energy_exceeds_minute")]
+    assert site.rows("SELECT sum(energy_j) FROM usage") == [(1_000,)]
+
+
+def test_usage_from_before_its_workload_is_taken_and_shown_to_staff(
+    site: Hub, usage_body: Body
+) -> None:
+    start = START - timedelta(days=400)
+    taken = site.send(Stream.USAGE, 1, usage_body(1, start=start), usage_body(2))
+    assert [alarm.code for alarm in taken.effects.alarms] == ["before_its_workload"]
+    assert site.rows("SELECT count(*) FROM usage") == [(2,)]
+
+
+@pytest.mark.parametrize("at", ["9999-12-31T23:59:59-23:00", "0001-01-01T00:00:00+23:00"])
+def test_an_instant_outside_the_calendar_can_be_read_back(site: Hub, at: str) -> None:
+    told = {"type": "alarm", "at": at, "code": "hot", "detail": ""}
+    taken = site.send(Stream.EVENT, 1, msgspec.msgpack.encode(told))
+    assert taken.ack.wm == 1
+    ((at_ms,),) = site.rows("SELECT at_ms FROM alarms WHERE code = 'hot'")
+    assert from_ms(at_ms).year in {1, 9999}
