@@ -175,6 +175,10 @@ async def test_the_page_is_ours_alone_and_under_a_strict_policy(hub: Hub) -> Non
     assert "style=" not in page.text
     for asset, media in (
         ("app.js", "text/javascript"),
+        ("common.js", "text/javascript"),
+        ("forms.js", "text/javascript"),
+        ("keys.js", "text/javascript"),
+        ("orders.js", "text/javascript"),
         ("style.css", "text/css"),
         ("icon.svg", "image/svg+xml"),
     ):
