@@ -3,7 +3,7 @@
 import { SignedOut, bar, byId, call, cell, duration, element, fill, money, send, state, took, watts, when } from "./common.js";
 import { clearForms } from "./forms.js";
 import { clearKeys, loadKeys, workloadKey } from "./keys.js";
-import { clearOrders, drawOrderSites, loadOrders } from "./orders.js";
+import { clearOrders, countOrders, drawOrderSites, loadOrders } from "./orders.js";
 
 const TOKEN = "hcp-token";
 const RECONNECT_MIN_MS = 500;
@@ -285,5 +285,6 @@ byId("login").addEventListener("submit", signIn);
 byId("logout").addEventListener("click", () => signOut());
 setInterval(refreshOrders, ORDERS_MS);
 setInterval(() => state.me && load().catch(failed), REFRESH_MS);
+setInterval(() => isStaff() && !document.hidden && countOrders().catch(failed), REFRESH_MS);
 show();
 if (state.token) start().catch(failed);

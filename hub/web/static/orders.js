@@ -20,13 +20,30 @@ export function drawOrderSites() {
   const chosen = choice.value;
   choice.replaceChildren(...ids.map((id) => element("option", id, { value: id })));
   if (ids.includes(chosen)) choice.value = chosen;
-  loadOrders().catch(report);
+  loadOrders().then(() => countOrders({ choose: !chosen })).catch(report);
 }
+
+export async function countOrders({ choose = false } = {}) {
+  // Says at each site how many of its orders are not over: nobody looks through all sites for one.
+  const options = [...byId("orders-site").options];
+  const first = byId("orders-site").value;
+  for (const option of options) {
+    const answer = await call(path(option.value));
+    const count = answer.orders.filter((row) => !OVER.has(row.status)).length;
+    option.textContent = count ? `${option.value} (${count} not over)` : option.value;
+    if (!choose || !count || byId("orders-site").value !== first) continue;
+    byId("orders-site").value = option.value;
+    choose = false;
+    await loadOrders();
+  }
+}
+
+const path = (site) => `/api/v1/sites/${encodeURIComponent(site)}/orders`;
 
 export async function loadOrders() {
   const site = byId("orders-site").value;
   if (!site) return;
-  const answer = await call(`/api/v1/sites/${encodeURIComponent(site)}/orders`);
+  const answer = await call(path(site));
   // Another site may have been chosen while this answer was under way.
   if (byId("orders-site").value === site) draw(site, answer.orders);
 }
@@ -73,7 +90,7 @@ async function takeBack(row) {
   const question = `Take back order ${row.order_id} of ${row.site_id} (${megawatts(row.limit_mw)} until ${minute(row.until_at)})? The site may draw more as soon as it hears of it.`;
   if (!(await confirmed(question, "Take back"))) return;
   try {
-    await call(`/api/v1/sites/${encodeURIComponent(row.site_id)}/orders/${encodeURIComponent(row.order_id)}`, { method: "DELETE" });
+    await call(`${path(row.site_id)}/${encodeURIComponent(row.order_id)}`, { method: "DELETE" });
     byId("orders-error").textContent = "";
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
@@ -106,7 +123,7 @@ onSubmit(byId("order-form"), async () => {
     reason: reason.value.trim(),
   };
   try {
-    await send("POST", `/api/v1/sites/${encodeURIComponent(site)}/orders`, body);
+    await send("POST", path(site), body);
   } catch (error) {
     if (error instanceof ApiError) pendingId = null;
     throw error;
@@ -114,6 +131,7 @@ onSubmit(byId("order-form"), async () => {
   pendingId = null;
   form.reset();
   await loadOrders();
+  await countOrders();
 });
 
 byId("orders-site").addEventListener("change", () => {

@@ -23,6 +23,20 @@ _OPTIONS = (
     "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--lang=en-GB",
 )  # fmt: skip
 
+# Gives the middle of an element, or null while it is missing, moves or is covered.
+_STANDS = """(async () => {
+  const frame = () => new Promise(requestAnimationFrame);
+  const found = document.querySelector(%s);
+  found?.scrollIntoView({ block: 'center' });
+  const before = found?.getBoundingClientRect();
+  await frame();
+  await frame();
+  const now = found?.getBoundingClientRect();
+  if (!now?.width || now.x !== before.x || now.y !== before.y) return null;
+  const [x, y] = [now.x + now.width / 2, now.y + now.height / 2];
+  return found.contains(document.elementFromPoint(x, y)) ? [x, y] : null;
+})()"""
+
 
 def chromium() -> str | None:
     """Find the browser; None where the machine has none."""
@@ -86,18 +100,13 @@ class Tab:
             raise AssertionError(f"never true: {expression}\n{text}\n{self.complaints}") from None
 
     async def click(self, selector: str) -> None:
-        """Press the mouse in the middle of an element, whatever lies there."""
-        await self.until(
-            f"document.querySelector({json.dumps(selector)})?.offsetParent !== undefined"
-        )
-        x, y = await self.run(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
-            " e.scrollIntoView({ block: 'center' }); const r = e.getBoundingClientRect();"
-            " return [r.x + r.width / 2, r.y + r.height / 2]; })()"
-        )
+        """Press the mouse in the middle of an element, once it stands still with nothing on it."""
+        async with asyncio.timeout(WAIT_S):
+            while (at := await self.run(_STANDS % json.dumps(selector))) is None:
+                continue
         for kind in ("mousePressed", "mouseReleased"):
             await self.ask(
-                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
+                "Input.dispatchMouseEvent", type=kind, x=at[0], y=at[1], button="left", clickCount=1
             )
 
     async def type(self, selector: str, text: str) -> None:
