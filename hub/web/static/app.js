@@ -64,7 +64,8 @@ function siteCard(site) {
   title.append(element("span", site.online ? "online" : "offline", { class: "badge", "data-kind": kind }));
   const facts = element("dl");
   const name = site.online ? "Power" : "Power, last known";
-  const rows = [[name, `${watts(site.power_w)} of ${watts(site.power_cap_w)}`]];
+  const cap = site.power_cap_w == null ? "" : ` of ${watts(site.power_cap_w)}`;
+  const rows = [[name, `${watts(site.power_w)}${cap}`]];
   if (site.price_usd_per_mwh != null) rows.push(["Energy price", money(site.price_usd_per_mwh, "/MWh")]);
   if (site.earning_usd_per_h != null) rows.push(["Earning", money(site.earning_usd_per_h, "/h")]);
   if (site.hashrate_ths != null) rows.push(["Hash rate", `${(site.hashrate_ths / 1000).toFixed(2)} PH/s`]);
