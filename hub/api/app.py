@@ -7,7 +7,7 @@ from litestar import Litestar, Router
 from litestar.di import Provide
 from litestar.types import ControllerRouterHandler
 
-from hub.api import auth, keys, live, openapi, orders, problems, reports, workloads
+from hub.api import api_keys, auth, keys, live, openapi, orders, problems, reports, workloads
 from hub.api.deps import Deps
 from hub.api.front import Front
 from hub.api.guard import guard
@@ -21,6 +21,9 @@ def _documented() -> list[ControllerRouterHandler]:
         route_handlers=[
             auth.login,
             auth.read_me,
+            api_keys.list_api_keys,
+            api_keys.make_api_key,
+            api_keys.revoke_api_key,
             workloads.submit,
             workloads.list_workloads,
             workloads.read_workload,

@@ -13,13 +13,21 @@ from litestar import Request
 from msgspec import Struct
 
 from hub.api.problems import ApiProblem, field_error, make_problem_of
-from hub.api.schemas import KeyRequest, LoginRequest, OrderRequest, RouteRequest, WorkloadRequest
+from hub.api.schemas import (
+    ApiKeyRequest,
+    KeyRequest,
+    LoginRequest,
+    OrderRequest,
+    RouteRequest,
+    WorkloadRequest,
+)
 
 T = TypeVar("T", bound=Struct)
 
 LOGIN = msgspec.json.Decoder(LoginRequest)
 WORKLOAD = msgspec.json.Decoder(WorkloadRequest)
 KEY = msgspec.json.Decoder(KeyRequest)
+API_KEY = msgspec.json.Decoder(ApiKeyRequest)
 ORDER = msgspec.json.Decoder(OrderRequest)
 ROUTE = msgspec.json.Decoder(RouteRequest)
 
@@ -27,6 +35,7 @@ ROUTE = msgspec.json.Decoder(RouteRequest)
 BODIES: Mapping[tuple[str, str], type[Struct]] = MappingProxyType(
     {
         ("POST", "/api/v1/auth/login"): LoginRequest,
+        ("POST", "/api/v1/api-keys"): ApiKeyRequest,
         ("POST", "/api/v1/workloads"): WorkloadRequest,
         ("POST", "/api/v1/workloads/{workload_id}/key"): KeyRequest,
         ("POST", "/api/v1/sites/{site_id}/orders"): OrderRequest,

@@ -67,13 +67,21 @@ HubDeps = NamedDependency[Deps]
 
 
 class Caller(Struct, frozen=True, kw_only=True):
-    """Who makes a request; ``sub`` is empty for an anonymous one."""
+    """Who makes a request; ``sub`` is empty for an anonymous one.
+
+    Args:
+        expires_at: when it must prove itself again.
+        key_id: the API key that it showed; None: a log-in's token.
+        use_is_news: this use of the key is to be kept.
+    """
 
     role: Role
     sub: str = ""
     email: str = ""
     customer_id: str | None = None
     expires_at: datetime | None = None
+    key_id: str | None = None
+    use_is_news: bool = False
 
     @property
     def is_staff(self) -> bool:

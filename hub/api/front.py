@@ -4,17 +4,23 @@ Order: request id, token, rate limit, size and media type of the body, then the 
 here are problems as well. Nothing of a token is ever logged.
 """
 
+import logging
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import Any, cast
 
 import msgspec
 
 from hub.api.deps import ANONYMOUS, CALLER, Caller, Deps
 from hub.api.problems import MEDIA_TYPE, Problem, make_problem
+from hub.core.api_keys import API_KEY_PREFIX, KeyState, use_is_news
+from hub.errors import StoreError
 from hub.security.errors import TokenError
 from hub.security.rate_limit import Allowance, TokenBuckets
+from hub.security.tokens import LIFETIME_S
+from hub.store import api_keys
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -23,6 +29,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
+_LOG = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,64}$")
 _SAFE_HEADERS: tuple[Header, ...] = (
     (b"x-content-type-options", b"nosniff"),
@@ -67,6 +74,7 @@ class Front:
         if problem is not None:
             await _refuse(send, problem, extra)
             return
+        await note_use(self._deps, caller)
         scope[CALLER] = caller
         await self.app(scope, receive, _adding(send, extra, scope["path"]))
 
@@ -110,11 +118,13 @@ class Front:
 
 
 def caller_from(deps: Deps, token: str) -> Caller:
-    """Give the caller that a token names.
+    """Give the caller that a token or an API key names.
 
     Raises:
         TokenError: it proves nothing.
     """
+    if token.startswith(API_KEY_PREFIX):
+        return _bearer_of(deps, token)
     claims = deps.tokens.verify(token, deps.clock.wall())
     return Caller(
         role=claims.role,
@@ -122,6 +132,39 @@ def caller_from(deps: Deps, token: str) -> Caller:
         email=claims.email,
         customer_id=claims.customer_id,
         expires_at=datetime.fromtimestamp(claims.exp, UTC),
+    )
+
+
+async def note_use(deps: Deps, caller: Caller) -> None:
+    """Keep that a caller's API key was used, if that is news; a store that is busy stops nobody."""
+    key_id = caller.key_id
+    if key_id is None or not caller.use_is_news:
+        return
+    now = deps.clock.wall()
+    try:
+        await deps.store.write(lambda connection: api_keys.note_use(connection, key_id, now))
+    except StoreError as exc:
+        _LOG.warning("the use of key %s was not kept: %s", key_id, exc)
+
+
+def _bearer_of(deps: Deps, key: str) -> Caller:
+    # Found by the hash of 256 random bits: how long the search takes tells nothing of the key.
+    found = api_keys.find_bearer(deps.store, sha256(key.encode()).hexdigest())
+    now = deps.clock.wall()
+    if found is None:
+        raise TokenError("key_unknown", "this hub has no such key")
+    state = found.key.state(now)
+    if state is not KeyState.ACTIVE:
+        raise TokenError(f"key_{state}", f"the key is {state}")
+    return Caller(
+        role=found.role,
+        sub=found.key.user_id,
+        email=found.email,
+        customer_id=found.customer_id,
+        # A live connection outlives a key that is revoked by no more than it would a token.
+        expires_at=min(found.key.expires_at, now + timedelta(seconds=LIFETIME_S)),
+        key_id=found.key.key_id,
+        use_is_news=use_is_news(found.key.last_used_at, now),
     )
 
 

@@ -62,6 +62,6 @@ async def make_key(
     )
 
 
-def new_key(random: bytes) -> str:
+def new_key(random: bytes, prefix: str = KEY_PREFIX) -> str:
     """Write random bytes as a key that a person can tell for what it is."""
-    return KEY_PREFIX + urlsafe_b64encode(random).decode().rstrip("=")
+    return prefix + urlsafe_b64encode(random).decode().rstrip("=")

@@ -17,7 +17,7 @@ from litestar.exceptions import WebSocketException
 from msgspec import Meta, Struct
 
 from hub.api.deps import Caller, Deps, HubDeps
-from hub.api.front import address_of, caller_from
+from hub.api.front import address_of, caller_from, note_use
 from hub.core.live import SITE, SWITCH, TOPICS
 from hub.live import LiveClient
 from hub.security.errors import TokenError
@@ -92,6 +92,7 @@ async def _authenticate(
         caller = caller_from(deps, token or "")
     except TokenError as exc:
         raise _RefusedError(CLOSE_UNAUTHORISED, exc.code) from None
+    await note_use(deps, caller)
     return caller, _allowed(caller, topics)
 
 

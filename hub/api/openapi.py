@@ -30,6 +30,7 @@ _ERRORS = {
     "429": "Too many requests; see Retry-After.",
     "503": "Overloaded; see Retry-After.",
 }
+_BEARER = "The token of a log-in (JWT, an hour), or an API key (`hcpk_...`)."
 _PROBLEM = {
     "type": "object",
     "required": ["type", "title", "status", "detail", "code", "errors"],
@@ -79,7 +80,7 @@ def document(handlers: Sequence[ControllerRouterHandler]) -> dict[str, Any]:
     schemas["Problem"] = _PROBLEM
     body_of = dict(zip(BODIES, refs, strict=True))
     components["securitySchemes"] = {
-        "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+        "bearer": {"type": "http", "scheme": "bearer", "description": _BEARER}
     }
     for path, operations in made.get("paths", {}).items():
         for method, operation in operations.items():

@@ -5,8 +5,10 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from hub.core.api_keys import DAYS_MAX, KeyState
 from hub.core.rating import LineKind
 from hub.core.workload_states import WorkloadState
+from hub.store.api_keys import ApiKeyRow
 from hub.store.workloads import Transition, WorkloadRow
 from protocol.event import ClassReport
 from protocol.lease import OnPartition, Priority, Sha256, WorkloadSpec
@@ -115,6 +117,69 @@ class KeyAnswer(Struct, frozen=True, kw_only=True):
     previous_until: datetime | None
 
 
+class ApiKeyRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An API key to make.
+
+    Args:
+        name: for people, to tell keys apart. expires_in_days: 1 to 365.
+    """
+
+    name: Annotated[str, Meta(min_length=1, max_length=80)]
+    expires_in_days: Annotated[int, Meta(ge=1, le=DAYS_MAX)] = 90
+
+
+class ApiKeyView(Struct, frozen=True, kw_only=True):
+    """An API key of the caller.
+
+    Args:
+        prefix: how the key begins. last_used_at: to the minute; null: never.
+    """
+
+    key_id: str
+    name: str
+    prefix: str
+    state: KeyState
+    created_at: datetime
+    expires_at: datetime
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+
+    @classmethod
+    def of(cls, row: ApiKeyRow, now: datetime) -> "ApiKeyView":
+        """Show a stored key as it stands at ``now``."""
+        return cls(
+            key_id=row.key_id,
+            name=row.name,
+            prefix=row.prefix,
+            state=row.state(now),
+            created_at=row.created_at,
+            expires_at=row.expires_at,
+            last_used_at=row.last_used_at,
+            revoked_at=row.revoked_at,
+        )
+
+
+class ApiKeysAnswer(Struct, frozen=True, kw_only=True):
+    """API keys, the newest first; ``may_change``: the caller may make and revoke them."""
+
+    items: tuple[ApiKeyView, ...]
+    may_change: bool
+
+
+class NewApiKeyAnswer(Struct, frozen=True, kw_only=True):
+    """A new API key; ``api_key`` is shown here and never again."""
+
+    api_key: str
+    key: ApiKeyView
+
+
+class WorkloadKeyView(Struct, frozen=True, kw_only=True):
+    """A key of a workload's model, by its hash; ``until``: when it ceases to open, null: never."""
+
+    sha256: str
+    until: datetime | None
+
+
 class TransitionView(Struct, frozen=True, kw_only=True):
     """One step of a workload; ``why`` is for a person, empty where the reason says it all."""
 
@@ -134,6 +199,7 @@ class WorkloadView(Struct, frozen=True, kw_only=True):
         placed_site_id: where its newest attempt went.
         endpoint_url: base of its model's OpenAI-compatible API (``.../v1``), told to its owner
             alone while it serves or a switch is under way; null: it has none, or none is known.
+        keys: hashes of the keys that its model asks for, the newest first; none: it lets nobody in.
     """
 
     workload_id: str
@@ -158,6 +224,7 @@ class WorkloadView(Struct, frozen=True, kw_only=True):
     cancel_accepted_at: datetime | None
     ended_at: datetime | None
     endpoint_url: str | None = None
+    keys: tuple[WorkloadKeyView, ...] = ()
     history: tuple[TransitionView, ...] = ()
 
 
@@ -441,6 +508,7 @@ def workload_view(
         cancel_accepted_at=row.cancel_accepted_at,
         ended_at=row.ended_at,
         endpoint_url=endpoint_url,
+        keys=tuple(WorkloadKeyView(sha256=key.sha256, until=key.until) for key in row.keys),
         history=tuple(
             TransitionView(
                 seq=step.seq,

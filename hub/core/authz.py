@@ -50,6 +50,10 @@ _TABLE: dict[tuple[str, str], tuple[Access, Access, Access, Access]] = {
     ("GET", "/api/v1/schema"): _EVERYBODY,
     ("POST", "/api/v1/auth/login"): _EVERYBODY,
     ("GET", "/api/v1/auth/me"): _SIGNED_IN,
+    # A key acts for its user: everybody has those of their own, and nobody sees another's.
+    ("GET", "/api/v1/api-keys"): (_OWN, _OWN, _OWN, _NO),
+    ("POST", "/api/v1/api-keys"): (_OWN, _OWN, _OWN, _NO),
+    ("DELETE", "/api/v1/api-keys/{key_id}"): (_OWN, _OWN, _OWN, _NO),
     ("POST", "/api/v1/workloads"): (_ALL, _NO, _OWN, _NO),
     ("GET", "/api/v1/workloads"): _SIGNED_IN,
     ("GET", "/api/v1/workloads/{workload_id}"): _SIGNED_IN,

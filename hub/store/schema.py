@@ -1,6 +1,7 @@
 """Every migration of the hub, in the order in which they are applied."""
 
 from hub.store import (
+    api_keys,
     invoices,
     leases,
     orders,
@@ -23,4 +24,5 @@ MIGRATIONS: tuple[Migration, ...] = (
     *rate_cards.MIGRATIONS,
     *invoices.MIGRATIONS,
     *orders.MIGRATIONS,
+    *api_keys.MIGRATIONS,
 )

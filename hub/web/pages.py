@@ -18,6 +18,10 @@ _ASSETS: dict[str, tuple[bytes, str]] = {
     name: ((_HERE / "static" / name).read_bytes(), media)
     for name, media in (
         ("app.js", "text/javascript"),
+        ("common.js", "text/javascript"),
+        ("forms.js", "text/javascript"),
+        ("keys.js", "text/javascript"),
+        ("orders.js", "text/javascript"),
         ("style.css", "text/css"),
         ("icon.svg", "image/svg+xml"),
     )

@@ -1,91 +1,22 @@
 // The live page: reads the API once, then follows the WebSocket. No inline code, no libraries.
 
+import { SignedOut, bar, byId, call, cell, duration, element, fill, money, send, state, took, watts, when } from "./common.js";
+import { clearForms } from "./forms.js";
+import { clearKeys, loadKeys, workloadKey } from "./keys.js";
+import { clearOrders, countOrders, drawOrderSites, loadOrders } from "./orders.js";
+
 const TOKEN = "hcp-token";
 const RECONNECT_MIN_MS = 500;
 const RECONNECT_MAX_MS = 15000;
 const REFRESH_MS = 60000;
+const ORDERS_MS = 5000;
 const SWITCHES_MAX = 20;
+const WORKLOADS_MAX = 100;
 const ENDED = new Set(["completed", "failed", "cancelled", "expired"]);
 const ACTIVITIES = ["serve", "mine", "idle", "curtailed", "maintenance"];
 
-const byId = (id) => document.getElementById(id);
-const state = {
-  token: sessionStorage.getItem(TOKEN),
-  me: null,
-  sites: new Map(),
-  workloads: new Map(),
-  switches: [],
-  usage: null,
-  socket: null,
-  retryMs: RECONNECT_MIN_MS,
-};
-
-// --- small helpers ---------------------------------------------------------------------------
-
-class SignedOut extends Error {}
-
-async function call(path, options = {}) {
-  const headers = { ...(options.headers ?? {}) };
-  if (state.token) headers.Authorization = `Bearer ${state.token}`;
-  const answer = await fetch(path, { ...options, headers });
-  if (answer.status === 401 && state.token) throw new SignedOut();
-  const body = await answer.json();
-  if (!answer.ok) throw new Error(body.detail ?? answer.statusText);
-  return body;
-}
-
-function element(name, text, attributes = {}) {
-  const made = document.createElement(name);
-  if (text !== undefined && text !== null) made.textContent = text;
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
-}
-
-function bar(parts, total) {
-  const space = "http://www.w3.org/2000/svg";
-  const svg = document.createElementNS(space, "svg");
-  svg.setAttribute("viewBox", "0 0 1000 10");
-  svg.setAttribute("preserveAspectRatio", "none");
-  let x = 0;
-  for (const [kind, count] of [["track", null], ...parts]) {
-    const rect = document.createElementNS(space, "rect");
-    const width = count === null ? 1000 : total > 0 ? Math.min(1000, (count / total) * 1000) : 0;
-    rect.setAttribute("class", kind);
-    rect.setAttribute("x", count === null ? 0 : x);
-    rect.setAttribute("width", width);
-    rect.setAttribute("height", 10);
-    if (count !== null) x += width;
-    svg.append(rect);
-  }
-  return svg;
-}
-
-function watts(value) {
-  if (value === null || value === undefined) return "unknown";
-  const size = Math.abs(value);
-  if (size >= 1e6) return `${(value / 1e6).toFixed(2)} MW`;
-  return size >= 1e3 ? `${(value / 1e3).toFixed(1)} kW` : `${value.toFixed(0)} W`;
-}
-
-function money(value, unit = "") {
-  if (value === null || value === undefined) return "unknown";
-  const number = Number(value);
-  const text = number.toLocaleString("en-US", { style: "currency", currency: "USD" });
-  return text + unit;
-}
-
-function duration(ms) {
-  const hours = ms / 3600000;
-  return hours >= 1 ? `${hours.toFixed(1)} device-hours` : `${(ms / 60000).toFixed(1)} device-minutes`;
-}
-
-function clock(text) {
-  return text ? new Date(text).toLocaleTimeString([], { hour12: false }) : "";
-}
-
-function took(us) {
-  return us >= 1e6 ? `${(us / 1e6).toFixed(2)} s` : `${(us / 1e3).toFixed(1)} ms`;
-}
+state.token = sessionStorage.getItem(TOKEN);
+state.retryMs = RECONNECT_MIN_MS;
 
 // --- drawing ---------------------------------------------------------------------------------
 
@@ -98,6 +29,7 @@ function draw() {
     drawing = false;
     drawFigures();
     drawSites();
+    drawOrderSites();
     drawWorkloads();
     drawSwitches();
   });
@@ -132,7 +64,8 @@ function siteCard(site) {
   title.append(element("span", site.online ? "online" : "offline", { class: "badge", "data-kind": kind }));
   const facts = element("dl");
   const name = site.online ? "Power" : "Power, last known";
-  const rows = [[name, `${watts(site.power_w)} of ${watts(site.power_cap_w)}`]];
+  const cap = site.power_cap_w == null ? "" : ` of ${watts(site.power_cap_w)}`;
+  const rows = [[name, `${watts(site.power_w)}${cap}`]];
   if (site.price_usd_per_mwh != null) rows.push(["Energy price", money(site.price_usd_per_mwh, "/MWh")]);
   if (site.earning_usd_per_h != null) rows.push(["Earning", money(site.earning_usd_per_h, "/h")]);
   if (site.hashrate_ths != null) rows.push(["Hash rate", `${(site.hashrate_ths / 1000).toFixed(2)} PH/s`]);
@@ -163,7 +96,7 @@ function drawSites() {
 
 function stateBadge(row) {
   const kinds = { running: "good", failed: "bad", preempted: "warn", cancelling: "warn", queued: "warn" };
-  return element("span", row.state, { class: "badge", "data-kind": kinds[row.state] ?? "", title: row.reason ?? "" });
+  return element("span", row.state, { class: "badge", "data-kind": kinds[row.state] ?? "" });
 }
 
 function drawWorkloads() {
@@ -172,15 +105,17 @@ function drawWorkloads() {
     const line = element("tr");
     const badge = element("td");
     badge.append(stateBadge(row));
+    if (row.reason) badge.append(element("small", row.reason.replaceAll("_", " "), { class: "note" }));
     const wish = row.device_class ? `${row.count} × ${row.device_class}` : "";
     const name = element("td", row.name ?? row.workload_id, { title: row.workload_id });
     if (row.endpoint_url) name.append(element("small", row.endpoint_url, { class: "endpoint" }));
-    line.append(name, badge);
-    line.append(element("td", wish), element("td", row.placed_site_id ?? row.site_id ?? ""));
-    line.append(element("td", clock(row.updated_at)));
+    line.append(name, badge, cell(wish), cell(row.placed_site_id ?? row.site_id ?? ""));
+    line.append(cell(when(row.updated_at)));
+    if (!isStaff()) line.append(workloadKey(row));
     return line;
   });
-  byId("workloads").replaceChildren(...lines);
+  fill("workloads", lines);
+  byId("workloads-more").hidden = !state.moreWorkloads;
   byId("workloads-empty").hidden = lines.length > 0;
 }
 
@@ -189,7 +124,7 @@ function drawSwitches() {
     const line = element("tr");
     const lost = row.rolled_back + row.quarantined;
     const count = `${row.committed} × ${row.device_class}${lost ? ` (${lost} failed)` : ""}`;
-    for (const text of [clock(row.at), row.site_id, count, `${row.from_activity} → ${row.to_activity}`, took(row.took_us), row.reason]) {
+    for (const text of [when(row.at), row.site_id, count, `${row.from_activity} → ${row.to_activity}`, took(row.took_us), row.reason]) {
       line.append(element("td", text));
     }
     return line;
@@ -203,15 +138,18 @@ function drawSwitches() {
 const isStaff = () => state.me !== null && state.me.role !== "customer";
 
 async function load() {
-  const reads = [call("/api/v1/workloads?live_only=true&limit=100"), call("/api/v1/usage")];
+  const reads = [call(`/api/v1/workloads?live_only=true&limit=${WORKLOADS_MAX}`), call("/api/v1/usage")];
   if (isStaff()) reads.push(call("/api/v1/resources"), call(`/api/v1/switches?limit=${SWITCHES_MAX}`));
   const [workloads, usage, resources, switches] = await Promise.all(reads);
   state.workloads = new Map(workloads.items.map((row) => [row.workload_id, row]));
+  state.moreWorkloads = workloads.next !== null;
   state.usage = usage;
   for (const site of resources?.sites ?? []) {
     state.sites.set(site.site_id, { ...state.sites.get(site.site_id), ...site });
   }
   state.switches = switches?.switches ?? [];
+  // A read that failed before has been made up for.
+  if (state.live) link("live", "live");
   draw();
 }
 
@@ -258,6 +196,7 @@ function listen() {
     const message = JSON.parse(event.data);
     if (message.topic === "hello") {
       state.retryMs = RECONNECT_MIN_MS;
+      state.live = true;
       link("live", "live");
       // What happened before the hello is read, what happens after it is heard.
       load().catch(failed);
@@ -268,9 +207,10 @@ function listen() {
   socket.onclose = (event) => {
     if (state.socket !== socket) return;
     if (event.code === 4401) {
-      signOut();
+      signOut("Your session has ended. Sign in again.");
       return;
     }
+    state.live = false;
     link("lost", "reconnecting");
     const wait = state.retryMs * (0.5 + Math.random() / 2);
     state.retryMs = Math.min(RECONNECT_MAX_MS, state.retryMs * 2);
@@ -279,7 +219,7 @@ function listen() {
 }
 
 function failed(error) {
-  if (error instanceof SignedOut) signOut();
+  if (error instanceof SignedOut) signOut("Your session has ended. Sign in again.");
   else link("lost", error.message);
 }
 
@@ -289,9 +229,8 @@ async function signIn(event) {
   event.preventDefault();
   byId("login-error").textContent = "";
   try {
-    const body = JSON.stringify({ email: byId("email").value, password: byId("password").value });
-    const headers = { "Content-Type": "application/json" };
-    const answer = await call("/api/v1/auth/login", { method: "POST", body, headers });
+    const body = { email: byId("email").value, password: byId("password").value };
+    const answer = await send("POST", "/api/v1/auth/login", body);
     state.token = answer.access_token;
     sessionStorage.setItem(TOKEN, state.token);
     byId("password").value = "";
@@ -301,12 +240,16 @@ async function signIn(event) {
   }
 }
 
-function signOut() {
+function signOut(why = "") {
   sessionStorage.removeItem(TOKEN);
   const socket = state.socket;
-  Object.assign(state, { token: null, me: null, socket: null, usage: null, switches: [] });
+  Object.assign(state, { token: null, me: null, socket: null, live: false, usage: null, switches: [] });
   state.sites.clear();
   state.workloads.clear();
+  clearForms();
+  clearKeys();
+  clearOrders();
+  byId("login-error").textContent = why;
   socket?.close();
   link("off", "signed out");
   show();
@@ -320,6 +263,7 @@ function show() {
   byId("who").hidden = !inside;
   byId("who").textContent = inside ? `${state.me.email} · ${state.me.role}` : "";
   for (const part of document.querySelectorAll("[data-staff]")) part.hidden = !isStaff();
+  for (const part of document.querySelectorAll("[data-customer]")) part.hidden = isStaff();
 }
 
 async function start() {
@@ -327,10 +271,21 @@ async function start() {
   show();
   link("lost", "connecting");
   listen();
+  await loadKeys();
 }
 
+function refreshOrders() {
+  if (isStaff() && !document.hidden) loadOrders().catch(failed);
+}
+
+document.addEventListener("hcp-failed", (event) => failed(event.detail));
+document.addEventListener("hcp-draw", draw);
+document.addEventListener("visibilitychange", refreshOrders);
+byId("zone").textContent = `Times are of ${Intl.DateTimeFormat().resolvedOptions().timeZone}`;
 byId("login").addEventListener("submit", signIn);
-byId("logout").addEventListener("click", signOut);
+byId("logout").addEventListener("click", () => signOut());
+setInterval(refreshOrders, ORDERS_MS);
 setInterval(() => state.me && load().catch(failed), REFRESH_MS);
+setInterval(() => isStaff() && !document.hidden && countOrders().catch(failed), REFRESH_MS);
 show();
 if (state.token) start().catch(failed);

@@ -19,6 +19,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         "due_at": "2026-03-01T13:00:00Z",
         "until_at": "2026-03-01T14:00:00Z",
     },
+    ("POST", "/api/v1/api-keys"): {"name": "ci"},
     ("POST", "/api/v1/route"): {"device_class": "H100"},
     ("POST", "/api/v1/auth/login"): {"email": "no@x.test", "password": "wrong"},
 }
@@ -48,6 +49,7 @@ async def test_each_role_gets_what_its_row_says(hub: Hub, role: Role) -> None:
             continue
         filled = path.replace("{workload_id}", "w-none").replace("{number}", "99999")
         filled = filled.replace("{site_id}", "nowhere").replace("{order_id}", "o-none")
+        filled = filled.replace("{key_id}", "k-none")
         answer = await hub.client.request(
             method, filled.replace("{name}", "app.js"), json=BODIES.get((method, path)),
             headers=hub.headers(name, Idempotency_Key="k"),
@@ -173,6 +175,10 @@ async def test_the_page_is_ours_alone_and_under_a_strict_policy(hub: Hub) -> Non
     assert "style=" not in page.text
     for asset, media in (
         ("app.js", "text/javascript"),
+        ("common.js", "text/javascript"),
+        ("forms.js", "text/javascript"),
+        ("keys.js", "text/javascript"),
+        ("orders.js", "text/javascript"),
         ("style.css", "text/css"),
         ("icon.svg", "image/svg+xml"),
     ):
