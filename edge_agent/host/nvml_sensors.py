@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 _MIB = 1 << 20
 _PERCENT = 100.0
 _KEEP_AGAIN_S = 5.0
+# Nothing is held against it, and no gate of its heat, power or errors would see anything.
+_UNREAD = GpuFacts(healthy=True, held=True, reason="its driver has told nothing of it yet")
 
 
 class NvmlSensors:
@@ -85,7 +87,7 @@ class NvmlSensors:
             group.create_task(self._keep(), name="nvml-fences")
 
     async def read(self) -> Mapping[str, GpuFacts]:
-        """Give facts by UUID; a card that was not read of late is left out."""
+        """Give facts by UUID; one of the host's cards that was never read takes no new work."""
         by_card: dict[str, list[GpuEvent]] = {}
         for event in self._telemetry.take_events():
             if event.uuid is None:
@@ -105,6 +107,8 @@ class NvmlSensors:
             # Of a silent card nothing is known but that it is not well.
             if view.state is not GpuState.UNKNOWN or view.card in self._fences:
                 known[view.card] = self._facts(view, health)
+        for card in self._uuid_of.values() - known.keys():
+            known[card] = _UNREAD
         return known
 
     async def release(self, uuid: str) -> None:

@@ -71,6 +71,11 @@ async def until(sensors: NvmlSensors, uuid: str, is_true: Callable[[GpuFacts], b
             await asyncio.sleep(0.02)  # another process makes it true
 
 
+def is_well(row: GpuFacts) -> bool:
+    """Tell whether a card was read, and nothing speaks against it."""
+    return row.healthy and row.power_w is not None
+
+
 async def test_facts_are_those_of_the_driver_in_the_units_of_the_host(fake: FakeNvml) -> None:
     async with reading(fake) as sensors:
         facts = await until(sensors, fake.uuid(1), lambda row: row.power_w is not None)
@@ -81,6 +86,32 @@ async def test_facts_are_those_of_the_driver_in_the_units_of_the_host(fake: Fake
         assert facts.memory_used_mib == 20_000
         assert await sensors.used_mib("gpu1") == 20_000
         assert await sensors.used_mib("no such gpu") is None
+
+
+async def test_a_card_that_was_never_read_takes_no_new_work_and_one_that_is_does(
+    fake: FakeNvml,
+) -> None:
+    async with reading(fake) as sensors:
+        first = (await sensors.read())[fake.uuid(0)]  # no child has started yet
+        assert (first.healthy, first.held) == (True, True)
+        assert "nothing" in first.reason
+        known = await until(sensors, fake.uuid(0), lambda row: row.power_w is not None)
+        assert not known.held
+
+
+async def test_a_card_that_no_driver_knows_takes_no_work_and_the_others_do(fake: FakeNvml) -> None:
+    names = {"gpu0": fake.uuid(0), "gpu9": "GPU-none"}
+    telemetry = Telemetry(SpawnPiped(fake.environment()), bounds=BOUNDS, period_s=0.05)
+    sensors = NvmlSensors(telemetry, names, now_ns=SystemClock().boottime_ns)
+    task = asyncio.create_task(sensors.run())
+    try:
+        known = await until(sensors, fake.uuid(0), lambda row: row.power_w is not None)
+        unknown = (await sensors.read())["GPU-none"]
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    assert (known.held, unknown.held) == (False, True)
 
 
 async def test_energy_is_the_difference_of_the_counter_whatever_it_starts_from(
@@ -103,7 +134,7 @@ async def test_energy_is_the_difference_of_the_counter_whatever_it_starts_from(
 
 async def test_heat_fences_a_card_until_it_has_cooled_down(fake: FakeNvml) -> None:
     async with reading(fake) as sensors:
-        await until(sensors, fake.uuid(0), lambda row: row.healthy)
+        await until(sensors, fake.uuid(0), is_well)
         fake.gpu(0).temp_c = 95
         await until(sensors, fake.uuid(0), lambda row: not row.healthy)
         assert (await sensors.read())[fake.uuid(1)].healthy
@@ -111,12 +142,12 @@ async def test_heat_fences_a_card_until_it_has_cooled_down(fake: FakeNvml) -> No
         await until(sensors, fake.uuid(0), lambda row: row.temp_c == 80.0)
         assert not (await sensors.read())[fake.uuid(0)].healthy, "below the limit, not yet cool"
         fake.gpu(0).temp_c = 60
-        await until(sensors, fake.uuid(0), lambda row: row.healthy)
+        await until(sensors, fake.uuid(0), is_well)
 
 
 async def test_an_xid_fences_its_card_for_good_and_that_one_alone(fake: FakeNvml) -> None:
     async with reading(fake) as sensors:
-        await until(sensors, fake.uuid(1), lambda row: row.healthy)
+        await until(sensors, fake.uuid(1), is_well)
         fake.event(1, XID_EVENT, FALLEN_OFF_THE_BUS)
         await until(sensors, fake.uuid(1), lambda row: not row.healthy)
         fake.gpu(1).temp_c = 44
@@ -140,7 +171,7 @@ async def test_an_xid_that_holds_a_card_lets_its_work_go_on_and_no_new_begin(
 async def fenced(fake: FakeNvml, file: FenceFile, xid: int) -> None:
     """Have a host see an Xid of the second card, and end."""
     async with reading(fake, file) as sensors:
-        await until(sensors, fake.uuid(1), lambda row: row.healthy)
+        await until(sensors, fake.uuid(1), is_well)
         fake.event(1, XID_EVENT, xid)
         await until(sensors, fake.uuid(1), lambda row: not row.healthy and file.read() != ())
 
@@ -205,7 +236,7 @@ async def test_a_reboot_ends_a_fence_that_needs_one_once_the_card_is_seen_to_be_
         facts = await until(sensors, fake.uuid(1), lambda row: row.temp_c is not None)
         assert not facts.healthy, "something is still seen"
         fake.gpu(1).remap_pending = 0
-        facts = await until(sensors, fake.uuid(1), lambda row: row.healthy)
+        facts = await until(sensors, fake.uuid(1), is_well)
         assert facts.fence is None
         await until(sensors, fake.uuid(1), lambda row: row.healthy and file.read() == ())
 
@@ -241,7 +272,7 @@ async def test_without_a_readable_record_no_card_works_until_each_is_released(
 async def test_the_cards_are_told_under_the_names_of_dcgm(fake: FakeNvml) -> None:
     async with reading(fake) as sensors:
         assert sensors.prometheus("g1") == ""
-        await until(sensors, fake.uuid(1), lambda row: row.healthy)
+        await until(sensors, fake.uuid(1), is_well)
         fake.event(1, XID_EVENT, FALLEN_OFF_THE_BUS)
         await until(sensors, fake.uuid(1), lambda row: not row.healthy)
         text = sensors.prometheus("g1")
@@ -285,7 +316,7 @@ async def test_an_xid_that_comes_before_the_first_row_of_its_card_is_not_forgott
 
 async def test_an_xid_of_a_card_without_a_name_is_told(caplog: pytest.LogCaptureFixture) -> None:
     sensors = NvmlSensors(OneEvent(None), {"gpu0": "GPU-1"}, now_ns=SystemClock().boottime_ns)
-    assert await sensors.read() == {}
+    assert all(row.healthy for row in (await sensors.read()).values())
     assert "event of a card that has no name" in caplog.text
     assert "number=79" in caplog.text
 
@@ -310,6 +341,6 @@ async def test_a_card_that_is_lost_again_and_again_is_in_quarantine_over_a_resta
         assert facts.fence is not None
         assert (facts.healthy, facts.fence.code) == (False, "quarantine")
         await sensors.release(fake.uuid(0))
-        assert (await until(sensors, fake.uuid(0), lambda row: row.healthy)).fence is None
+        assert (await until(sensors, fake.uuid(0), is_well)).fence is None
         other = await until(sensors, fake.uuid(1), lambda row: row.power_w is not None)
         assert other.healthy
