@@ -16,6 +16,7 @@ from edge_agent.core.facts import (
     Instant,
     OperatorHeld,
     PrepareEnded,
+    PrepareSaid,
     SwitchClosed,
     SwitchOpened,
     TickRow,
@@ -401,15 +402,16 @@ def _replay(world: World, site: SiteWorld) -> None:
 
 
 def _counted(world: World, site: SiteWorld) -> None:
-    """Look for what raised the counted power above the cap though every device was known."""
+    """Look for words on engines held ready that raised the counted power above the cap."""
     reader = JournalReader(site.core_path)
     for step in Walk(reader).steps(plans=False):
-        if not step.checked or not (_all_known(step.before) and _all_known(step.state)):
+        told = any(isinstance(fact, PrepareSaid) for fact in step.row.facts)
+        if not (step.checked and told and _all_known(step.before) and _all_known(step.entered)):
             continue
-        before, after = (power.view(step.site, one) for one in (step.before, step.state))
+        before, after = (power.view(step.site, one) for one in (step.before, step.entered))
         above_w = after.counted_w - after.cap_w
         if above_w > ROUND_W and before.counted_w <= before.cap_w and before.cap_w == after.cap_w:
-            facts = [type(fact).__name__ for fact in (*step.row.facts, *step.row.acts)]
+            facts = [type(fact).__name__ for fact in step.row.facts]
             world.problem(f"{site.site_id}: {facts} counts {above_w:.0f} W above the cap")
             break
     reader.close()

@@ -85,6 +85,7 @@ class Sink:
         self.mark: int | None = None
         self.keys: tuple[LeaseKeys, ...] = ()
         self.wanted: tuple[Prepare, ...] = ()
+        self.asked = 0
         self.releases: tuple[GpuRelease, ...] = ()
 
     def lease_keys(self, node_id: str) -> tuple[LeaseKeys, ...]:
@@ -93,6 +94,7 @@ class Sink:
 
     def prepare(self, node_id: str) -> tuple[Prepare, ...]:
         assert node_id
+        self.asked += 1
         return self.wanted
 
     def release(self, node_id: str) -> tuple[GpuRelease, ...]:
