@@ -179,10 +179,10 @@ class Mover:
             return None
         return seen.probe
 
-    async def sample(self) -> HashSample | TokenSample | None:
-        """Read its counters; None when it is silent."""
+    async def sample(self, limit_s: float = LOOK_S) -> HashSample | TokenSample | None:
+        """Read its counters; None when it is silent for so long."""
         try:
-            return await self._act("sample", self.engine.sample(), LOOK_S)
+            return await self._act("sample", self.engine.sample(), limit_s)
         except (RefusedError, SilentEngineError):
             return None
 

@@ -22,7 +22,7 @@ from edge_agent.host.door import Door, Doors, DoorState
 from edge_agent.host.errors import RefusedError, SilentEngineError
 from edge_agent.host.layout import Layout
 from edge_agent.host.ledger import Instance, Ledger
-from edge_agent.host.moves import STILL_S, Mover
+from edge_agent.host.moves import LOOK_S, STILL_S, Mover
 from edge_agent.host.planner import Pair, Planner
 from edge_agent.host.sensors import GpuFacts
 from edge_agent.host.upstream import Upstream
@@ -206,7 +206,8 @@ class Slot:
         raise RefusedError("still_hashing", f"the hash counter of {self.name} does not stand still")
 
     async def _count(self, miner: Mover) -> int:
-        hashes = _hashes(await miner.sample())
+        # Inside an act: a slow answer is better than an undone switch.
+        hashes = _hashes(await miner.sample(max(LOOK_S, self._limits.act_s / 4)))
         if hashes is not None:
             self._hashes = hashes
         elif self.mining is not False:
