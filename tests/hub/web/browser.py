@@ -15,7 +15,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 
 NAMES = ("chromium", "chromium-headless-shell", "google-chrome", "chrome")
-WAIT_S = 8.0
+WAIT_S = 25.0
 START_S = 60.0
 # Root has no user namespace to hide in; the pages are ours alone.
 _OPTIONS = (

@@ -10,7 +10,7 @@ from tests.hub.api.harness import NOW, PASSWORD, Hub
 from tests.hub.api.test_workloads import serving
 from tests.hub.web.browser import Tab
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
 
 async def sign_in(tab: Tab, email: str) -> None:

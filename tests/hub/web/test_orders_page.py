@@ -13,7 +13,7 @@ from tests.hub.api.harness import NOW, Hub
 from tests.hub.web.browser import Tab
 from tests.hub.web.test_keys_page import sign_in
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 LATER = timedelta(hours=2)
 
 
